@@ -1,0 +1,91 @@
+"""The compiled modules; everything else about the project is in pyproject.toml.
+
+A room's ``_kernels.pyx`` is translated to C once and compiled once per CPU level and real type, each time under its own
+module name (``_kernels_f32_v3`` …).  ``fastderiv._core.dispatch`` picks among them at import.
+"""
+
+import copy
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MSVC = sys.platform == "win32" and "mingw" not in os.environ.get("CC", "").lower()
+UNIVERSAL = "universal2" in os.environ.get("ARCHFLAGS", "")
+X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32 and not UNIVERSAL
+
+FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
+LINK = ["-Wl,-s"] if sys.platform == "linux" else []
+# tag in the module's name -> what the compiler is told; other CPUs and compilers get the one portable level
+LEVELS = {"v1" if X86 else "any": []}
+if X86 and sys.platform != "win32":
+    LEVELS |= {"v3": ["-march=x86-64-v3", "-DSIMD_FMA"], "v4": ["-march=x86-64-v4", "-DSIMD_FMA"]}
+# room -> the real types its kernels serve
+KERNELS = {"_core": ("f32", "f64"), "ssm": ("f32", "f64"), "subsets": ("f32", "f64"), "boundary": ("f64",)}
+
+SRC = Path("src/fastderiv")
+HEADERS = [str(SRC / "_core" / name) for name in ("simd.h", "simd.pxd", "threads.pxd")]
+DIRECTIVES = {
+    "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False,
+    "binding": False, "embedsignature": False, "auto_pickle": False, "freethreading_compatible": True,
+}  # fmt: skip
+
+
+class build_levels(build_ext):
+    """Translate every .pyx once, then compile it for each of its levels."""
+
+    def build_extensions(self) -> None:
+        from Cython.Build import cythonize  # late: an sdist needs no Cython and lists the .pyx
+
+        out = os.path.join(self.build_temp, "cython")
+        translated = {}
+        for source, name in dict.fromkeys((e.sources[0], e.cython_name) for e in self.extensions):
+            module = cythonize([Extension(name, [source])], build_dir=out, compiler_directives=DIRECTIVES, quiet=True,
+                               include_path=["src"])
+            translated[source] = module[0].sources[0]
+        for extension in self.extensions:
+            extension.sources = [translated[extension.sources[0]]]
+        self.parallel = self.parallel or os.cpu_count()
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        one = copy.copy(self)  # an object directory of its own: same source, other flags
+        one.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(one, ext)
+
+
+def extension(module: str, source: Path, flags: list[str], defines: list[tuple[str, str | None]]) -> Extension:
+    leaf = source.stem
+    init = [] if module.endswith("." + leaf) else [(f"PyInit_{leaf}", f"PyInit_{module.rpartition('.')[2]}")]
+    ext = Extension(
+        module,
+        [str(source)],
+        include_dirs=[str(SRC / "_core"), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *init, *defines],
+        depends=HEADERS,
+        extra_compile_args=FLAGS + flags,
+        extra_link_args=LINK,
+    )
+    ext.cython_name = ".".join(source.with_suffix("").parts[1:])
+    return ext
+
+
+def extensions() -> list[Extension]:
+    built = [("FASTDERIV_LEVELS", f'"{" ".join(LEVELS)}"'), ("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
+    found = [
+        extension("fastderiv._core.cpu", SRC / "_core" / "cpu.pyx", [], built),
+        extension("fastderiv._core.threads", SRC / "_core" / "threads.pyx", [], []),
+    ]
+    for room, reals in KERNELS.items():
+        for real in reals:
+            for level, flags in LEVELS.items():
+                defines = [("SIMD_F64", None)] if real == "f64" else []
+                found.append(extension(f"fastderiv.{room}._kernels_{real}_{level}", SRC / room / "_kernels.pyx", flags, defines))
+    return found
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": build_levels})

@@ -1,0 +1,11 @@
+"""fastderiv: compiled kernels and their derivatives on plain NumPy arrays."""
+
+__version__ = "0.1.0"
+
+from ._core.config import get_num_threads, set_num_threads, show_config
+
+__all__ = [
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+]

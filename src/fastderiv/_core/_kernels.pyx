@@ -1,0 +1,82 @@
+"""Element-wise maths on contiguous arrays, one function per curve of simd.h."""
+from libc.string cimport memcpy
+cimport numpy as cnp
+from .simd cimport (VL, ix, real, vexp, vf, vload, vsigmoid, vsilu, vsoftplus, vstore)
+from .threads cimport Worker, run
+
+cnp.import_array()
+
+ctypedef enum Curve:
+    EXP, SIGMOID, SILU, SOFTPLUS
+
+cdef enum:
+    BLOCK = 4096                        # elements per task
+
+cdef struct Elementwise:                # IN x (n,); OUT y (n,)
+    const real *x
+    real *y
+    ix n
+    Curve curve
+
+
+cdef inline vf curve_of(vf x, const Curve curve) noexcept nogil:
+    if curve == EXP:
+        return vexp(x)
+    if curve == SIGMOID:
+        return vsigmoid(x)
+    if curve == SILU:
+        return vsilu(x)
+    return vsoftplus(x)
+
+
+cdef inline void span(const real *x, real *y, ix n, const Curve curve) noexcept nogil:
+    cdef real pad[64]
+    cdef ix i = 0
+    while i + VL <= n:
+        vstore(y + i, curve_of(vload(x + i), curve))
+        i += VL
+    if i < n:
+        memcpy(pad, x + i, (n - i) * sizeof(real))
+        vstore(pad, curve_of(vload(pad), curve))
+        memcpy(y + i, pad, (n - i) * sizeof(real))
+
+
+cdef void elementwise(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef Elementwise *a = <Elementwise *>args
+    cdef const real *x = a.x + i * BLOCK
+    cdef real *y = a.y + i * BLOCK
+    cdef ix n = min(<ix>BLOCK, a.n - i * BLOCK)
+    if a.curve == EXP:
+        span(x, y, n, EXP)
+    elif a.curve == SIGMOID:
+        span(x, y, n, SIGMOID)
+    elif a.curve == SILU:
+        span(x, y, n, SILU)
+    else:
+        span(x, y, n, SOFTPLUS)
+
+
+cdef int apply(cnp.ndarray x, cnp.ndarray y, Curve curve) except -1:
+    cdef Elementwise a
+    a.x, a.y, a.n, a.curve = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x), curve
+    return run(elementwise, &a, (a.n + BLOCK - 1) // BLOCK, 0, a.n * 1e-9 * sizeof(real) / 4)
+
+
+def exp(x, y):
+    apply(x, y, EXP)
+
+
+def sigmoid(x, y):
+    apply(x, y, SIGMOID)
+
+
+def silu(x, y):
+    apply(x, y, SILU)
+
+
+def softplus(x, y):
+    apply(x, y, SOFTPLUS)
+
+
+def simd_bits():
+    return VL * sizeof(real) * 8

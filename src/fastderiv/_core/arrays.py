@@ -1,0 +1,107 @@
+"""Arrays as users pass them, arrays as kernels want them: dtypes, alignment, `out=`, and the errors that name an argument."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+F32 = np.dtype(np.float32)
+F64 = np.dtype(np.float64)
+_MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
+
+
+def as_array(name: str, value: ArrayLike) -> np.ndarray:
+    """`value` as an ndarray of a dtype that fastderiv computes with, still in its own dtype."""
+    if type(value) is not np.ndarray:
+        try:
+            value = np.asarray(value)
+        except ValueError as error:  # ragged lists
+            raise ValueError(f"{name} is not an array of numbers: {error}") from None
+    dtype = value.dtype
+    if dtype is F32 or dtype is F64 or dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8)):
+        return value
+    raise TypeError(f"{name} has dtype {dtype}; expected float32, float64 or integers")
+
+
+def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` itself if it is native, aligned and of `dtype`, else a copy that is."""
+    if array.dtype is dtype and array.flags.aligned:
+        return array
+    return array.astype(dtype, copy=True, order="K")
+
+
+def working(**arguments: ArrayLike | None) -> list:
+    """The named arguments in one working dtype, `None` staying `None`.
+
+    float32 if all are, else float64; integers count as float64, and 0-d values give way to arrays.
+    """
+    arrays = [None if value is None else as_array(name, value) for name, value in arguments.items()]
+    wide = {a.ndim > 0 for a in arrays if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)}
+    single = not (True in wide or (wide and all(a.ndim == 0 for a in arrays if a is not None)))
+    dtype = F32 if single else F64
+    return [None if a is None else as_dtype(a, dtype) for a in arrays]
+
+
+def float64(name: str, value: ArrayLike) -> np.ndarray:
+    """`value` as a native, aligned float64 array."""
+    return as_dtype(as_array(name, value), F64)
+
+
+def finite(name: str, array: np.ndarray) -> np.ndarray:
+    """`array`, or a ValueError that says where it is not finite."""
+    if not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0]
+        at = f"[{', '.join(map(str, where))}]" if array.ndim else ""
+        raise ValueError(f"{name}{at} is {array[tuple(where)]}; expected finite numbers")
+    return array
+
+
+def integers(name: str, value: ArrayLike) -> np.ndarray:
+    """`value` as a native intp array; floats and bools are a TypeError."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    return array.astype(np.intp)
+
+
+def expect(name: str, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> None:
+    """A ValueError unless `array` has `shape`; `meaning` spells the shape in symbols, e.g. "(batch, D, L)"."""
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected {meaning} = {shape}")
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the arrays share memory; True where that is too hard to tell."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=_MANY)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(
+    out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, inputs: Iterable[tuple[str, np.ndarray | None]], name: str = "out"
+) -> None:
+    """The checks of `out=`: exact shape and dtype, writeable, memory of its own."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} is a {type(out).__name__}; expected a NumPy array")
+    if out.dtype != dtype:
+        raise TypeError(f"{name} has dtype {out.dtype}; expected {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name} has shape {out.shape}; expected {shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    for other, array in inputs:
+        if array is not None and overlap(out, array):
+            raise ValueError(f"{name} shares memory with {other}")
+
+
+@contextmanager
+def written_through(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """`array` where a kernel can write to it directly, else a stand-in copied back if all went well."""
+    native = as_dtype(array, dtype)
+    yield native
+    if native is not array:
+        array[...] = native

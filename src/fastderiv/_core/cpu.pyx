@@ -1,0 +1,36 @@
+"""What this CPU can run and what this build holds."""
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER) && !defined(__clang__)
+    # define FASTDERIV_STR2(x) #x
+    # define FASTDERIV_STR(x) FASTDERIV_STR2(x)
+    # define FASTDERIV_COMPILER "MSVC " FASTDERIV_STR(_MSC_VER)
+    #elif defined(__clang__)
+    # define FASTDERIV_COMPILER "Clang " __clang_version__
+    #elif defined(__GNUC__)
+    # define FASTDERIV_COMPILER "GCC " __VERSION__
+    #else
+    # define FASTDERIV_COMPILER "unknown"
+    #endif
+    static int cpu_level(void)
+    {
+    #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+        __builtin_cpu_init();     /* checks XGETBV too: the operating system must save the registers */
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) return 4;
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
+            && __builtin_cpu_supports("bmi2")) return 3;
+    #endif
+        return 1;
+    }
+    """
+    int cpu_level()
+    const char *FASTDERIV_COMPILER
+    const char *FASTDERIV_FLAGS
+    const char *FASTDERIV_LEVELS
+
+COMPILER = FASTDERIV_COMPILER.decode()
+FLAGS = FASTDERIV_FLAGS.decode()
+COMPILED = FASTDERIV_LEVELS.decode().split()        # tags in ascending order, or ["any"]
+SUPPORTED = [tag for tag in COMPILED if tag == "any" or int(tag[1:]) <= cpu_level()]

@@ -1,0 +1,34 @@
+"""Which CPU level's kernels are used: chosen once, before any of them is imported.
+
+Every room's ``_kernels.pyx`` is compiled once per level; a room asks `kernels(room)` and never sees levels.
+"""
+
+import os
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+
+from . import cpu
+
+LEVEL_NAMES = {"any": "portable", "v1": "x86-64", "v3": "x86-64-v3", "v4": "x86-64-v4"}
+_REALS = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+
+
+def _choose(wanted: str) -> str:
+    """The tag of the level named `wanted`, or of the best one if it is empty."""
+    possible = {LEVEL_NAMES[tag]: tag for tag in cpu.SUPPORTED}
+    if not wanted:
+        return cpu.SUPPORTED[-1]
+    if wanted not in possible:
+        known = "is built but not supported by this CPU" if wanted in map(LEVEL_NAMES.get, cpu.COMPILED) else "is unknown to this build"
+        raise ImportError(f"FASTDERIV_CPU={wanted!r} {known}; possible here: {', '.join(possible)}")
+    return possible[wanted]
+
+
+LEVEL = _choose(os.environ.get("FASTDERIV_CPU", ""))
+
+
+def kernels(room: str, reals: tuple[str, ...] = ("f32", "f64")) -> dict[np.dtype, ModuleType]:
+    """The compiled kernels of a room at the chosen level, by working dtype."""
+    return {_REALS[real]: import_module(f"fastderiv.{room}._kernels_{real}_{LEVEL}") for real in reals}

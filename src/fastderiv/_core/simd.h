@@ -1,0 +1,359 @@
+/* simd.h: one logical vector type `vf` of VL lanes of `real`, picked by the CPU level this file is compiled for.
+ *
+ * A kernel written on it is one source for every level.  Compiled with -ffp-contract=off and with every fused
+ * multiply-add written as vfma, x86-64-v3 and -v4 give the same bits; a level without FMA differs in rounding only.
+ * Sums over lanes go over logical groups of GL = 64 bytes with an adjacent-pair tree: the same bits for every VL.
+ */
+#ifndef FASTDERIV_SIMD_H
+#define FASTDERIV_SIMD_H
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef SIMD_F64
+typedef double real; typedef uint64_t rint_t;
+#else
+typedef float real; typedef uint32_t rint_t;
+#endif
+
+#ifndef VB                                             /* bytes in a vector; 0: scalar code, VL = 1 */
+# if !defined(__GNUC__) && !defined(__clang__)
+#  define VB 0
+# elif defined(__AVX512F__) && defined(__AVX512DQ__)
+#  define VB 64
+# elif defined(__AVX2__)
+#  define VB 32
+# elif defined(__SSE2__) || defined(__aarch64__) || defined(__VSX__)
+#  define VB 16
+# else
+#  define VB 0
+# endif
+#endif
+
+#if VB
+# define VINL static inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+# define VINL static __forceinline
+#else
+# define VINL static inline
+#endif
+#if defined(__x86_64__) && VB
+# include <immintrin.h>
+#elif defined(__aarch64__) && VB
+# include <arm_neon.h>
+# define SIMD_FMA                                      /* part of the base architecture */
+#endif
+
+/* Cython's `cdef inline` must mean it: kernels are templates over constant flags. */
+#if VB
+# undef CYTHON_INLINE
+# define CYTHON_INLINE inline __attribute__((always_inline, unused))
+#endif
+
+/* ---- loads, stores, bits -------------------------------------------------------------------------------------- */
+#if VB
+enum { VL = VB / sizeof(real) };
+typedef real   vf  __attribute__((vector_size(VB)));
+typedef rint_t vi  __attribute__((vector_size(VB)));
+typedef real   vfu __attribute__((vector_size(VB), aligned(sizeof(real)), may_alias));
+VINL vf   vload(const real *p)         { return *(const vfu *)p; }
+VINL void vstore(real *p, vf v)        { *(vfu *)p = v; }
+VINL vf   vset1(real x)                { return x - (vf){0}; }
+VINL vi   viset1(rint_t x)             { return x - (vi){0}; }
+VINL vf   as_f(vi x)                   { return (vf)x; }
+VINL vi   as_i(vf x)                   { return (vi)x; }
+VINL real vget(vf v, int i)            { return v[i]; }
+VINL vf   vneg(vf a)                   { return -a; }
+# define VCMP(a, op, b) ((vi)((a) op (b)))
+VINL vf   vpick(vi m, vf a, vf b)      { return (vf)((m & (vi)a) | (~m & (vi)b)); }
+VINL void vprefetch(const void *p)     { __builtin_prefetch(p); }
+#else
+enum { VL = 1 };
+typedef real vf; typedef rint_t vi;
+VINL vf   vload(const real *p)         { return *p; }
+VINL void vstore(real *p, vf v)        { *p = v; }
+VINL vf   vset1(real x)                { return x; }
+VINL vi   viset1(rint_t x)             { return x; }
+VINL vf   as_f(vi x)                   { vf y; memcpy(&y, &x, sizeof y); return y; }
+VINL vi   as_i(vf x)                   { vi y; memcpy(&y, &x, sizeof y); return y; }
+VINL real vget(vf v, int i)            { (void)i; return v; }
+VINL vf   vneg(vf a)                   { return -a; }
+# define VCMP(a, op, b) ((vi)-(rint_t)((a) op (b)))
+VINL vf   vpick(vi m, vf a, vf b)      { return m ? a : b; }
+VINL void vprefetch(const void *p)     { (void)p; }
+#endif
+
+/* where plain C operators do not reach the instruction; min and max return the second operand if either is NaN */
+#ifdef SIMD_F64
+# define X512(op) _mm512_##op##_pd
+# define X256(op) _mm256_##op##_pd
+# define X128(op) _mm_##op##_pd
+# define NEON(op) op##q_f64
+# define NEON_T   float64x2_t
+#else
+# define X512(op) _mm512_##op##_ps
+# define X256(op) _mm256_##op##_ps
+# define X128(op) _mm_##op##_ps
+# define NEON(op) op##q_f32
+# define NEON_T   float32x4_t
+#endif
+#if VB == 64
+VINL vf vmax(vf a, vf b) { return (vf)X512(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X512(min)(a, b); }
+VINL void vstream(real *p, vf v) { X512(stream)(p, v); }
+#elif VB == 32
+VINL vf vmax(vf a, vf b) { return (vf)X256(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X256(min)(a, b); }
+VINL void vstream(real *p, vf v) { X256(stream)(p, v); }
+#elif VB == 16 && defined(__SSE2__)
+VINL vf vmax(vf a, vf b) { return (vf)X128(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X128(min)(a, b); }
+VINL void vstream(real *p, vf v) { X128(stream)(p, v); }
+#else
+VINL vf vmax(vf a, vf b) { return vpick(VCMP(a, >, b), a, b); }
+VINL vf vmin(vf a, vf b) { return vpick(VCMP(a, <, b), a, b); }
+VINL void vstream(real *p, vf v) { vstore(p, v); }
+#endif
+VINL void vstream_end(void)
+{
+#if defined(__SSE2__) && VB
+    _mm_sfence();
+#endif
+}
+
+#if VB == 64 && defined(SIMD_FMA)
+VINL vf vfma(vf a, vf b, vf c) { return (vf)X512(fmadd)(a, b, c); }
+VINL vf vfms(vf a, vf b, vf c) { return (vf)X512(fmsub)(a, b, c); }
+#elif VB == 32 && defined(SIMD_FMA)
+VINL vf vfma(vf a, vf b, vf c) { return (vf)X256(fmadd)(a, b, c); }
+VINL vf vfms(vf a, vf b, vf c) { return (vf)X256(fmsub)(a, b, c); }
+#elif VB == 16 && defined(__aarch64__)
+VINL vf vfma(vf a, vf b, vf c) { return (vf)NEON(vfma)((NEON_T)c, (NEON_T)a, (NEON_T)b); }
+VINL vf vfms(vf a, vf b, vf c) { return vfma(a, b, -c); }
+#else
+VINL vf vfma(vf a, vf b, vf c) { return a * b + c; }
+VINL vf vfms(vf a, vf b, vf c) { return a * b - c; }
+#endif
+
+/* a < b ? x : y, lane by lane (false where a or b is NaN) */
+#if VB == 64
+# ifdef SIMD_F64
+VINL vf vsel_lt(vf a, vf b, vf x, vf y) { return (vf)_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x); }
+# else
+VINL vf vsel_lt(vf a, vf b, vf x, vf y) { return (vf)_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }
+# endif
+#else
+VINL vf vsel_lt(vf a, vf b, vf x, vf y) { return vpick(VCMP(a, <, b), x, y); }
+#endif
+VINL vf vkeep_nan(vf x, vf y) { return vpick(VCMP(x, ==, x), y, x); }       /* x where x is NaN, else y */
+VINL int vall_lt(vf a, vf b)                                                /* every lane a < b */
+{
+#if VB == 64
+# ifdef SIMD_F64
+    return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ) == 0xff;
+# else
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) == 0xffff;
+# endif
+#else
+    int i;
+    for (i = 0; i < VL; i++)
+        if (!(vget(a, i) < vget(b, i))) return 0;
+    return 1;
+#endif
+}
+VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
+
+/* ---- exp and its family ---------------------------------------------------------------------------------------
+ * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and p'(0) = ln 2 to the last bit: the slope
+ * at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
+ * only beyond the normal range, where the callers below select 0 or inf.
+ * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.2 (float32 / float64),
+ * sigmoid 2.5 / 2.0, silu 3.3 / 2.3, softplus 2.9 / 2.4; results below the smallest normal number become 0.
+ */
+#ifdef SIMD_F64
+# define MAGIC    6755399441055744.0                  /* 1.5 * 2**52: adding it rounds to an integer in the low bits */
+# define MBITS    52
+# define EXP_LO   -708.3964185322641                  /* log of the smallest normal number */
+# define EXP_HI   709.782712893384
+# define SILU_LO  -714.9686572379664                  /* |x| exp(x) is the smallest normal number */
+# define LN2_HI   0.6931471803691238                  /* 32 bits: k * LN2_HI is exact */
+# define LN2_LO   1.9082149292705877e-10
+# define EXP2_SAFE 1020.0                             /* |x| below this: 2**x is normal */
+# define EXP2_LO  -1022.0                              /* the ends of the normal range */
+# define EXP2_HI  1023.9999999999999
+# define LOG2E    1.4426950408889634
+#else
+# define MAGIC    12582912.0f
+# define MBITS    23
+# define EXP_LO   -87.33654f
+# define EXP_HI   88.72283f
+# define SILU_LO  -91.856775f
+# define LN2_HI   0.693359375f
+# define LN2_LO   -2.12194440e-4f
+# define EXP2_SAFE 125.0f
+# define EXP2_LO  -126.0f
+# define EXP2_HI  127.99999f
+# define LOG2E    1.44269504f
+#endif
+
+VINL vf vpoly2(vf f, const int sharp)                  /* 2**f, |f| <= 1/2; float32: within 1e-7, sharp 3e-9 */
+{
+#ifdef SIMD_F64
+    (void)sharp;
+    vf p = vset1(4.4389322778368475e-10);
+    p = vfma(p, f, vset1(7.073271274866685e-09));
+    p = vfma(p, f, vset1(1.0178159783001461e-07));
+    p = vfma(p, f, vset1(1.3215438598561965e-06));
+    p = vfma(p, f, vset1(1.5252733634039083e-05));
+    p = vfma(p, f, vset1(0.0001540353044955291));
+    p = vfma(p, f, vset1(0.001333355814654691));
+    p = vfma(p, f, vset1(0.009618129107601148));
+    p = vfma(p, f, vset1(0.055504108664821715));
+    p = vfma(p, f, vset1(0.24022650695910108));
+    p = vfma(p, f, vset1(0.6931471805599453));
+#else
+    vf p;
+    if (sharp) {
+        p = vset1(0.00015324279956985265f);
+        p = vfma(p, f, vset1(0.0013390980893746018f));
+        p = vfma(p, f, vset1(0.009618517942726612f));
+        p = vfma(p, f, vset1(0.05550359562039375f));
+        p = vfma(p, f, vset1(0.24022647738456726f));
+    } else {
+        p = vset1(0.0013300590217113495f);
+        p = vfma(p, f, vset1(0.00966971181333065f));
+        p = vfma(p, f, vset1(0.05550558492541313f));
+        p = vfma(p, f, vset1(0.24022281169891357f));
+    }
+    p = vfma(p, f, vset1(0.6931471824645996f));
+#endif
+    return vfma(p, f, vset1(1));
+}
+VINL vf vscale2(vf p, vf k) { return as_f(as_i(p) + (as_i(k) << MBITS)); }  /* p * 2**k, k still carrying MAGIC */
+
+/* 2**(d*a) where |d*a| < EXP2_SAFE is known: ten instructions */
+VINL vf vexp2_safe(vf d, vf a)
+{
+    vf k = vfma(d, a, vset1(MAGIC));
+    return vscale2(vpoly2(vfms(d, a, k - vset1(MAGIC)), 0), k);
+}
+/* 2**(d*a) for any d and a: 0 below the smallest normal number, inf above the largest, NaN stays; same bits as above */
+VINL vf vexp2_any(vf d, vf a)
+{
+    const vf x = d * a;
+    vf y = vexp2_safe(d, a);
+    y = vsel_lt(x, vset1(EXP2_LO), vset1(0), y);
+    y = vsel_lt(vset1(EXP2_HI), x, vset1((real)INFINITY), y);
+    return vkeep_nan(x, y);
+}
+
+/* exp(x) as p * 2**k (k carrying MAGIC), Cody-Waite reduction; x within the normal range */
+VINL vf vexp_parts(vf x, vf *k)
+{
+    vf r;
+    *k = vfma(x, vset1(LOG2E), vset1(MAGIC));
+    r = *k - vset1(MAGIC);
+    r = vfma(r, vset1(-(real)LN2_LO), vfma(r, vset1(-(real)LN2_HI), x));
+    return vpoly2(r * vset1(LOG2E), 1);
+}
+VINL vf vexp(vf x)
+{
+    vf k, p = vexp_parts(x, &k), y = vscale2(p, k);
+    y = vsel_lt(x, vset1(EXP_LO), vset1(0), y);
+    y = vsel_lt(vset1(EXP_HI), x, vset1((real)INFINITY), y);
+    return vkeep_nan(x, y);
+}
+VINL vf vexp_neg(vf x)                                 /* exp(x) for x <= 0; anything where x is NaN */
+{
+    vf k, p = vexp_parts(x, &k);
+    return vsel_lt(x, vset1(EXP_LO), vset1(0), vscale2(p, k));
+}
+VINL vf vsigmoid(vf x)                                 /* accurate relatively in both tails */
+{
+    vf e = vexp_neg(vneg(vabs(x)));
+    return vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) / (vset1(1) + e));
+}
+VINL vf vsilu(vf x)                                    /* x·σ(x); the numerator x·e^x stays normal below EXP_LO */
+{
+    vf t = vneg(vabs(x)), k, p = vexp_parts(t, &k), e = vsel_lt(t, vset1(EXP_LO), vset1(0), vscale2(p, k)), y;
+    y = vsel_lt(x, vset1(0), vscale2(x * p, k), x) / (vset1(1) + e);
+    return vkeep_nan(x, vsel_lt(x, vset1(SILU_LO), vset1(0), y));
+}
+VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 1, as 2·atanh(e/(e+2)) */
+{
+    vf s = e / (e + vset1(2)), q = s * s, p;
+    int i, n = sizeof(real) == 4 ? 8 : 17;             /* s <= 1/3 */
+    p = vset1((real)(1.0 / (2 * n + 1)));
+    for (i = n - 1; i >= 1; i--) p = vfma(p, q, vset1((real)(1.0 / (2 * i + 1))));
+    s = s + s;
+    return vfma(s * q, p, s);
+}
+VINL vf vsoftplus(vf x) { return vmax(vset1(0), x) + vlog1p01(vexp_neg(vneg(vabs(x)))); }
+
+/* ---- across lanes --------------------------------------------------------------------------------------------- */
+enum { GL = 64 / sizeof(real), NS = GL / VL };         /* logical lane group, and vectors in it: GL is the same everywhere */
+#if VB
+# if defined(__clang__) || __GNUC__ >= 12
+#  define SHUF(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+# else
+#  define SHUF(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+# endif
+# ifdef SIMD_F64
+#  define VLN (VB / 8)
+# else
+#  define VLN (VB / 4)
+# endif
+# if VLN == 16
+#  define EVN 0,2,4,6,8,10,12,14,16,18,20,22,24,26,28,30
+#  define ODD 1,3,5,7,9,11,13,15,17,19,21,23,25,27,29,31
+#  define ILO 0,16,1,17,2,18,3,19,4,20,5,21,6,22,7,23
+#  define IHI 8,24,9,25,10,26,11,27,12,28,13,29,14,30,15,31
+# elif VLN == 8
+#  define EVN 0,2,4,6,8,10,12,14
+#  define ODD 1,3,5,7,9,11,13,15
+#  define ILO 0,8,1,9,2,10,3,11
+#  define IHI 4,12,5,13,6,14,7,15
+# elif VLN == 4
+#  define EVN 0,2,4,6
+#  define ODD 1,3,5,7
+#  define ILO 0,4,1,5
+#  define IHI 2,6,3,7
+# else
+#  define EVN 0,2
+#  define ODD 1,3
+#  define ILO 0,2
+#  define IHI 1,3
+# endif
+/* dst[j, i] = src[i, j] for a VL x VL square with row strides ss, ds: log2(VL) interleaving stages */
+static inline void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
+{
+    vf a[VLN], b[VLN];
+    int i, s;
+# pragma GCC unroll 16
+    for (i = 0; i < VLN; i++) a[i] = vload(src + i * ss);
+# pragma GCC unroll 16
+    for (s = 1; s < VLN; s *= 2) {
+# pragma GCC unroll 16
+        for (i = 0; i < VLN / 2; i++) { b[2*i] = SHUF(a[i], a[i + VLN/2], ILO); b[2*i+1] = SHUF(a[i], a[i + VLN/2], IHI); }
+# pragma GCC unroll 16
+        for (i = 0; i < VLN; i++) a[i] = b[i];
+    }
+# pragma GCC unroll 16
+    for (i = 0; i < VLN; i++) vstore(dst + i * ds, a[i]);
+}
+#else
+VINL void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds) { (void)ss; (void)ds; *dst = *src; }
+#endif
+
+/* the sum of a logical group of GL lanes, adjacent pairs first */
+VINL real gsum(const real *g)
+{
+    real a[GL];
+    int i, n;
+    for (i = 0; i < GL; i++) a[i] = g[i];
+    for (n = GL / 2; n; n /= 2)
+        for (i = 0; i < n; i++) a[i] = a[2 * i] + a[2 * i + 1];
+    return a[0];
+}
+#endif

@@ -1,0 +1,36 @@
+"""simd.h as Cython sees it.  `vf` and `real` are declared double whatever they are: only the C compiler knows.
+
+Never let a `vf` live in a `def` function, a closure or a heap struct: Cython does not keep its alignment there.
+"""
+from libc.stddef cimport ptrdiff_t
+
+ctypedef Py_ssize_t ix
+
+cdef extern from "simd.h" nogil:
+    enum: VL, GL, NS                    # lanes of a vector, of a logical group; vectors in a group
+    ctypedef double real
+    ctypedef double vf
+    const real LOG2E, EXP2_SAFE
+    vf vload(const real *p)
+    void vstore(real *p, vf v)
+    void vstream(real *p, vf v)
+    void vstream_end()
+    void vprefetch(const void *p)
+    vf vset1(real x)
+    real vget(vf v, int i)
+    vf vneg(vf a)
+    vf vabs(vf a)
+    vf vmax(vf a, vf b)
+    vf vmin(vf a, vf b)
+    vf vfma(vf a, vf b, vf c)           # a·b + c
+    vf vfms(vf a, vf b, vf c)           # a·b − c
+    vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
+    bint vall_lt(vf a, vf b)
+    vf vexp2_safe(vf d, vf a)           # 2**(d·a)
+    vf vexp2_any(vf d, vf a)
+    vf vexp(vf x)
+    vf vsigmoid(vf x)
+    vf vsilu(vf x)
+    vf vsoftplus(vf x)
+    void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
+    real gsum(const real *g)

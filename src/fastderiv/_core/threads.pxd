@@ -1,0 +1,20 @@
+"""The thread pool as kernels use it: fill a struct with arguments, then `run(task, &arguments, …)`."""
+
+ctypedef Py_ssize_t ix
+
+cdef struct Job
+
+cdef struct Worker:                     # one thread's view of the call it works on
+    void *scratch                       # 64-byte aligned, of the size asked for; not cleared
+    Job *job
+    bint caller                         # the thread that called, which alone may see signals
+    double checked                      # when it last looked for one
+
+ctypedef void (*task_t)(void *args, ix i, Worker *worker) noexcept nogil
+
+# Run task(args, i) for i in [0, n), each exactly once, on as many threads as `seconds` of estimated work deserve.
+# Tasks must not depend on which thread runs them or in what order.  -1 with KeyboardInterrupt (or MemoryError) set.
+cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint interruptible=*) except -1
+
+# To be called by a task every millisecond or so: true when the call was interrupted and the task must return.
+cdef bint interrupted(Worker *worker) noexcept nogil

@@ -1,0 +1,214 @@
+"""One small pool of threads for every kernel.
+
+Workers are plain C threads that never touch Python; each sleeps on a lock of its own.  A call cuts its work into tasks by
+the size of the problem, never by the number of threads, so every result is the same bits for 1 or 64 of them.  The calling
+thread works too, and looks for signals every 20 ms.  If the pool is busy with another Python thread's call, the caller
+works alone.  After a fork the child starts a pool of its own.
+"""
+import os
+
+from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
+                               PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
+from libc.stdlib cimport free, malloc
+from libc.stdint cimport uintptr_t
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static double now(void)
+    {
+        struct timespec t;
+        timespec_get(&t, TIME_UTC);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    double now() nogil
+
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals"() nogil          # leaves the exception set; we return -1 later
+
+cdef struct Job:
+    task_t task
+    void *args
+    ix n, next                          # tasks, and the first not yet taken
+    size_t scratch
+    volatile bint stop
+    bint interruptible, closed
+    int active                          # workers inside
+
+cdef enum:
+    MAX_WORKERS = 255                   # threads beside the caller
+
+cdef struct Seat:
+    PyThread_type_lock wake
+    Job *job                            # what to work on once awake; NULL: nothing any more
+
+cdef struct Pool:
+    PyThread_type_lock mutex            # guards everything in the pool and in jobs
+    PyThread_type_lock busy             # held by the call that owns the workers
+    PyThread_type_lock done             # released by the last worker to leave a closed job
+    Seat seats[MAX_WORKERS]
+    int seated
+
+cdef Pool pool
+cdef int num_threads = 1
+cdef double WORTH_A_THREAD = 250e-6     # seconds of work; waking a thread costs 20 to 30 µs
+
+
+cdef bint interrupted(Worker *w) noexcept nogil:
+    cdef double t
+    if w.job.stop:
+        return True
+    if w.caller and w.job.interruptible:
+        t = now()
+        if not (0 <= t - w.checked < 0.02):
+            w.checked = t
+            with gil:
+                if check_signals():
+                    w.job.stop = True
+    return w.job.stop
+
+
+cdef ix take(Job *job) noexcept nogil:
+    """The next task, or -1."""
+    cdef ix i = -1
+    PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
+    if job.next < job.n and not job.stop:
+        i = job.next
+        job.next += 1
+    PyThread_release_lock(pool.mutex)
+    return i
+
+
+cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
+    """Take tasks until none is left; False if there was no memory for the scratch."""
+    cdef Worker w
+    cdef ix i
+    cdef void *raw = malloc(job.scratch + 64)
+    if raw is NULL:
+        return False
+    w.scratch = <void *>((<uintptr_t>raw + 63) & ~<uintptr_t>63)
+    w.job = job
+    w.caller = caller
+    w.checked = now() if caller else 0
+    while not interrupted(&w):
+        if alone:
+            i = job.next
+            job.next += 1
+            if i >= job.n:
+                break
+        else:
+            i = take(job)
+            if i < 0:
+                break
+        job.task(job.args, i, &w)
+    free(raw)
+    return True
+
+
+cdef void worker(void *arg) noexcept nogil:
+    cdef Seat *seat = <Seat *>arg
+    cdef Job *job
+    cdef bint last
+    while True:
+        PyThread_acquire_lock(seat.wake, WAIT_LOCK)
+        PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
+        job = seat.job
+        seat.job = NULL
+        if job is not NULL:
+            job.active += 1
+        PyThread_release_lock(pool.mutex)
+        if job is NULL:                 # the call ended before this thread woke
+            continue
+        work(job, False, False)
+        PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
+        job.active -= 1
+        last = job.closed and job.active == 0
+        PyThread_release_lock(pool.mutex)
+        if last:
+            PyThread_release_lock(pool.done)
+
+
+cdef int seat_workers(int wanted) noexcept:
+    """Start threads up to `wanted`; how many there are."""
+    cdef Seat *seat
+    while pool.seated < wanted:
+        seat = &pool.seats[pool.seated]
+        seat.job = NULL
+        seat.wake = PyThread_allocate_lock()
+        if seat.wake is NULL:
+            break
+        PyThread_acquire_lock(seat.wake, WAIT_LOCK)
+        if PyThread_start_new_thread(<void (*)(void *) noexcept>worker, seat) == -1:
+            break
+        pool.seated += 1
+    return min(wanted, pool.seated)
+
+
+cdef bint share(Job *job, int helpers) noexcept nogil:
+    """Work on `job` in this thread and in `helpers` of the pool."""
+    cdef int k
+    cdef bint ok, wait
+    PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
+    for k in range(helpers):
+        pool.seats[k].job = job
+        PyThread_release_lock(pool.seats[k].wake)
+    PyThread_release_lock(pool.mutex)
+    ok = work(job, True, False)
+    PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
+    for k in range(helpers):
+        pool.seats[k].job = NULL
+    job.closed = True
+    wait = job.active > 0
+    PyThread_release_lock(pool.mutex)
+    if wait:
+        PyThread_acquire_lock(pool.done, WAIT_LOCK)
+    return ok
+
+
+cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint interruptible=True) except -1:
+    cdef Job job
+    cdef double worth = 1 + seconds / WORTH_A_THREAD
+    cdef int helpers = <int>min(min(<double>num_threads, worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
+    cdef bint ok
+    job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, scratch
+    job.stop, job.interruptible, job.closed, job.active = False, interruptible, False, 0
+    if helpers > 0 and PyThread_acquire_lock(pool.busy, NOWAIT_LOCK):
+        helpers = seat_workers(helpers)
+        with nogil:
+            ok = share(&job, helpers)
+        PyThread_release_lock(pool.busy)
+    else:
+        with nogil:
+            ok = work(&job, True, True)
+    if job.stop:
+        return -1                       # the signal handler's exception is set
+    if not ok:
+        raise MemoryError(f"no memory for {scratch} bytes of scratch")
+    return 0
+
+
+def set_count(int n):
+    """`set_num_threads` without its checks."""
+    global num_threads
+    num_threads = n
+
+
+def count():
+    return num_threads
+
+
+def _new_pool():
+    """At import, and in the child after a fork: the parent's threads are not there."""
+    pool.mutex = PyThread_allocate_lock()
+    pool.busy = PyThread_allocate_lock()
+    pool.done = PyThread_allocate_lock()
+    pool.seated = 0
+    if pool.mutex is NULL or pool.busy is NULL or pool.done is NULL:
+        raise MemoryError("no memory for a lock")
+    PyThread_acquire_lock(pool.done, WAIT_LOCK)
+
+
+_new_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_pool)

@@ -1,0 +1,46 @@
+"""The one generator of awkward arrays: the same values in every memory layout a user may hand over."""
+
+import numpy as np
+
+
+def layouts(array):
+    """Yield (label, array with the same values): strided, reversed, transposed, read-only, misaligned, swapped, list."""
+    array = np.asarray(array)
+    yield "contiguous", array.copy()
+    yield "fortran", np.asfortranarray(array)
+    wide = np.full(tuple(2 * n + 1 for n in array.shape), np.nan, array.dtype)
+    inner = wide[tuple(slice(1, None, 2) for _ in array.shape)]
+    inner[...] = array
+    yield "strided", inner
+    backwards = np.ascontiguousarray(array[tuple(slice(None, None, -1) for _ in array.shape)])
+    yield "negative strides", backwards[tuple(slice(None, None, -1) for _ in array.shape)]
+    if array.ndim >= 2:
+        yield "last two swapped", np.ascontiguousarray(array.swapaxes(-1, -2)).swapaxes(-1, -2)
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    yield "read-only", frozen
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    odd = raw[1:].view(array.dtype).reshape(array.shape) if array.size else array
+    odd[...] = array
+    yield "misaligned", odd
+    yield "byte-swapped", array.astype(array.dtype.newbyteorder())
+
+
+def snapshot(*arrays):
+    """Bytes of the arrays, to assert later that nothing was modified."""
+    return [None if a is None else np.asarray(a).tobytes() for a in arrays]
+
+
+def same_bits(a, b):
+    """Whether two arrays agree in shape, dtype and every bit."""
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def error(value, exact):
+    """Largest deviation relative to the largest magnitude of `exact` (the measure of the numerical contract)."""
+    exact = np.asarray(exact)
+    if exact.size == 0:
+        return 0.0
+    scale = np.abs(exact).max()
+    return float(np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale if scale else 1))
