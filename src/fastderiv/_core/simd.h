@@ -263,6 +263,9 @@ VINL vf vexp2_any(vf d, vf a)
     return vkeep_nan(x, y);
 }
 
+/* 2**(d*a) for d*a below EXP2_SAFE, -inf included: 0 below the smallest normal number; same bits as above */
+VINL vf vexp2_neg(vf d, vf a) { return vsel_lt(d * a, vset1(EXP2_LO), vset1(0), vexp2_safe(d, a)); }
+
 /* exp(x) as p * 2**k (k carrying MAGIC), Cody-Waite reduction; x within the normal range */
 VINL vf vexp_parts(vf x, vf *k)
 {
