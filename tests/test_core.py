@@ -15,7 +15,7 @@ import fastderiv as fd
 from fastderiv._core import arrays, maths
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
-ULP = {"exp": (1.4, 1.2), "sigmoid": (2.5, 2.0), "silu": (3.3, 2.3), "softplus": (2.9, 2.4)}
+ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.1), "silu": (3.3, 2.6), "softplus": (3.0, 2.5)}
 EXACT = {
     "exp": mpmath.exp,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),

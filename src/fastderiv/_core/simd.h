@@ -168,8 +168,8 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
  * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and, in float32, p'(0) = ln 2 to the last bit
  * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
  * only beyond the normal range, where the callers below select 0 or inf.
- * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.2 (float32 / float64),
- * sigmoid 2.5 / 2.0, silu 3.3 / 2.3, softplus 2.9 / 2.4; results below the smallest normal number become 0.
+ * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.5 (float32 / float64),
+ * sigmoid 2.5 / 2.1, silu 3.3 / 2.6, softplus 3.0 / 2.5; results below the smallest normal number become 0.
  */
 #ifdef SIMD_F64
 # define MAGIC    6755399441055744.0                  /* 1.5 * 2**52: adding it rounds to an integer in the low bits */
