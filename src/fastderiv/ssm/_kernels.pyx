@@ -311,7 +311,8 @@ cdef ix vector_size(ix N) noexcept nogil:
 
 
 cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
-    memset(dst, 0, N * VL * sizeof(real))
+    if v.rows < VL:
+        memset(dst, 0, N * VL * sizeof(real))
     load_tile(src + v.channel * sd, sd, sn, v.rows, N, dst, VL)
 
 
