@@ -101,12 +101,13 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     source = as_array("x", x)
     x = _rows(source)
     shape = (*x.shape[:-1], _masks(x))
+    reused = out is not None
     if out is None:
         out = _empty(shape, x.dtype)
     else:
         check_out(out, shape, x.dtype, [("x", source)])
     with written_through(out, x.dtype) as target:
-        _kernels[x.dtype].sums(x, target, 0)
+        _kernels[x.dtype].sums(x, target, 0, reused)
     return out
 
 
@@ -176,7 +177,7 @@ def _blocks(x: np.ndarray, block: int, total: int, progress: Progress) -> Iterat
         yield  # nothing: iter_subset_sums takes this one
         for first in range(0, total, block):
             sums = _empty((block,), x.dtype)
-            _kernels[x.dtype].sums(x, sums, first)
+            _kernels[x.dtype].sums(x, sums, first, False)
             if report:
                 report(first + block)
             yield first, sums
