@@ -88,9 +88,9 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
 
     Notes
     -----
-    Every result is the ascending sum of the chosen entries among the first 11, plus the ascending sum of the other chosen
+    Every result is the ascending sum of the chosen entries among the first 10, plus the ascending sum of the other chosen
     entries: one addition a subset, at the speed of memory.  The bits are the same for any strides, number of threads and
-    CPU.  Time O(2**n) a row; memory beyond the result: 24 KiB per thread.
+    CPU.  Time O(2**n) a row; memory beyond the result: 16 KiB per thread.
 
     Examples
     --------
@@ -227,7 +227,7 @@ def subset_logsumexp(
 
     Sums are accumulated in float64 in an order that depends on n alone: the same bits for any strides and number of
     threads.  Time O(n), or O(2**n) for "enumerate": about 0.3 ns a subset and core in float64.  Memory beyond the result:
-    8 bytes a row; "enumerate": 24 KiB a thread.
+    8 bytes a row; "enumerate": 16 KiB a thread.
 
     Examples
     --------

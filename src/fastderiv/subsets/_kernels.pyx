@@ -26,7 +26,7 @@ cdef extern from *:
     const real LANE_BIT[4][16]
 
 cdef enum:
-    K = 11                              # bits of the low table: part of the definition of the bits
+    K = 10                              # bits of the low table: part of the definition of the bits
     CHUNK_BITS = 18                     # subsets of one task, about 0.1 ms
     MAX_N = 62
     ROW = MAX_N + K + 16                # a row with zeros behind it: what first_sums may read
@@ -35,7 +35,7 @@ cdef enum:
     STREAM = 32 << 20                   # bytes of a result that bypasses the caches: about the size of the last of them
 
 cdef struct Scratch:                    # of one task
-    char low[(4 << K) * 2 + 4096 + 128]   # the table, wherever `low_table` puts it
+    char low[(8 << K) + 4096 + 128]     # the table, wherever `low_table` puts it
     real high[(1 << (CHUNK_BITS - K)) + 16]
 
 cdef struct Rows:                       # x (..., n) and a result (..., m) or (...), any strides
