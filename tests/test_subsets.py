@@ -380,6 +380,14 @@ def test_logsumexp_of_non_finite_rows(n, method, dtype):
     assert fd.subset_logsumexp(np.full(n, -np.inf, dtype), method=method) == 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_overflow_is_silent_infinity(method):
+    with np.errstate(all="raise"):
+        for x in (np.full(3, 3e38, np.float32), np.full(3, 1.7e308), np.full(20, 1.7e308)):
+            assert fd.subset_logsumexp(x, method=method) == np.inf
+        assert fd.subset_logsumexp(np.full(40_000, 1e305)) == np.inf
+
+
 def test_unknown_method():
     with pytest.raises(ValueError, match="method is 'open'; expected 'closed' or 'enumerate'"):
         fd.subset_logsumexp(random(3), method="open")

@@ -3,7 +3,7 @@
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ _kernels = kernels("subsets")
 _MAX_N = 62
 _SPAN_BITS: int = next(iter(_kernels.values())).SPAN_BITS  # the subsets that one task enumerates, as a power of two
 _CHUNK_BITS = _SPAN_BITS + 8  # the subsets between two reports of progress: tens of milliseconds
+
+Report = Callable[[int], object] | None
 
 
 def _rows(x: ArrayLike) -> np.ndarray:
@@ -254,9 +256,10 @@ def _closed(x: np.ndarray, progress: Progress) -> np.ndarray:
         if report and rows:
             report(rows)
     total = parts[:, 0]
-    for k in range(1, parts.shape[1]):
-        total += parts[:, k]
-    return total.reshape(x.shape[:-1]).astype(x.dtype)
+    with np.errstate(over="ignore"):
+        for k in range(1, parts.shape[1]):
+            total += parts[:, k]
+        return total.reshape(x.shape[:-1]).astype(x.dtype)
 
 
 def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
@@ -271,7 +274,7 @@ def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
     return result
 
 
-def _enumerate_short_rows(x: np.ndarray, result: np.ndarray, report) -> None:
+def _enumerate_short_rows(x: np.ndarray, result: np.ndarray, report: Report) -> None:
     """Rows of at most 2**_SPAN_BITS subsets; without `report` in one call, else a chunk of rows in each."""
     kernel, masks, rows = _kernels[x.dtype], 1 << x.shape[-1], result.size
     if report is None:
@@ -284,7 +287,7 @@ def _enumerate_short_rows(x: np.ndarray, result: np.ndarray, report) -> None:
         report(min(rows, first + step) * masks)
 
 
-def _enumerate_row(x: np.ndarray, masks: int, report, done: int) -> float:
+def _enumerate_row(x: np.ndarray, masks: int, report: Report, done: int) -> float:
     """One row of more; `done` subsets of earlier rows are behind us."""
     kernel = _kernels[x.dtype]
     peak, total = kernel.peak(x), 0.0
