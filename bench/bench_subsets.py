@@ -83,7 +83,8 @@ def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict:
     for value in (fd.subset_logsumexp(x, method="enumerate"), numpy_logsumexp(x)):
         assert abs(value / exact - 1) < (1e-5 if dtype == np.float32 else 1e-12)
     return interleave(
-        {"fastderiv": lambda: fd.subset_logsumexp(x, method="enumerate"), "NumPy blocked": lambda: numpy_logsumexp(x)}, rounds=rounds
+        {"fastderiv": lambda: fd.subset_logsumexp(x, method="enumerate"), "NumPy blocked": lambda: numpy_logsumexp(x)},
+        rounds=rounds,
     )
 
 
@@ -108,7 +109,9 @@ def main() -> None:
         print(json.dumps(results))
         return
     for r in results:
-        print(f"{r['ratio']:6.2f}x {r['ns_per_subset']:7.3f} ns/subset  {r['what']} {r['dtype']}, {r['threads']} thread(s): {r['candidate']}")
+        print(
+            f"{r['ratio']:6.2f}x {r['ns_per_subset']:7.3f} ns/subset  {r['what']} {r['dtype']}, {r['threads']} thread(s): {r['candidate']}"
+        )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import time
 import mpmath
 import numpy as np
 import pytest
-from awkward import error, layouts, same_bits, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
+from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 
 DTYPES = [np.float32, np.float64]
@@ -60,7 +60,10 @@ def defined(x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (9,), (12,), (3, 2), (2, 3, 5), (0, 3), (4, 0), (2, 0, 3), (5, 11), (3000, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [(0,), (1,), (2,), (3,), (4,), (9,), (12,), (3, 2), (2, 3, 5), (0, 3), (4, 0), (2, 0, 3), (5, 11), (3000, 1)],
+)
 def test_sums_are_those_of_the_reference(shape, dtype):
     x = random(shape, dtype)
     sums = fd.subset_sums(x)
@@ -195,7 +198,14 @@ CALLS = [fd.subset_sums, fd.iter_subset_sums, fd.subset_logsumexp]
 
 @pytest.mark.parametrize("function", CALLS)
 def test_x_is_checked(function):
-    for bad in (np.zeros(3, bool), np.zeros(3, complex), np.zeros(3, np.float16), np.zeros(3, np.longdouble), ["a"], [None]):
+    for bad in (
+        np.zeros(3, bool),
+        np.zeros(3, complex),
+        np.zeros(3, np.float16),
+        np.zeros(3, np.longdouble),
+        ["a"],
+        [None],
+    ):
         with pytest.raises(TypeError, match="x has dtype"):
             function(bad)
     with pytest.raises(ValueError, match=r"x has shape \(\)"):
@@ -239,7 +249,10 @@ def test_stream_of_62_entries_starts_at_once():
     x = random(62)
     for step, (first, sums) in enumerate(fd.iter_subset_sums(x, block=4096)):
         assert first == step * 4096
-        assert error(sums[:2], [math.fsum(x[i] for i in range(62) if mask >> i & 1) for mask in (first, first + 1)]) < 1e-12
+        assert (
+            error(sums[:2], [math.fsum(x[i] for i in range(62) if mask >> i & 1) for mask in (first, first + 1)])
+            < 1e-12
+        )
         if step == 20:
             break
 
@@ -254,7 +267,9 @@ def test_stream_reads_x_when_called():
 
 def test_stream_matches_the_reference():
     x = random(7)
-    for (mask, sums), (mask_, sums_) in zip(fd.iter_subset_sums(x, block=10), reference.iter_subset_sums(x, block=10), strict=True):
+    for (mask, sums), (mask_, sums_) in zip(
+        fd.iter_subset_sums(x, block=10), reference.iter_subset_sums(x, block=10), strict=True
+    ):
         assert mask == mask_ and error(sums, sums_) < 1e-14
 
 
@@ -375,7 +390,9 @@ def test_logsumexp_of_non_finite_rows(n, method, dtype):
     with np.errstate(all="raise"):
         value = fd.subset_logsumexp(x, method=method)
     assert np.isnan(value[[0, 2]]).all() and (value[[1, 3]] == np.inf).all()
-    assert value[4] == pytest.approx(fd.subset_logsumexp(np.delete(x[4], 1), method=method), rel=1e-5 if dtype == np.float32 else 1e-14)
+    assert value[4] == pytest.approx(
+        fd.subset_logsumexp(np.delete(x[4], 1), method=method), rel=1e-5 if dtype == np.float32 else 1e-14
+    )
     assert same_bits(value[5], clean[5])
     assert fd.subset_logsumexp(np.full(n, -np.inf, dtype), method=method) == 0
 
@@ -396,7 +413,13 @@ def test_unknown_method():
 
 
 @pytest.mark.parametrize(
-    "shape, method, total", [((21,), "enumerate", 2**21), ((2, 20), "enumerate", 2**21), ((70_000, 10), "enumerate", 70_000 << 10), ((5, 3), "closed", 5)]
+    "shape, method, total",
+    [
+        ((21,), "enumerate", 2**21),
+        ((2, 20), "enumerate", 2**21),
+        ((70_000, 10), "enumerate", 70_000 << 10),
+        ((5, 3), "closed", 5),
+    ],
 )
 def test_logsumexp_reports_to_the_end(shape, method, total):
     seen, x = [], random(shape)

@@ -33,29 +33,33 @@ def _masks(x: np.ndarray) -> int:
     """How many subsets the entries of a row have."""
     n = x.shape[-1]
     if n > _MAX_N:
-        raise ValueError(f"x has {n} entries along its last axis; expected at most {_MAX_N}, as masks are 64-bit integers")
+        raise ValueError(
+            f"x has {n} entries along its last axis; expected at most {_MAX_N}, as masks are 64-bit integers"
+        )
     return 1 << n
 
 
+def _too_large(shape: tuple[int, ...], dtype: np.dtype) -> MemoryError:
+    return MemoryError(f"subset sums of shape {shape} and dtype {dtype} need {math.prod(shape) * dtype.itemsize} bytes")
+
+
 def _check_fits(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A MemoryError if no allocation could hold such an array.  Systems that promise more memory than they have would grant
-    it, and end the process when it is written."""
-    needed = math.prod(shape) * dtype.itemsize
+    """A MemoryError for more than the machine has: systems that promise memory freely would grant it, and end the process
+    when it is written."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        memory = np.iinfo(np.intp).max
-    if needed > memory:
-        raise MemoryError(f"subset sums of shape {shape} and dtype {dtype} need {needed} bytes")
+        return
+    if 0 < memory < math.prod(shape) * dtype.itemsize:
+        raise _too_large(shape, dtype)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     _check_fits(shape, dtype)
     try:
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError):  # NumPy raises ValueError where the number of bytes overflows an integer
-        needed = math.prod(shape) * dtype.itemsize
-        raise MemoryError(f"subset sums of shape {shape} and dtype {dtype} need {needed} bytes") from None
+    except (MemoryError, ValueError):  # the latter where the number of bytes overflows NumPy's integer
+        raise _too_large(shape, dtype) from None
 
 
 def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -113,7 +117,9 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Progress = None) -> Iterator[tuple[int, np.ndarray]]:
+def iter_subset_sums(
+    x: ArrayLike, *, block: int = 1 << 16, progress: Progress = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Sums of all subsets, block by block in constant memory.
 
     Parameters
@@ -176,7 +182,7 @@ def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Progress =
 
 def _blocks(x: np.ndarray, block: int, total: int, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
     with reporting(progress, total, "subset sums") as report:
-        yield  # nothing: iter_subset_sums takes this one
+        yield 0, np.empty(0, x.dtype)  # iter_subset_sums takes this one
         for first in range(0, total, block):
             sums = _empty((block,), x.dtype)
             _kernels[x.dtype].sums(x, sums, first, False)
@@ -236,7 +242,7 @@ def subset_logsumexp(
     >>> import fastderiv as fd
     >>> x = [0.5, -1.0, 2.0]
     >>> print(f"{fd.subset_logsumexp(x):.12f} {fd.subset_logsumexp(x, method='enumerate'):.12f}")
-    3.414266667953 3.414266667953
+    3.414266682741 3.414266682741
     >>> float(fd.subset_logsumexp([400.0, 400.0], method="enumerate"))
     800.0
     """
