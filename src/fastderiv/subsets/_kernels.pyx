@@ -290,7 +290,8 @@ cdef inline real exp_total(const real *low, ix size, real c, real start, const b
 
 
 cdef inline double exp_span(const real *x, uint64_t first, int bits, real peak, Scratch *s) noexcept nogil:
-    """Σ exp(sum − peak) over the 2**bits masks from `first` on, less 1 if the empty subset is among them.
+    """Σ exp(sum − peak) over the 2**bits masks from `first` on, less 1 if the empty subset is among them.  first is 0 where
+    bits < K.
 
     The 1 is taken away before anything is added: if no entry is positive, the empty subset's own term is that 1, and what
     is left keeps its digits however small it is.  Otherwise the total is at least 1 and loses nothing."""
@@ -300,7 +301,7 @@ cdef inline double exp_span(const real *x, uint64_t first, int bits, real peak, 
     cdef real least = 0, c, start
     cdef double total = 0
     memset(low, 0, GL * sizeof(real))                       # lanes of a group beyond a short table
-    ascending(x, low_bits, first & ((<uint64_t>1 << K) - 1), low)
+    ascending(x, low_bits, 0, low)
     ascending(x + K, bits - low_bits, first >> K, s.high)
     for i in range(K):
         least += x[i] if x[i] < 0 else 0                    # no entry of the table is below
