@@ -197,15 +197,15 @@ cdef inline void span(const real *x, uint64_t first, int bits, char *out, ix str
 cdef inline void packed(const Rows *r, ix row, ix rows, int bits, real *x, real *out, bint stream, Scratch *s) noexcept nogil:
     """OUT out (rows, 2**bits), all of them together no longer than the table: their high sums are 0."""
     cdef real *table = low_table(s, <char *>out)
-    cdef real zero = 0
     cdef ix k
     for k in range(rows):
         gather(r, row + k, 0, r.n, x)
         ascending(x, bits, 0, table + (k << bits))          # a row shorter than a vector is cut by the next one
+    s.high[0] = 0
     if stream:
-        join(table, rows << bits, &zero, 1, out, True)
+        join(table, rows << bits, s.high, 1, out, True)
     else:
-        join(table, rows << bits, &zero, 1, out, False)
+        join(table, rows << bits, s.high, 1, out, False)
 
 
 cdef void sums_task(void *args, ix i, Worker *worker) noexcept nogil:
@@ -290,8 +290,7 @@ cdef inline real exp_total(const real *low, ix size, real c, real start, const b
 
 
 cdef inline double exp_span(const real *x, uint64_t first, int bits, real peak, Scratch *s) noexcept nogil:
-    """Σ exp(sum − peak) over the 2**bits masks from `first` on, less 1 if the empty subset is among them.  first is 0 where
-    bits < K.
+    """Σ exp(sum − peak) over the 2**bits masks from `first` on (0 where bits < K), less 1 if the empty subset is among them.
 
     The 1 is taken away before anything is added: if no entry is positive, the empty subset's own term is that 1, and what
     is left keeps its digits however small it is.  Otherwise the total is at least 1 and loses nothing."""
