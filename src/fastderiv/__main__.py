@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="microbenchmarks against NumPy")
     bench.add_argument("--json", action="store_true", help="machine-readable output only")
     bench.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads for fastderiv (default: 1, as many as NumPy uses)")
+    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads for fastderiv (default: 1)")
     return parser
 
 

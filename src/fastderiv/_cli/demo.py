@@ -205,7 +205,7 @@ def show_theorem(demo: Demo) -> None:
 def show_timing(demo: Demo) -> None:
     demo.say(
         "(d) How much faster than NumPy",
-        "The same results from carefully written NumPy, timed in turn with fastderiv on this machine, one thread each. "
+        "The same results from carefully written NumPy, timed in turn with fastderiv (one thread) on this machine. "
         "Ratio first, then the times.",
     )
     with bench.threads_set_to(1):
