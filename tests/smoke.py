@@ -40,7 +40,9 @@ def exponential_sum():
 CALLS = {
     "selective_scan": lambda: (
         *fd.selective_scan(u, u, A, B, B, delta_softplus=True, return_last_state=True),
-        fd.selective_scan(*(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True),
+        fd.selective_scan(
+            *(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True
+        ),
     ),
     "selective_state_update": update,
     "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
@@ -62,4 +64,8 @@ if __name__ == "__main__":
     for name, call in CALLS.items():
         results = [np.asarray(r) for r in call()]
         assert all(np.isfinite(r).all() for r in results), name
-        print(json.dumps({"name": name, "results": [{"dtype": str(r.dtype), "bytes": r.tobytes().hex()} for r in results]}))
+        print(
+            json.dumps(
+                {"name": name, "results": [{"dtype": str(r.dtype), "bytes": r.tobytes().hex()} for r in results]}
+            )
+        )

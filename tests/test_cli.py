@@ -16,7 +16,12 @@ from fastderiv._cli import bench, demo
 def run(*arguments, **environment):
     """The command in a process of its own, and what it printed."""
     return subprocess.run(
-        [sys.executable, "-m", "fastderiv", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fastderiv", *arguments],
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -83,7 +88,14 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["unheard-of"], ["bench", "--threads", "0"], ["bench", "--threads", "many"], ["--plot", "x.png", "info"], ["demo", "--plot"]]
+    "arguments",
+    [
+        ["unheard-of"],
+        ["bench", "--threads", "0"],
+        ["bench", "--threads", "many"],
+        ["--plot", "x.png", "info"],
+        ["demo", "--plot"],
+    ],
 )
 def test_wrong_calls_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

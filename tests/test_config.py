@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def python(code, **environment):
     """`code` in a fresh interpreter."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDERIV_")}
-    return subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, check=False, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def test_environment_sets_the_threads():
 
 
 def test_empty_environment_variables_mean_unset():
-    done = python("import fastderiv as fd; print(fd.get_num_threads() >= 1)", FASTDERIV_NUM_THREADS="", FASTDERIV_CPU="")
+    done = python(
+        "import fastderiv as fd; print(fd.get_num_threads() >= 1)", FASTDERIV_NUM_THREADS="", FASTDERIV_CPU=""
+    )
     assert done.stdout == "True\n", done.stderr
 
 
@@ -100,8 +104,13 @@ def test_import_brings_in_nothing_heavy():
 
 
 def test_one_version_everywhere():
-    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1].strip("\"'") == fd.__version__
-    released = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text().replace("## [Unreleased]", ""), re.M)[1]
+    assert (
+        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
+        == fd.__version__
+    )
+    released = re.search(
+        r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text().replace("## [Unreleased]", ""), re.MULTILINE
+    )[1]
     assert released == fd.__version__
     try:
         assert version("fastderiv") == fd.__version__

@@ -24,7 +24,7 @@ def modules():
 def blocks():
     """The README's fenced python blocks, each with the line it starts on."""
     text = README.read_text(encoding="utf-8")
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield pytest.param(match[1], id=f"line {text[: match.start()].count(chr(10)) + 1}")
 
 
@@ -51,6 +51,10 @@ def test_readme_block(code):
 
 def test_readme_has_the_two_commands():
     text = README.read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
     assert sum("-m fastderiv" in line and "venv" in line for line in lines) == 1
     assert sum("pytest" in line and "venv" in line for line in lines) == 1

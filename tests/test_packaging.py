@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv*", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +24,9 @@ pytestmark = pytest.mark.slow
 def run(*command, cwd, **environment):
     """The output of a command that must succeed, and that sees neither this source tree nor this process's settings."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDERIV_", "PYTHON"))}
-    done = subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=cwd, env=clean | environment, check=False, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -66,7 +70,9 @@ def smoke(python, levels):
     return {
         level: {
             one["name"]: [np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]]
-            for one in map(json.loads, run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines())
+            for one in map(
+                json.loads, run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines()
+            )
         }
         for level in levels
     }
@@ -76,8 +82,20 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "pyproject.toml", "setup.py", "tests/smoke.py", "tests/awkward.py"}
-    wanted |= {"src/fastderiv/" + name for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "data/iris.csv", "data/network.json")}
+    wanted = {
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "pyproject.toml",
+        "setup.py",
+        "tests/smoke.py",
+        "tests/awkward.py",
+    }
+    wanted |= {
+        "src/fastderiv/" + name
+        for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "data/iris.csv", "data/network.json")
+    }
     assert wanted <= names
     assert not [n for n in names if n.endswith((".so", ".pyd", ".o")) or (n.endswith(".c") and n.startswith("src/"))]
 
@@ -86,7 +104,15 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = {info.filename: info.file_size for info in archive.infolist()}
     assert not [n for n in files if n.endswith((".c", ".pyx", ".pxd", ".h"))]
-    wanted = {"py.typed", "_cli/demo.py", "data/README.md", "data/iris.csv", "data/network.json", "data/sunspots.csv", "data/train_network.py"}
+    wanted = {
+        "py.typed",
+        "_cli/demo.py",
+        "data/README.md",
+        "data/iris.csv",
+        "data/network.json",
+        "data/sunspots.csv",
+        "data/train_network.py",
+    }
     assert {"fastderiv/" + name for name in wanted} <= files.keys()
     assert {name.partition("/")[0].partition("-")[0] for name in files} == {"fastderiv"}
     assert any(name.endswith("licenses/LICENSE") for name in files)
@@ -98,7 +124,11 @@ def test_wheel_needs_numpy_and_scipy_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    required = [
+        line.removeprefix("Requires-Dist: ")
+        for line in lines
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     assert sorted(name.partition(">")[0] for name in required) == ["numpy", "scipy"]
     assert "License-Expression: BSD-3-Clause" in lines
 
@@ -128,4 +158,6 @@ def test_levels_with_fma_agree_bit_for_bit_and_the_baseline_in_rounding(smoke):
                     assert ours.tobytes() == theirs.tobytes(), (level, name)
                 else:
                     tolerance = 2e-5 if ours.dtype == np.float32 else 1e-12
-                    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(initial=0), err_msg=f"{level} {name}")
+                    np.testing.assert_allclose(
+                        ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(initial=0), err_msg=f"{level} {name}"
+                    )

@@ -10,13 +10,21 @@ from . import __version__
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fastderiv", description="Compiled kernels and their derivatives on plain NumPy arrays.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastderiv", description="Compiled kernels and their derivatives on plain NumPy arrays."
+    )
     parser.add_argument("--version", action="version", version=f"fastderiv {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     demo = commands.add_parser("demo", help="check and time the kernels on real data (the default)")
     # both before and after "demo", so that `python -m fastderiv --plot FILE` works as well
     for place, default in ((parser, None), (demo, argparse.SUPPRESS)):
-        place.add_argument("--plot", metavar="FILE", type=Path, default=default, help="also draw what the demo computes (needs matplotlib)")
+        place.add_argument(
+            "--plot",
+            metavar="FILE",
+            type=Path,
+            default=default,
+            help="also draw what the demo computes (needs matplotlib)",
+        )
     commands.add_parser("info", help="what this installation is: compiler, CPU level, threads")
     bench = commands.add_parser("bench", help="microbenchmarks against NumPy")
     bench.add_argument("--json", action="store_true", help="machine-readable output only")
@@ -53,7 +61,11 @@ def _bench(as_json: bool, quick: bool, threads: int) -> int:
 
     results = bench.run(quick=quick, threads=threads)
     if as_json:
-        print(json.dumps({"config": show_config(), "threads": threads, "results": [r.as_dict() for r in results]}, indent=1))
+        print(
+            json.dumps(
+                {"config": show_config(), "threads": threads, "results": [r.as_dict() for r in results]}, indent=1
+            )
+        )
     else:
         print(bench.table(results, threads))
     return 0 if all(r.agrees for r in results) else 1

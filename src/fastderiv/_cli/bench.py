@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,7 +46,10 @@ class Result:
 def scan_case(batch: int, channels: int, states: int, length: int, dtype: type = np.float32) -> Case:
     """`selective_scan` with every option on."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
     u, delta, z = (draw(batch, channels, length) for _ in range(3))
     A = -np.exp(draw(channels, states) / 2)
     B, C = draw(batch, states, length), draw(batch, states, length)
@@ -107,7 +111,9 @@ def enumeration_case(n: int) -> Case:
             total += np.exp(block + (shift - maximum)).sum()
         return np.asarray(maximum + np.log(total))
 
-    ours = lambda: np.asarray(fd.subset_logsumexp(x, method="enumerate"))  # noqa: E731
+    def ours() -> np.ndarray:
+        return np.asarray(fd.subset_logsumexp(x, method="enumerate"))
+
     return Case("subset_logsumexp", f"n = {n} float64, enumerated", "subset", 2**n, ours, blocked, 1e-12)
 
 
@@ -121,7 +127,7 @@ def _doubling(x: np.ndarray) -> np.ndarray:
 def margin_case(rows: int, sizes: tuple[int, ...]) -> Case:
     """`SigmoidMLP.margin` of a random network."""
     rng = np.random.default_rng(3)
-    weights = [rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    weights = [rng.standard_normal(shape) for shape in pairwise(sizes)]
     biases = [rng.standard_normal(size) for size in sizes[1:]]
     X = rng.standard_normal((rows, sizes[0]))
     net = fd.SigmoidMLP(weights, biases)
@@ -223,8 +229,9 @@ def rows(results: list[Result]) -> list[str]:
 
 def table(results: list[Result], threads: int) -> str:
     """The whole table as text."""
+    level = fd.show_config()["CPU level in use"]
     head = [
-        f"fastderiv {fd.__version__}, {fd.show_config()['CPU level in use']} kernels, {threads} thread{'s' if threads > 1 else ''}",
+        f"fastderiv {fd.__version__}, {level} kernels, threads: {threads}",
         "How many times faster than NumPy (median of interleaved rounds), the times, and the cost per unit of work.",
         "",
     ]

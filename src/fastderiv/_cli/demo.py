@@ -117,18 +117,26 @@ def show_ties(demo: Demo) -> None:
     sign = {-1: "-", 0: "0", 1: "+"}
     for width in X2[::10]:
         for k in np.nonzero(x2 == width)[0]:
-            print(f"     {width:.2f}     {found.x[k]:.12f}   {residual[k]:.1e}    {sign[int(left[k])]} {sign[int(right[k])]}")
+            print(
+                f"     {width:.2f}     {found.x[k]:.12f}   {residual[k]:.1e}    {sign[int(left[k])]} {sign[int(right[k])]}"
+            )
         if width in demo.ties.rows_without:
             print(f"     {width:.2f}     none from {X1[0]:g} to {X1[-1]:g}")
     print()
-    demo.check(found.converged.all(), f"{len(x2)} ties at {len(X2)} widths converged", f"{found.function_calls.sum()} evaluations")
+    demo.check(
+        found.converged.all(),
+        f"{len(x2)} ties at {len(X2)} widths converged",
+        f"{found.function_calls.sum()} evaluations",
+    )
     demo.check(residual.max() <= 1e-12, "substitution gives z1 = z2", f"largest |z1 - z2| = {residual.max():.1e}")
     changes = left * right == -1
     demo.check(changes.all(), "the exponential sum (8 terms) changes sign there too", f"{changes.sum()} of {len(x2)}")
     per_row, bound = (x2 == X2[:, None]).sum(1), sums.root_bound(0)
     allowed = (per_row <= bound) & ((bound - per_row) % 2 == 0)
     counts = " or ".join(map(str, np.unique(per_row)))
-    demo.check(allowed.all(), "Descartes' rule of signs allows as many", f"{counts} per width, of {bound} less an even number")
+    demo.check(
+        allowed.all(), "Descartes' rule of signs allows as many", f"{counts} per width, of {bound} less an even number"
+    )
 
 
 # (b) scan -----------------------------------------------------------------------------------------------------------
@@ -154,7 +162,8 @@ def layer_on(sunspots: Sunspots) -> Scan:
 
 def scan_arguments(scan: Scan, dtype: type) -> tuple[np.ndarray, ...]:
     """The kernel's (E, L) and (1, N, L), as transposed views of the layer's arrays."""
-    u, delta, A, B, C = (a.astype(dtype) for a in scan[:5])
+    arrays = [a.astype(dtype) for a in (scan.x, scan.preactivation, scan.A, scan.B, scan.C)]
+    u, delta, A, B, C = arrays
     return u.T, delta.T, A, B.T[None], C.T[None]
 
 
@@ -172,7 +181,11 @@ def show_scan(demo: Demo) -> None:
         if dtype is np.float64:
             demo.scan = scan._replace(y=y.T)
         error = relative(y, exact)
-        demo.check(error <= tolerance, f"{np.dtype(dtype).name} agrees with the NumPy reference", f"within {error:.1e} of the largest output")
+        demo.check(
+            error <= tolerance,
+            f"{np.dtype(dtype).name} agrees with the NumPy reference",
+            f"within {error:.1e} of the largest output",
+        )
 
 
 # (c) theorem --------------------------------------------------------------------------------------------------------
@@ -196,7 +209,11 @@ def show_theorem(demo: Demo) -> None:
     demo.check(agreement >= 12, "the logarithms agree", f"{agreement:.1f} digits or more; {work}")
     closed, enumerated = (fd.transition_product(delta, demo.scan.A, method=m) for m in ("closed", "subsets"))
     agreement = digits(enumerated, closed)
-    demo.check(agreement >= 12, "the products agree", f"{agreement:.1f} digits or more; {closed.size} products, {closed.min():.0e} to {closed.max():.2f}")
+    demo.check(
+        agreement >= 12,
+        "the products agree",
+        f"{agreement:.1f} digits or more; {closed.size} products, {closed.min():.0e} to {closed.max():.2f}",
+    )
 
 
 # (d) timing ---------------------------------------------------------------------------------------------------------
@@ -209,10 +226,18 @@ def show_timing(demo: Demo) -> None:
         "Ratio first, then the times.",
     )
     with bench.threads_set_to(1):
-        for case in (bench.scan_case(1, 256, 16, 512), bench.enumeration_case(20), bench.margin_case(100_000, (2, 3, 2))):
+        for case in (
+            bench.scan_case(1, 256, 16, 512),
+            bench.enumeration_case(20),
+            bench.margin_case(100_000, (2, 3, 2)),
+        ):
             result = bench.measure(case, rounds=3, round_time=0.05)
             times = f"{bench.duration(result.seconds)} instead of {bench.duration(result.numpy_seconds)}"
-            demo.check(result.agrees, f"{result.kernel:<17} {result.ratio:5.1f}x", f"{times}  ({result.size}; differs by {result.error:.0e})")
+            demo.check(
+                result.agrees,
+                f"{result.kernel:<17} {result.ratio:5.1f}x",
+                f"{times}  ({result.size}; differs by {result.error:.0e})",
+            )
 
 
 SECTIONS: tuple[Callable[[Demo], None], ...] = (show_ties, show_scan, show_theorem, show_timing)
@@ -222,7 +247,9 @@ def run() -> Demo:
     """Run every section; `.status` is 1 if a check failed."""
     started = time.perf_counter()
     config = fd.show_config()
-    print(f"fastderiv {fd.__version__}: {config['CPU level in use']} kernels, vectors of {config['SIMD width']}, {config['threads']} threads")
+    print(
+        f"fastderiv {fd.__version__}: {config['CPU level in use']} kernels, {config['SIMD width']} wide, threads: {config['threads']}"
+    )
     demo = Demo()
     for section in SECTIONS:
         section(demo)

@@ -1,8 +1,8 @@
 """Small real data for the demo and the tests; README.md in this folder says where each file comes from.
 
-    iris.csv      -> load_iris_pair()   petals of two iris species
-    network.json  -> load_network()     a sigmoid 2-3-2 network trained on them by train_network.py
-    sunspots.csv  -> load_sunspots()    yearly sunspot numbers, 1700-2008
+iris.csv      -> load_iris_pair()   petals of two iris species
+network.json  -> load_network()     a sigmoid 2-3-2 network trained on them by train_network.py
+sunspots.csv  -> load_sunspots()    yearly sunspot numbers, 1700-2008
 """
 
 import csv
@@ -62,7 +62,9 @@ def load_iris_pair() -> IrisPair:
     """
     lengths, widths, species = zip(*_rows("iris.csv"), strict=True)
     names = tuple(sorted(set(species)))
-    return IrisPair(np.array([lengths, widths], np.float64).T.copy(), np.array([names.index(s) for s in species]), names)
+    return IrisPair(
+        np.array([lengths, widths], np.float64).T.copy(), np.array([names.index(s) for s in species]), names
+    )
 
 
 def load_network() -> Network:

@@ -52,7 +52,9 @@ def train(Z: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
     found = []
     for _ in range(STARTS):
         start = rng.standard_normal(2 * HIDDEN + HIDDEN + HIDDEN * OUTPUTS + OUTPUTS)
-        result = minimize(loss_and_gradient, start, (Z, target), "BFGS", jac=True, options={"gtol": 1e-10, "maxiter": 5000})
+        result = minimize(
+            loss_and_gradient, start, (Z, target), "BFGS", jac=True, options={"gtol": 1e-10, "maxiter": 5000}
+        )
         found.append((result.fun, tuple(result.x)))
     loss, p = min(found)
     return float(loss), np.array(p)
@@ -91,7 +93,11 @@ def network() -> dict:
         "inputs": ["petal length", "petal width"],
         "units": ["cm", "cm"],
         "outputs": list(names),
-        "standardisation": {"mean": rounded(mean), "std": rounded(std), "note": "already folded into weights[0] and biases[0]"},
+        "standardisation": {
+            "mean": rounded(mean),
+            "std": rounded(std),
+            "note": "already folded into weights[0] and biases[0]",
+        },
         "weights": [rounded(W1), rounded(W2)],
         "biases": [rounded(b1), rounded(b2)],
         "loss": float(f"{loss:.{DIGITS}g}"),
