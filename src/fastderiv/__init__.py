@@ -1,11 +1,33 @@
-"""fastderiv: compiled kernels and their derivatives on plain NumPy arrays."""
+"""fastderiv: selective scans, subset sums and the ties of sigmoid networks, compiled, on plain NumPy arrays.
+
+How data flows::
+
+    your arrays ──► a room's _api.py ──► its _kernels, compiled for this CPU's level ──► new arrays (or out=)
+                    shapes, dtypes,      nogil, fused, no temporaries;
+                    every error          tasks shared out by _core.threads
+
+    ssm/        selective_scan, selective_state_update, transition_product
+    subsets/    subset_sums, iter_subset_sums, subset_logsumexp
+    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    reference/  the same names in plain NumPy: the oracle
+    _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
+    data/       the real data of ``python -m fastderiv``
+"""
 
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
+from .ssm import selective_scan, selective_state_update, transition_product
+from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "get_num_threads",
+    "iter_subset_sums",
+    "selective_scan",
+    "selective_state_update",
     "set_num_threads",
     "show_config",
+    "subset_logsumexp",
+    "subset_sums",
+    "transition_product",
 ]

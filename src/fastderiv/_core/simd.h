@@ -165,8 +165,8 @@ VINL int vall_lt(vf a, vf b)                                                /* e
 VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
 
 /* ---- exp and its family ---------------------------------------------------------------------------------------
- * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and p'(0) = ln 2 to the last bit: the slope
- * at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
+ * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and, in float32, p'(0) = ln 2 to the last bit
+ * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
  * only beyond the normal range, where the callers below select 0 or inf.
  * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.2 (float32 / float64),
  * sigmoid 2.5 / 2.0, silu 3.3 / 2.3, softplus 2.9 / 2.4; results below the smallest normal number become 0.
@@ -197,21 +197,36 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
 # define LOG2E    1.44269504f
 #endif
 
-VINL vf vpoly2(vf f, const int sharp)                  /* 2**f, |f| <= 1/2; float32: within 1e-7, sharp 3e-9 */
+/* 2**f, |f| <= 1/2, within 1e-7 / 2.2e-16 relatively; sharp: 3e-9 / 4e-18 and the exact slope.  float64 keeps even and
+ * odd powers apart: half the latency of Horner's chain. */
+VINL vf vpoly2(vf f, const int sharp)
 {
 #ifdef SIMD_F64
-    (void)sharp;
-    vf p = vset1(4.4389322778368475e-10);
-    p = vfma(p, f, vset1(7.073271274866685e-09));
-    p = vfma(p, f, vset1(1.0178159783001461e-07));
-    p = vfma(p, f, vset1(1.3215438598561965e-06));
-    p = vfma(p, f, vset1(1.5252733634039083e-05));
-    p = vfma(p, f, vset1(0.0001540353044955291));
-    p = vfma(p, f, vset1(0.001333355814654691));
-    p = vfma(p, f, vset1(0.009618129107601148));
-    p = vfma(p, f, vset1(0.055504108664821715));
-    p = vfma(p, f, vset1(0.24022650695910108));
-    p = vfma(p, f, vset1(0.6931471805599453));
+    const vf q = f * f;
+    vf e, o;
+    if (sharp) {
+        e = vset1(7.073271274866685e-09), o = vset1(4.4389322778368475e-10);
+        o = vfma(o, q, vset1(1.0178159783001461e-07));
+        e = vfma(e, q, vset1(1.3215438598561965e-06));
+        o = vfma(o, q, vset1(1.5252733634039083e-05));
+        e = vfma(e, q, vset1(0.0001540353044955291));
+        o = vfma(o, q, vset1(0.001333355814654691));
+        e = vfma(e, q, vset1(0.009618129107601148));
+        o = vfma(o, q, vset1(0.055504108664821715));
+        e = vfma(e, q, vset1(0.24022650695910108));
+        o = vfma(o, q, vset1(0.6931471805599453));
+    } else {
+        e = vset1(7.038175296843389e-09), o = vset1(1.0208323032598086e-07);
+        e = vfma(e, q, vset1(1.3215653627079829e-06));
+        o = vfma(o, q, vset1(1.5252659428861379e-05));
+        e = vfma(e, q, vset1(0.0001540352999417233));
+        o = vfma(o, q, vset1(0.001333355822579508));
+        e = vfma(e, q, vset1(0.009618129107983191));
+        o = vfma(o, q, vset1(0.05550410866448188));
+        e = vfma(e, q, vset1(0.240226506959091));
+        o = vfma(o, q, vset1(0.6931471805599492));
+    }
+    return vfma(vfma(e, f, o), f, vset1(1));
 #else
     vf p;
     if (sharp) {
@@ -227,8 +242,8 @@ VINL vf vpoly2(vf f, const int sharp)                  /* 2**f, |f| <= 1/2; floa
         p = vfma(p, f, vset1(0.24022281169891357f));
     }
     p = vfma(p, f, vset1(0.6931471824645996f));
-#endif
     return vfma(p, f, vset1(1));
+#endif
 }
 VINL vf vscale2(vf p, vf k) { return as_f(as_i(p) + (as_i(k) << MBITS)); }  /* p * 2**k, k still carrying MAGIC */
 
@@ -247,6 +262,9 @@ VINL vf vexp2_any(vf d, vf a)
     y = vsel_lt(vset1(EXP2_HI), x, vset1((real)INFINITY), y);
     return vkeep_nan(x, y);
 }
+
+/* 2**(d*a) for d*a below EXP2_SAFE, -inf included: 0 below the smallest normal number; same bits as above */
+VINL vf vexp2_neg(vf d, vf a) { return vsel_lt(d * a, vset1(EXP2_LO), vset1(0), vexp2_safe(d, a)); }
 
 /* exp(x) as p * 2**k (k carrying MAGIC), Cody-Waite reduction; x within the normal range */
 VINL vf vexp_parts(vf x, vf *k)
@@ -280,12 +298,25 @@ VINL vf vsilu(vf x)                                    /* x·σ(x); the numerato
     y = vsel_lt(x, vset1(0), vscale2(x * p, k), x) / (vset1(1) + e);
     return vkeep_nan(x, vsel_lt(x, vset1(SILU_LO), vset1(0), y));
 }
-VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 1, as 2·atanh(e/(e+2)) */
+VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 1, as 2·atanh(s), s = e/(e+2) <= 1/3 */
 {
-    vf s = e / (e + vset1(2)), q = s * s, p;
-    int i, n = sizeof(real) == 4 ? 8 : 17;             /* s <= 1/3 */
-    p = vset1((real)(1.0 / (2 * n + 1)));
-    for (i = n - 1; i >= 1; i--) p = vfma(p, q, vset1((real)(1.0 / (2 * i + 1))));
+    vf s = e / (e + vset1(2)), q = s * s, p;           /* atanh(s) = s + s·q·p(q), p minimax: 5e-9 / 5e-17 of the log */
+#ifdef SIMD_F64
+    p = vset1(0.08870679496528426);
+    p = vfma(p, q, vset1(0.04951028188532982));
+    p = vfma(p, q, vset1(0.06793232925940534));
+    p = vfma(p, q, vset1(0.07682139702172487));
+    p = vfma(p, q, vset1(0.09091407531881));
+    p = vfma(p, q, vset1(0.11111096434638917));
+    p = vfma(p, q, vset1(0.14285714529345822));
+    p = vfma(p, q, vset1(0.19999999998021586));
+    p = vfma(p, q, vset1(0.33333333333338855));
+#else
+    p = vset1(0.14006762206554413f);
+    p = vfma(p, q, vset1(0.14000749588012695f));
+    p = vfma(p, q, vset1(0.20010772347450256f));
+    p = vfma(p, q, vset1(0.3333320915699005f));
+#endif
     s = s + s;
     return vfma(s * q, p, s);
 }

@@ -28,6 +28,7 @@ cdef extern from "simd.h" nogil:
     bint vall_lt(vf a, vf b)
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
     vf vexp2_any(vf d, vf a)
+    vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
     vf vexp(vf x)
     vf vsigmoid(vf x)
     vf vsilu(vf x)

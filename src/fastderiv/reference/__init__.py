@@ -1,1 +1,13 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
+
+from .ssm import selective_scan, selective_state_update, transition_product
+from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
+
+__all__ = [
+    "iter_subset_sums",
+    "selective_scan",
+    "selective_state_update",
+    "subset_logsumexp",
+    "subset_sums",
+    "transition_product",
+]

@@ -1,1 +1,460 @@
-"""x"""
+"""The selective scan, forward, in one fused pass (derivations §1).
+
+VL channels lie in the lanes of a vector.  A task carries a few such vectors through time in blocks of TB steps; a block of
+each input is transposed into a tile [time, lane], every four states run through the block with h in registers, and the
+finished tile of y is transposed out.  No array of D·L·N elements exists.  Every output is computed by the same operations
+in the same order whatever the strides, the blocks, the tasks and the threads are.
+"""
+from libc.string cimport memset
+cimport numpy as cnp
+from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, VL, ix, real, vabs, vall_lt, vexp2_any, vexp2_safe, vf, vfma,
+                                   vload, vmax, vprefetch, vset1, vsilu, vsoftplus, vstore, vtranspose)
+from fastderiv._core.threads cimport Worker, interrupted, run
+
+cnp.import_array()
+
+cdef enum:
+    TB = 128                            # time steps in a block
+    TILE = TB * VL + 7 * GL             # tiles an odd number of cache lines apart: no 4 KiB aliasing
+    CARRY = 4                           # vectors of channels a task carries, where they share gathered B and C
+
+cdef struct Signal:                     # u, delta, z, out: strides of batch, channel, time, in elements
+    real *p
+    ix b, d, t
+
+cdef struct Coefficient:                # B or C: (D, N) if constant, then g is the channel's stride, else (Bt, G, N, L)
+    real *p
+    ix b, g, n, t
+    ix channels                         # in a group
+    bint constant, gather               # gather: time is not contiguous, copy each block
+
+cdef struct State:                      # initial or last state (segments, D, N)
+    real *p
+    ix s, d, n
+
+cdef struct PerChannel:                 # D or delta_bias (D,)
+    real *p
+    ix d
+
+cdef struct Vector:                     # one vector of channels within a task, in scratch
+    real *a                             # [N, lane]: A·log2(e)
+    real *h                             # [N, lane]
+    real *b                             # [N, lane]: constant B
+    real *c                             # [N, lane]: constant C
+    real *limits                        # [lane]: max |A| log2(e), NaN if any is
+    real *D
+    real *bias
+    ix channel, rows                    # first channel, channels in use
+
+cdef struct Scan:
+    Signal u, delta, z, out
+    Coefficient B, C
+    State first, last
+    real *A
+    ix A_d, A_n
+    PerChannel D, bias
+    bint softplus
+    const ix *starts                    # segments packed along time, or NULL: one segment a batch item
+    ix channels, states, steps
+    ix block                            # time steps gathered at once
+    ix part, carry, chunks              # channels that share B and C; vectors a task carries; chunks of a segment
+    ix units, units_per_task            # a unit is one chunk of one segment
+
+
+# ---- tiles --------------------------------------------------------------------------------------------------------
+
+cdef inline void load_tile(const real *src, ix si, ix sj, ix ni, ix nj, real *dst, ix ld) noexcept nogil:
+    """dst[j, i] = src[i, j] for i < ni, j < nj; src has strides si, sj and dst rows ld apart."""
+    cdef ix i, j = 0
+    cdef ix whole = ni - ni % VL
+    if sj == 1:
+        while j + VL <= nj:
+            i = 0
+            while i < whole:
+                vtranspose(src + i * si + j, si, dst + j * ld + i, ld)
+                i += VL
+            while i < ni:
+                copy(src + i * si + j, 1, dst + j * ld + i, ld, VL)
+                i += 1
+            j += VL
+    elif si == 1:
+        while j < nj:
+            i = 0
+            while i < whole:
+                vstore(dst + j * ld + i, vload(src + j * sj + i))
+                i += VL
+            copy(src + j * sj + i, 1, dst + j * ld + i, 1, ni - i)
+            j += 1
+    while j < nj:
+        copy(src + j * sj, si, dst + j * ld, 1, ni)
+        j += 1
+
+
+cdef inline void store_tile(const real *src, ix ld, real *dst, ix si, ix sj, ix ni, ix nj) noexcept nogil:
+    """dst[i, j] = src[j, i]: load_tile backwards."""
+    cdef ix i, j = 0
+    cdef ix whole = ni - ni % VL
+    if sj == 1:
+        while j + VL <= nj:
+            i = 0
+            while i < whole:
+                vtranspose(src + j * ld + i, ld, dst + i * si + j, si)
+                i += VL
+            while i < ni:
+                copy(src + j * ld + i, ld, dst + i * si + j, 1, VL)
+                i += 1
+            j += VL
+    elif si == 1:
+        while j < nj:
+            i = 0
+            while i < whole:
+                vstore(dst + j * sj + i, vload(src + j * ld + i))
+                i += VL
+            copy(src + j * ld + i, 1, dst + j * sj + i, 1, ni - i)
+            j += 1
+    while j < nj:
+        copy(src + j * ld, 1, dst + j * sj, si, ni)
+        j += 1
+
+
+cdef inline void copy(const real *src, ix ss, real *dst, ix ds, ix n) noexcept nogil:
+    cdef ix i
+    for i in range(n):
+        dst[i * ds] = src[i * ss]
+
+
+cdef void load_signal(Signal *s, ix batch, Vector *v, ix t, ix T, real *tile) noexcept nogil:
+    """tile[time, lane] of a block; unused lanes are zero."""
+    if v.rows < VL:
+        memset(tile, 0, T * VL * sizeof(real))
+    load_tile(s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T, tile, VL)
+
+
+cdef struct Ahead:                      # one cache line to prefetch with every step: lines of a later block, spread out
+    const real *p
+    ix mask, lane, shift, line
+
+
+cdef void look_ahead(Ahead *a, Signal *s, ix batch, Vector *v, ix t) noexcept nogil:
+    """Step k of a block prefetches a line of the block at t: a lane's next line, or all lanes of one time."""
+    a.p = s.p + batch * s.b + v.channel * s.d + t * s.t
+    a.mask, a.lane, a.shift, a.line = 0, 0, 0, s.t
+    if s.t == 1:
+        a.mask, a.lane, a.line = VL - 1, s.d, GL
+        while 1 << a.shift < VL:
+            a.shift += 1
+
+
+cdef inline void prefetch(Ahead *a, ix k) noexcept nogil:
+    vprefetch(a.p + (k & a.mask) * a.lane + (k >> a.shift) * a.line)
+
+
+# ---- the recurrence -----------------------------------------------------------------------------------------------
+
+cdef inline vf decay(vf dt, vf a, const bint safe) noexcept nogil:
+    return vexp2_safe(dt, a) if safe else vexp2_any(dt, a)
+
+
+cdef inline vf coefficient(const real *p, ix t, const bint constant) noexcept nogil:
+    return vload(p) if constant else vset1(p[t])
+
+
+cdef inline void four_states(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, ix ldb,
+                             const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
+    """y += C·h over a block: h in registers, the tiles read once for four states."""
+    cdef vf a0 = vload(a), a1 = vload(a + VL), a2 = vload(a + 2 * VL), a3 = vload(a + 3 * VL)
+    cdef vf h0 = vload(h), h1 = vload(h + VL), h2 = vload(h + 2 * VL), h3 = vload(h + 3 * VL)
+    cdef vf d, x, s
+    cdef ix t
+    for t in range(T):
+        d = vload(dt + t * VL)
+        x = vload(du + t * VL)
+        h0 = vfma(decay(d, a0, safe), h0, x * coefficient(B, t, cb))
+        h1 = vfma(decay(d, a1, safe), h1, x * coefficient(B + ldb, t, cb))
+        h2 = vfma(decay(d, a2, safe), h2, x * coefficient(B + 2 * ldb, t, cb))
+        h3 = vfma(decay(d, a3, safe), h3, x * coefficient(B + 3 * ldb, t, cb))
+        s = vfma(h0, coefficient(C, t, cc), vload(y + t * VL))
+        s = vfma(h1, coefficient(C + ldc, t, cc), s)
+        s = vfma(h2, coefficient(C + 2 * ldc, t, cc), s)
+        s = vfma(h3, coefficient(C + 3 * ldc, t, cc), s)
+        vstore(y + t * VL, s)
+    vstore(h, h0)
+    vstore(h + VL, h1)
+    vstore(h + 2 * VL, h2)
+    vstore(h + 3 * VL, h3)
+
+
+cdef inline void one_state(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, const real *C,
+                           ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
+    cdef vf a0 = vload(a), h0 = vload(h)
+    cdef ix t
+    for t in range(T):
+        h0 = vfma(decay(vload(dt + t * VL), a0, safe), h0, vload(du + t * VL) * coefficient(B, t, cb))
+        vstore(y + t * VL, vfma(h0, coefficient(C, t, cc), vload(y + t * VL)))
+    vstore(h, h0)
+
+
+cdef inline void all_states(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb,
+                            const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
+    cdef ix n = 0
+    while n + 4 <= N:
+        four_states(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, ldb, C + n * ldc, ldc, T, safe, cb, cc)
+        n += 4
+    while n < N:
+        one_state(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, C + n * ldc, T, safe, cb, cc)
+        n += 1
+
+
+cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                ix T, bint safe, bint cb, bint cc) noexcept nogil:
+    """Pick the loop made for these flags."""
+    if cb:
+        B, ldb = v.b, VL
+    if cc:
+        C, ldc = v.c, VL
+    if safe and not cb and not cc:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, False)
+    elif safe and cb and cc:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True)
+    elif safe and cb:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, False)
+    elif safe:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True)
+    elif not cb and not cc:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, False)
+    elif cb and cc:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True)
+    elif cb:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, False)
+    else:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True)
+
+
+cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const bint softplus, Ahead *ahead) noexcept nogil:
+    """IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well inside exp's range."""
+    cdef vf bias = vload(v.bias), skip = vload(v.D)
+    cdef vf d, x, top = vset1(0), odd = vset1(0)        # odd becomes NaN with any Δ that is NaN or inf
+    cdef ix t
+    for t in range(T):
+        prefetch(ahead, t)
+        prefetch(ahead + 1, t)
+        prefetch(ahead + 2, t)
+        d = vload(dt + t * VL) + bias
+        if softplus:
+            d = vsoftplus(d)
+        x = vload(du + t * VL)
+        top = vmax(top, vabs(d))
+        odd = vfma(d, vset1(0), odd)
+        vstore(dt + t * VL, d)
+        vstore(du + t * VL, d * x)
+        vstore(y + t * VL, x * skip)
+    return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
+
+
+cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const real *B, ix ldb, const real *C, ix ldc,
+                     real *tiles) noexcept nogil:
+    """One vector of channels through steps t … t+T−1."""
+    cdef real *dt = tiles
+    cdef real *du = tiles + TILE
+    cdef real *y = tiles + 2 * TILE
+    cdef bint safe
+    cdef Ahead ahead[3]
+    cdef ix i, after = t + T if t + T < stop else t
+    look_ahead(ahead, &s.delta, batch, v, after)
+    look_ahead(ahead + 1, &s.u, batch, v, after)
+    look_ahead(ahead + 2, &s.u if s.z.p is NULL else &s.z, batch, v, t)
+    load_signal(&s.delta, batch, v, t, T, dt)
+    load_signal(&s.u, batch, v, t, T, du)
+    if s.softplus:
+        safe = step_sizes(v, dt, du, y, T, True, ahead)
+    else:
+        safe = step_sizes(v, dt, du, y, T, False, ahead)
+    if s.D.p is NULL:                                   # not u·0: u may be inf
+        memset(y, 0, T * VL * sizeof(real))
+    recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, safe, s.B.constant, s.C.constant)
+    if s.z.p is not NULL:
+        load_signal(&s.z, batch, v, t, T, dt)
+        for i in range(T):
+            vstore(y + i * VL, vload(y + i * VL) * vsilu(vload(dt + i * VL)))
+    store_tile(y, VL, s.out.p + batch * s.out.b + v.channel * s.out.d + t * s.out.t, s.out.d, s.out.t, v.rows, T)
+
+
+# ---- a unit of work: a few vectors of channels through one segment ------------------------------------------------
+
+cdef ix vector_size(ix N) noexcept nogil:
+    """Scratch of one Vector, in reals."""
+    return (4 * N + 3) * VL + 5 * GL
+
+
+cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
+    memset(dst, 0, N * VL * sizeof(real))
+    load_tile(src + v.channel * sd, sd, sn, v.rows, N, dst, VL)
+
+
+cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
+    cdef ix N = s.states, n
+    cdef vf a, top = vset1(0), odd = vset1(0)
+    v.a = scratch
+    v.h = v.a + N * VL
+    v.b = v.h + N * VL
+    v.c = v.b + N * VL
+    v.limits = v.c + N * VL
+    v.D = v.limits + VL
+    v.bias = v.D + VL
+    load_rows(s.A, s.A_d, s.A_n, v, N, v.a)
+    for n in range(N):
+        a = vload(v.a + n * VL) * vset1(LOG2E)
+        vstore(v.a + n * VL, a)
+        top = vmax(top, vabs(a))
+        odd = vfma(a, vset1(0), odd)
+    vstore(v.limits, top + odd)
+    if s.first.p is NULL:
+        memset(v.h, 0, N * VL * sizeof(real))
+    else:
+        load_rows(s.first.p + segment * s.first.s, s.first.d, s.first.n, v, N, v.h)
+    if s.B.constant:
+        load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
+    if s.C.constant:
+        load_rows(s.C.p, s.C.g, s.C.n, v, N, v.c)
+    memset(v.D, 0, 2 * VL * sizeof(real))
+    if s.D.p is not NULL:
+        copy(s.D.p + v.channel * s.D.d, s.D.d, v.D, 1, v.rows)
+    if s.bias.p is not NULL:
+        copy(s.bias.p + v.channel * s.bias.d, s.bias.d, v.bias, 1, v.rows)
+
+
+cdef const real *block_of(Coefficient *c, ix batch, ix channel, ix N, ix t, ix T, real *gathered, ix ld, ix *stride) noexcept nogil:
+    """Rows [n, time] of a time-varying B or C: in place where time is contiguous, else copied."""
+    cdef const real *p
+    if c.constant:
+        return NULL
+    p = c.p + batch * c.b + channel // c.channels * c.g + t * c.t
+    if not c.gather:
+        stride[0] = c.n
+        return p
+    load_tile(p, c.t, c.n, T, N, gathered, ld)
+    stride[0] = ld
+    return gathered
+
+
+cdef void scan_unit(Scan *s, ix unit, Worker *worker) noexcept nogil:
+    cdef ix segment = unit // s.chunks, chunk = unit % s.chunks
+    cdef ix batch = segment if s.starts is NULL else 0
+    cdef ix t = 0 if s.starts is NULL else s.starts[segment]
+    cdef ix stop = s.steps if s.starts is NULL else s.starts[segment + 1]
+    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
+    cdef ix channel = chunk // per_part * s.part + chunk % per_part * s.carry * VL
+    cdef ix end = min(channel + s.carry * VL, (chunk // per_part + 1) * s.part)
+    cdef ix k, T, ldb = 0, ldc = 0, vectors = (end - channel + VL - 1) // VL, ld = s.block + GL
+    cdef real *tiles = <real *>worker.scratch
+    cdef real *gb = tiles + 3 * TILE
+    cdef real *gc = gb + (s.states * ld if s.B.gather else 0)
+    cdef real *own = gc + (s.states * ld if s.C.gather else 0)
+    cdef const real *B
+    cdef const real *C
+    cdef Vector v[CARRY]
+    for k in range(vectors):
+        v[k].channel = channel + k * VL
+        v[k].rows = min(<ix>VL, end - v[k].channel)
+        set_up(s, &v[k], own + k * vector_size(s.states), segment)
+    while t < stop:
+        if interrupted(worker):
+            return
+        T = min(s.block, stop - t)
+        B = block_of(&s.B, batch, channel, s.states, t, T, gb, ld, &ldb)
+        C = block_of(&s.C, batch, channel, s.states, t, T, gc, ld, &ldc)
+        for k in range(vectors):
+            scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles)
+        t += T
+    if s.last.p is not NULL:
+        for k in range(vectors):
+            store_tile(v[k].h, VL, s.last.p + segment * s.last.s + v[k].channel * s.last.d, s.last.d, s.last.n, v[k].rows, s.states)
+
+
+cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef Scan *s = <Scan *>args
+    cdef ix unit
+    for unit in range(i * s.units_per_task, min(s.units, (i + 1) * s.units_per_task)):
+        scan_unit(s, unit, worker)
+
+
+# ---- from arrays to the struct ------------------------------------------------------------------------------------
+
+cdef inline ix stride(cnp.ndarray a, int axis):
+    return cnp.PyArray_STRIDE(a, axis) // <ix>sizeof(real)
+
+
+cdef void set_signal(Signal *s, cnp.ndarray a):
+    if a is None:
+        s.p = NULL
+        return
+    s.p, s.b, s.d, s.t = <real *>cnp.PyArray_DATA(a), stride(a, 0), stride(a, 1), stride(a, 2)
+
+
+cdef void set_state(State *s, cnp.ndarray a):
+    if a is None:
+        s.p = NULL
+        return
+    s.p, s.s, s.d, s.n = <real *>cnp.PyArray_DATA(a), stride(a, 0), stride(a, 1), stride(a, 2)
+
+
+cdef void set_per_channel(PerChannel *s, cnp.ndarray a):
+    if a is None:
+        s.p = NULL
+        return
+    s.p, s.d = <real *>cnp.PyArray_DATA(a), stride(a, 0)
+
+
+cdef void set_coefficient(Coefficient *c, cnp.ndarray a, ix channels):
+    c.p, c.constant, c.gather, c.channels = <real *>cnp.PyArray_DATA(a), cnp.PyArray_NDIM(a) == 2, False, channels
+    if c.constant:
+        c.g, c.n = stride(a, 0), stride(a, 1)
+        return
+    c.b, c.g, c.n, c.t = stride(a, 0), stride(a, 1), stride(a, 2), stride(a, 3)
+    c.channels = channels // cnp.PyArray_DIM(a, 1)
+    c.gather = c.t != 1 and cnp.PyArray_DIM(a, 3) > 1
+
+
+cdef ix common_divisor(ix a, ix b) noexcept:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
+         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out,
+         bint interruptible=True):
+    """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
+    first, last (segments, D, N), which may be the same array; starts (segments + 1,) intp.  D, z, bias, first, last and
+    starts may be None."""
+    cdef Scan s
+    cdef ix segments = cnp.PyArray_DIM(u, 0) if starts is None else cnp.PyArray_DIM(starts, 0) - 1
+    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
+    cdef double unit                                    # seconds
+    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2), N, softplus
+    if segments == 0 or s.channels == 0:
+        return
+    set_signal(&s.u, u)
+    set_signal(&s.delta, delta)
+    set_signal(&s.z, z)
+    set_signal(&s.out, out)
+    set_coefficient(&s.B, B, s.channels)
+    set_coefficient(&s.C, C, s.channels)
+    set_state(&s.first, first)
+    set_state(&s.last, last)
+    s.A, s.A_d, s.A_n = <real *>cnp.PyArray_DATA(A), stride(A, 0), stride(A, 1)
+    set_per_channel(&s.D, D)
+    set_per_channel(&s.bias, bias)
+    s.starts = NULL if starts is None else <ix *>cnp.PyArray_DATA(starts)
+
+    s.part = common_divisor(s.B.channels, s.C.channels)
+    s.carry = CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1
+    s.block = TB
+    while (s.B.gather or s.C.gather) and s.block > 16 and s.block * N > 16384:
+        s.block //= 2
+    s.chunks = s.channels // s.part * ((s.part + s.carry * VL - 1) // (s.carry * VL))
+    s.units = segments * s.chunks
+    unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else segments)) * (2 + 0.3 * N)
+    s.units_per_task = max(1, <ix>(20e-6 / unit))
+    scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
+    run(scan_task, &s, (s.units + s.units_per_task - 1) // s.units_per_task, scratch * sizeof(real), unit * s.units, interruptible)

@@ -1,0 +1,111 @@
+"""The selective scan as the page states it (derivations §1), one step after the other."""
+
+import itertools
+
+import numpy as np
+
+
+def _softplus(x):
+    return np.logaddexp(0, x)
+
+
+def _silu(z):
+    return z * np.exp(-np.logaddexp(0, -z))
+
+
+def _rows(coefficient, channels, batched):
+    """B or C as (L or 1, batch, D, N), whatever its layout."""
+    c = np.asarray(coefficient, np.float64)
+    if c.ndim == 2:
+        return c[None, None]
+    if batched and c.ndim == 3:
+        c = c[:, None]
+    elif not batched:
+        c = c[None]
+    c = np.repeat(c, channels // c.shape[1], axis=1)  # channel d uses group d // (D // G)
+    return np.moveaxis(c, -1, 0)
+
+
+def _at(rows, l):
+    return rows[l] if len(rows) > 1 else rows[0]
+
+
+def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False,
+                   *, initial_state=None, cu_seqlens=None, out=None):  # fmt: skip
+    u, delta, A = (np.asarray(a, np.float64) for a in (u, delta, A))
+    batched = u.ndim == 3
+    if cu_seqlens is not None:
+        return _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, cu_seqlens, out)
+    if not batched:
+        u, delta = u[None], delta[None]
+    batch, channels, steps = u.shape
+    B, C = _rows(B, channels, batched), _rows(C, channels, batched)
+    step = delta if delta_bias is None else delta + np.asarray(delta_bias, np.float64)[:, None]
+    if delta_softplus:
+        step = _softplus(step)
+    h = np.zeros((batch, channels, A.shape[1]))
+    if initial_state is not None:
+        h = h + np.asarray(initial_state, np.float64)
+    y = np.empty((batch, channels, steps))
+    for l in range(steps):
+        dt, x = step[:, :, l, None], u[:, :, l, None]
+        h = np.exp(dt * A) * h + dt * _at(B, l) * x
+        y[:, :, l] = (h * _at(C, l)).sum(-1)
+    if D is not None:
+        y += np.asarray(D, np.float64)[:, None] * u
+    if not batched:
+        y, h = y[0], h[0]
+    if z is not None:
+        y = y * _silu(np.asarray(z, np.float64))
+    if out is not None:
+        out[...] = y
+        y = out
+    return (y, h) if return_last_state else y
+
+
+def _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, cu_seqlens, out):
+    """Every sequence by itself."""
+    result = np.empty(u.shape) if out is None else out
+    last = np.empty((len(cu_seqlens) - 1, *A.shape))
+    for k, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):
+        s = np.s_[..., start:stop]
+        h0 = None if initial_state is None else np.asarray(initial_state)[k]
+        if h0 is not None and u.ndim == 3:
+            h0 = h0[None]
+        here = [a if np.ndim(a) == 2 else np.asarray(a)[s] for a in (B, C)]
+        result[s], last[k] = selective_scan(u[s], delta[s], A, *here, D, None if z is None else np.asarray(z)[s], delta_bias,
+                                            delta_softplus, True, initial_state=h0)  # fmt: skip
+    return (result, last) if return_last_state else result
+
+
+def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False):
+    x, dt, A = (np.asarray(a, np.float64) for a in (x, dt, A))
+    step = dt if dt_bias is None else dt + np.asarray(dt_bias, np.float64)
+    if dt_softplus:
+        step = _softplus(step)
+    step, x = step[..., None], x[..., None]
+    B, C = (np.asarray(a, np.float64) for a in (B, C))
+    channels = state.shape[-2]
+    if B.ndim == state.ndim - 1:
+        B = B[..., None, :]
+    if C.ndim == state.ndim - 1:
+        C = C[..., None, :]
+    B, C = (np.repeat(a, channels // a.shape[-2], axis=-2) for a in (B, C))
+    h = np.exp(step * A) * state + step * B * x
+    state[...] = h
+    y = (h * C).sum(-1)
+    if D is not None:
+        y = y + np.asarray(D, np.float64) * x[..., 0]
+    return y if z is None else y * _silu(np.asarray(z, np.float64))
+
+
+def transition_product(preactivation, A, *, method="closed"):
+    delta, A = np.asarray(preactivation, np.float64), np.asarray(A, np.float64)
+    if method == "closed":
+        return np.exp(A * _softplus(delta).sum(-1)[..., None])
+    if method != "subsets":
+        raise ValueError(f"method is {method!r}; expected 'closed' or 'subsets'")
+    total = np.full(delta.shape[:-1], -np.inf)
+    for mask in itertools.product([False, True], repeat=delta.shape[-1]):
+        total = np.logaddexp(total, delta[..., list(mask)].sum(-1))
+    return np.exp(A * total[..., None])
