@@ -1,5 +1,6 @@
 """ExponentialSum: the margin of a one-hidden-layer network as a sum of 2**H exponentials, for structure and bounds."""
 
+import math
 import os
 from itertools import groupby
 from typing import Self
@@ -202,7 +203,7 @@ class ExponentialSum:
         B, H = arrays.float64("B", B), self._net.hidden_widths[0]
         if B.ndim == 0 or B.shape[-1] != H:
             raise ValueError(f"B has shape {B.shape}; expected (..., H) = (..., {H})")
-        rows = B.reshape(-1, H)
+        rows = B.reshape(math.prod(B.shape[:-1]), H)
         sign, logabs = np.empty(len(rows)), np.empty(len(rows))
         step = 1 << max(0, _BLOCK_UNITS - H)
         for i in range(0, len(rows), step):

@@ -109,8 +109,10 @@ class _Call:
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
         self.coordinate = _index("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
-        self.X = np.insert(_others(net, x_other), self.coordinate, 0.0, axis=1)
-        self.m = len(self.X)
+        x_other = _others(net, x_other)
+        self.m = len(x_other)
+        self.X = np.zeros((self.m, net.n_inputs))
+        self.X[:, np.arange(net.n_inputs) != self.coordinate] = x_other
         a, b = _ends(bracket, self.m)
         self.lo, self.hi = np.minimum(a, b), np.maximum(a, b)
 

@@ -110,7 +110,7 @@ class ExponentialSum:
             terms[tuple(exponent)] += self._coefficient(S)
         for exponent, C in terms.items():
             if C:
-                groups[exponent[coordinate]].add(C > 0)
+                groups[exponent[coordinate % len(self._w)]].add(C > 0)
         if not groups:
             raise ValueError("the exponential sum is identically zero: every x is a root")
         choices = itertools.product(*(groups[a] for a in sorted(groups)))
@@ -137,7 +137,9 @@ class RootResults(NamedTuple):
 def find_x1(net, x_other, bracket, *, coordinate=0, outputs=(0, 1), method="brentq", xtol=2e-12,
             rtol=8.881784197001252e-16, maxiter=100):  # fmt: skip
     """SciPy's root finder `method` on the margin along `coordinate`, row by row."""
-    X = np.insert(np.asarray(x_other, np.float64).reshape(-1, net.n_inputs - 1), coordinate % net.n_inputs, 0, axis=1)
+    x_other = np.asarray(x_other, np.float64)
+    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
+    X = np.insert(x_other, coordinate % net.n_inputs, 0, axis=1)
     lo, hi = (np.broadcast_to(np.asarray(end, np.float64), len(X)) for end in bracket)
     rows = []
     for x, a, b in zip(X, lo, hi):
