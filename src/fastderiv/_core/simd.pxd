@@ -31,6 +31,7 @@ cdef extern from "simd.h" nogil:
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
     vf vexp(vf x)
     vf vsigmoid(vf x)
+    vf vsigmoid_grad(vf x)
     vf vsilu(vf x)
     vf vsoftplus(vf x)
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
