@@ -44,3 +44,14 @@ def error(value, exact):
         return 0.0
     scale = np.abs(exact).max()
     return float(np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale if scale else 1))
+
+
+def overlapping_views():
+    """(a, b, whether they share memory), including views that only interleave."""
+    base = np.zeros((6, 8))
+    yield base, np.zeros((6, 8)), False
+    yield base[:3], base[3:], False
+    yield base[:, ::2], base[:, 1::2], False
+    yield base[:, ::2], base[:, 2::4], True
+    yield base[::-1], base.T, True
+    yield base[:0], base, False

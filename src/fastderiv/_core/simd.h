@@ -168,12 +168,13 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
  * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and, in float32, p'(0) = ln 2 to the last bit
  * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
  * only beyond the normal range, where the callers below select 0 or inf.
- * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.2 (float32 / float64),
- * sigmoid 2.5 / 2.0, silu 3.3 / 2.3, softplus 2.9 / 2.4; results below the smallest normal number become 0.
+ * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.5 (float32 / float64),
+ * sigmoid 2.5 / 2.1, silu 3.3 / 2.6, softplus 3.0 / 2.5; results below the smallest normal number become 0.
  */
 #ifdef SIMD_F64
 # define MAGIC    6755399441055744.0                  /* 1.5 * 2**52: adding it rounds to an integer in the low bits */
 # define MBITS    52
+# define EXP_BIAS 1023.0
 # define EXP_LO   -708.3964185322641                  /* log of the smallest normal number */
 # define EXP_HI   709.782712893384
 # define SILU_LO  -714.9686572379664                  /* |x| exp(x) is the smallest normal number */
@@ -186,6 +187,7 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
 #else
 # define MAGIC    12582912.0f
 # define MBITS    23
+# define EXP_BIAS 127.0f
 # define EXP_LO   -87.33654f
 # define EXP_HI   88.72283f
 # define SILU_LO  -91.856775f
@@ -197,9 +199,9 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
 # define LOG2E    1.44269504f
 #endif
 
-/* 2**f, |f| <= 1/2, within 1e-7 / 2.2e-16 relatively; sharp: 3e-9 / 4e-18 and the exact slope.  float64 keeps even and
- * odd powers apart: half the latency of Horner's chain. */
-VINL vf vpoly2(vf f, const int sharp)
+/* (2**f - 1)/f, |f| <= 1/2; 2**f is within 1e-7 / 2.2e-16 relatively, sharp 3e-9 / 4e-18 with the exact slope.  float64
+ * keeps even and odd powers apart: half the latency of Horner's chain. */
+VINL vf vslope2(vf f, const int sharp)
 {
 #ifdef SIMD_F64
     const vf q = f * f;
@@ -226,7 +228,7 @@ VINL vf vpoly2(vf f, const int sharp)
         e = vfma(e, q, vset1(0.240226506959091));
         o = vfma(o, q, vset1(0.6931471805599492));
     }
-    return vfma(vfma(e, f, o), f, vset1(1));
+    return vfma(e, f, o);
 #else
     vf p;
     if (sharp) {
@@ -241,10 +243,10 @@ VINL vf vpoly2(vf f, const int sharp)
         p = vfma(p, f, vset1(0.05550558492541313f));
         p = vfma(p, f, vset1(0.24022281169891357f));
     }
-    p = vfma(p, f, vset1(0.6931471824645996f));
-    return vfma(p, f, vset1(1));
+    return vfma(p, f, vset1(0.6931471824645996f));
 #endif
 }
+VINL vf vpoly2(vf f, const int sharp) { return vfma(vslope2(f, sharp), f, vset1(1)); }
 VINL vf vscale2(vf p, vf k) { return as_f(as_i(p) + (as_i(k) << MBITS)); }  /* p * 2**k, k still carrying MAGIC */
 
 /* 2**(d*a) where |d*a| < EXP2_SAFE is known: ten instructions */
@@ -265,6 +267,22 @@ VINL vf vexp2_any(vf d, vf a)
 
 /* 2**(d*a) for d*a below EXP2_SAFE, -inf included: 0 below the smallest normal number; same bits as above */
 VINL vf vexp2_neg(vf d, vf a) { return vsel_lt(d * a, vset1(EXP2_LO), vset1(0), vexp2_safe(d, a)); }
+
+/* One step of a recurrence, h·2**(d·a) + x·b, where |d·a| < EXP2_SAFE is known and h finite.  2**(d·a) = 2**k + 2**k·q is
+ * never rounded: near 1 its last bit, the same in every step where d is constant, would be the whole error after 1/|d·a|
+ * steps.  2**k·h is exact, and q·2**k·h is small where the decay is slow. */
+VINL vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)
+{
+    const vf k = vfma(d, a, vset1(MAGIC + EXP_BIAS)), f = vfms(d, a, k - vset1(MAGIC + EXP_BIAS));
+    const vf g = as_f(as_i(k) << MBITS) * h;
+    return vfma(vslope2(f, 0) * f, g, vfma(x, b, g));
+}
+/* the same for any d, a and h: same bits where the above is finite and in range, else as IEEE says */
+VINL vf vdecay_any(vf d, vf a, vf h, vf x, vf b)
+{
+    const vf y = vdecay_safe(d, a, h, x, b), z = vfma(vexp2_any(d, a), h, x * b);
+    return vsel_lt(vabs(d * a), vset1(EXP2_SAFE), vsel_lt(vabs(y), vset1((real)INFINITY), y, z), z);
+}
 
 /* exp(x) as p * 2**k (k carrying MAGIC), Cody-Waite reduction; x within the normal range */
 VINL vf vexp_parts(vf x, vf *k)

@@ -29,6 +29,8 @@ cdef extern from "simd.h" nogil:
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
     vf vexp2_any(vf d, vf a)
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
+    vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)    # h·2**(d·a) + x·b
+    vf vdecay_any(vf d, vf a, vf h, vf x, vf b)
     vf vexp(vf x)
     vf vsigmoid(vf x)
     vf vsigmoid_grad(vf x)

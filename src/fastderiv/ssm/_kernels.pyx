@@ -5,9 +5,9 @@ each input is transposed into a tile [time, lane], every four states run through
 finished tile of y is transposed out.  No array of D·L·N elements exists.  Every output is computed by the same operations
 in the same order whatever the strides, the blocks, the tasks and the threads are.
 """
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 cimport numpy as cnp
-from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, VL, ix, real, vabs, vall_lt, vexp2_any, vexp2_safe, vf, vfma,
+from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, VL, ix, real, vabs, vall_lt, vdecay_any, vdecay_safe, vf, vfma,
                                    vload, vmax, vprefetch, vset1, vsilu, vsoftplus, vstore, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
@@ -39,12 +39,14 @@ cdef struct PerChannel:                 # D or delta_bias (D,)
 cdef struct Vector:                     # one vector of channels within a task, in scratch
     real *a                             # [N, lane]: A·log2(e)
     real *h                             # [N, lane]
+    real *before                        # [N, lane]: h at the start of the block
     real *b                             # [N, lane]: constant B
     real *c                             # [N, lane]: constant C
     real *limits                        # [lane]: max |A| log2(e), NaN if any is
     real *D
     real *bias
     ix channel, rows                    # first channel, channels in use
+    bint finite                         # whether all of h is
 
 cdef struct Scan:
     Signal u, delta, z, out
@@ -151,8 +153,8 @@ cdef inline void prefetch(Ahead *a, ix k) noexcept nogil:
 
 # ---- the recurrence -----------------------------------------------------------------------------------------------
 
-cdef inline vf decay(vf dt, vf a, const bint safe) noexcept nogil:
-    return vexp2_safe(dt, a) if safe else vexp2_any(dt, a)
+cdef inline vf advance(vf dt, vf a, vf h, vf du, vf b, const bint safe) noexcept nogil:
+    return vdecay_safe(dt, a, h, du, b) if safe else vdecay_any(dt, a, h, du, b)
 
 
 cdef inline vf coefficient(const real *p, ix t, const bint constant) noexcept nogil:
@@ -169,10 +171,10 @@ cdef inline void four_states(const real *dt, const real *du, real *y, const real
     for t in range(T):
         d = vload(dt + t * VL)
         x = vload(du + t * VL)
-        h0 = vfma(decay(d, a0, safe), h0, x * coefficient(B, t, cb))
-        h1 = vfma(decay(d, a1, safe), h1, x * coefficient(B + ldb, t, cb))
-        h2 = vfma(decay(d, a2, safe), h2, x * coefficient(B + 2 * ldb, t, cb))
-        h3 = vfma(decay(d, a3, safe), h3, x * coefficient(B + 3 * ldb, t, cb))
+        h0 = advance(d, a0, h0, x, coefficient(B, t, cb), safe)
+        h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, cb), safe)
+        h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, cb), safe)
+        h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, cb), safe)
         s = vfma(h0, coefficient(C, t, cc), vload(y + t * VL))
         s = vfma(h1, coefficient(C + ldc, t, cc), s)
         s = vfma(h2, coefficient(C + 2 * ldc, t, cc), s)
@@ -189,7 +191,7 @@ cdef inline void one_state(const real *dt, const real *du, real *y, const real *
     cdef vf a0 = vload(a), h0 = vload(h)
     cdef ix t
     for t in range(T):
-        h0 = vfma(decay(vload(dt + t * VL), a0, safe), h0, vload(du + t * VL) * coefficient(B, t, cb))
+        h0 = advance(vload(dt + t * VL), a0, h0, vload(du + t * VL), coefficient(B, t, cb), safe)
         vstore(y + t * VL, vfma(h0, coefficient(C, t, cc), vload(y + t * VL)))
     vstore(h, h0)
 
@@ -251,6 +253,18 @@ cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const 
     return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
 
 
+cdef void skip_connection(Scan *s, Vector *v, ix batch, ix t, ix T, real *y) noexcept nogil:
+    """OUT y = D·u of a block, as `step_sizes` leaves it."""
+    cdef vf skip = vload(v.D)
+    cdef ix i
+    if s.D.p is NULL:
+        memset(y, 0, T * VL * sizeof(real))
+        return
+    load_signal(&s.u, batch, v, t, T, y)
+    for i in range(T):
+        vstore(y + i * VL, vload(y + i * VL) * skip)
+
+
 cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const real *B, ix ldb, const real *C, ix ldc,
                      real *tiles) noexcept nogil:
     """One vector of channels through steps t … t+T−1."""
@@ -271,7 +285,17 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
         safe = step_sizes(v, dt, du, y, T, False, ahead)
     if s.D.p is NULL:                                   # not u·0: u may be inf
         memset(y, 0, T * VL * sizeof(real))
-    recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, safe, s.B.constant, s.C.constant)
+    safe = safe and v.finite
+    if safe:
+        memcpy(v.before, v.h, s.states * VL * sizeof(real))
+        recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant)
+        v.finite = all_finite(v.h, s.states)
+    if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
+        if safe:
+            memcpy(v.h, v.before, s.states * VL * sizeof(real))
+            skip_connection(s, v, batch, t, T, y)
+        recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant)
+        v.finite = all_finite(v.h, s.states)
     if s.z.p is not NULL:
         load_signal(&s.z, batch, v, t, T, dt)
         for i in range(T):
@@ -283,7 +307,7 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
 
 cdef ix vector_size(ix N) noexcept nogil:
     """Scratch of one Vector, in reals."""
-    return (4 * N + 3) * VL + 5 * GL
+    return (5 * N + 3) * VL + 5 * GL
 
 
 cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
@@ -291,12 +315,21 @@ cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) n
     load_tile(src + v.channel * sd, sd, sn, v.rows, N, dst, VL)
 
 
+cdef bint all_finite(const real *h, ix N) noexcept nogil:
+    cdef vf odd = vset1(0)
+    cdef ix n
+    for n in range(N):
+        odd = vfma(vload(h + n * VL), vset1(0), odd)
+    return vall_lt(odd, vset1(1))
+
+
 cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
     cdef ix N = s.states, n
     cdef vf a, top = vset1(0), odd = vset1(0)
     v.a = scratch
     v.h = v.a + N * VL
-    v.b = v.h + N * VL
+    v.before = v.h + N * VL
+    v.b = v.before + N * VL
     v.c = v.b + N * VL
     v.limits = v.c + N * VL
     v.D = v.limits + VL
@@ -312,6 +345,7 @@ cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
         memset(v.h, 0, N * VL * sizeof(real))
     else:
         load_rows(s.first.p + segment * s.first.s, s.first.d, s.first.n, v, N, v.h)
+    v.finite = all_finite(v.h, N)
     if s.B.constant:
         load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
     if s.C.constant:

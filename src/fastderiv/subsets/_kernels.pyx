@@ -26,16 +26,16 @@ cdef extern from *:
     const real LANE_BIT[4][16]
 
 cdef enum:
-    K = 11                              # bits of the low table: part of the definition of the bits
+    K = 10                              # bits of the low table: part of the definition of the bits
     CHUNK_BITS = 18                     # subsets of one task, about 0.1 ms
     MAX_N = 62
     ROW = MAX_N + K + 16                # a row with zeros behind it: what first_sums may read
     PIECE = 16384                       # entries of one task of the closed form
     BUFFER = 1024                       # entries of it at a time, a multiple of GL
-    STREAM = 4 << 20                    # bytes of a result that bypasses the caches
+    STREAM = 32 << 20                   # bytes of a result that bypasses the caches: about the size of the last of them
 
 cdef struct Scratch:                    # of one task
-    char low[(4 << K) * 2 + 4096 + 128]   # the table, wherever `low_table` puts it
+    char low[(8 << K) + 4096 + 128]     # the table, wherever `low_table` puts it
     real high[(1 << (CHUNK_BITS - K)) + 16]
 
 cdef struct Rows:                       # x (..., n) and a result (..., m) or (...), any strides
@@ -138,32 +138,34 @@ cdef inline real *low_table(Scratch *s, const char *out) noexcept nogil:
     return <real *>(base + ((<uintptr_t>out + 2048 - base) & 4095))
 
 
-cdef inline void join(const real *low, ix size, const real *high, ix highs, real *out) noexcept nogil:
-    """OUT out[h·size + j] = low[j] + high[h]."""
-    cdef ix h
-    for h in range(highs):
-        plus(low, high[h], size, out + h * size)
+cdef inline void store(real *p, vf v, const bint stream) noexcept nogil:
+    if stream:
+        vstream(p, v)
+    else:
+        vstore(p, v)
 
 
-cdef inline void stream_join(const real *low, ix size, const real *high, ix highs, real *out) noexcept nogil:
-    """The same past the caches.  A vector that lies across two h is put together in a
-    register, as a line written by halves would be read first.  low is followed by a copy of its first VL entries."""
+cdef inline void join(const real *low, ix size, const real *high, ix highs, real *out, const bint stream) noexcept nogil:
+    """OUT out[h·size + j] = low[j] + high[h], past the caches or not.  Every store is of one aligned vector, put together in
+    a register where it lies across two h: a line written in two halves costs as much as two.  low is followed by a copy of
+    its first VL entries."""
     cdef ix head = min(size, (-<ix>(<uintptr_t>out // sizeof(real))) & (VL - 1))
     cdef ix h, j = head
-    cdef vf c, both
+    cdef vf c
     plus(low, high[0], head, out)
     for h in range(highs):
         c = vset1(high[h])
         j = head
         while j + VL <= size:
-            vstream(out + j, vload(low + j) + c)
+            store(out + j, vload(low + j) + c, stream)
             j += VL
         if j < size and h + 1 < highs:
-            both = vsel_lt(vload(LANE), vset1(size - j), c, vset1(high[h + 1]))
-            vstream(out + j, vload(low + j) + both)
+            c = vsel_lt(vload(LANE), vset1(size - j), c, vset1(high[h + 1]))
+            store(out + j, vload(low + j) + c, stream)
         out += size
     plus(low + j, high[highs - 1], size - j, out - size + j)
-    vstream_end()
+    if stream:
+        vstream_end()
 
 
 cdef inline void strided_join(const real *low, ix size, const real *high, ix highs, char *out, ix stride) noexcept nogil:
@@ -184,11 +186,12 @@ cdef inline void span(const real *x, uint64_t first, int bits, char *out, ix str
     ascending(x + K, bits - low_bits, first >> K, s.high)
     if stride != sizeof(real):
         strided_join(low, size, s.high, highs, out, stride)
-    elif stream:
-        plus(low, 0, VL, low + size)
-        stream_join(low, size, s.high, highs, <real *>out)
+        return
+    plus(low, 0, VL, low + size)
+    if stream:
+        join(low, size, s.high, highs, <real *>out, True)
     else:
-        join(low, size, s.high, highs, <real *>out)
+        join(low, size, s.high, highs, <real *>out, False)
 
 
 cdef inline void packed(const Rows *r, ix row, ix rows, int bits, real *x, real *out, bint stream, Scratch *s) noexcept nogil:
@@ -200,9 +203,9 @@ cdef inline void packed(const Rows *r, ix row, ix rows, int bits, real *x, real 
         gather(r, row + k, 0, r.n, x)
         ascending(x, bits, 0, table + (k << bits))          # a row shorter than a vector is cut by the next one
     if stream:
-        stream_join(table, rows << bits, &zero, 1, out)
+        join(table, rows << bits, &zero, 1, out, True)
     else:
-        join(table, rows << bits, &zero, 1, out)
+        join(table, rows << bits, &zero, 1, out, False)
 
 
 cdef void sums_task(void *args, ix i, Worker *worker) noexcept nogil:
@@ -224,8 +227,9 @@ cdef void sums_task(void *args, ix i, Worker *worker) noexcept nogil:
         span(x, a.first + j, a.part_bits, r.out + offset(r, row, r.os) + j * stride, stride, a.stream, <Scratch *>worker.scratch)
 
 
-def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first):
-    """IN x (..., n); OUT out (..., 2**bits) = the sums of the masks first … first + 2**bits − 1."""
+def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first, bint reused):
+    """IN x (..., n); OUT out (..., 2**bits) = the sums of the masks first … first + 2**bits − 1.  `reused`: out's pages are
+    there already; those of a new array come through the caches anyway, and are slower to bypass."""
     cdef Sums a
     cdef ix m = cnp.PyArray_DIM(out, cnp.PyArray_NDIM(out) - 1)
     rows_of(&a.r, x, out)
@@ -235,7 +239,7 @@ def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first):
     a.part_bits = min(a.bits, <int>CHUNK_BITS)
     a.r.parts = <ix>1 << (a.bits - a.part_bits)
     a.r.per = max(<ix>1, (<ix>1 << CHUNK_BITS) // (m + 8))
-    a.stream = m * a.r.rows * <ix>sizeof(real) >= STREAM
+    a.stream = reused and m * a.r.rows * <ix>sizeof(real) >= STREAM
     a.packed = a.bits == a.r.n and a.r.n <= K and cnp.PyArray_IS_C_CONTIGUOUS(out)
     if a.r.parts > 1:
         a.r.per = 1

@@ -1,0 +1,134 @@
+"""What every public name must honour."""
+
+import ast
+import inspect
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from awkward import snapshot
+
+import fastderiv as fd
+from fastderiv import reference
+
+CONFIGURATION = {"get_num_threads", "set_num_threads", "show_config"}
+PUBLIC = [name for name in fd.__all__ if name not in CONFIGURATION]
+ROOT = pathlib.Path(fd.__file__).parent
+
+
+def test_all_is_exactly_the_public_interface():
+    names = {name for name, value in vars(fd).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    assert names == set(fd.__all__) and len(fd.__all__) == len(set(fd.__all__))
+    assert set(reference.__all__) == set(PUBLIC)
+
+
+def signature(function):
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in parameters]
+
+
+def methods(cls):
+    return {name: getattr(cls, name) for name, value in vars(cls).items() if not name.startswith("_") and callable(getattr(cls, name, None))}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_reference_has_the_same_signature(name):
+    ours, theirs = getattr(fd, name), getattr(reference, name)
+    if hasattr(ours, "_fields"):
+        assert ours._fields == theirs._fields
+        return
+    assert signature(ours) == signature(theirs)
+    if inspect.isclass(ours):
+        assert methods(ours).keys() == methods(theirs).keys()
+        for method in methods(ours):
+            assert signature(getattr(ours, method)) == signature(getattr(theirs, method)), method
+
+
+@pytest.mark.parametrize("name", fd.__all__)
+def test_documented_annotated_and_at_home(name):
+    thing = getattr(fd, name)
+    assert thing.__doc__ and ">>>" in thing.__doc__, "a docstring with an example"
+    assert thing.__module__.startswith("fastderiv.")
+    if inspect.isfunction(thing):
+        hints = thing.__annotations__
+        assert set(inspect.signature(thing).parameters) | {"return"} <= set(hints), "every parameter and the result annotated"
+
+
+def test_reference_imports_nothing_compiled():
+    for path in (ROOT / "reference").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 1 or node.module.split(".")[0] in ("scipy", "collections", "typing", "dataclasses", "fractions"), path
+            if isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] in ("numpy", "scipy", "itertools", "math") for alias in node.names), path
+
+
+def test_rooms_import_only_downward():
+    below = {"_core": set(), "subsets": {"_core"}, "ssm": {"_core", "subsets"}, "boundary": {"_core", "subsets"}, "reference": set()}
+    for room, allowed in below.items():
+        for path in (ROOT / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                    assert node.module.split(".")[0] in allowed, f"{path} imports {node.module}"
+
+
+@pytest.mark.parametrize("thing", ["_core", "ssm", "subsets", "boundary", "reference"])
+def test_every_room_says_what_it_is(thing):
+    assert ast.get_docstring(ast.parse((ROOT / thing / "__init__.py").read_text(encoding="utf-8")))
+
+
+CALLS = {
+    "selective_scan": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)), a((3,)), True),
+    "selective_state_update": lambda f, a: f(np.zeros((2, 3, 2)), a((2, 3)), a((2, 3)), a((3, 2)), a((2, 2)), a((2, 1, 2))),
+    "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
+    "subset_sums": lambda f, a: f(a((2, 5))),
+    "iter_subset_sums": lambda f, a: list(f(a((5,)))),
+    "subset_logsumexp": lambda f, a: f(a((2, 5))),
+}
+
+
+def given_arrays():
+    """A source of arrays of a shape, and all that it gave out."""
+    rng, given = np.random.default_rng(3), []
+
+    def array(shape):
+        given.append(rng.normal(size=shape))
+        return given[-1]
+
+    return array, given
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_are_never_modified_and_results_are_new(name):
+    array, given = given_arrays()
+    CALLS[name](getattr(fd, name), array)
+    array, frozen = given_arrays()  # the same values again, read-only
+
+    def read_only(shape):
+        a = array(shape)
+        a.flags.writeable = False
+        return a
+
+    before = snapshot(*given)
+    result = CALLS[name](getattr(fd, name), read_only)
+    assert snapshot(*frozen) == before
+    for r in result if isinstance(result, tuple) else [result]:
+        if isinstance(r, np.ndarray):
+            assert r.flags.writeable and not any(np.shares_memory(r, a) for a in frozen)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_integers_count_as_float64(name):
+    result = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape, np.int32))
+    expected = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape))
+    if name == "iter_subset_sums":
+        result, expected = result[0][1], expected[0][1]
+    assert result.dtype == np.float64 and np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [bool, complex, np.float16, object])
+def test_other_dtypes_are_type_errors_that_name_the_argument(name, dtype):
+    with pytest.raises(TypeError, match=r"^\w+ has dtype \w+; expected float32, float64 or integers$"):
+        CALLS[name](getattr(fd, name), lambda shape: np.ones(shape, dtype))

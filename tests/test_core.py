@@ -1,0 +1,164 @@
+"""Vector maths against mpmath, argument checks, and the choice of CPU level."""
+
+import os
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+from awkward import layouts, overlapping_views, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastderiv as fd
+from fastderiv._core import arrays, maths
+
+# largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
+ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.1), "silu": (3.3, 2.6), "softplus": (3.0, 2.5)}
+EXACT = {
+    "exp": mpmath.exp,
+    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
+    "silu": lambda x: x / (1 + mpmath.exp(-x)),
+    "softplus": lambda x: mpmath.log1p(mpmath.exp(x)),
+}
+EDGES = {np.float32: (-87.33655, 88.722839, -91.8568), np.float64: (-708.3964185322642, 709.7827128933841, -714.968657237966)}
+
+
+def samples(dtype, count):
+    """Everywhere in the range, dense near 0 and near every edge of it."""
+    rng = np.random.default_rng(0)
+    reach = 110 if dtype == np.float32 else 760
+    near = [np.nextafter(dtype(edge), dtype(to)) for edge in EDGES[dtype] for to in (-1e4, 0, 1e4)]
+    return np.concatenate([rng.uniform(-reach, reach, count), rng.normal(size=count), rng.normal(size=count) * 10 ** rng.uniform(-30, 0, count),
+                           -(10 ** rng.uniform(-2, np.log10(reach), count)), near, EDGES[dtype]]).astype(dtype)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", EXACT)
+def test_maths_within_its_stated_error(name, dtype):
+    x = samples(dtype, 1500)
+    y = getattr(maths, name)(x)
+    assert y.dtype == dtype
+    tiny, huge = (mpmath.mpf(float(v)) for v in (np.finfo(dtype).tiny, np.finfo(dtype).max))
+    worst = 0.0
+    with mpmath.workprec(140):
+        for xi, yi in zip(x.tolist(), y.tolist(), strict=True):
+            exact = EXACT[name](mpmath.mpf(xi))
+            if abs(exact) < tiny:
+                assert abs(yi) <= tiny
+            elif abs(exact) > huge:
+                assert yi == np.inf
+            else:
+                ulp = float(np.spacing(np.abs(dtype(exact))))
+                worst = max(worst, float(abs(mpmath.mpf(yi) - exact)) / ulp)
+    assert worst <= ULP[name][dtype == np.float64]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_maths_at_the_ends_of_the_line(dtype):
+    x = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 1e30, -1e30], dtype)
+    payload = np.array([0x7FC00001], np.uint32).view(np.float32) if dtype == np.float32 else np.array([0x7FF80000000000FF], np.uint64).view(np.float64)
+    x = np.concatenate([x, payload])
+    expected = {
+        "exp": [np.inf, 0, np.nan, np.nan, 1, 1, np.inf, 0, np.nan],
+        "sigmoid": [1, 0, np.nan, np.nan, 0.5, 0.5, 1, 0, np.nan],
+        "silu": [np.inf, 0, np.nan, np.nan, 0, 0, 1e30, 0, np.nan],
+        "softplus": [np.inf, 0, np.nan, np.nan, np.log(2), np.log(2), 1e30, 0, np.nan],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(getattr(maths, name)(x), np.array(values, dtype), rtol=1e-6)
+
+
+def test_exp_is_flat_nowhere_near_zero():
+    """The slope at 0 is what a slow recurrence accumulates: (e^x − 1)/x must tend to 1, not to 1 + 3e-7."""
+    x = np.float32(2.0) ** np.arange(-12, -3, dtype=np.float32)
+    slope = (maths.exp(x).astype(np.float64) - 1) / x
+    np.testing.assert_allclose(slope, np.expm1(x.astype(np.float64)) / x, atol=float(np.spacing(np.float32(1)) / x.min()) / 1.9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 20000), st.sampled_from([np.float32, np.float64]))
+def test_maths_of_any_length_and_layout(n, dtype):
+    x = np.linspace(-30, 30, n, dtype=dtype)
+    y = maths.softplus(x)
+    assert same_bits(maths.softplus(x[::-1])[::-1].copy(), y)
+    assert same_bits(maths.softplus(x.reshape(-1, 1))[:, 0].copy(), y)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_layout_becomes_native_and_aligned(dtype):
+    array = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    for label, view in layouts(array):
+        (same,) = arrays.working(x=view)
+        assert same.dtype == dtype and same.dtype.isnative and same.flags.aligned and np.array_equal(same, array), label
+    assert arrays.working(x=array)[0] is array
+
+
+def test_working_dtype():
+    single, double = np.zeros(2, np.float32), np.zeros(2)
+
+    def dtype(*values):
+        return next(a.dtype for a in arrays.working(**{f"a{i}": v for i, v in enumerate(values)}) if a is not None)
+
+    assert dtype(single, None) == np.float32
+    assert dtype(single, double) == np.float64
+    assert dtype(single, [1, 2]) == np.float64
+    assert dtype(single, np.int8(3)) == dtype(single, 2.5) == np.float32  # scalars give way
+    assert dtype(np.float32(1)) == np.float32
+    assert dtype(1.0) == dtype(7) == np.float64
+
+
+@pytest.mark.parametrize("bad", [np.zeros(2, bool), True, np.zeros(2, complex), 1j, np.zeros(2, np.float16), np.zeros(2, np.longdouble),
+                                 np.array([None]), ["a"], np.zeros(2, "M8[s]"), object()])  # fmt: skip
+def test_other_dtypes_are_type_errors(bad):
+    with pytest.raises(TypeError, match=r"weight has dtype .*; expected float32, float64 or integers"):
+        arrays.as_array("weight", bad)
+
+
+def test_overlap_is_told_from_interleaving():
+    for a, b, shared in overlapping_views():
+        assert arrays.overlap(a, b) == shared
+
+
+# ---- CPU levels ------------------------------------------------------------------------------------------------------
+
+
+def import_with(**environ):
+    return subprocess.run([sys.executable, "-c", "import fastderiv as fd; print(fd.show_config()['CPU level in use'], fd.get_num_threads())"],
+                          env={**os.environ, **environ}, capture_output=True, text=True, timeout=60)  # fmt: skip
+
+
+@pytest.mark.parametrize("level", fd.show_config()["CPU levels supported"])
+def test_every_supported_level_can_be_forced(level):
+    assert import_with(FASTDERIV_CPU=level, FASTDERIV_NUM_THREADS="3").stdout.split() == [level, "3"]
+
+
+def test_empty_means_unset():
+    done = import_with(FASTDERIV_CPU="", FASTDERIV_NUM_THREADS="")
+    assert done.stdout.split()[0] == fd.show_config()["CPU levels supported"][-1]
+
+
+@pytest.mark.parametrize("value", ["avx9", "X86-64", "v4", " "])
+def test_unknown_level_is_an_import_error(value):
+    done = import_with(FASTDERIV_CPU=value)
+    assert done.returncode == 1
+    assert f"ImportError: FASTDERIV_CPU={value!r} is unknown to this build; possible here: " in done.stderr
+    assert all(level in done.stderr for level in fd.show_config()["CPU levels supported"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "٣", "99999999999"])
+def test_malformed_thread_count_is_an_import_error(value):
+    done = import_with(FASTDERIV_NUM_THREADS=value, PYTHONIOENCODING="utf-8")
+    assert done.returncode == 1 and "ImportError: FASTDERIV_NUM_THREADS=" in done.stderr and "expected a positive integer" in done.stderr
+
+
+@pytest.mark.parametrize("n", [0, -3, 1.0, "2", None, True, 2**40])
+def test_bad_thread_count_leaves_the_old_one(n):
+    before = fd.get_num_threads()
+    with pytest.raises(ValueError, match="n is .*; expected a positive integer"):
+        fd.set_num_threads(n)
+    assert fd.get_num_threads() == before
