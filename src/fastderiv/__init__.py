@@ -17,10 +17,15 @@ How data flows::
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
+from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import selective_scan, selective_state_update, transition_product
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "ExponentialSum",
+    "RootResults",
+    "SigmoidMLP",
+    "find_x1",
     "get_num_threads",
     "iter_subset_sums",
     "selective_scan",

@@ -310,6 +310,11 @@ VINL vf vsigmoid(vf x)                                 /* accurate relatively in
     vf e = vexp_neg(vneg(vabs(x)));
     return vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) / (vset1(1) + e));
 }
+VINL vf vsigmoid_grad(vf x)                            /* σ'(x) = e/(1 + e)², e = exp(−|x|): relative in both tails */
+{
+    vf e = vexp_neg(vneg(vabs(x))), s = vset1(1) + e;
+    return vkeep_nan(x, e / (s * s));
+}
 VINL vf vsilu(vf x)                                    /* x·σ(x); the numerator x·e^x stays normal below EXP_LO */
 {
     vf t = vneg(vabs(x)), k, p = vexp_parts(t, &k), e = vsel_lt(t, vset1(EXP_LO), vset1(0), vscale2(p, k)), y;

@@ -33,6 +33,7 @@ cdef extern from "simd.h" nogil:
     vf vdecay_any(vf d, vf a, vf h, vf x, vf b)
     vf vexp(vf x)
     vf vsigmoid(vf x)
+    vf vsigmoid_grad(vf x)
     vf vsilu(vf x)
     vf vsoftplus(vf x)
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)

@@ -1,1 +1,7 @@
+"""Sigmoid networks and where two of their outputs tie: derivations §2."""
 
+from ._expsum import ExponentialSum
+from ._network import SigmoidMLP
+from ._roots import RootResults, find_x1
+
+__all__ = ["ExponentialSum", "RootResults", "SigmoidMLP", "find_x1"]

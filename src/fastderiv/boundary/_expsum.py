@@ -1,0 +1,311 @@
+"""ExponentialSum: the margin of a one-hidden-layer network as a sum of 2**H exponentials, for structure and bounds."""
+
+import math
+import os
+from itertools import groupby
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._core import arrays
+from ._network import SigmoidMLP, _index
+
+_MOST_UNITS = 62  # masks are int64
+_BLOCK_UNITS = 14  # 2**14 terms at once
+_BYTES_PER_TERM = 320  # of a Python dict from exponents to coefficients
+
+
+class ExponentialSum:
+    """The exponential sum whose zeros are the ties of a network with one hidden layer.
+
+    With ``B_i = −(w_i·x + b_i)``, the margin times the positive product ``Π_i (1 + exp B_i)`` is
+
+        Σ_{S ⊆ {1..H}} C_S exp(Σ_{i∈S} B_i),     C_S = Δc + Σ_{i∉S} d_i,     d_i = v_i,o0 − v_i,o1.
+
+    Subsets are bitmasks: bit i of the position belongs to hidden unit i.  Never evaluate the margin through this sum, it
+    cancels; use it for structure and bounds.
+
+    Parameters
+    ----------
+    net : SigmoidMLP
+        One hidden layer of H ≤ 62 units.
+    outputs : pair of int, default=(0, 1)
+        As in `SigmoidMLP.margin`.
+
+    Attributes
+    ----------
+    coefficients : (2**H,) read-only float64 ndarray
+        C_S by bitmask, computed when first asked for.
+
+    Raises
+    ------
+    TypeError
+        If `net` is no SigmoidMLP.
+    ValueError
+        If it has not exactly one hidden layer, or H > 62.
+    MemoryError
+        From what needs all 2**H terms, naming the bytes.
+
+    Notes
+    -----
+    Source: derivations §2, with the minus sign of B_i in front of the whole sum.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[0.25, 50, 51]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]])
+    >>> terms = fd.ExponentialSum.from_network(net)
+    >>> terms.coefficients
+    array([ 1.5, -4.5,  3. , -3. ,  3. , -3. ,  4.5, -1.5])
+    >>> terms.root_bound(0)
+    7
+    """
+
+    def __init__(self, net: SigmoidMLP, outputs: tuple[int, int] = (0, 1)) -> None:
+        if not isinstance(net, SigmoidMLP):
+            raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+        if len(net.weights) != 2:
+            raise ValueError(f"net has {len(net.weights) - 1} hidden layers; expected one")
+        if net.hidden_widths[0] > _MOST_UNITS:
+            raise ValueError(f"net has {net.hidden_widths[0]} hidden units; expected at most {_MOST_UNITS}")
+        self._net, self._pair = net, net._columns(outputs)
+        self._coefficients: np.ndarray | None = None
+
+    @classmethod
+    def from_network(cls, net: SigmoidMLP, outputs: tuple[int, int] = (0, 1)) -> Self:
+        """The exponential sum of ``net.margin(X, outputs)``.
+
+        Parameters
+        ----------
+        net : SigmoidMLP
+            One hidden layer.
+        outputs : pair of int, default=(0, 1)
+
+        Returns
+        -------
+        ExponentialSum
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `net` is no SigmoidMLP with one hidden layer of at most 62 units, or `outputs` is no pair of different outputs.
+        """
+        return cls(net, outputs)
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        if self._coefficients is None:
+            d, dc = (a - b for a, b in self._columns())
+            _check_memory("coefficients", 8 << len(d))
+            sums = (dc + _subset_sums(d))[::-1]  # position S: the sum over the complement of S
+            sums.flags.writeable = False
+            self._coefficients = sums
+        return self._coefficients
+
+    def frequencies(self, coordinate: int) -> np.ndarray:
+        """How fast each term grows along one input: ``a(S) = −Σ_{i∈S} w[coordinate, i]``.
+
+        Parameters
+        ----------
+        coordinate : int
+            The input; negative ones count from the last.
+
+        Returns
+        -------
+        (2**H,) float64 ndarray
+            By bitmask.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `coordinate` is no input.
+        MemoryError
+            If 8·2**H bytes are too many.
+
+        Examples
+        --------
+        >>> import fastderiv as fd
+        >>> net = fd.SigmoidMLP([[[1, 2]], [[1], [1]]], [[0, 0], [0]])
+        >>> fd.ExponentialSum.from_network(net).frequencies(0)
+        array([ 0., -1., -2., -3.])
+        """
+        w = self._net.weights[0][self._coordinate(coordinate)]
+        _check_memory("frequencies", 8 << len(w))
+        return 0.0 - _subset_sums(w)
+
+    def root_bound(self, coordinate: int) -> int:
+        """At most how many ties there are along one input, whatever the other inputs are.
+
+        The generalised rule of signs: an exponential sum has no more zeros than its coefficients, in order of their
+        frequencies, have changes of sign.  Decided in exact integer arithmetic (every float is a dyadic rational).  Subsets
+        whose whole exponent agrees, all inputs' weights and the bias, are one term.  Terms of equal frequency along
+        `coordinate` but different exponents weigh differently as the other inputs move: if their coefficients have both
+        signs, the choice that gives most changes counts.  (A row where every term cancels, so that every x is a root, is
+        beyond any bound.)
+
+        Parameters
+        ----------
+        coordinate : int
+            The input; negative ones count from the last.
+
+        Returns
+        -------
+        int
+            If no two subsets share a frequency, bound minus number of roots, counted with multiplicity, is even.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `coordinate` is no input; if the sum is identically zero, so that every x is a root.
+        MemoryError
+            If the 2**H terms do not fit.  Time and memory are O(2**H), about 1 µs and 320 bytes each.
+        """
+        coordinate = self._coordinate(coordinate)
+        _check_memory("root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
+        terms, shift = self._exact_terms(coordinate)
+        signs = [{c > 0 for _, c in group if c} for _, group in groupby(terms, lambda term: _frequency(term[0], shift))]
+        signs = [choice for choice in signs if choice]
+        if not signs:
+            raise ValueError("the exponential sum is identically zero: every x is a root")
+        return _most_changes(signs)
+
+    def log_evaluate(self, B: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Sign and logarithm of ``Σ_S C_S exp(Σ_{i∈S} B_i)``, by enumeration in the log domain.
+
+        Parameters
+        ----------
+        B : (..., H) array_like
+            Any magnitude: nothing overflows.  NaN stays in its row.
+
+        Returns
+        -------
+        sign : (...) float64 ndarray
+            −1, 0 or 1.
+        logabs : (...) float64 ndarray
+            −inf where the sum is zero; as `numpy.linalg.slogdet`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `B` has another dtype or shape.
+        MemoryError
+            If the coefficients do not fit.  Time is O(2**H) a row; beside the coefficients, memory is bounded.
+
+        Examples
+        --------
+        >>> import fastderiv as fd
+        >>> net = fd.SigmoidMLP([[[1]], [[2]]], [[0], [-1]])
+        >>> sign, logabs = fd.ExponentialSum.from_network(net).log_evaluate([[0.0], [1000.0]])
+        >>> sign, logabs                                        # 1 − exp(B)
+        (array([ 0., -1.]), array([ -inf, 1000.]))
+        """
+        B, H = arrays.float64("B", B), self._net.hidden_widths[0]
+        if B.ndim == 0 or B.shape[-1] != H:
+            raise ValueError(f"B has shape {B.shape}; expected (..., H) = (..., {H})")
+        rows = B.reshape(math.prod(B.shape[:-1]), H)
+        sign, logabs = np.empty(len(rows)), np.empty(len(rows))
+        step = 1 << max(0, _BLOCK_UNITS - H)
+        for i in range(0, len(rows), step):
+            sign[i : i + step], logabs[i : i + step] = _log_sum(rows[i : i + step], self.coefficients)
+        return sign.reshape(B.shape[:-1])[()], logabs.reshape(B.shape[:-1])[()]
+
+    def _columns(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
+        """Weights and biases of the two outputs, (v_o0, v_o1) and (c_o0, c_o1); a single output leads zero."""
+        v, c = self._net.weights[1], self._net.biases[1]
+        if self._pair is None:
+            return (v[:, 0], np.zeros(len(v))), (c[0], 0.0)
+        a, b = self._pair
+        return (v[:, a], v[:, b]), (c[a], c[b])
+
+    def _coordinate(self, coordinate: int) -> int:
+        return _index("coordinate", coordinate, self._net.n_inputs, "inputs")
+
+    def _exact_terms(self, coordinate: int) -> tuple[list[tuple[int, int]], int]:
+        """(exponent, coefficient) of the distinct exponents in ascending order, as integers; where the frequency begins.
+
+        Unit by unit, subsets with one exponent E are a pair (n, D): how many there are, and their sum of Σ_{i∈S} d_i.
+        Their coefficients Δc + Σ d − Σ_{i∈S} d_i add up to n·(Δc + Σ d) − D.
+        """
+        exponents, shift = _packed([*np.delete(self._net.weights[0], coordinate, axis=0), self._net.biases[0],
+                                    self._net.weights[0][coordinate]])  # fmt: skip
+        (v0, v1), (c0, c1) = self._columns()
+        *v, plus, minus = _integers([*v0, *v1, c0, c1])
+        d = [a - b for a, b in zip(v[: len(v0)], v[len(v0) :], strict=True)]
+        terms = {0: (1, 0)}
+        for e, di in zip(exponents, d, strict=True):
+            more = dict(terms)
+            for E, (n, D) in terms.items():
+                there = more.get(E + e, (0, 0))
+                more[E + e] = there[0] + n, there[1] + D + n * di
+            terms = more
+        total = plus - minus + sum(d)
+        return sorted((E, n * total - D) for E, (n, D) in terms.items()), shift
+
+
+def _subset_sums(x: np.ndarray) -> np.ndarray:
+    """(..., n) -> (..., 2**n), position = bitmask."""
+    sums = np.zeros((*x.shape[:-1], 1))
+    for i in range(x.shape[-1]):
+        sums = np.concatenate([sums, sums + x[..., i : i + 1]], axis=-1)
+    return sums
+
+
+def _log_sum(B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sign and logarithm of the sums for B (r, H), block by block, relative to the largest exponent so far."""
+    units = min(B.shape[1], _BLOCK_UNITS)
+    low, high = _subset_sums(B[:, :units]), B[:, units:]
+    peak, total = np.full(len(B), -np.inf), np.zeros(len(B))
+    bits = np.arange(high.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        for mask in range(1 << len(bits)):
+            c = C[mask << units : (mask + 1) << units]
+            exponent = low + high[:, (mask >> bits & 1).astype(bool)].sum(axis=1)[:, None]
+            exponent[:, c == 0] = -np.inf
+            top = np.maximum(peak, exponent.max(axis=1))
+            base = np.where(top == -np.inf, 0, top)
+            total = total * np.exp(peak - base) + (np.exp(exponent - base[:, None]) * c).sum(axis=1)
+            peak = top
+        return np.sign(total), np.log(np.abs(total)) + peak
+
+
+def _integers(values: list) -> list[int]:
+    """The same finite floats times one power of two, exactly."""
+    ratios = [float(value).as_integer_ratio() for value in values]
+    unit = max((denominator for _, denominator in ratios), default=1)
+    return [numerator * (unit // denominator) for numerator, denominator in ratios]
+
+
+def _packed(components: list[np.ndarray]) -> tuple[list[int], int]:
+    """One integer per unit for its vector of components, so that sums over units are equal only if they agree in every
+    component; the last component is on top, from the returned bit on."""
+    codes, at, shift = [0] * len(components[0]), 0, 0
+    for component in components:
+        values, shift = _integers(list(component)), at
+        codes = [code + (value << at) for code, value in zip(codes, values, strict=True)]
+        at += (2 * sum(map(abs, values)) + 1).bit_length()
+    return codes, shift
+
+
+def _frequency(code: int, shift: int) -> int:
+    """The last component of a sum of codes; what lies below is less than half a unit of it, of either sign."""
+    return (code + (1 << shift >> 1)) >> shift
+
+
+def _most_changes(signs: list[set[bool]]) -> int:
+    """Most changes of sign in a sequence, each sign chosen from its set: the best so far that ends in either sign."""
+    best = {sign: 0 for sign in signs[0]}
+    for choice in signs[1:]:
+        reached = {sign: max(count + (end != sign) for end, count in best.items()) for sign in choice}
+        best = {sign: max(reached.get(sign, 0), best.get(sign, 0)) for sign in {*reached, *best}}
+    return max(best.values())
+
+
+def _check_memory(what: str, nbytes: int) -> None:
+    """A MemoryError for what exceeds the machine: the system itself may promise more than it has."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        machine = 1 << 62
+    if nbytes > machine:
+        raise MemoryError(f"{what} needs {nbytes} bytes; this machine has {machine}")

@@ -1,0 +1,177 @@
+"""derivations §2 in plain NumPy and SciPy, one formula at a time; networks are evaluated row by row, unit by unit."""
+
+import itertools
+import warnings
+from collections import defaultdict
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+from scipy.special import expit
+
+
+def _slope(n):
+    """σ'(n) = e/(1+e)², e = exp(−|n|); for complex steps by the formula itself."""
+    e = np.exp(-abs(n))
+    return e / (1 + e) ** 2
+
+
+class SigmoidMLP:
+    """y = σ(x W + b), layer after layer; the last layer gives the logits."""
+
+    def __init__(self, weights, biases):
+        self.weights = tuple(np.array(w, np.float64) for w in weights)
+        self.biases = tuple(np.array(b, np.float64) for b in biases)
+
+    @classmethod
+    def from_sklearn(cls, model):
+        return cls(model.coefs_, model.intercepts_)
+
+    @property
+    def n_inputs(self):
+        return self.weights[0].shape[0]
+
+    @property
+    def n_outputs(self):
+        return self.weights[-1].shape[1]
+
+    @property
+    def hidden_widths(self):
+        return tuple(w.shape[1] for w in self.weights[:-1])
+
+    def _layers(self, x):
+        """The pre-activations n = b + Σ_k W[k] y[k] of every layer for one row x, real or complex."""
+        y = np.asarray(x)
+        for w, b in zip(self.weights, self.biases):
+            n = b.astype(y.dtype)
+            for k in range(len(y)):
+                n = n + w[k] * y[k]
+            yield n
+            y = 1 / (1 + np.exp(-n)) if np.iscomplexobj(n) else expit(n)
+
+    def logits(self, X):
+        out = np.zeros((len(X), self.n_outputs))
+        for r, x in enumerate(np.asarray(X, np.float64)):
+            *_, out[r] = self._layers(x)
+        return out
+
+    def forward(self, X):
+        return expit(self.logits(X))
+
+    def margin(self, X, outputs=(0, 1)):
+        z = self.logits(X)
+        return z[:, 0] if self.n_outputs == 1 else z[:, outputs[0]] - z[:, outputs[1]]
+
+    def margin_gradient(self, X, outputs=(0, 1)):
+        """∇f = W₁ σ'(n₁) W₂ σ'(n₂) … (v_o0 − v_o1)."""
+        out = np.zeros((len(X), self.n_inputs))
+        last = self.weights[-1]
+        d = last[:, 0] if self.n_outputs == 1 else last[:, outputs[0]] - last[:, outputs[1]]
+        for r, x in enumerate(np.asarray(X, np.float64)):
+            *hidden, _ = self._layers(x)
+            g = d
+            for w, n in zip(self.weights[-2::-1], hidden[::-1]):
+                g = w @ (_slope(n) * g)
+            out[r] = g
+        return out
+
+
+class ExponentialSum:
+    """Σ_S C_S exp(Σ_{i∈S} B_i), one term per subset; bit i of the mask is hidden unit i."""
+
+    def __init__(self, net, outputs=(0, 1)):
+        (self._w, v), (self._b, c) = net.weights, net.biases
+        first, second = (0, None) if net.n_outputs == 1 else outputs
+        zero = [Fraction(0)] * len(v)
+        self._d = [Fraction(a) - b for a, b in zip(v[:, first], zero if second is None else map(Fraction, v[:, second]))]
+        self._dc = Fraction(c[first]) - (0 if second is None else Fraction(c[second]))
+        self._subsets = [[i for i in range(len(v)) if mask >> i & 1] for mask in range(2 ** len(v))]
+
+    @classmethod
+    def from_network(cls, net, outputs=(0, 1)):
+        return cls(net, outputs)
+
+    def _coefficient(self, S):
+        return self._dc + sum(d for i, d in enumerate(self._d) if i not in S)
+
+    @property
+    def coefficients(self):
+        return np.array([float(self._coefficient(S)) for S in self._subsets])
+
+    def frequencies(self, coordinate):
+        return np.array([-float(sum(Fraction(self._w[coordinate, i]) for i in S)) for S in self._subsets])
+
+    def root_bound(self, coordinate):
+        """Changes of sign in order of frequency, over every choice of sign for groups whose sign the other inputs decide."""
+        terms, groups = defaultdict(Fraction), defaultdict(set)
+        for S in self._subsets:
+            exponent = [sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b)]
+            terms[tuple(exponent)] += self._coefficient(S)
+        for exponent, C in terms.items():
+            if C:
+                groups[exponent[coordinate % len(self._w)]].add(C > 0)
+        if not groups:
+            raise ValueError("the exponential sum is identically zero: every x is a root")
+        choices = itertools.product(*(groups[a] for a in sorted(groups)))
+        return max(sum(s != t for s, t in itertools.pairwise(signs)) for signs in choices)
+
+    def log_evaluate(self, B):
+        B = np.asarray(B, np.float64)
+        E = np.stack([B[..., S].sum(axis=-1) for S in self._subsets], axis=-1)
+        top = E.max(axis=-1, keepdims=True)
+        total = (self.coefficients * np.exp(E - top)).sum(axis=-1)
+        with np.errstate(divide="ignore"):
+            return np.sign(total), np.log(abs(total)) + top[..., 0]
+
+
+class RootResults(NamedTuple):
+    """One root per row."""
+
+    x: np.ndarray
+    converged: np.ndarray
+    iterations: np.ndarray
+    function_calls: np.ndarray
+
+
+def find_x1(net, x_other, bracket, *, coordinate=0, outputs=(0, 1), method="brentq", xtol=2e-12,
+            rtol=8.881784197001252e-16, maxiter=100):  # fmt: skip
+    """SciPy's root finder `method` on the margin along `coordinate`, row by row."""
+    x_other = np.asarray(x_other, np.float64)
+    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
+    X = np.insert(x_other, coordinate % net.n_inputs, 0, axis=1)
+    lo, hi = (np.broadcast_to(np.asarray(end, np.float64), len(X)) for end in bracket)
+    rows = []
+    for x, a, b in zip(X, lo, hi):
+
+        def at(t, x=x):
+            x[coordinate] = t
+            return x[None]
+
+        rows.append(_one_root(lambda t: net.margin(at(t), outputs)[0],
+                              lambda t: net.margin_gradient(at(t), outputs)[0, coordinate],
+                              a, b, method, xtol, rtol, maxiter))  # fmt: skip
+    return RootResults(*(np.array([row[k] for row in rows], kind) for k, kind in enumerate((float, bool, int, int))))
+
+
+def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
+    """(x, converged, iterations, function_calls)."""
+    for end in (a, b):
+        if f(end) == 0:
+            return end, True, 0, 2
+    if f(a) * f(b) > 0:
+        raise ValueError(f"bracket has no change of sign: the margin is {f(a)} at {a} and {f(b)} at {b}")
+    if method == "chandrupatla":
+        tolerances = {"xatol": xtol, "xrtol": rtol}
+        r = optimize.elementwise.find_root(np.vectorize(f), (a, b), tolerances=tolerances, maxiter=maxiter)
+        return r.x, r.success, r.nit, r.nfev
+    options = {"rtol": rtol, "maxiter": maxiter, "full_output": True, "disp": False}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if method == "newton":
+            x, r = optimize.newton(f, (a + b) / 2, slope, tol=xtol, **options)
+        elif method == "secant":
+            x, r = optimize.newton(f, a, x1=b, tol=xtol, **options)
+        else:
+            x, r = getattr(optimize, method)(f, a, b, xtol=xtol, **options)
+    return x, r.converged, r.iterations, r.function_calls

@@ -1,0 +1,71 @@
+"""Every public function on tiny input, as a script for an installed package: prints one line of JSON per function.
+
+The lines hold the results' bytes, so that a caller can compare CPU levels bit for bit.
+"""
+
+import json
+import pickle
+
+import numpy as np
+
+import fastderiv as fd
+
+x = np.linspace(-2.0, 1.5, 8)
+u = np.outer([1.0, -0.5, 0.25], x)  # (D, L)
+A = -np.arange(1.0, 6.0) * np.ones((3, 1))  # (D, N)
+B = np.cos(np.arange(40.0)).reshape(1, 5, 8)  # (G, N, L)
+net = fd.SigmoidMLP([np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]]), np.array([[2.0, -1.0], [1.0, 1.5], [-3.0, 0.5]])],
+                    [np.array([0.1, -0.2, 0.3]), np.array([0.2, -0.1])])  # fmt: skip
+X = np.stack([x, x[::-1]], 1)
+
+
+def update():
+    state = np.zeros((1, 3, 5))
+    y = fd.selective_state_update(state, u[None, :, 0], u[None, :, 1], A, B[:, :, 0], B[:, :, 1], dt_softplus=True)
+    return y, state
+
+
+def root():
+    grid = np.linspace(-9, 9, 181)
+    margin = net.margin(np.column_stack([grid, np.full(181, 0.3)]))
+    cell = np.flatnonzero(margin[1:] * margin[:-1] < 0)[:1]
+    return fd.find_x1(net, np.array([0.3]), (grid[cell], grid[cell + 1]))
+
+
+def exponential_sum():
+    sums = fd.ExponentialSum.from_network(net)
+    return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
+
+
+CALLS = {
+    "selective_scan": lambda: (
+        *fd.selective_scan(u, u, A, B, B, delta_softplus=True, return_last_state=True),
+        fd.selective_scan(
+            *(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True
+        ),
+    ),
+    "selective_state_update": update,
+    "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
+    "subset_sums": lambda: [fd.subset_sums(x), fd.subset_sums(x.astype(np.float32))],
+    "iter_subset_sums": lambda: [sums for _, sums in fd.iter_subset_sums(x, block=64)],
+    "subset_logsumexp": lambda: [fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")],
+    "SigmoidMLP": lambda: [net.logits(X), net.forward(X), net.margin(X), net.margin_gradient(X)],
+    "ExponentialSum": exponential_sum,
+    "find_x1": lambda: [root().x],
+    "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
+    "set_num_threads": lambda: fd.set_num_threads(1) or (),
+    "get_num_threads": lambda: [fd.get_num_threads()],
+    "show_config": lambda: [len(fd.show_config())],
+}
+
+
+if __name__ == "__main__":
+    assert CALLS.keys() == set(fd.__all__), CALLS.keys() ^ set(fd.__all__)
+    for name, call in CALLS.items():
+        results = [np.asarray(r) for r in call()]
+        assert all(np.isfinite(r).all() for r in results), name
+        print(
+            json.dumps(
+                {"name": name, "results": [{"dtype": str(r.dtype), "bytes": r.tobytes().hex()} for r in results]}
+            )
+        )

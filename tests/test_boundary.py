@@ -1,0 +1,761 @@
+"""boundary: networks, their margins and gradients, the exponential sum, one root per row."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+from awkward import error, layouts, same_bits, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+from scipy.special import expit
+
+import fastderiv as fd
+from fastderiv import reference as ref
+from fastderiv.boundary._roots import METHODS, _kernels
+
+SHAPES = [(2, 2), (1, 1, 1), (2, 3, 2), (3, 7, 9, 3), (2, 300, 2), (5, 17, 1, 8, 33, 2), (4, 8, 8, 8, 8, 8, 1), (9, 2, 64, 12)]
+EVALUATIONS = ("logits", "forward", "margin", "margin_gradient")
+
+
+def parameters(sizes, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    weights = [scale * rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    return weights, [rng.standard_normal(n) for n in sizes[1:]]
+
+
+def network(sizes, seed=0, scale=1.0):
+    return fd.SigmoidMLP(*parameters(sizes, seed, scale))
+
+
+def twin(net):
+    return ref.SigmoidMLP(net.weights, net.biases)
+
+
+def inputs(m, n, seed=1, scale=1.5):
+    return scale * np.random.default_rng(seed).standard_normal((m, n))
+
+
+def five_roots():
+    """derivations §2: three hidden units, five ties at x2 = 0; the second input only shifts the first unit."""
+    return fd.SigmoidMLP([[[0.25, 50, 51], [0.125, 0, 0]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]])
+
+
+def every_evaluation(net, X):
+    return [getattr(net, name)(X) for name in EVALUATIONS]
+
+
+# ---- SigmoidMLP: values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+@pytest.mark.parametrize("m", [0, 1, 2, 16, 17, 131])
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_network_equals_reference(sizes, m, name):
+    net, X = network(sizes), inputs(m, sizes[0])
+    result, exact = getattr(net, name)(X), getattr(twin(net), name)(X)
+    assert result.shape == exact.shape
+    assert result.dtype == np.float64
+    assert error(result, exact) < 1e-14 * len(sizes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=7),
+    m=st.integers(0, 40),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([0.1, 1.0, 10.0, 1000.0]),
+)
+def test_any_network_equals_reference(sizes, m, seed, scale):
+    net = network([*sizes, 2], seed, scale)
+    X = inputs(m, sizes[0], seed)
+    # a rounding error of a pre-activation is as large as the weights, and passes on through σ' ≤ 1/4 of them
+    growth = np.prod([1 + np.abs(w).sum(0).max() / 4 for w in net.weights[1:]]) * (1 + np.abs(net.weights[0]).sum(0).max())
+    for name in ("logits", "margin"):
+        result, exact = getattr(net, name)(X), getattr(twin(net), name)(X)
+        assert np.all(np.abs(result - exact) <= 4e-15 * growth)
+
+
+def test_margin_and_gradient_against_mpmath():
+    net, X = network((2, 5, 4, 3)), inputs(6, 2)
+    weights, biases = ([mpmath.matrix(a.tolist()) for a in part] for part in (net.weights, net.biases))
+
+    def margin(*x):
+        y = mpmath.matrix(x)
+        for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
+            n = w.T * y + b
+            y = n.apply(lambda t: 1 / (1 + mpmath.exp(-t))) if k < 2 else n
+        return y[2] - y[0]
+
+    with mpmath.workdps(40):
+        for x, value, gradient in zip(X, net.margin(X, (2, 0)), net.margin_gradient(X, (2, 0)), strict=True):
+            assert abs(value - float(margin(*x))) < 5e-15
+            exact = [float(mpmath.diff(margin, tuple(x), order)) for order in ((1, 0), (0, 1))]
+            assert np.allclose(gradient, exact, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("sizes", [s for s in SHAPES if len(s) > 2])
+def test_gradient_equals_complex_step(sizes):
+    net, X = network(sizes), inputs(9, sizes[0])
+    plain = twin(net)
+    d = net.weights[-1][:, 0] - (net.weights[-1][:, 1] if sizes[-1] > 1 else 0)
+    steps = np.empty(X.shape)
+    for r, x in enumerate(X):
+        for k in range(sizes[0]):
+            z = x.astype(complex)
+            z[k] += 1e-100j
+            *_, n, _ = plain._layers(z)
+            steps[r, k] = (d @ (1 / (1 + np.exp(-n)))).imag / 1e-100
+    assert error(net.margin_gradient(X), steps) < 1e-13
+
+
+def test_gradient_by_random_projection():
+    net, rng = network((6, 20, 20, 4)), np.random.default_rng(5)
+    x, u, t = inputs(1, 6), rng.standard_normal(6), 1e-5
+    slope = (net.margin(x + t * u, (1, 3)) - net.margin(x - t * u, (1, 3))) / (2 * t)
+    assert abs(net.margin_gradient(x, (1, 3)) @ u - slope) < 1e-9
+
+
+def test_saturated_gradient_is_accurate_relatively():
+    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])
+    x = np.array([-700.0, -300, -40, 40, 300, 700])
+    with mpmath.workdps(50):
+        exact = [float(mpmath.exp(-abs(v)) / (1 + mpmath.exp(-abs(v))) ** 2) for v in x]
+    assert np.allclose(net.margin_gradient(x[:, None])[:, 0], exact, rtol=2e-15, atol=0)
+    assert np.array_equal(net.margin_gradient([[-1e9], [1e9]]), [[0.0], [0.0]])
+
+
+def test_saturated_units_are_exactly_0_and_1():
+    net = fd.SigmoidMLP([[[1e3, -1e3]], [[2.0], [5.0]]], [[0, 0], [1.0]])
+    assert np.array_equal(net.margin([[1.0], [-1.0], [np.inf], [-np.inf]]), [3.0, 6.0, 3.0, 6.0])
+    assert np.array_equal(net.forward([[1e300]]), expit([[3.0]]))
+
+
+def test_forward_is_the_logistic_of_the_logits():
+    net, X = network((3, 8, 4), scale=30.0), inputs(200, 3)
+    assert np.allclose(net.forward(X), expit(net.logits(X)), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_rows_stay_alone(bad):
+    net, X = network((3, 20, 5, 2)), inputs(40, 3)
+    dirty = X.copy()
+    dirty[7, 1] = bad
+    others = np.arange(40) != 7
+    for clean, result in zip(every_evaluation(net, X), every_evaluation(net, dirty), strict=True):
+        assert same_bits(clean[others], result[others])
+    assert np.isnan(net.margin(dirty)[7]) == np.isnan(bad)
+
+
+def test_a_linear_net_has_constant_gradient():
+    net = fd.SigmoidMLP([[[1.0, 4.0], [2.0, -1.0]]], [[0.5, 0.0]])
+    assert np.array_equal(net.margin([[1.0, 1.0]]), [0.5])
+    assert np.array_equal(net.margin_gradient([[np.nan, 1.0], [2.0, 3.0]]), [[-3.0, 3.0]] * 2)
+
+
+def test_empty_axes():
+    assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin([[1.0, 2.0]]) == 2.0
+    assert fd.SigmoidMLP([np.zeros((0, 1))], [[3.0]]).margin(np.zeros((2, 0))).tolist() == [3.0, 3.0]
+    assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin_gradient([[1.0, 2.0]]).tolist() == [[0, 0]]
+
+
+def test_outputs_choose_the_columns():
+    net, X = network((2, 6, 4)), inputs(10, 2)
+    z = net.logits(X)
+    for a, b in [(0, 1), (3, 1), (-1, 0), (1, -2)]:
+        assert error(net.margin(X, (a, b)), z[:, a] - z[:, b]) < 1e-14
+    assert same_bits(net.margin(X, (-1, 0)), net.margin(X, np.array([3, 0])))
+    single = network((2, 6, 1))
+    assert same_bits(single.margin(X, outputs=(5, 5)), single.logits(X)[:, 0])
+
+
+# ---- SigmoidMLP: the same bits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 40, 9, 3)])
+def test_any_layout_gives_the_same_bits(sizes):
+    net, X = network(sizes), inputs(37, sizes[0])
+    expected = every_evaluation(net, X)
+    for label, view in layouts(X):
+        before = snapshot(view)
+        for a, b in zip(every_evaluation(net, view), expected, strict=True):
+            assert same_bits(a, b), label
+        assert snapshot(view) == before
+    assert same_bits(net.margin(X.tolist()), expected[2])
+    assert same_bits(net.margin(X.astype(np.float32)), net.margin(X.astype(np.float32).astype(np.float64)))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 300, 2), (8, 64, 64, 3)])
+def test_any_number_of_threads_gives_the_same_bits(sizes):
+    net, X, before = network(sizes), inputs(30011, sizes[0]), fd.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 7):
+            fd.set_num_threads(n)
+            results.append(every_evaluation(net, X))
+    finally:
+        fd.set_num_threads(before)
+    assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_a_row_has_the_same_bits_in_every_position(sizes):
+    net, X = network(sizes), inputs(150, sizes[0])
+    for whole, name in zip(every_evaluation(net, X), EVALUATIONS, strict=True):
+        rows = np.concatenate([getattr(net, name)(X[i : i + 1]) for i in range(len(X))])
+        assert same_bits(whole, rows)
+        assert same_bits(whole[13:], getattr(net, name)(X[13:]))
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_the_scalar_callback_has_the_bits_of_the_tiles(sizes):
+    net, X = network(sizes, scale=2.0), inputs(20, sizes[0])
+    margin, gradient = net.margin(X), net.margin_gradient(X)
+    for coordinate in range(sizes[0]):
+        line = _kernels.Line(net._margin_program((0, 1)), coordinate)
+        for i, x in enumerate(X):
+            line.prepare(np.where(np.arange(sizes[0]) == coordinate, np.nan, X), i)
+            assert line(x[coordinate]) == margin[i]
+            assert abs(line.derivative(x[coordinate]) - gradient[i, coordinate]) <= 1e-13 * np.abs(gradient).max()
+
+
+PROBE = """
+import sys, numpy as np, fastderiv as fd
+rng = np.random.default_rng(3)
+sizes = (5, 33, 70, 3)
+net = fd.SigmoidMLP([rng.standard_normal(s) for s in zip(sizes, sizes[1:])], [rng.standard_normal(n) for n in sizes[1:]])
+X = 2 * rng.standard_normal((203, 5))
+parts = [net.logits(X), net.forward(X), net.margin(X), net.margin_gradient(X)]
+sys.stdout.buffer.write(np.concatenate([p.ravel() for p in parts]).tobytes())
+"""
+
+
+def test_cpu_levels_agree():
+    results = {}
+    for level in fd.show_config()["CPU levels supported"]:
+        env = {**os.environ, "FASTDERIV_CPU": level}
+        run = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, check=True)
+        results[level] = np.frombuffer(run.stdout)
+    first = next(iter(results.values()))
+    assert all(np.allclose(first, other, rtol=1e-12, atol=1e-13) for other in results.values())
+    if {"x86-64-v3", "x86-64-v4"} <= results.keys():
+        assert same_bits(results["x86-64-v3"], results["x86-64-v4"])
+
+
+# ---- SigmoidMLP: as an object -------------------------------------------------------------------------------------
+
+
+def test_the_network_owns_read_only_copies():
+    weights, biases = parameters((2, 3, 2))
+    net, X = fd.SigmoidMLP(weights, biases), inputs(4, 2)
+    before = net.margin(X)
+    weights[0][:] = 99
+    biases[1][:] = 99
+    assert same_bits(net.margin(X), before)
+    for array in net.weights + net.biases:
+        assert array.dtype == np.float64
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    with pytest.raises(AttributeError):
+        net.weights = ()
+
+
+def test_parameters_of_any_layout():
+    weights, biases = parameters((3, 5, 2))
+    net = fd.SigmoidMLP(weights, biases)
+    for (_, w0), (_, w1) in zip(layouts(weights[0]), layouts(weights[1]), strict=True):
+        assert fd.SigmoidMLP([w0, w1], tuple(biases)) == net
+    assert fd.SigmoidMLP([[[1, 2]]], [[0, 0]]).weights[0].dtype == np.float64
+    assert fd.SigmoidMLP(np.ones((2, 3, 3), np.float32), np.zeros((2, 3))).hidden_widths == (3,)
+
+
+def test_pickles_copies_compares_and_prints():
+    net, X = network((2, 3, 2)), inputs(5, 2)
+    net.margin(X)
+    for other in (pickle.loads(pickle.dumps(net)), copy.copy(net), copy.deepcopy(net)):
+        assert other == net
+        assert hash(other) == hash(net)
+        assert same_bits(other.margin(X), net.margin(X))
+        assert not other.weights[0].flags.writeable
+    assert net != network((2, 3, 2), seed=1)
+    assert net != network((2, 3, 3))
+    assert net != "net"
+    assert repr(net) == "SigmoidMLP(2-3-2)"
+    assert (net.n_inputs, net.n_outputs, net.hidden_widths) == (2, 2, (3,))
+
+
+W, B = parameters((2, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases", "kind", "message"),
+    [
+        ([], [], ValueError, "weights is empty"),
+        (W, B[:1], ValueError, "biases has 1 arrays; expected one per weight matrix = 2"),
+        ([W[0], W[1][:3]], B, ValueError, r"weights\[1\] has shape \(3, 3\); expected .* \(4, n_out\), weights\[0\] .* \(2, 4\)"),
+        ([W[0][0], W[1]], B, ValueError, r"weights\[0\] has shape \(4,\); expected \(n_in, n_out\)"),
+        (W, [B[0], B[1][:2]], ValueError, r"biases\[1\] has shape \(2,\); expected \(n_out,\) = \(3,\)"),
+        (W, [B[0][:, None], B[1]], ValueError, r"biases\[0\] has shape \(4, 1\)"),
+        ([W[0] * np.nan, W[1]], B, ValueError, r"weights\[0\]\[0, 0\] is nan"),
+        (W, [B[0], [0, np.inf, 0]], ValueError, r"biases\[1\]\[1\] is inf"),
+        ([W[0] > 0, W[1]], B, TypeError, r"weights\[0\] has dtype bool"),
+        ([W[0] + 0j, W[1]], B, TypeError, r"weights\[0\] has dtype complex128"),
+        (W, [B[0].astype(np.float16), B[1]], TypeError, r"biases\[0\] has dtype float16"),
+        (3, B, TypeError, "weights is a int"),
+        (W, None, TypeError, "biases is a NoneType"),
+    ],
+)
+def test_bad_parameters_are_named(weights, biases, kind, message):
+    with pytest.raises(kind, match=message):
+        fd.SigmoidMLP(weights, biases)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+@pytest.mark.parametrize(
+    ("X", "kind", "message"),
+    [
+        (np.zeros(2), ValueError, r"X has shape \(2,\); expected \(m, n_inputs\) = \(m, 2\)"),
+        (np.zeros((2, 3)), ValueError, r"X has shape \(2, 3\)"),
+        (np.zeros((1, 2, 2)), ValueError, r"X has shape \(1, 2, 2\)"),
+        (np.zeros((3, 2), bool), TypeError, "X has dtype bool"),
+        (np.zeros((3, 2), np.longdouble), TypeError, "X has dtype"),
+        ([["a", "b"]], TypeError, "X has dtype"),
+    ],
+)
+def test_bad_inputs_are_named(name, X, kind, message):
+    with pytest.raises(kind, match=message):
+        getattr(network((2, 3, 2)), name)(X)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind", "message"),
+    [
+        ((0, 3), ValueError, r"outputs\[1\] is 3; expected an integer from -3 to 2"),
+        ((1, -2), ValueError, r"outputs is \(1, -2\); expected two different outputs"),
+        ((0, 1, 2), ValueError, "outputs is .* expected a pair"),
+        (1, TypeError, "outputs is 1; expected a pair"),
+        ((0, 1.0), TypeError, r"outputs\[1\] is 1.0; expected an integer"),
+    ],
+)
+def test_bad_outputs_are_named(outputs, kind, message):
+    net = network((2, 4, 3))
+    for call in (net.margin, net.margin_gradient):
+        with pytest.raises(kind, match=message):
+            call(np.zeros((1, 2)), outputs)
+
+
+# ---- scikit-learn -------------------------------------------------------------------------------------------------
+
+
+def trained(classes, layers=(6,), **options):
+    from sklearn.datasets import load_iris
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < classes], y[y < classes]
+    options = {"activation": "logistic", "max_iter": 60, "random_state": 0, "learning_rate_init": 0.05, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return MLPClassifier(layers, **options).fit(X, y), X
+
+
+@pytest.mark.parametrize("layers", [(6,), (10, 5, 4), ()])
+def test_a_trained_classifier_gives_its_own_probabilities(layers):
+    model, X = trained(3, layers)
+    z = fd.SigmoidMLP.from_sklearn(model).logits(X)
+    p = np.exp(z - z.max(1, keepdims=True))
+    assert np.allclose(p / p.sum(1, keepdims=True), model.predict_proba(X), rtol=1e-12)
+    assert np.array_equal(z.argmax(1), model.predict(X))
+
+
+def test_a_trained_binary_classifier_has_one_output():
+    model, X = trained(2)
+    net = fd.SigmoidMLP.from_sklearn(model)
+    assert net.n_outputs == 1
+    assert np.allclose(net.forward(X)[:, 0], model.predict_proba(X)[:, 1], rtol=1e-12)
+    assert np.array_equal(net.margin(X) > 0, model.predict(X) == 1)
+
+
+def test_a_tie_of_a_trained_classifier_is_one_of_its_probabilities():
+    model, X = trained(3)
+    net = fd.SigmoidMLP.from_sklearn(model)
+    rows = np.flatnonzero(net.margin(X, (1, 2)) > 0)[:20]
+    others = np.delete(X[rows], 2, axis=1)
+    with_end = [np.insert(others, 2, end, axis=1) for end in (-100, 100)]
+    flips = net.margin(with_end[0], (1, 2)) * net.margin(with_end[1], (1, 2)) < 0
+    assert flips.any()
+    r = fd.find_x1(net, others[flips], (-100, 100), coordinate=2, outputs=(1, 2))
+    p = model.predict_proba(np.insert(others[flips], 2, r.x, axis=1))
+    assert np.allclose(p[:, 1], p[:, 2], rtol=1e-9)
+
+
+def test_other_models_are_refused():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    with pytest.raises(ValueError, match="model has activation 'relu'; expected 'logistic'"):
+        fd.SigmoidMLP.from_sklearn(trained(3, activation="relu", max_iter=2)[0])
+    with pytest.raises(ValueError, match="model is not fitted"):
+        fd.SigmoidMLP.from_sklearn(MLPClassifier(activation="logistic"))
+    for model in (MLPRegressor(activation="logistic"), LogisticRegression(), "model"):
+        with pytest.raises(TypeError, match="expected an MLPClassifier"):
+            fd.SigmoidMLP.from_sklearn(model)
+
+
+def test_scikit_learn_and_scipy_are_imported_late():
+    code = "import sys, fastderiv; print([m for m in ('sklearn', 'scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "[]\n"
+
+
+# ---- ExponentialSum -----------------------------------------------------------------------------------------------
+
+
+def minus_preactivations(net, X):
+    return -(X @ net.weights[0] + net.biases[0])
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_exponential_sum_equals_reference(units, outputs):
+    net = network((3, units, outputs))
+    ours, plain = fd.ExponentialSum.from_network(net, (2, 0)), ref.ExponentialSum.from_network(twin(net), (2, 0))
+    assert error(ours.coefficients, plain.coefficients) < 1e-14
+    B = minus_preactivations(net, inputs(11, 3))
+    for a, b in zip(ours.log_evaluate(B), plain.log_evaluate(B), strict=True):
+        assert np.allclose(a, b, rtol=1e-10)
+    for coordinate in (0, 1, -1):
+        assert error(ours.frequencies(coordinate), plain.frequencies(coordinate)) < 1e-14
+        assert ours.root_bound(coordinate) == plain.root_bound(coordinate)
+
+
+def test_coefficients_of_the_source_with_three_units():
+    net = network((2, 3, 2))
+    d, dc = net.weights[1][:, 0] - net.weights[1][:, 1], net.biases[1][0] - net.biases[1][1]
+    C = fd.ExponentialSum.from_network(net).coefficients
+    # C0 … C7 of the source: {}, {1}, {2}, {3}, {2,3}, {1,3}, {1,2}, {1,2,3}
+    by_source = [d.sum(), d[1] + d[2], d[0] + d[2], d[0] + d[1], d[0], d[1], d[2], 0.0]
+    assert np.allclose(C[[0, 1, 2, 4, 6, 5, 3, 7]], dc + np.array(by_source), rtol=0, atol=1e-15)
+
+
+@settings(max_examples=40, deadline=None)
+@given(H=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.3, 1.0, 4.0]))
+def test_the_sum_over_subsets_has_the_margins_sign_and_size(H, seed, scale):
+    net = network((2, H, 2), seed, scale)
+    X = inputs(20, 2, seed)
+    B, f = minus_preactivations(net, X), net.margin(X)
+    sign, logabs = fd.ExponentialSum.from_network(net).log_evaluate(B)
+    clear = np.abs(f) > 1e-9 * (1 + np.abs(net.weights[1]).sum())
+    assert np.array_equal(sign[clear], np.sign(f[clear]))
+    logs = logabs - np.logaddexp(0, B).sum(axis=1)
+    assert np.allclose(np.exp(logs[clear]), np.abs(f[clear]), rtol=1e-5)
+
+
+def test_log_evaluate_does_not_overflow():
+    terms = fd.ExponentialSum.from_network(network((1, 16, 2)))
+    C = terms.coefficients
+    for B in (1000.0, -1000.0, 1e300):
+        sign, logabs = terms.log_evaluate(np.full(16, B))
+        assert sign == np.sign(C[-1] if B > 0 else C[0])
+        assert np.isclose(logabs, (16 * B if B > 0 else 0) + np.log(abs(C[-1] if B > 0 else C[0])))
+    wide = np.where(np.arange(16) % 2, 1000.0, -1000.0)
+    assert np.isclose(terms.log_evaluate(wide)[1], 8000 + np.log(abs(C[0b1010101010101010])))
+
+
+def test_log_evaluate_shapes_zeros_and_nan():
+    terms = fd.ExponentialSum.from_network(fd.SigmoidMLP([[[1, 1]], [[1], [-1]]], [[0, 0], [0]]))  # e^B2 − e^B1
+    sign, logabs = terms.log_evaluate(np.zeros((3, 4, 2)))
+    assert sign.shape == logabs.shape == (3, 4)
+    assert np.all(sign == 0)
+    assert np.all(logabs == -np.inf)
+    sign, logabs = terms.log_evaluate([[0, np.nan], [2, 1], [-np.inf, 1]])
+    assert np.isnan(sign[0]) and np.isnan(logabs[0])
+    assert np.array_equal(sign[1:], [-1, 1])
+    assert terms.log_evaluate(np.zeros((0, 2)))[0].shape == (0,)
+    assert isinstance(terms.log_evaluate(np.zeros(2))[0], np.float64)
+
+
+def test_log_evaluate_in_blocks_equals_one_block(monkeypatch):
+    from fastderiv.boundary import _expsum
+
+    net, B = network((1, 9, 2)), inputs(50, 9)
+    whole = fd.ExponentialSum.from_network(net).log_evaluate(B)
+    monkeypatch.setattr(_expsum, "_BLOCK_UNITS", 4)
+    for a, b in zip(whole, fd.ExponentialSum.from_network(net).log_evaluate(B), strict=True):
+        assert np.allclose(a, b, rtol=1e-12)
+
+
+def test_the_network_with_five_roots_is_within_its_bound():
+    net = five_roots()
+    bound = fd.ExponentialSum.from_network(net).root_bound(0)
+    t = np.unique(np.concatenate([np.linspace(-20, 20, 200001), 2 + np.linspace(-1, 1, 20001), -2 + np.linspace(-1, 1, 20001)]))
+    f = net.margin(np.c_[t, np.zeros_like(t)])
+    roots = np.flatnonzero(f[:-1] * f[1:] < 0)
+    assert len(roots) == 5
+    assert bound >= 5
+    assert (bound - 5) % 2 == 0
+    found = fd.find_x1(net, np.zeros(5), (t[roots], t[roots + 1]))
+    assert np.all(found.converged)
+    assert np.all(np.abs(net.margin(np.c_[found.x, np.zeros(5)])) < 1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(H=st.integers(1, 5), seed=st.integers(0, 2**32 - 1), whole=st.booleans())
+def test_no_row_has_more_ties_than_the_bound(H, seed, whole):
+    rng = np.random.default_rng(seed)
+    draw = (lambda *s: rng.integers(-2, 3, s).astype(float)) if whole else (lambda *s: 3 * rng.standard_normal(s))
+    net = fd.SigmoidMLP([draw(2, H), draw(H, 2)], [draw(H), draw(2)])
+    try:
+        bound = fd.ExponentialSum.from_network(net).root_bound(0)
+    except ValueError:
+        assert np.allclose(net.margin(inputs(30, 2)), 0, atol=1e-14)
+        return
+    t = np.linspace(-12, 12, 4001)
+    for x2 in (-1.3, 0.0, 0.4, 2.0):
+        f = net.margin(np.c_[t, np.full_like(t, x2)])
+        f = f[np.abs(f) > 1e-13]
+        assert np.count_nonzero(f[:-1] * f[1:] < 0) <= bound
+
+
+def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_them():
+    # coordinate 0: frequencies 0, −1, −1, −2 with C = (1, −2, 2, −1)·…: the middle pair may have either sign
+    weights, head, bias = [[1, 1], [0, 5]], [[3.0], [-1.0]], [[0, 0], [-1.0]]
+    net = fd.SigmoidMLP([weights, head], bias)
+    terms = fd.ExponentialSum.from_network(net)
+    assert terms.coefficients.tolist() == [1.0, -2.0, 2.0, -1.0]
+    assert terms.root_bound(0) == 1  # +, ±, −
+    net = fd.SigmoidMLP([[[1, 1], [0, 5]], [[3.0], [-1.0]]], [[0, 0], [1.0]])
+    assert fd.ExponentialSum.from_network(net).coefficients.tolist() == [3.0, 0.0, 4.0, 1.0]
+    assert fd.ExponentialSum.from_network(net).root_bound(0) == 0
+    # C = (3, −3, 7, 1): + ± +, so two ties may appear as the other input moves
+    net = fd.SigmoidMLP([[[1, 1], [0, 5]], [[6.0], [-4.0]]], [[0, 0], [1.0]])
+    terms = fd.ExponentialSum.from_network(net)
+    assert terms.coefficients.tolist() == [3.0, -3.0, 7.0, 1.0]
+    assert terms.root_bound(0) == 2
+    t = np.linspace(-30, 30, 6001)
+    counts = [np.count_nonzero(np.diff(np.sign(net.margin(np.c_[t, np.full_like(t, x2)])))) for x2 in (-3.0, 3.0)]
+    assert 2 in counts
+    # with equal weights on every input the two units are one: C = 3, −3 + 7, 1
+    net = fd.SigmoidMLP([[[1, 1], [5, 5]], [[6.0], [-4.0]]], [[2, 2], [1.0]])
+    assert fd.ExponentialSum.from_network(net).root_bound(0) == 0
+
+
+def test_the_bound_is_decided_exactly():
+    # d1 + d2 + Δc is 2**-60: lost in floating point beside 1
+    net = fd.SigmoidMLP([[[1, 2]], [[1.0], [-1.0]]], [[0, 0], [2.0**-60]])
+    assert fd.ExponentialSum.from_network(net).root_bound(0) == 2  # 2^-60, −1 + 2^-60, 1 + 2^-60, 2^-60
+    net = fd.SigmoidMLP([[[1, 1 + 2**-52]], [[3.0], [-3.0]]], [[0, 0], [0.0]])
+    assert fd.ExponentialSum.from_network(net).root_bound(0) == 1
+    # v1 − v2 is exact here although it rounds in floating point
+    net = fd.SigmoidMLP([[[1]], [[1.0, -(2.0**-60)]]], [[0], [-1.0, 0.0]])
+    assert fd.ExponentialSum.from_network(net).root_bound(0) == 1
+
+
+def test_an_identically_zero_sum_is_an_error():
+    nets = [
+        fd.SigmoidMLP([[[1, 2]], [[1, 1], [3, 3]]], [[0, 0], [2, 2]]),
+        fd.SigmoidMLP([[[2, 2]], [[1.5], [-1.5]]], [[1, 1], [0]]),
+        fd.SigmoidMLP([[[1, -1]], [[1], [1]]], [[3, -3], [-1]]),  # σ(t) + σ(−t) = 1
+    ]
+    for net in nets:
+        with pytest.raises(ValueError, match="every x is a root"):
+            fd.ExponentialSum.from_network(net).root_bound(0)
+
+
+def test_exponential_sum_errors_and_copies():
+    with pytest.raises(ValueError, match="net has 2 hidden layers; expected one"):
+        fd.ExponentialSum.from_network(network((2, 3, 3, 2)))
+    with pytest.raises(ValueError, match="net has 0 hidden layers"):
+        fd.ExponentialSum.from_network(network((2, 2)))
+    with pytest.raises(ValueError, match="63 hidden units; expected at most 62"):
+        fd.ExponentialSum.from_network(network((2, 63, 2)))
+    with pytest.raises(TypeError, match="net is a str"):
+        fd.ExponentialSum.from_network("net")
+    huge = fd.ExponentialSum.from_network(network((2, 60, 2)))
+    for what, call in {
+        "coefficients": lambda: huge.coefficients,
+        "frequencies": lambda: huge.frequencies(0),
+        "root_bound": lambda: huge.root_bound(0),
+        "coefficients needs": lambda: huge.log_evaluate(np.zeros(60)),
+    }.items():
+        with pytest.raises(MemoryError, match=rf"{what}.* \d+ bytes"):
+            call()
+    terms = fd.ExponentialSum.from_network(network((2, 3, 2)))
+    with pytest.raises(ValueError, match=r"B has shape \(4, 2\); expected \(..., H\) = \(..., 3\)"):
+        terms.log_evaluate(np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="coordinate is 2; expected an integer from -2 to 1"):
+        terms.frequencies(2)
+    with pytest.raises(TypeError, match="coordinate is 0.0"):
+        terms.root_bound(0.0)
+    with pytest.raises(ValueError, match="read-only"):
+        terms.coefficients[0] = 1
+    assert same_bits(pickle.loads(pickle.dumps(terms)).coefficients, terms.coefficients)
+
+
+# ---- find_x1 ------------------------------------------------------------------------------------------------------
+
+
+def monotone(sizes=(2, 5, 2), seed=0):
+    """A network whose margin increases along every input and changes sign: one root per row."""
+    weights, biases = parameters(sizes, seed)
+    weights = [np.abs(w) + 0.1 for w in weights]
+    weights[-1][:, 1:] *= -1
+    net = fd.SigmoidMLP(weights, biases)
+    middle = net.margin(np.zeros((1, sizes[0])))[0]
+    return fd.SigmoidMLP(weights, [*biases[:-1], biases[-1] - np.eye(sizes[-1])[0] * middle])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sizes", [(2, 5, 2), (1, 3, 1), (3, 4, 4, 3)])
+def test_every_method_finds_the_root(method, sizes):
+    net, coordinate = monotone(sizes), sizes[0] - 1
+    x_other = inputs(8, sizes[0] - 1, scale=0.2)
+    r = fd.find_x1(net, x_other, (-2.0, 2.5), coordinate=coordinate, method=method)
+    assert r.converged.all()
+    X = np.insert(x_other, coordinate, r.x, axis=1)
+    assert np.abs(net.margin(X)).max() < 1e-11
+    expected = ref.find_x1(twin(net), x_other, (-2.0, 2.5), coordinate=coordinate, method="bisect")
+    assert np.allclose(r.x, expected.x, rtol=0, atol=1e-11)
+    assert r.x.dtype == np.float64 and r.converged.dtype == bool
+    assert r.iterations.dtype == r.function_calls.dtype == np.intp
+    assert all(field.shape == (8,) for field in r)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_roots_against_mpmath(method):
+    net = monotone()
+    w, v = net.weights
+    x2 = np.array([-0.2, 0.1])
+    r = fd.find_x1(net, x2, (-3, 3), method=method)
+
+    def margin(t, x):
+        n = [w[0, i] * t + (mpmath.mpf(w[1, i]) * x + net.biases[0][i]) for i in range(5)]
+        y = [1 / (1 + mpmath.exp(-k)) for k in n]
+        return sum((mpmath.mpf(v[i, 0]) - v[i, 1]) * y[i] for i in range(5)) + mpmath.mpf(net.biases[1][0]) - net.biases[1][1]
+
+    with mpmath.workdps(30):
+        exact = [float(mpmath.findroot(lambda t, x=x: margin(t, x), (-3, 3), solver="anderson")) for x in x2]
+    assert np.allclose(r.x, exact, rtol=0, atol=5e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_find_x1_does_what_the_reference_does(method):
+    net, x2 = monotone(), inputs(6, 1, scale=0.2)[:, 0]
+    ours, plain = fd.find_x1(net, x2, (-2, 3), method=method), ref.find_x1(twin(net), x2, (-2, 3), method=method)
+    assert np.array_equal(ours.converged, plain.converged)
+    assert np.allclose(ours.x, plain.x, rtol=0, atol=1e-11)
+    assert np.abs(ours.iterations - plain.iterations).max() <= 3
+    assert np.abs(ours.function_calls - plain.function_calls).max() <= 6
+
+
+def test_the_row_loop_is_scipys_brentq_on_the_margin():
+    net, x2 = monotone(), inputs(5, 1, scale=0.2)[:, 0]
+    ours = fd.find_x1(net, x2, (-2, 3), xtol=1e-9, maxiter=50)
+    for i, x in enumerate(x2):
+        f = lambda t, x=x: net.margin([[t, x]])[0]  # noqa: E731
+        root, r = optimize.brentq(f, -2, 3, xtol=1e-9, maxiter=50, full_output=True)
+        assert (ours.x[i], ours.iterations[i], ours.function_calls[i]) == (root, r.iterations, r.function_calls)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_root_at_an_end_is_that_end(method):
+    net = fd.SigmoidMLP([[[1.0], [1.0]], [[1.0]]], [[0.0], [-0.5]])  # ties exactly at x1 = −x2
+    r = fd.find_x1(net, [1.0, 1.0, 1.0], ([-1.0, -3.0, -2.0], [4.0, -1.0, 1.0]), method=method)
+    assert np.all(r.converged)
+    assert np.array_equal(r.x[:2], [-1.0, -1.0])
+    assert np.isclose(r.x[2], -1.0)
+    assert r.iterations[:2].tolist() == [0, 0]
+    assert fd.find_x1(net, 2.0, (-2.0, -2.0), method=method).x == -2.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_do_not_converge_say_so(method):
+    net, x2 = five_roots(), np.array([0.0, 0.1])
+    r = fd.find_x1(net, x2, (-30.0, 31.0), method=method, maxiter=1)
+    assert not r.converged.any()
+    assert r.x.shape == (2,)
+
+
+def test_newton_that_runs_away_is_not_converged():
+    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-0.5]])
+    r = fd.find_x1(net, np.zeros((1, 0)), (-20.0, 60.0), method="newton")
+    assert not r.converged[0]
+
+
+def test_bracket_forms():
+    net, x2 = monotone(), np.array([0.05, -0.05, 0.1])
+    expected = fd.find_x1(net, x2, (-2.0, 3.0)).x
+    for bracket in [([-2.0] * 3, 3.0), (np.float32(-2), [3] * 3), (3.0, -2.0), np.array([-2.0, 3.0]), [[3, -2, 3], [-2, 3, -2]]]:
+        assert np.allclose(fd.find_x1(net, x2, bracket).x, expected, atol=1e-11)
+
+
+def test_x_other_forms():
+    net = monotone()
+    scalar = fd.find_x1(net, 0.1, (-2, 3))
+    assert scalar.x.shape == (1,)
+    for x_other in ([0.1], [[0.1]], np.array(0.1), np.array([0.1], ">f8")):
+        assert same_bits(fd.find_x1(net, x_other, (-2, 3)).x, scalar.x)
+    empty = fd.find_x1(net, [], (-2, 3))
+    assert all(field.shape == (0,) for field in empty)
+    assert empty.converged.dtype == bool
+    three = monotone((3, 4, 2))
+    rows = inputs(4, 2, scale=0.1)
+    expected = fd.find_x1(three, rows, (-3, 3), coordinate=1).x
+    for label, view in layouts(rows):
+        before = snapshot(view)
+        assert same_bits(fd.find_x1(three, view, (-3, 3), coordinate=-2).x, expected), label
+        assert snapshot(view) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"net": "net"}, TypeError, "net is a str; expected a SigmoidMLP"),
+        ({"x_other": [[0.1, 0.2]]}, ValueError, r"x_other has shape \(1, 2\); expected .* = \(m, 1\), \(m,\) or a scalar"),
+        ({"x_other": [0.0, np.nan]}, ValueError, r"x_other\[1\] is nan"),
+        ({"x_other": np.inf}, ValueError, "x_other is inf"),
+        ({"x_other": [True]}, TypeError, "x_other has dtype bool"),
+        ({"bracket": (-2, np.inf)}, ValueError, r"bracket\[1\] is inf"),
+        ({"bracket": (np.nan, 2)}, ValueError, r"bracket\[0\] is nan"),
+        ({"bracket": 2}, TypeError, "bracket is a int; expected a pair"),
+        ({"bracket": (1, 2, 3)}, ValueError, "bracket has 3 elements"),
+        ({"bracket": ([1, 2], 3)}, ValueError, r"bracket\[0\] has shape \(2,\); expected a scalar or \(m,\) = \(3,\)"),
+        ({"bracket": ([-2], 3)}, ValueError, r"bracket\[0\] has shape \(1,\)"),
+        ({"bracket": (-2j, 3)}, TypeError, r"bracket\[0\] has dtype complex128"),
+        ({"bracket": ([-2, 2.5, -2], 3)}, ValueError, r"bracket has no change of sign in row 1: the margin is \d.* at 2.5 and \d.* at 3"),
+        ({"coordinate": 2}, ValueError, "coordinate is 2; expected an integer from -2 to 1"),
+        ({"coordinate": "x"}, TypeError, "coordinate is 'x'"),
+        ({"outputs": (0, 0)}, ValueError, "outputs is"),
+        ({"method": "regula"}, ValueError, "method is 'regula'; expected one of brentq, .*, chandrupatla"),
+        ({"xtol": 0}, ValueError, "xtol is 0; expected a positive number"),
+        ({"xtol": np.nan}, ValueError, "xtol is nan"),
+        ({"xtol": "1"}, TypeError, "xtol is '1'"),
+        ({"rtol": 1e-17}, ValueError, "rtol is 1e-17; expected at least 4 eps"),
+        ({"rtol": None}, TypeError, "rtol is None"),
+        ({"maxiter": 0}, ValueError, "maxiter is 0; expected a positive integer"),
+        ({"maxiter": 5.0}, TypeError, "maxiter is 5.0; expected an integer"),
+    ],
+)
+def test_bad_arguments_of_find_x1_are_named(arguments, kind, message):
+    call = {"net": monotone(), "x_other": [0.0, 0.1, 0.2], "bracket": (-2.0, 3.0), **arguments}
+    with pytest.raises(kind, match=message):
+        fd.find_x1(**call)
+
+
+def test_no_row_is_solved_before_all_are_checked(monkeypatch):
+    monkeypatch.setattr(optimize, "brentq", lambda *a, **k: pytest.fail("solved"))
+    with pytest.raises(ValueError, match="row 1"):
+        fd.find_x1(monotone(), [0.0, 0.0], ([-2.0, 2.0], 3.0))
+
+
+def test_results_pickle():
+    r = fd.find_x1(monotone(), [0.0, 0.1], (-2, 3))
+    again = pickle.loads(pickle.dumps(r))
+    assert isinstance(again, fd.RootResults)
+    assert all(same_bits(a, b) for a, b in zip(r, again, strict=True))

@@ -1,0 +1,163 @@
+"""What is shipped: the sdist, the wheel built from it in isolation, and that wheel in a fresh environment."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv*", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+)
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, cwd, **environment):
+    """The output of a command that must succeed, and that sees neither this source tree nor this process's settings."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDERIV_", "PYTHON"))}
+    done = subprocess.run(
+        command, cwd=cwd, env=clean | environment, check=False, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """A folder with the sdist and the wheel that `build` makes from that sdist, each in isolation."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("packaging")
+    shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCE)  # building writes metadata next to the sources
+    run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "tree"), cwd=folder)
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The interpreter of a fresh environment that holds the wheel and what it depends on, and the folder to run it in."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder / "venv", with_pip=True)
+    scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    run(str(scripts / "python"), "-m", "pip", "install", "-q", str(wheel), cwd=folder)
+    return scripts / "python"
+
+
+@pytest.fixture(scope="module")
+def levels(python):
+    code = "import fastderiv; print(*fastderiv.show_config()['CPU levels supported'])"
+    return run(str(python), "-c", code, cwd=python.parent).split()
+
+
+@pytest.fixture(scope="module")
+def smoke(python, levels):
+    """CPU level -> name of function -> its results on tiny input."""
+    script = shutil.copy(Path(__file__).with_name("smoke.py"), python.parent)
+    return {
+        level: {
+            one["name"]: [np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]]
+            for one in map(
+                json.loads, run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines()
+            )
+        }
+        for level in levels
+    }
+
+
+def test_sdist_holds_the_sources_and_nothing_generated(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "pyproject.toml",
+        "setup.py",
+        "tests/smoke.py",
+        "tests/awkward.py",
+    }
+    wanted |= {
+        "src/fastderiv/" + name
+        for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "data/iris.csv", "data/network.json")
+    }
+    assert wanted <= names
+    assert not [n for n in names if n.endswith((".so", ".pyd", ".o")) or (n.endswith(".c") and n.startswith("src/"))]
+
+
+def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        files = {info.filename: info.file_size for info in archive.infolist()}
+    assert not [n for n in files if n.endswith((".c", ".pyx", ".pxd", ".h"))]
+    wanted = {
+        "py.typed",
+        "_cli/demo.py",
+        "data/README.md",
+        "data/iris.csv",
+        "data/network.json",
+        "data/sunspots.csv",
+        "data/train_network.py",
+    }
+    assert {"fastderiv/" + name for name in wanted} <= files.keys()
+    assert {name.partition("/")[0].partition("-")[0] for name in files} == {"fastderiv"}
+    assert any(name.endswith("licenses/LICENSE") for name in files)
+    compiled = [size for name, size in files.items() if name.endswith((".so", ".pyd"))]
+    assert compiled and sum(compiled) <= 4 * 2**20
+
+
+def test_wheel_needs_numpy_and_scipy_only(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(metadata).decode().splitlines()
+    required = [
+        line.removeprefix("Requires-Dist: ")
+        for line in lines
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
+    assert sorted(name.partition(">")[0] for name in required) == ["numpy", "scipy"]
+    assert "License-Expression: BSD-3-Clause" in lines
+
+
+def test_installed_demo_passes_at_every_level(python, levels):
+    for level in levels:
+        printed = run(str(python), "-m", "fastderiv", cwd=python.parent, FASTDERIV_CPU=level)
+        assert printed.startswith("fastderiv") and f"{level} kernels" in printed
+        assert "All checks passed" in printed
+
+
+def test_installed_script_prints_the_configuration(python):
+    assert "CPU level in use" in run(str(python.with_name("fastderiv")), "info", cwd=python.parent)
+
+
+def test_every_public_function_runs_at_every_level(smoke, levels):
+    assert list(smoke) == levels
+    assert all(len(one) > 3 for one in smoke.values())
+
+
+def test_levels_with_fma_agree_bit_for_bit_and_the_baseline_in_rounding(smoke):
+    best = smoke[list(smoke)[-1]]
+    for level, results in smoke.items():
+        for name, arrays in results.items():
+            for ours, theirs in zip(arrays, best[name], strict=True):
+                if level in ("x86-64-v3", "x86-64-v4"):
+                    assert ours.tobytes() == theirs.tobytes(), (level, name)
+                else:
+                    tolerance = 2e-5 if ours.dtype == np.float32 else 1e-12
+                    np.testing.assert_allclose(
+                        ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(initial=0), err_msg=f"{level} {name}"
+                    )
