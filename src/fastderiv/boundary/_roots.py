@@ -16,6 +16,7 @@ _BRACKETING = ("brentq", "brenth", "ridder", "bisect", "toms748")
 METHODS = (*_BRACKETING, "newton", "secant", "chandrupatla")
 _RTOL = 4 * np.finfo(np.float64).eps  # the least that SciPy's solvers accept
 _MAXITER = 2**31 - 1
+_fields = operator.itemgetter("converged", "iterations", "function_calls")  # of a dict; as attributes 1 µs more a row
 
 
 class RootResults(NamedTuple):
@@ -145,7 +146,7 @@ def _one_by_one(call: _Call, rows: np.ndarray, results: RootResults, solve: Call
     for i, lo, hi in zip(rows.tolist(), call.lo[rows].tolist(), call.hi[rows].tolist(), strict=True):
         line.prepare(X, i)
         x, r = solve(line, lo, hi)
-        solved.append((x, r.converged, r.iterations, r.function_calls))
+        solved.append((x, *_fields(r)))
     for field, values in zip(results, zip(*solved, strict=True), strict=True):
         field[rows] = values
 
