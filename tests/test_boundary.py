@@ -254,10 +254,11 @@ def test_cpu_levels_agree():
 def test_the_network_owns_read_only_copies():
     weights, biases = parameters((2, 3, 2))
     net, X = fd.SigmoidMLP(weights, biases), inputs(4, 2)
-    before = net.margin(X)
-    weights[0][:] = 99
-    biases[1][:] = 99
-    assert same_bits(net.margin(X), before)
+    expected = network((2, 3, 2)).margin(X)
+    for array in weights + biases:
+        array[:] = 99
+    assert same_bits(net.margin(X), expected)
+    assert net == network((2, 3, 2))
     for array in net.weights + net.biases:
         assert array.dtype == np.float64
         with pytest.raises(ValueError, match="read-only"):
@@ -270,7 +271,9 @@ def test_parameters_of_any_layout():
     weights, biases = parameters((3, 5, 2))
     net = fd.SigmoidMLP(weights, biases)
     for (_, w0), (_, w1) in zip(layouts(weights[0]), layouts(weights[1]), strict=True):
-        assert fd.SigmoidMLP([w0, w1], tuple(biases)) == net
+        other = fd.SigmoidMLP([w0, w1], tuple(biases))
+        assert other == net
+        assert same_bits(other.margin_gradient(np.ones((3, 3))), net.margin_gradient(np.ones((3, 3))))
     assert fd.SigmoidMLP([[[1, 2]]], [[0, 0]]).weights[0].dtype == np.float64
     assert fd.SigmoidMLP(np.ones((2, 3, 3), np.float32), np.zeros((2, 3))).hidden_widths == (3,)
 
@@ -283,6 +286,9 @@ def test_pickles_copies_compares_and_prints():
         assert hash(other) == hash(net)
         assert same_bits(other.margin(X), net.margin(X))
         assert not other.weights[0].flags.writeable
+    signed = [fd.SigmoidMLP([[[1.0]]], [[zero]]) for zero in (0.0, -0.0)]
+    assert signed[0] == signed[1]
+    assert hash(signed[0]) == hash(signed[1])
     assert net != network((2, 3, 2), seed=1)
     assert net != network((2, 3, 3))
     assert net != "net"
@@ -477,6 +483,10 @@ def test_log_evaluate_shapes_zeros_and_nan():
     sign, logabs = terms.log_evaluate([[0, np.nan], [2, 1], [-np.inf, 1]])
     assert np.isnan(sign[0]) and np.isnan(logabs[0])
     assert np.array_equal(sign[1:], [-1, 1])
+    # a term whose coefficient is zero says nothing, however large its exponential
+    sign, logabs = terms.log_evaluate([[1000.0, 2000.0], [2000.0, 1000.0], [-np.inf, -np.inf]])
+    assert np.array_equal(sign, [1, -1, 0])
+    assert np.array_equal(logabs, [2000.0, 2000.0, -np.inf])
     assert terms.log_evaluate(np.zeros((0, 2)))[0].shape == (0,)
     assert isinstance(terms.log_evaluate(np.zeros(2))[0], np.float64)
 
