@@ -738,6 +738,22 @@ def test_newton_that_runs_away_is_not_converged():
     assert not r.converged[0]
 
 
+def test_where_newton_and_secant_start(monkeypatch):
+    starts, newton = [], optimize.newton
+    monkeypatch.setattr(
+        optimize, "newton", lambda f, x0, *a, **k: starts.append((x0, k.get("x1"))) or newton(f, x0, *a, **k)
+    )
+    fd.find_x1(monotone(), [0.0, 0.1], ([-2, -3], 2.5), method="newton")
+    fd.find_x1(monotone(), [0.0], (2.5, -2), method="secant")
+    assert starts == [(0.25, None), (-0.25, None), (-2.0, 2.5)]
+
+
+def test_infinity_is_never_a_root(monkeypatch):
+    found = {"converged": True, "iterations": 3, "function_calls": 4}
+    monkeypatch.setattr(optimize, "newton", lambda *a, **k: (np.inf, found))
+    assert not fd.find_x1(monotone(), 0.0, (-2, 3), method="secant").converged
+
+
 def test_bracket_forms():
     net, x2 = monotone(), np.array([0.05, -0.05, 0.1])
     expected = fd.find_x1(net, x2, (-2.0, 3.0)).x
@@ -748,7 +764,8 @@ def test_bracket_forms():
         np.array([-2.0, 3.0]),
         [[3, -2, 3], [-2, 3, -2]],
     ]:
-        assert np.allclose(fd.find_x1(net, x2, bracket).x, expected, atol=1e-11)
+        for method in METHODS:
+            assert np.allclose(fd.find_x1(net, x2, bracket, method=method).x, expected, atol=1e-11)
 
 
 def test_x_other_forms():

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 
 def _slope(n):
-    """σ'(n) = e/(1+e)², e = exp(−|n|); for complex steps by the formula itself."""
+    """σ'(n) = e/(1+e)², e = exp(−|n|)."""
     e = np.exp(-abs(n))
     return e / (1 + e) ** 2
 
