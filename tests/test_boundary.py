@@ -738,6 +738,19 @@ def test_newton_that_runs_away_is_not_converged():
     assert not r.converged[0]
 
 
+def test_many_rows_at_once_equal_the_rows_alone():
+    net, m = monotone((3, 5, 2)), 3000
+    x_other, lo = inputs(m, 2, scale=0.1), np.full(m, -3.0)
+    lo[::7] = fd.find_x1(net, x_other[::7], (-3, 3), coordinate=1).x  # some so close to an end that few steps remain
+    lo[::7] -= 1e-9
+    together = fd.find_x1(net, x_other, (lo, 3.0), coordinate=1, method="chandrupatla")
+    assert together.converged.all()
+    assert np.abs(net.margin(np.insert(x_other, 1, together.x, axis=1))).max() < 1e-11
+    for i in (0, 1, 7, 1500, 2999):
+        alone = fd.find_x1(net, x_other[i : i + 1], (lo[i], 3.0), coordinate=1, method="chandrupatla")
+        assert same_bits(together.x[i : i + 1], alone.x)
+
+
 def test_where_newton_and_secant_start(monkeypatch):
     starts, newton = [], optimize.newton
     monkeypatch.setattr(

@@ -70,7 +70,6 @@ cdef enum:
     STEP = 16                           # rows of a tile come in steps of two vectors of the widest level
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of one layer's activations: they stay in the first-level cache
-    MAX_LAYERS = 1 << 16
 
 cdef struct Layer:
     const real *w                       # panels, (⌈n_out / GL⌉, n_in, GL)
