@@ -153,7 +153,10 @@ def test_forward_is_the_logistic_of_the_logits():
     assert np.allclose(net.forward(X), expit(net.logits(X)), rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+PAYLOAD_NAN = np.uint64(0x7FF8000000000FFF).view(np.float64)  # its low bits reach the exponent inside exp
+
+
+@pytest.mark.parametrize("bad", [np.nan, PAYLOAD_NAN, np.inf, -np.inf])
 def test_non_finite_rows_stay_alone(bad):
     net, X = network((3, 20, 5, 2)), inputs(40, 3)
     dirty = X.copy()
@@ -162,6 +165,7 @@ def test_non_finite_rows_stay_alone(bad):
     for clean, result in zip(every_evaluation(net, X), every_evaluation(net, dirty), strict=True):
         assert same_bits(clean[others], result[others])
     assert np.isnan(net.margin(dirty)[7]) == np.isnan(bad)
+    assert np.all(np.isnan(net.margin_gradient(dirty)[7]) == np.isnan(bad))
 
 
 def test_a_linear_net_has_constant_gradient():
