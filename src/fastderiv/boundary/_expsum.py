@@ -13,7 +13,7 @@ from ._network import SigmoidMLP, _index
 
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
-_BYTES_PER_TERM = 320  # of a Python dict from exponents to coefficients
+_BYTES_PER_TERM = 370  # of a Python dict from exponents to coefficients
 
 
 class ExponentialSum:
@@ -160,7 +160,7 @@ class ExponentialSum:
         TypeError, ValueError
             If `coordinate` is no input; if the sum is identically zero, so that every x is a root.
         MemoryError
-            If the 2**H terms do not fit.  Time and memory are O(2**H), about 1 µs and 320 bytes each.
+            If the 2**H terms do not fit.  Time and memory are O(2**H), about 6 µs and 370 bytes each.
         """
         coordinate = self._coordinate(coordinate)
         _check_memory("root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
