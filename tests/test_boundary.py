@@ -10,17 +10,26 @@ import warnings
 import mpmath
 import numpy as np
 import pytest
-from awkward import error, layouts, same_bits, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 from scipy.special import expit
 
 import fastderiv as fd
+from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference as ref
 from fastderiv.boundary._roots import METHODS, _kernels
 
-SHAPES = [(2, 2), (1, 1, 1), (2, 3, 2), (3, 7, 9, 3), (2, 300, 2), (5, 17, 1, 8, 33, 2), (4, 8, 8, 8, 8, 8, 1), (9, 2, 64, 12)]
+SHAPES = [
+    (2, 2),
+    (1, 1, 1),
+    (2, 3, 2),
+    (3, 7, 9, 3),
+    (2, 300, 2),
+    (5, 17, 1, 8, 33, 2),
+    (4, 8, 8, 8, 8, 8, 1),
+    (9, 2, 64, 12),
+]
 EVALUATIONS = ("logits", "forward", "margin", "margin_gradient")
 
 
@@ -76,7 +85,9 @@ def test_any_network_equals_reference(sizes, m, seed, scale):
     net = network([*sizes, 2], seed, scale)
     X = inputs(m, sizes[0], seed)
     # a rounding error of a pre-activation is as large as the weights, and passes on through σ' ≤ 1/4 of them
-    growth = np.prod([1 + np.abs(w).sum(0).max() / 4 for w in net.weights[1:]]) * (1 + np.abs(net.weights[0]).sum(0).max())
+    growth = np.prod([1 + np.abs(w).sum(0).max() / 4 for w in net.weights[1:]]) * (
+        1 + np.abs(net.weights[0]).sum(0).max()
+    )
     for name in ("logits", "margin"):
         result, exact = getattr(net, name)(X), getattr(twin(net), name)(X)
         assert np.all(np.abs(result - exact) <= 4e-15 * growth)
@@ -142,7 +153,10 @@ def test_forward_is_the_logistic_of_the_logits():
     assert np.allclose(net.forward(X), expit(net.logits(X)), rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+PAYLOAD_NAN = np.uint64(0x7FF8000000000FFF).view(np.float64)  # its low bits reach the exponent inside exp
+
+
+@pytest.mark.parametrize("bad", [np.nan, PAYLOAD_NAN, np.inf, -np.inf])
 def test_non_finite_rows_stay_alone(bad):
     net, X = network((3, 20, 5, 2)), inputs(40, 3)
     dirty = X.copy()
@@ -151,6 +165,7 @@ def test_non_finite_rows_stay_alone(bad):
     for clean, result in zip(every_evaluation(net, X), every_evaluation(net, dirty), strict=True):
         assert same_bits(clean[others], result[others])
     assert np.isnan(net.margin(dirty)[7]) == np.isnan(bad)
+    assert np.all(np.isnan(net.margin_gradient(dirty)[7]) == np.isnan(bad))
 
 
 def test_a_linear_net_has_constant_gradient():
@@ -162,7 +177,9 @@ def test_a_linear_net_has_constant_gradient():
 def test_empty_axes():
     assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin([[1.0, 2.0]]) == 2.0
     assert fd.SigmoidMLP([np.zeros((0, 1))], [[3.0]]).margin(np.zeros((2, 0))).tolist() == [3.0, 3.0]
-    assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin_gradient([[1.0, 2.0]]).tolist() == [[0, 0]]
+    assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin_gradient(
+        [[1.0, 2.0]]
+    ).tolist() == [[0, 0]]
 
 
 def test_outputs_choose_the_columns():
@@ -229,7 +246,8 @@ PROBE = """
 import sys, numpy as np, fastderiv as fd
 rng = np.random.default_rng(3)
 sizes = (5, 33, 70, 3)
-net = fd.SigmoidMLP([rng.standard_normal(s) for s in zip(sizes, sizes[1:])], [rng.standard_normal(n) for n in sizes[1:]])
+weights = [rng.standard_normal(s) for s in zip(sizes, sizes[1:])]
+net = fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
 X = 2 * rng.standard_normal((203, 5))
 parts = [net.logits(X), net.forward(X), net.margin(X), net.margin_gradient(X)]
 sys.stdout.buffer.write(np.concatenate([p.ravel() for p in parts]).tobytes())
@@ -254,10 +272,11 @@ def test_cpu_levels_agree():
 def test_the_network_owns_read_only_copies():
     weights, biases = parameters((2, 3, 2))
     net, X = fd.SigmoidMLP(weights, biases), inputs(4, 2)
-    before = net.margin(X)
-    weights[0][:] = 99
-    biases[1][:] = 99
-    assert same_bits(net.margin(X), before)
+    expected = network((2, 3, 2)).margin(X)
+    for array in weights + biases:
+        array[:] = 99
+    assert same_bits(net.margin(X), expected)
+    assert net == network((2, 3, 2))
     for array in net.weights + net.biases:
         assert array.dtype == np.float64
         with pytest.raises(ValueError, match="read-only"):
@@ -270,7 +289,9 @@ def test_parameters_of_any_layout():
     weights, biases = parameters((3, 5, 2))
     net = fd.SigmoidMLP(weights, biases)
     for (_, w0), (_, w1) in zip(layouts(weights[0]), layouts(weights[1]), strict=True):
-        assert fd.SigmoidMLP([w0, w1], tuple(biases)) == net
+        other = fd.SigmoidMLP([w0, w1], tuple(biases))
+        assert other == net
+        assert same_bits(other.margin_gradient(np.ones((3, 3))), net.margin_gradient(np.ones((3, 3))))
     assert fd.SigmoidMLP([[[1, 2]]], [[0, 0]]).weights[0].dtype == np.float64
     assert fd.SigmoidMLP(np.ones((2, 3, 3), np.float32), np.zeros((2, 3))).hidden_widths == (3,)
 
@@ -283,6 +304,9 @@ def test_pickles_copies_compares_and_prints():
         assert hash(other) == hash(net)
         assert same_bits(other.margin(X), net.margin(X))
         assert not other.weights[0].flags.writeable
+    signed = [fd.SigmoidMLP([[[1.0]]], [[zero]]) for zero in (0.0, -0.0)]
+    assert signed[0] == signed[1]
+    assert hash(signed[0]) == hash(signed[1])
     assert net != network((2, 3, 2), seed=1)
     assert net != network((2, 3, 3))
     assert net != "net"
@@ -298,7 +322,12 @@ W, B = parameters((2, 4, 3))
     [
         ([], [], ValueError, "weights is empty"),
         (W, B[:1], ValueError, "biases has 1 arrays; expected one per weight matrix = 2"),
-        ([W[0], W[1][:3]], B, ValueError, r"weights\[1\] has shape \(3, 3\); expected .* \(4, n_out\), weights\[0\] .* \(2, 4\)"),
+        (
+            [W[0], W[1][:3]],
+            B,
+            ValueError,
+            r"weights\[1\] has shape \(3, 3\); expected .* \(4, n_out\), weights\[0\] .* \(2, 4\)",
+        ),
         ([W[0][0], W[1]], B, ValueError, r"weights\[0\] has shape \(4,\); expected \(n_in, n_out\)"),
         (W, [B[0], B[1][:2]], ValueError, r"biases\[1\] has shape \(2,\); expected \(n_out,\) = \(3,\)"),
         (W, [B[0][:, None], B[1]], ValueError, r"biases\[0\] has shape \(4, 1\)"),
@@ -477,6 +506,10 @@ def test_log_evaluate_shapes_zeros_and_nan():
     sign, logabs = terms.log_evaluate([[0, np.nan], [2, 1], [-np.inf, 1]])
     assert np.isnan(sign[0]) and np.isnan(logabs[0])
     assert np.array_equal(sign[1:], [-1, 1])
+    # a term whose coefficient is zero says nothing, however large its exponential
+    sign, logabs = terms.log_evaluate([[1000.0, 2000.0], [2000.0, 1000.0], [-np.inf, -np.inf]])
+    assert np.array_equal(sign, [1, -1, 0])
+    assert np.array_equal(logabs, [2000.0, 2000.0, -np.inf])
     assert terms.log_evaluate(np.zeros((0, 2)))[0].shape == (0,)
     assert isinstance(terms.log_evaluate(np.zeros(2))[0], np.float64)
 
@@ -494,7 +527,9 @@ def test_log_evaluate_in_blocks_equals_one_block(monkeypatch):
 def test_the_network_with_five_roots_is_within_its_bound():
     net = five_roots()
     bound = fd.ExponentialSum.from_network(net).root_bound(0)
-    t = np.unique(np.concatenate([np.linspace(-20, 20, 200001), 2 + np.linspace(-1, 1, 20001), -2 + np.linspace(-1, 1, 20001)]))
+    t = np.unique(
+        np.concatenate([np.linspace(-20, 20, 200001), 2 + np.linspace(-1, 1, 20001), -2 + np.linspace(-1, 1, 20001)])
+    )
     f = net.margin(np.c_[t, np.zeros_like(t)])
     roots = np.flatnonzero(f[:-1] * f[1:] < 0)
     assert len(roots) == 5
@@ -521,6 +556,21 @@ def test_no_row_has_more_ties_than_the_bound(H, seed, whole):
         f = net.margin(np.c_[t, np.full_like(t, x2)])
         f = f[np.abs(f) > 1e-13]
         assert np.count_nonzero(f[:-1] * f[1:] < 0) <= bound
+
+
+@settings(max_examples=150, deadline=None)
+@given(H=st.integers(1, 4), n_in=st.integers(1, 2), seed=st.integers(0, 2**32 - 1))
+def test_root_bound_equals_reference_where_many_terms_merge(H, n_in, seed):
+    rng = np.random.default_rng(seed)
+    weights, biases = rng.integers(-1, 2, (n_in, H)), rng.integers(0, 2, H)
+    net = fd.SigmoidMLP([weights, rng.integers(-3, 4, (H, 1))], [biases, rng.integers(-3, 4, 1)])
+    bounds = []
+    for module, same in ((fd, net), (ref, twin(net))):
+        try:
+            bounds.append(module.ExponentialSum.from_network(same).root_bound(n_in - 1))
+        except ValueError as error:
+            bounds.append(str(error))
+    assert bounds[0] == bounds[1]
 
 
 def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_them():
@@ -637,7 +687,11 @@ def test_roots_against_mpmath(method):
     def margin(t, x):
         n = [w[0, i] * t + (mpmath.mpf(w[1, i]) * x + net.biases[0][i]) for i in range(5)]
         y = [1 / (1 + mpmath.exp(-k)) for k in n]
-        return sum((mpmath.mpf(v[i, 0]) - v[i, 1]) * y[i] for i in range(5)) + mpmath.mpf(net.biases[1][0]) - net.biases[1][1]
+        return (
+            sum((mpmath.mpf(v[i, 0]) - v[i, 1]) * y[i] for i in range(5))
+            + mpmath.mpf(net.biases[1][0])
+            - net.biases[1][1]
+        )
 
     with mpmath.workdps(30):
         exact = [float(mpmath.findroot(lambda t, x=x: margin(t, x), (-3, 3), solver="anderson")) for x in x2]
@@ -688,11 +742,47 @@ def test_newton_that_runs_away_is_not_converged():
     assert not r.converged[0]
 
 
+def test_many_rows_at_once_equal_the_rows_alone():
+    net, m = monotone((3, 5, 2)), 3000
+    x_other, lo = inputs(m, 2, scale=0.1), np.full(m, -3.0)
+    lo[::7] = fd.find_x1(net, x_other[::7], (-3, 3), coordinate=1).x  # some so close to an end that few steps remain
+    lo[::7] -= 1e-9
+    together = fd.find_x1(net, x_other, (lo, 3.0), coordinate=1, method="chandrupatla")
+    assert together.converged.all()
+    assert np.abs(net.margin(np.insert(x_other, 1, together.x, axis=1))).max() < 1e-11
+    for i in (0, 1, 7, 1500, 2999):
+        alone = fd.find_x1(net, x_other[i : i + 1], (lo[i], 3.0), coordinate=1, method="chandrupatla")
+        assert same_bits(together.x[i : i + 1], alone.x)
+
+
+def test_where_newton_and_secant_start(monkeypatch):
+    starts, newton = [], optimize.newton
+    monkeypatch.setattr(
+        optimize, "newton", lambda f, x0, *a, **k: starts.append((x0, k.get("x1"))) or newton(f, x0, *a, **k)
+    )
+    fd.find_x1(monotone(), [0.0, 0.1], ([-2, -3], 2.5), method="newton")
+    fd.find_x1(monotone(), [0.0], (2.5, -2), method="secant")
+    assert starts == [(0.25, None), (-0.25, None), (-2.0, 2.5)]
+
+
+def test_infinity_is_never_a_root(monkeypatch):
+    found = {"converged": True, "iterations": 3, "function_calls": 4}
+    monkeypatch.setattr(optimize, "newton", lambda *a, **k: (np.inf, found))
+    assert not fd.find_x1(monotone(), 0.0, (-2, 3), method="secant").converged
+
+
 def test_bracket_forms():
     net, x2 = monotone(), np.array([0.05, -0.05, 0.1])
     expected = fd.find_x1(net, x2, (-2.0, 3.0)).x
-    for bracket in [([-2.0] * 3, 3.0), (np.float32(-2), [3] * 3), (3.0, -2.0), np.array([-2.0, 3.0]), [[3, -2, 3], [-2, 3, -2]]]:
-        assert np.allclose(fd.find_x1(net, x2, bracket).x, expected, atol=1e-11)
+    for bracket in [
+        ([-2.0] * 3, 3.0),
+        (np.float32(-2), [3] * 3),
+        (3.0, -2.0),
+        np.array([-2.0, 3.0]),
+        [[3, -2, 3], [-2, 3, -2]],
+    ]:
+        for method in METHODS:
+            assert np.allclose(fd.find_x1(net, x2, bracket, method=method).x, expected, atol=1e-11)
 
 
 def test_x_other_forms():
@@ -717,7 +807,11 @@ def test_x_other_forms():
     ("arguments", "kind", "message"),
     [
         ({"net": "net"}, TypeError, "net is a str; expected a SigmoidMLP"),
-        ({"x_other": [[0.1, 0.2]]}, ValueError, r"x_other has shape \(1, 2\); expected .* = \(m, 1\), \(m,\) or a scalar"),
+        (
+            {"x_other": [[0.1, 0.2]]},
+            ValueError,
+            r"x_other has shape \(1, 2\); expected .* = \(m, 1\), \(m,\) or a scalar",
+        ),
         ({"x_other": [0.0, np.nan]}, ValueError, r"x_other\[1\] is nan"),
         ({"x_other": np.inf}, ValueError, "x_other is inf"),
         ({"x_other": [True]}, TypeError, "x_other has dtype bool"),
@@ -728,7 +822,11 @@ def test_x_other_forms():
         ({"bracket": ([1, 2], 3)}, ValueError, r"bracket\[0\] has shape \(2,\); expected a scalar or \(m,\) = \(3,\)"),
         ({"bracket": ([-2], 3)}, ValueError, r"bracket\[0\] has shape \(1,\)"),
         ({"bracket": (-2j, 3)}, TypeError, r"bracket\[0\] has dtype complex128"),
-        ({"bracket": ([-2, 2.5, -2], 3)}, ValueError, r"bracket has no change of sign in row 1: the margin is \d.* at 2.5 and \d.* at 3"),
+        (
+            {"bracket": ([-2, 2.5, -2], 3)},
+            ValueError,
+            r"bracket has no change of sign in row 1: the margin is \d.* at 2.5 and \d.* at 3",
+        ),
         ({"coordinate": 2}, ValueError, "coordinate is 2; expected an integer from -2 to 1"),
         ({"coordinate": "x"}, TypeError, "coordinate is 'x'"),
         ({"outputs": (0, 0)}, ValueError, "outputs is"),

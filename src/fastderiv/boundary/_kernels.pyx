@@ -70,7 +70,6 @@ cdef enum:
     STEP = 16                           # rows of a tile come in steps of two vectors of the widest level
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of one layer's activations: they stay in the first-level cache
-    MAX_LAYERS = 1 << 16
 
 cdef struct Layer:
     const real *w                       # panels, (⌈n_out / GL⌉, n_in, GL)
@@ -159,26 +158,34 @@ cdef inline void times(real *y, const real *slope, ix size) noexcept nogil:
         vstore(y + i * VL, vload(y + i * VL) * vload(slope + i * VL))
 
 
+cdef inline void gather(const real *x, ix x_step, real *y, ix y_step, ix n) noexcept nogil:
+    cdef ix i
+    for i in range(n):
+        y[i * y_step] = x[i * x_step]
+
+
 cdef void load_rows(const Batch *a, ix first, ix rows, real *y, ix ts) noexcept nogil:
     """OUT y (n_in, ts): the inputs of `rows` rows from `first`; the rest of the tile is zero."""
     cdef ix n_in = a.net.layers[0].n_in, r, k
     cdef const real *x
     if rows < ts:
         memset(y, 0, n_in * ts * sizeof(real))
-    for r in range(rows):
-        x = a.X + (a.pick[first + r] if a.pick is not NULL else first + r) * a.x_row
-        for k in range(n_in):
-            y[k * ts + r] = x[k * a.x_col]
+    for k in range(n_in):
+        x = a.X + k * a.x_col
+        if a.pick is NULL:
+            gather(x + first * a.x_row, a.x_row, y + k * ts, 1, rows)
+        else:
+            for r in range(rows):
+                y[k * ts + r] = x[a.pick[first + r] * a.x_row]
     if a.t is not NULL:
         memcpy(y + a.coordinate * ts, a.t + first, rows * sizeof(real))
 
 
 cdef void store_rows(const real *z, ix ts, real *out, ix rows, ix n) noexcept nogil:
     """OUT out (rows, n) from z (n, ts)."""
-    cdef ix r, k
-    for r in range(rows):
-        for k in range(n):
-            out[r * n + k] = z[k * ts + r]
+    cdef ix k
+    for k in range(n):
+        gather(z + k * ts, 1, out + k, n, rows)
 
 
 cdef void forward_tile(const Batch *a, ix first, ix rows, real *y) noexcept nogil:

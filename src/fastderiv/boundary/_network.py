@@ -41,10 +41,10 @@ class SigmoidMLP:
 
     Notes
     -----
-    A row costs one multiply–add per weight and one sigmoid per hidden unit.  The layers run fused over tiles of rows: beside the
-    parameters and their packed copies, memory is the result and at most 1 MiB per thread up to width 256 and depth 5, in
-    proportion to width and depth beyond.  Every sum starts from the bias and runs over the inputs in order, so a row has the
-    same bits for any strides, number of threads and position.  Mathematics: derivations §2.
+    A row costs one multiply–add per weight and one sigmoid per hidden unit.  The layers run fused over tiles of rows:
+    beside the parameters and their packed copies, memory is the result and at most 1 MiB per thread up to width 256 and
+    depth 5, in proportion to width and depth beyond.  Every sum starts from the bias and runs over the inputs in order,
+    so a row has the same bits for any strides, number of threads and position.  Mathematics: derivations §2.
 
     Examples
     --------
@@ -66,8 +66,8 @@ class SigmoidMLP:
     def from_sklearn(cls, model: Any) -> Self:
         """The network inside a fitted ``sklearn.neural_network.MLPClassifier`` with ``activation="logistic"``.
 
-        With two classes there is one output, the logit of ``classes_[1]``; with more, output k belongs to ``classes_[k]``
-        and two classes tie in ``predict_proba`` exactly where their logits do.
+        With two classes there is one output, the logit of ``classes_[1]``; with more, output k belongs to
+        ``classes_[k]`` and two classes tie in ``predict_proba`` exactly where their logits do.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ class SigmoidMLP:
     def margin(self, X: ArrayLike, outputs: tuple[int, int] = (0, 1)) -> np.ndarray:
         """How far one output leads another: ``logits[:, outputs[0]] - logits[:, outputs[1]]``.
 
-        Computed from the difference of the two columns of the last weights, Δc + Σ dᵢ yᵢ, so a tie is a root of one sum.
+        Computed from the difference of the last weights' two columns, Δc + Σ dᵢ yᵢ, so a tie is a root of one sum.
         With a single output it is the logit, and `outputs` is ignored.
 
         Parameters
@@ -196,7 +196,8 @@ class SigmoidMLP:
     def margin_gradient(self, X: ArrayLike, outputs: tuple[int, int] = (0, 1)) -> np.ndarray:
         """The gradient of `margin` with respect to the inputs, row by row.
 
-        σ' is computed as e/(1+e)², so gradients stay accurate relatively where units saturate.  About two evaluations.
+        σ' is computed as e/(1+e)², so gradients stay accurate relatively where units saturate.  The cost is that of
+        about two evaluations.
 
         Parameters
         ----------
@@ -277,23 +278,23 @@ class SigmoidMLP:
 
 def _parameters(weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> tuple[tuple, tuple]:
     """Both as tuples of read-only float64 copies, with every error that can be in them."""
-    weights, biases = _sequence("weights", weights), _sequence("biases", biases)
-    if not weights:
+    given, given_b = _sequence("weights", weights), _sequence("biases", biases)
+    if not given:
         raise ValueError("weights is empty; expected at least one matrix")
-    if len(biases) != len(weights):
-        raise ValueError(f"biases has {len(biases)} arrays; expected one per weight matrix = {len(weights)}")
-    weights = [_parameter(f"weights[{k}]", w) for k, w in enumerate(weights)]
-    biases = [_parameter(f"biases[{k}]", b) for k, b in enumerate(biases)]
-    for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
+    if len(given_b) != len(given):
+        raise ValueError(f"biases has {len(given_b)} arrays; expected one per weight matrix = {len(given)}")
+    ws = tuple(_parameter(f"weights[{k}]", w) for k, w in enumerate(given))
+    bs = tuple(_parameter(f"biases[{k}]", b) for k, b in enumerate(given_b))
+    for k, (w, b) in enumerate(zip(ws, bs, strict=True)):
         if w.ndim != 2:
             raise ValueError(f"weights[{k}] has shape {w.shape}; expected (n_in, n_out)")
-        if k and w.shape[0] != weights[k - 1].shape[1]:
+        if k and w.shape[0] != ws[k - 1].shape[1]:
             raise ValueError(
-                f"weights[{k}] has shape {w.shape}; expected (n_in, n_out) = ({weights[k - 1].shape[1]}, n_out), "
-                f"weights[{k - 1}] having shape {weights[k - 1].shape}"
+                f"weights[{k}] has shape {w.shape}; expected (n_in, n_out) = ({ws[k - 1].shape[1]}, n_out), "
+                f"weights[{k - 1}] having shape {ws[k - 1].shape}"
             )
         arrays.expect(f"biases[{k}]", b, w.shape[1:], "(n_out,)")
-    return tuple(weights), tuple(biases)
+    return ws, bs
 
 
 def _sequence(name: str, value: Iterable) -> list:
@@ -316,7 +317,9 @@ def _index(name: str, value: int, size: int, what: str) -> int:
     except TypeError:
         raise TypeError(f"{name} is {value!r}; expected an integer") from None
     if not -size <= index < size:
-        raise ValueError(f"{name} is {index}; expected an integer from {-size} to {size - 1}, there being {size} {what}")
+        raise ValueError(
+            f"{name} is {index}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
+        )
     return index % size
 
 

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 
 def _slope(n):
-    """σ'(n) = e/(1+e)², e = exp(−|n|); for complex steps by the formula itself."""
+    """σ'(n) = e/(1+e)², e = exp(−|n|)."""
     e = np.exp(-abs(n))
     return e / (1 + e) ** 2
 
@@ -43,7 +43,7 @@ class SigmoidMLP:
     def _layers(self, x):
         """The pre-activations n = b + Σ_k W[k] y[k] of every layer for one row x, real or complex."""
         y = np.asarray(x)
-        for w, b in zip(self.weights, self.biases):
+        for w, b in zip(self.weights, self.biases, strict=True):
             n = b.astype(y.dtype)
             for k in range(len(y)):
                 n = n + w[k] * y[k]
@@ -71,7 +71,7 @@ class SigmoidMLP:
         for r, x in enumerate(np.asarray(X, np.float64)):
             *hidden, _ = self._layers(x)
             g = d
-            for w, n in zip(self.weights[-2::-1], hidden[::-1]):
+            for w, n in zip(self.weights[-2::-1], hidden[::-1], strict=True):
                 g = w @ (_slope(n) * g)
             out[r] = g
         return out
@@ -82,10 +82,11 @@ class ExponentialSum:
 
     def __init__(self, net, outputs=(0, 1)):
         (self._w, v), (self._b, c) = net.weights, net.biases
-        first, second = (0, None) if net.n_outputs == 1 else outputs
-        zero = [Fraction(0)] * len(v)
-        self._d = [Fraction(a) - b for a, b in zip(v[:, first], zero if second is None else map(Fraction, v[:, second]))]
-        self._dc = Fraction(c[first]) - (0 if second is None else Fraction(c[second]))
+        if net.n_outputs == 1:
+            self._d, self._dc = [Fraction(x) for x in v[:, 0]], Fraction(c[0])
+        else:
+            self._d = [Fraction(x) - Fraction(y) for x, y in zip(*v[:, list(outputs)].T, strict=True)]
+            self._dc = Fraction(c[outputs[0]]) - Fraction(c[outputs[1]])
         self._subsets = [[i for i in range(len(v)) if mask >> i & 1] for mask in range(2 ** len(v))]
 
     @classmethod
@@ -103,7 +104,7 @@ class ExponentialSum:
         return np.array([-float(sum(Fraction(self._w[coordinate, i]) for i in S)) for S in self._subsets])
 
     def root_bound(self, coordinate):
-        """Changes of sign in order of frequency, over every choice of sign for groups whose sign the other inputs decide."""
+        """Changes of sign in order of frequency, for every choice of signs that the other inputs may decide."""
         terms, groups = defaultdict(Fraction), defaultdict(set)
         for S in self._subsets:
             exponent = [sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b)]
@@ -142,7 +143,7 @@ def find_x1(net, x_other, bracket, *, coordinate=0, outputs=(0, 1), method="bren
     X = np.insert(x_other, coordinate % net.n_inputs, 0, axis=1)
     lo, hi = (np.broadcast_to(np.asarray(end, np.float64), len(X)) for end in bracket)
     rows = []
-    for x, a, b in zip(X, lo, hi):
+    for x, a, b in zip(X, lo, hi, strict=True):
 
         def at(t, x=x):
             x[coordinate] = t

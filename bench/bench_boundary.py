@@ -1,0 +1,155 @@
+"""boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
+
+python bench/bench_boundary.py [--json]
+"""
+
+import argparse
+import json
+from functools import partial
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.optimize.elementwise import find_root
+from scipy.special import expit
+
+import fastderiv as fd
+from fastderiv._cli.timing import interleave
+
+NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
+ROOTS = {"row by row": 500, "at once": 20_000}
+
+
+def network(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    weights = [rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    return fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
+
+
+class Peer:
+    """The margin and its gradient as NumPy users write them: BLAS, `expit`, one array per layer."""
+
+    def __init__(self, net):
+        self.hidden = list(zip(net.weights[:-1], net.biases[:-1], strict=True))
+        self.d = net.weights[-1][:, 0] - net.weights[-1][:, 1]
+        self.dc = net.biases[-1][0] - net.biases[-1][1]
+
+    def margin(self, X):
+        for w, b in self.hidden:
+            X = expit(X @ w + b)
+        return X @ self.d + self.dc
+
+    def margin_gradient(self, X):
+        slopes = []
+        for w, b in self.hidden:
+            X = expit(X @ w + b)
+            slopes.append(X * (1 - X))
+        g = self.d
+        for (w, _), s in zip(reversed(self.hidden), reversed(slopes), strict=True):
+            g = (g * s) @ w.T
+        return g
+
+
+def line(name, ours, theirs, timings, rows):
+    """One result: how many times longer the peer takes, and nanoseconds per row of both."""
+    return {
+        "name": name,
+        "ratio": timings[ours].ratio(timings[theirs]),
+        "ns": timings[ours].best / rows * 1e9,
+        "peer": theirs,
+        "peer_ns": timings[theirs].best / rows * 1e9,
+    }
+
+
+def evaluations(rounds):
+    for name, m in NETWORKS.items():
+        sizes = tuple(map(int, name.split("-")))
+        net, X = network(sizes), np.random.default_rng(1).standard_normal((m, sizes[0]))
+        peer = Peer(net)
+        for what in ("margin", "margin_gradient"):
+            ours, theirs = getattr(net, what), getattr(peer, what)
+            exact = theirs(X)
+            assert np.abs(ours(X) - exact).max() < 1e-12 * np.abs(exact).max()
+            calls = {"fastderiv": partial(ours, X), "NumPy": partial(theirs, X)}
+            for threads in (1, 2):
+                with limited(threads):
+                    timings = interleave(calls, rounds=rounds, rest=0.02)
+                yield line(f"{what} {name}, {threads} thread{'s' * (threads > 1)}", "fastderiv", "NumPy", timings, m)
+
+
+class limited:
+    """Both libraries on so many threads; NumPy's BLAS needs threadpoolctl for that."""
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def __enter__(self):
+        self.before = fd.get_num_threads()
+        fd.set_num_threads(self.threads)
+        try:
+            from threadpoolctl import threadpool_limits
+
+            self.blas = threadpool_limits(self.threads)
+        except ImportError:
+            self.blas = None
+
+    def __exit__(self, *exc):
+        fd.set_num_threads(self.before)
+        if self.blas is not None:
+            self.blas.restore_original_limits()
+
+
+def roots(rounds):
+    net = network((2, 3, 2))
+    peer = Peer(net)
+    (w, b), d, dc = peer.hidden[0], peer.d, peer.dc
+    x2, lo, hi = np.random.default_rng(2).standard_normal(max(ROOTS.values())), -30.0, 30.0
+    ends = [net.margin(np.c_[np.full_like(x2, end), x2]) for end in (lo, hi)]
+    x2 = x2[ends[0] * ends[1] < 0]
+
+    def looped(x2):
+        return np.array([brentq(lambda t, s=s: d @ expit(t * w[0] + s) + dc, lo, hi) for s in x2[:, None] * w[1] + b])
+
+    def vectorised(x2):
+        return find_root(lambda t, x: expit(np.stack([t, x], -1) @ w + b) @ d + dc, (lo, hi), args=(x2,),
+                         tolerances={"xatol": 2e-12}).x  # fmt: skip
+
+    few, many = x2[: ROOTS["row by row"]], x2[: ROOTS["at once"]]
+    assert np.abs(fd.find_x1(net, few, (lo, hi)).x - looped(few)).max() < 1e-10
+    assert np.abs(fd.find_x1(net, many, (lo, hi), method="chandrupatla").x - vectorised(many)).max() < 1e-10
+    for method in ("brentq", "chandrupatla"):
+        rows, other = (few, "brentq over NumPy") if method == "brentq" else (many, "find_root over NumPy")
+        peer_call = looped if method == "brentq" else vectorised
+        with limited(1):
+            timings = interleave({
+                "fastderiv": lambda m=method, r=rows: fd.find_x1(net, r, (lo, hi), method=m),
+                other: lambda f=peer_call, r=rows: f(r),
+            }, rounds=rounds)  # fmt: skip
+        yield line(f"find_x1 {method} 2-3-2", "fastderiv", other, timings, len(rows))
+
+
+def calls(rounds):
+    """One row: what a call costs."""
+    net = network((2, 3, 2))
+    peer, X = Peer(net), np.random.default_rng(3).standard_normal((1, 2))
+    timings = interleave({"fastderiv": lambda: net.margin(X), "NumPy": lambda: peer.margin(X)}, rounds=rounds)
+    yield line("margin 2-3-2, one row", "fastderiv", "NumPy", timings, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    results = []
+    for part in (evaluations, roots, calls):
+        for result in part(options.rounds):
+            results.append(result)
+            if not options.json:
+                print(f"{result['ratio']:7.1f} x  {result['ns']:10.1f} ns a row  {result['name']:<38}"
+                      f" {result['peer']}: {result['peer_ns']:.1f} ns", flush=True)  # fmt: skip
+    if options.json:
+        print(json.dumps({"config": {k: str(v) for k, v in fd.show_config().items()}, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
