@@ -20,7 +20,23 @@ _fields = operator.itemgetter("converged", "iterations", "function_calls")  # as
 
 
 class RootResults(NamedTuple):
-    """One root per row; the fields of `scipy.optimize.RootResults` as (m,) arrays."""
+    """One root per row: what `find_x1` returns, in the fields of `scipy.optimize.RootResults`, each an (m,) array.
+
+    Attributes
+    ----------
+    x : ndarray of float64
+        The roots; where `converged` is False, the last iterates.
+    converged : ndarray of bool
+    iterations, function_calls : ndarray of int
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-0.5]])
+    >>> result = fd.find_x1(net, [[]], (-3, 4), method="bisect")
+    >>> result.converged, result.iterations
+    (array([ True]), array([42]))
+    """
 
     x: np.ndarray
     converged: np.ndarray
