@@ -179,11 +179,22 @@ def result(name, timing, peer, peer_timing, steps):
 
 
 def against_peers(shape, peers, rounds):
-    """float32, one thread, every option on, against each peer in turn; then two threads and float64 against ourselves."""
+    """float32, every option on: two threads, float64 and the other layout against ourselves, then one thread against each peer.
+
+    Ourselves first: some peers keep threads of their own awake ever after."""
     p, steps = problem(shape), int(np.prod(shape))
     label = f"scan {shape} float32"
     out = np.empty_like(p[0])
     ours(p, out=out)()
+    t = interleave({"one": ours(p, out=out), "two": ours(p, 2, out=out)}, rounds=rounds, rest=0.02)
+    yield result(f"{label}, 2 threads", t["two"], "1 thread", t["one"], steps)
+    wide = problem(shape, np.float64)
+    out64 = np.empty_like(wide[0])
+    t = interleave({"single": ours(p, out=out), "double": ours(wide, out=out64)}, rounds=rounds, rest=0.02)
+    yield result(label, t["single"], "float64", t["double"], steps)
+    last = tuple(np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) if a.ndim == 3 else a for a in p)
+    t = interleave({"first": ours(p, out=out), "last": ours(last, out=np.empty_like(last[0]))}, rounds=rounds, rest=0.02)
+    yield result(label, t["first"], "channels last", t["last"], steps)
     for name, prepare in peers.items():
         theirs = np.empty_like(out)
         call = prepare(p, theirs)
@@ -191,15 +202,6 @@ def against_peers(shape, peers, rounds):
         assert np.abs(theirs - out).max() < 1e-5 * np.abs(out).max(), f"{name} computes something else"
         t = interleave({"ours": ours(p, out=out), "theirs": call}, rounds=rounds, rest=0.02)
         yield result(label, t["ours"], name, t["theirs"], steps)
-    t = interleave({"one": ours(p, out=out), "two": ours(p, 2, out=out)}, rounds=rounds, rest=0.02)
-    yield result(f"{label}, 2 threads", t["two"], "1 thread", t["one"], steps)
-    wide = problem(shape, np.float64)
-    out64 = np.empty_like(wide[0])
-    t = interleave({"single": ours(p, out=out), "double": ours(wide, out=out64)}, rounds=rounds, rest=0.02)
-    yield result(f"{label}", t["single"], "float64", t["double"], steps)
-    last = tuple(np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) if a.ndim == 3 else a for a in p)
-    t = interleave({"first": ours(p, out=out), "last": ours(last, out=np.empty_like(last[0]))}, rounds=rounds, rest=0.02)
-    yield result(f"{label}", t["first"], "channels last", t["last"], steps)
 
 
 def small_calls(rounds):
