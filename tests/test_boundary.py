@@ -632,7 +632,7 @@ def test_exponential_sum_errors_and_copies():
         "coefficients": lambda: huge.coefficients,
         "frequencies": lambda: huge.frequencies(0),
         "root_bound": lambda: huge.root_bound(0),
-        "coefficients needs": lambda: huge.log_evaluate(np.zeros(60)),
+        "coefficients would": lambda: huge.log_evaluate(np.zeros(60)),
     }.items():
         with pytest.raises(MemoryError, match=rf"{what}.* \d+ bytes"):
             call()
@@ -831,12 +831,13 @@ def test_x_other_forms():
         ({"coordinate": "x"}, TypeError, "coordinate is 'x'"),
         ({"outputs": (0, 0)}, ValueError, "outputs is"),
         ({"method": "regula"}, ValueError, "method is 'regula'; expected one of brentq, .*, chandrupatla"),
-        ({"xtol": 0}, ValueError, "xtol is 0; expected a positive number"),
+        ({"xtol": 0}, ValueError, "xtol is 0.0; expected a positive number"),
         ({"xtol": np.nan}, ValueError, "xtol is nan"),
         ({"xtol": "1"}, TypeError, "xtol is '1'"),
+        ({"xtol": np.array([1e-3])}, TypeError, "xtol is array.*; expected a number"),
         ({"rtol": 1e-17}, ValueError, "rtol is 1e-17; expected at least 4 eps"),
         ({"rtol": None}, TypeError, "rtol is None"),
-        ({"maxiter": 0}, ValueError, "maxiter is 0; expected a positive integer"),
+        ({"maxiter": 0}, ValueError, "maxiter is 0; expected an integer of at least 1"),
         ({"maxiter": 5.0}, TypeError, "maxiter is 5.0; expected an integer"),
     ],
 )
@@ -844,6 +845,12 @@ def test_bad_arguments_of_find_x1_are_named(arguments, kind, message):
     call = {"net": monotone(), "x_other": [0.0, 0.1, 0.2], "bracket": (-2.0, 3.0), **arguments}
     with pytest.raises(kind, match=message):
         fd.find_x1(**call)
+
+
+def test_options_may_be_arrays_without_axes():
+    expected = fd.find_x1(monotone(), [0.1], (-2, 3), coordinate=1, xtol=1e-3, rtol=1e-6, maxiter=7)
+    options = {"coordinate": np.array(1), "xtol": np.array(1e-3), "rtol": np.array(1e-6), "maxiter": np.array(7)}
+    assert all(same_bits(a, b) for a, b in zip(fd.find_x1(monotone(), [0.1], (-2, 3), **options), expected, strict=True))
 
 
 def test_no_row_is_solved_before_all_are_checked(monkeypatch):

@@ -124,6 +124,43 @@ def test_overlap_is_told_from_interleaving():
         assert arrays.overlap(a, b) == shared
 
 
+@pytest.mark.parametrize("value", [3, np.int8(3), np.array(3)])
+def test_an_index_is_an_integer_of_any_kind(value):
+    assert type(arrays.index("k", value)) is int and arrays.index("k", value, least=3) == 3
+    assert arrays.position("k", value, 4, "inputs") == arrays.position("k", -1, 4, "inputs") == 3
+    with pytest.raises(ValueError, match="k is 3; expected an integer of at least 4"):
+        arrays.index("k", value, least=4)
+    with pytest.raises(ValueError, match="k is 3; expected an integer from -3 to 2, there being 3 inputs"):
+        arrays.position("k", value, 3, "inputs")
+
+
+@pytest.mark.parametrize("value", [3.0, np.float64(3), True, np.True_, "3", None, [3], np.array([3, 4])])
+def test_nothing_else_is_an_index(value):
+    with pytest.raises(TypeError, match="k is .*; expected an integer"):
+        arrays.index("k", value)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.uint8(2), np.array(2.0), np.array(2)])
+def test_a_number_is_a_scalar_of_any_kind(value):
+    assert type(arrays.number("tol", value)) is float and arrays.number("tol", value) == 2
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "2", None, 2j, [2], [[2], [2, 3]], np.array([2.0]), np.array(True)])
+def test_nothing_else_is_a_number(value):
+    with pytest.raises(TypeError, match="tol is .*; expected a number"):
+        arrays.number("tol", value)
+
+
+@pytest.mark.parametrize("sysconf", [True, False])
+@pytest.mark.parametrize("nbytes", [2**61, 2**63, 10**30])
+def test_more_bytes_than_the_machine_has_are_refused(monkeypatch, sysconf, nbytes):
+    if not sysconf:
+        monkeypatch.delattr(os, "sysconf", raising=False)  # as on Windows
+    arrays.check_fits("a page", 4096)
+    with pytest.raises(MemoryError, match=f"the terms would take {nbytes} bytes"):
+        arrays.check_fits("the terms", nbytes)
+
+
 # ---- CPU levels ------------------------------------------------------------------------------------------------------
 
 

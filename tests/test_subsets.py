@@ -191,6 +191,11 @@ def test_results_that_do_not_fit_say_how_many_bytes():
         fd.iter_subset_sums(np.ones(62), block=2**62)
 
 
+def test_an_empty_result_beyond_numpys_shapes_says_so():
+    with pytest.raises(MemoryError, match=rf"NumPy cannot represent the shape \(0, {2**62}\)"):
+        fd.subset_sums(np.zeros((0, 62)))
+
+
 # ---- every function ----------------------------------------------------------------------------------------------------
 
 CALLS = [fd.subset_sums, fd.iter_subset_sums, fd.subset_logsumexp]
@@ -277,7 +282,8 @@ def test_stream_raises_when_called():
     for kwargs, exception, message in [
         ({"block": 0}, ValueError, "block is 0"),
         ({"block": -4}, ValueError, "block is -4"),
-        ({"block": 2.0}, TypeError, "block is a float"),
+        ({"block": 2.0}, TypeError, "block is 2.0; expected an integer"),
+        ({"block": True}, TypeError, "block is True; expected an integer"),
         ({"progress": 3}, TypeError, "progress is a int"),
     ]:
         with pytest.raises(exception, match=message):

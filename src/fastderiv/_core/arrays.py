@@ -1,7 +1,10 @@
 """Arrays as users pass them, arrays as kernels want them: dtypes, alignment, `out=`, and the errors that name an argument."""
 
+import operator
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -105,3 +108,58 @@ def written_through(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
     yield native
     if native is not array:
         array[...] = native
+
+
+def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
+    """`value` as an int, not less than `least`; floats and bools are a TypeError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} is {number}; expected an integer of at least {least}")
+    return number
+
+
+def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
+    """`value` as a number in [0, size); negative ones count from the end.  `what` there are `size` of, e.g. "inputs"."""
+    number = index(name, value)
+    if not -size <= number < size:
+        raise ValueError(
+            f"{name} is {number}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
+        )
+    return number % size
+
+
+def number(name: str, value: ArrayLike) -> float:
+    """`value`, a scalar or 0-d array of integers or floats, as a float."""
+    if isinstance(value, (int, float, np.generic, np.ndarray)):
+        array = np.asarray(value)
+        if array.ndim == 0 and array.dtype.kind in "iuf":
+            return float(array)
+    raise TypeError(f"{name} is {value!r}; expected a number")
+
+
+def check_fits(what: str, nbytes: int) -> None:
+    """A MemoryError for more bytes than the machine has.
+
+    Systems that promise memory freely would grant them, and end the process when they are written.
+    """
+    if not _fits(nbytes):
+        raise MemoryError(f"{what} would take {nbytes} bytes, more than this machine has")
+
+
+def _fits(nbytes: int) -> bool:
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        memory = 0
+    if memory > 0:
+        return nbytes <= memory
+    try:
+        np.empty(nbytes, np.uint8)  # Windows has no sysconf, and promises no memory that it does not have
+    except (MemoryError, OverflowError, ValueError):  # the latter two beyond NumPy's integers
+        return False
+    return True

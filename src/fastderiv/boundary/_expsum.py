@@ -1,7 +1,6 @@
 """ExponentialSum: the margin of a one-hidden-layer network as a sum of 2**H exponentials, for structure and bounds."""
 
 import math
-import os
 from itertools import groupby
 from typing import Self
 
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import SigmoidMLP, _index
+from ._network import SigmoidMLP
 
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
@@ -98,7 +97,7 @@ class ExponentialSum:
     def coefficients(self) -> np.ndarray:
         if self._coefficients is None:
             (v0, v1), (c0, c1) = self._columns()
-            _check_memory("coefficients", 8 << len(v0))
+            arrays.check_fits("coefficients", 8 << len(v0))
             sums = (c0 - c1 + _subset_sums(v0 - v1))[::-1]  # position S: the sum over the complement of S
             sums.flags.writeable = False
             self._coefficients = sums
@@ -132,7 +131,7 @@ class ExponentialSum:
         array([ 0., -1., -2., -3.])
         """
         w = self._net.weights[0][self._coordinate(coordinate)]
-        _check_memory("frequencies", 8 << len(w))
+        arrays.check_fits("frequencies", 8 << len(w))
         return 0.0 - _subset_sums(w)
 
     def root_bound(self, coordinate: int) -> int:
@@ -163,7 +162,7 @@ class ExponentialSum:
             If the 2**H terms do not fit.  Time and memory are O(2**H), about 6 µs and 370 bytes each.
         """
         coordinate = self._coordinate(coordinate)
-        _check_memory("root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
+        arrays.check_fits("root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
         terms, shift = self._exact_terms(coordinate)
         signs = [{c > 0 for _, c in group if c} for _, group in groupby(terms, lambda term: _frequency(term[0], shift))]
         signs = [choice for choice in signs if choice]
@@ -220,7 +219,7 @@ class ExponentialSum:
         return (v[:, a], v[:, b]), (c[a], c[b])
 
     def _coordinate(self, coordinate: int) -> int:
-        return _index("coordinate", coordinate, self._net.n_inputs, "inputs")
+        return arrays.position("coordinate", coordinate, self._net.n_inputs, "inputs")
 
     def _exact_terms(self, coordinate: int) -> tuple[list[tuple[int, int]], int]:
         """(exponent, coefficient) of the distinct exponents, ascending, as integers; the bit where frequencies begin.
@@ -302,12 +301,3 @@ def _most_changes(signs: list[set[bool]]) -> int:
         best = {sign: max(count + (end != sign) for end, count in best.items()) for sign in choice}
     return max(best.values())
 
-
-def _check_memory(what: str, nbytes: int) -> None:
-    """A MemoryError for what exceeds the machine: the system itself may promise more than it has."""
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        machine = 1 << 62
-    if nbytes > machine:
-        raise MemoryError(f"{what} needs {nbytes} bytes; this machine has {machine}")

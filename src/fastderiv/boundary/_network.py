@@ -1,6 +1,5 @@
 """SigmoidMLP: the network, its outputs, the margin between two of them and the margin's gradient."""
 
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -310,19 +309,6 @@ def _parameter(name: str, value: ArrayLike) -> np.ndarray:
     return own
 
 
-def _index(name: str, value: int, size: int, what: str) -> int:
-    """`value` as a number in [0, size); negative ones count from the end."""
-    try:
-        index = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected an integer") from None
-    if not -size <= index < size:
-        raise ValueError(
-            f"{name} is {index}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
-        )
-    return index % size
-
-
 def _pair(name: str, value: tuple[int, int], size: int) -> tuple[int, int]:
     try:
         a, b = value
@@ -330,7 +316,7 @@ def _pair(name: str, value: tuple[int, int], size: int) -> tuple[int, int]:
         raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
             f"{name} is {value!r}; expected a pair of integers"
         ) from None
-    a, b = _index(f"{name}[0]", a, size, "outputs"), _index(f"{name}[1]", b, size, "outputs")
+    a, b = (arrays.position(f"{name}[{k}]", o, size, "outputs") for k, o in enumerate((a, b)))
     if a == b:
         raise ValueError(f"{name} is {value!r}; expected two different outputs")
     return a, b

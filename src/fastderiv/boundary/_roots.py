@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import SigmoidMLP, _index, _kernels
+from ._network import SigmoidMLP, _kernels
 
 _BRACKETING = ("brentq", "brenth", "ridder", "bisect", "toms748")
 METHODS = (*_BRACKETING, "newton", "secant", "chandrupatla")
@@ -125,7 +125,7 @@ class _Call:
     def __init__(self, net, x_other, bracket, coordinate, outputs) -> None:
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
-        self.coordinate = _index("coordinate", coordinate, net.n_inputs, "inputs")
+        self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
         x_other = _others(net, x_other)
         self.m = len(x_other)
@@ -203,20 +203,12 @@ def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> tuple[Callab
 
 
 def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, int]:
-    for name, value in (("xtol", xtol), ("rtol", rtol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise TypeError(f"{name} is {value!r}; expected a number")
+    xtol, rtol = arrays.number("xtol", xtol), arrays.number("rtol", rtol)
     if not 0 < xtol < math.inf:
         raise ValueError(f"xtol is {xtol}; expected a positive number")
     if not _RTOL <= rtol < math.inf:
         raise ValueError(f"rtol is {rtol}; expected at least 4 eps = {_RTOL}")
-    try:
-        count = operator.index(maxiter)
-    except TypeError:
-        raise TypeError(f"maxiter is {maxiter!r}; expected an integer") from None
-    if count < 1:
-        raise ValueError(f"maxiter is {maxiter}; expected a positive integer")
-    return float(xtol), float(rtol), min(count, _MAXITER)
+    return xtol, rtol, min(arrays.index("maxiter", maxiter, least=1), _MAXITER)
 
 
 def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:

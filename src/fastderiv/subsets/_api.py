@@ -1,15 +1,13 @@
 """Subset sums: arguments in, arrays out; the arithmetic is in _kernels.pyx."""
 
 import math
-import operator
-import os
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import as_array, check_out, working, written_through
+from .._core.arrays import as_array, check_fits, check_out, index, working, written_through
 from .._core.dispatch import kernels
 from .._core.progress import Progress, reporting
 
@@ -39,27 +37,19 @@ def _masks(x: np.ndarray) -> int:
     return 1 << n
 
 
-def _too_large(shape: tuple[int, ...], dtype: np.dtype) -> MemoryError:
-    return MemoryError(f"subset sums of shape {shape} and dtype {dtype} need {math.prod(shape) * dtype.itemsize} bytes")
-
-
 def _check_fits(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A MemoryError for more than the machine has: systems that promise memory freely would grant it, and end the process
-    when it is written."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if 0 < memory < math.prod(shape) * dtype.itemsize:
-        raise _too_large(shape, dtype)
+    check_fits(f"subset sums of shape {shape} and dtype {dtype}", math.prod(shape) * dtype.itemsize)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     _check_fits(shape, dtype)
     try:
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError):  # the latter where the number of bytes overflows NumPy's integer
-        raise _too_large(shape, dtype) from None
+    except MemoryError:
+        nbytes = math.prod(shape) * dtype.itemsize
+        raise MemoryError(f"subset sums of shape {shape} and dtype {dtype} take {nbytes} bytes") from None
+    except ValueError:  # NumPy multiplies the axes that are not empty
+        raise MemoryError(f"NumPy cannot represent the shape {shape} of the subset sums, although it is empty") from None
 
 
 def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -85,7 +75,7 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     ValueError
         If `x` is a scalar or n > 62, or if `out` has the wrong shape, is read-only or shares memory with `x`.
     MemoryError
-        If the result does not fit; the message says how many bytes it needs.
+        If the result does not fit; the message says how many bytes it would take.
 
     See Also
     --------
@@ -145,7 +135,7 @@ def iter_subset_sums(
     ValueError
         If `x` is not one-dimensional, n > 62 or `block` < 1.
     MemoryError
-        If a block does not fit; the message says how many bytes it needs.
+        If a block does not fit; the message says how many bytes it would take.
 
     See Also
     --------
@@ -167,13 +157,7 @@ def iter_subset_sums(
     if x.ndim != 1:
         raise ValueError(f"x has shape {x.shape}; expected (n,)")
     total = _masks(x)
-    try:
-        block = operator.index(block)
-    except TypeError:
-        raise TypeError(f"block is a {type(block).__name__}; expected an integer") from None
-    if block < 1:
-        raise ValueError(f"block is {block}; expected at least 1")
-    block = min(total, 1 << (block - 1).bit_length())
+    block = min(total, 1 << (index("block", block, least=1) - 1).bit_length())
     _check_fits((block,), x.dtype)
     blocks = _blocks(x.copy(), block, total, progress)
     next(blocks)  # up to where `progress` has been checked
@@ -275,8 +259,8 @@ def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
         if x.shape[-1] <= _SPAN_BITS:
             _enumerate_short_rows(x, result, report)
         else:
-            for done, index in enumerate(np.ndindex(result.shape)):
-                result[index] = _enumerate_row(x[index], masks, report, done * masks)
+            for done, row in enumerate(np.ndindex(result.shape)):
+                result[row] = _enumerate_row(x[row], masks, report, done * masks)
     return result
 
 
