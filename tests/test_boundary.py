@@ -3,8 +3,11 @@
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import mpmath
@@ -264,6 +267,24 @@ def test_cpu_levels_agree():
     assert all(np.allclose(first, other, rtol=1e-12, atol=1e-13) for other in results.values())
     if {"x86-64-v3", "x86-64-v4"} <= results.keys():
         assert same_bits(results["x86-64-v3"], results["x86-64-v4"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
+    net, X = fd.SigmoidMLP([np.broadcast_to(1e-3, (12000, 12000)), np.ones((12000, 1))], [np.zeros(12000), [0.0]]), np.ones((16, 12000))
+    seen = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        for call in (lambda: net._margin_program((0, 1)), lambda: net.margin_gradient(X)):
+            seen[:] = [time.perf_counter()]
+            call()
+            assert time.perf_counter() - seen[0] > 0.1  # or this shows nothing
+            assert np.diff([*seen, time.perf_counter()]).max() < 0.1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 # ---- SigmoidMLP: as an object -------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ in the tile kernels and in the single-row kernels alike: one row has the same bi
 """
 import numpy as np
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 from fastderiv._core.simd cimport GL, VL, ix, real, vf, vload, vsigmoid, vsigmoid_grad, vstore
-from fastderiv._core.threads cimport Worker, run
+from fastderiv._core.threads cimport Worker, interrupted, run
 
 cnp.import_array()
 
@@ -70,6 +71,7 @@ cdef enum:
     STEP = 16                           # rows of a tile come in steps of two vectors of the widest level
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of one layer's activations: they stay in the first-level cache
+    QUICK = 1 << 24                     # multiply–adds of a tile, a few milliseconds, that needs no look for signals
 
 cdef struct Layer:
     const real *w                       # panels, (⌈n_out / GL⌉, n_in, GL)
@@ -94,6 +96,7 @@ cdef struct Batch:                      # IN X (…, n_in); OUT out (m, n_out), 
     real *out
     ix rows, task_rows                  # of a tile, of a task
     bint squash                         # σ on the outputs too
+    bint gradient                       # out is the gradient of the only output
 
 
 cdef inline ix padded(ix n) noexcept nogil:
@@ -119,20 +122,26 @@ cdef inline void panel_times(const real *w, ix next, const real *b, const real *
         r += 2 * VL
 
 
-cdef void dense(const Layer *l, const real *y, real *z, ix ts) noexcept nogil:
-    """IN y (n_in, ts); OUT z (n_out, ts) = b + Wᵀ y."""
+cdef bint dense(const Layer *l, const real *y, real *z, ix ts, Worker *watch) noexcept nogil:
+    """IN y (n_in, ts); OUT z (n_out, ts) = b + Wᵀ y.  True if `watch`, unless it is NULL, was interrupted on the way."""
     cdef ix o = 0
     while o < l.n_out:
+        if watch is not NULL and interrupted(watch):
+            return True
         panel_times(l.w + o * l.n_in, GL * GL, l.b + o, y, z + o * ts, ts, l.n_in, min(<ix>GL, l.n_out - o), False)
         o += GL
+    return False
 
 
-cdef void dense_vjp(const Layer *l, const real *zeros, const real *dz, real *dy, ix ts) noexcept nogil:
-    """IN dz (n_out, ts); OUT dy (n_in, ts) = W dz, outputs ascending."""
+cdef bint dense_vjp(const Layer *l, const real *zeros, const real *dz, real *dy, ix ts, Worker *watch) noexcept nogil:
+    """IN dz (n_out, ts); OUT dy (n_in, ts) = W dz, outputs ascending.  `watch` as in `dense`."""
     cdef ix i = 0
     while i < l.n_in:
+        if watch is not NULL and interrupted(watch):
+            return True
         panel_times(l.w + i * GL, l.n_in * GL, zeros, dz, dy + i * ts, ts, l.n_out, min(<ix>GL, l.n_in - i), True)
         i += GL
+    return False
 
 
 cdef inline void logistic(real *y, ix size) noexcept nogil:
@@ -188,7 +197,7 @@ cdef void store_rows(const real *z, ix ts, real *out, ix rows, ix n) noexcept no
         gather(z + k * ts, 1, out + k, n, rows)
 
 
-cdef void forward_tile(const Batch *a, ix first, ix rows, real *y) noexcept nogil:
+cdef void forward_tile(const Batch *a, ix first, ix rows, real *y, Worker *watch) noexcept nogil:
     """1. read the rows  2. layer by layer  3. write the logits, or σ of them."""
     cdef const Net *net = a.net
     cdef const Layer *l
@@ -197,14 +206,15 @@ cdef void forward_tile(const Batch *a, ix first, ix rows, real *y) noexcept nogi
     load_rows(a, first, rows, y, ts)
     for i in range(net.depth):
         l = &net.layers[i]
-        dense(l, y, z, ts)
+        if dense(l, y, z, ts, watch):
+            return
         if i < net.depth - 1 or a.squash:
             logistic(z, l.n_out * ts)
         y, z = z, y
     store_rows(y, ts, a.out + first * net.layers[net.depth - 1].n_out, rows, net.layers[net.depth - 1].n_out)
 
 
-cdef void gradient_tile(const Batch *a, ix first, ix rows, real *y) noexcept nogil:
+cdef void gradient_tile(const Batch *a, ix first, ix rows, real *y, Worker *watch) noexcept nogil:
     """The gradient of the only output.  1. read  2. forward, keeping σ'  3. back, last layer first  4. write."""
     cdef const Net *net = a.net
     cdef const Layer *l
@@ -214,7 +224,8 @@ cdef void gradient_tile(const Batch *a, ix first, ix rows, real *y) noexcept nog
     load_rows(a, first, rows, y, ts)
     for i in range(net.depth - 1):
         l = &net.layers[i]
-        dense(l, y, z, ts)
+        if dense(l, y, z, ts, watch):
+            return
         logistic_and_slope(z, slope, l.n_out * ts)
         slope += padded(l.n_out) * ts
         y, z = z, y
@@ -222,7 +233,8 @@ cdef void gradient_tile(const Batch *a, ix first, ix rows, real *y) noexcept nog
         y[i] = 1
     for i in range(net.depth - 1, -1, -1):
         l = &net.layers[i]
-        dense_vjp(l, net.zeros, y, z, ts)
+        if dense_vjp(l, net.zeros, y, z, ts, watch):
+            return
         if i > 0:
             slope -= padded(l.n_in) * ts
             times(z, slope, l.n_in * ts)
@@ -230,19 +242,15 @@ cdef void gradient_tile(const Batch *a, ix first, ix rows, real *y) noexcept nog
     store_rows(y, ts, a.out + first * n_in, rows, n_in)
 
 
-cdef void forward_task(void *args, ix i, Worker *worker) noexcept nogil:
+cdef void rows_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Batch *a = <Batch *>args
     cdef ix first = i * a.task_rows, end = min(a.m, (i + 1) * a.task_rows)
+    cdef Worker *watch = worker if a.net.macs * a.rows > QUICK else NULL
     while first < end:
-        forward_tile(a, first, min(a.rows, end - first), <real *>worker.scratch)
-        first += a.rows
-
-
-cdef void gradient_task(void *args, ix i, Worker *worker) noexcept nogil:
-    cdef Batch *a = <Batch *>args
-    cdef ix first = i * a.task_rows, end = min(a.m, (i + 1) * a.task_rows)
-    while first < end:
-        gradient_tile(a, first, min(a.rows, end - first), <real *>worker.scratch)
+        if a.gradient:
+            gradient_tile(a, first, min(a.rows, end - first), <real *>worker.scratch, watch)
+        else:
+            forward_tile(a, first, min(a.rows, end - first), <real *>worker.scratch, watch)
         first += a.rows
 
 
@@ -360,39 +368,42 @@ cdef class Program:
     cdef real *pack(self, ix i, cnp.ndarray weights, cnp.ndarray biases, real *at) except NULL:
         cdef Layer *l = &self.net.layers[i]
         cdef const real *w = <const real *>cnp.PyArray_DATA(weights)
-        cdef ix k, o
+        cdef ix first, k, o
         l.w = at
-        for k in range(l.n_in):
-            for o in range(l.n_out):
-                at[(o // GL * l.n_in + k) * GL + o % GL] = w[k * l.n_out + o]
-        at += padded(l.n_out) * l.n_in
+        for first in range(0, l.n_out, GL):
+            PyErr_CheckSignals()
+            for k in range(l.n_in):
+                for o in range(min(<ix>GL, l.n_out - first)):
+                    at[o] = w[k * l.n_out + first + o]
+                at += GL
         l.b = at
         memcpy(at, cnp.PyArray_DATA(biases), l.n_out * sizeof(real))
         return at + padded(l.n_out)
 
-    cdef int over(self, Batch *a, bint gradient) except -1:
+    cdef int over(self, Batch *a) except -1:
         """Cut m rows into tiles and tasks, and run them."""
         cdef const Net *net = a.net
         cdef double row = 2e-10 * net.macs / VL + 5e-9 * (net.sigmoids + 1) / VL + 1e-9 * net.layers[0].n_in
-        cdef ix per_row = (2 * net.widest + (net.slopes if gradient else 0)) * sizeof(real)
+        cdef ix per_row = (2 * net.widest + (net.slopes if a.gradient else 0)) * sizeof(real)
         cdef ix fits = TILE_BYTES // (max(<ix>1, net.widest) * <ix>sizeof(real))
         a.rows = max(<ix>STEP, min(<ix>MAX_ROWS, fits // STEP * STEP))
         a.task_rows = a.rows * max(<ix>1, <ix>(50e-6 / (a.rows * row)))
-        return run(gradient_task if gradient else forward_task, a, (a.m + a.task_rows - 1) // a.task_rows,
-                   a.rows * per_row + 64 * sizeof(real), a.m * row * (2 if gradient else 1))
+        return run(rows_task, a, (a.m + a.task_rows - 1) // a.task_rows,
+                   a.rows * per_row + 64 * sizeof(real), a.m * row * (2 if a.gradient else 1))
 
     def evaluate(self, cnp.ndarray X, cnp.ndarray out, bint squash):
         """OUT out (m, n_out), or any shape of that size: the outputs for X (m, n_in), float64 of any strides."""
         cdef Batch a
         fill(&a, &self.net, X, out)
         a.squash = squash
-        self.over(&a, False)
+        self.over(&a)
 
     def gradient(self, cnp.ndarray X, cnp.ndarray out):
         """OUT out (m, n_in): the gradient of the only output."""
         cdef Batch a
         fill(&a, &self.net, X, out)
-        self.over(&a, True)
+        a.gradient = True
+        self.over(&a)
 
     def along(self, cnp.ndarray X, cnp.ndarray pick, cnp.ndarray t, ix coordinate, cnp.ndarray out):
         """OUT out (k,): the only output at the rows pick (k,) of X, their input `coordinate` replaced by t (k,)."""
@@ -400,7 +411,7 @@ cdef class Program:
         fill(&a, &self.net, X, out)
         a.m = cnp.PyArray_SIZE(t)
         a.pick, a.t, a.coordinate = <const ix *>cnp.PyArray_DATA(pick), <const real *>cnp.PyArray_DATA(t), coordinate
-        self.over(&a, False)
+        self.over(&a)
 
 
 cdef void fill(Batch *a, const Net *net, cnp.ndarray X, cnp.ndarray out) noexcept:
