@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from ..subsets import subset_sums
 from ._network import SigmoidMLP
 
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
+_FAR = 128.0  # exponents are sums of fewer numbers
+_MAX = np.finfo(np.float64).max
 _BYTES_PER_TERM = 370  # of a Python dict from exponents to coefficients
 
 
@@ -96,11 +99,12 @@ class ExponentialSum:
     @property
     def coefficients(self) -> np.ndarray:
         if self._coefficients is None:
-            (v0, v1), (c0, c1) = self._columns()
-            arrays.check_fits("coefficients", 8 << len(v0))
-            sums = (c0 - c1 + _subset_sums(v0 - v1))[::-1]  # position S: the sum over the complement of S
-            sums.flags.writeable = False
-            self._coefficients = sums
+            d, dc = self._net._last_difference(self._pair)
+            sums = subset_sums(d)
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums += dc
+            self._coefficients = sums[::-1]  # position S: the sum over the complement of S
+            self._coefficients.flags.writeable = False
         return self._coefficients
 
     def frequencies(self, coordinate: int) -> np.ndarray:
@@ -130,9 +134,8 @@ class ExponentialSum:
         >>> fd.ExponentialSum.from_network(net).frequencies(0)
         array([ 0., -1., -2., -3.])
         """
-        w = self._net.weights[0][self._coordinate(coordinate)]
-        arrays.check_fits("frequencies", 8 << len(w))
-        return 0.0 - _subset_sums(w)
+        sums = subset_sums(self._net.weights[0][self._coordinate(coordinate)])
+        return np.subtract(0.0, sums, out=sums)
 
     def root_bound(self, coordinate: int) -> int:
         """At most how many ties there are along one input, whatever the other inputs are.
@@ -162,7 +165,7 @@ class ExponentialSum:
             If the 2**H terms do not fit.  Time and memory are O(2**H), about 6 µs and 370 bytes each.
         """
         coordinate = self._coordinate(coordinate)
-        arrays.check_fits("root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
+        arrays.check_fits("the terms of root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
         terms, shift = self._exact_terms(coordinate)
         signs = [{c > 0 for _, c in group if c} for _, group in groupby(terms, lambda term: _frequency(term[0], shift))]
         signs = [choice for choice in signs if choice]
@@ -205,9 +208,10 @@ class ExponentialSum:
             raise ValueError(f"B has shape {B.shape}; expected (..., H) = (..., {H})")
         rows = B.reshape(math.prod(B.shape[:-1]), H)
         sign, logabs = np.empty(len(rows)), np.empty(len(rows))
-        step = 1 << max(0, _BLOCK_UNITS - H)
+        step, C = 1 << max(0, _BLOCK_UNITS - H), self.coefficients
+        unit = 2.0**H if max(C.max(), -C.min()) > _MAX / 2.0**H else 1.0
         for i in range(0, len(rows), step):
-            sign[i : i + step], logabs[i : i + step] = _log_sum(rows[i : i + step], self.coefficients)
+            sign[i : i + step], logabs[i : i + step] = _log_sum(rows[i : i + step], C, unit)
         return sign.reshape(B.shape[:-1])[()], logabs.reshape(B.shape[:-1])[()]
 
     def _columns(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
@@ -243,30 +247,26 @@ class ExponentialSum:
         return sorted((E, n * total - D) for E, (n, D) in terms.items()), shift
 
 
-def _subset_sums(x: np.ndarray) -> np.ndarray:
-    """(..., n) -> (..., 2**n), position = bitmask."""
-    sums = np.zeros((*x.shape[:-1], 1))
-    for i in range(x.shape[-1]):
-        sums = np.concatenate([sums, sums + x[..., i : i + 1]], axis=-1)
-    return sums
+def _log_sum(B: np.ndarray, C: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sign and logarithm of the sums for B (r, H), block by block, relative to the largest exponent so far.
 
-
-def _log_sum(B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sign and logarithm of the sums for B (r, H), block by block, relative to the largest exponent so far."""
+    Exponents are kept divided by _FAR and coefficients by `unit`, powers of two, so that no sum of finite ones overflows.
+    """
     units = min(B.shape[1], _BLOCK_UNITS)
-    low, high = _subset_sums(B[:, :units]), B[:, units:]
+    low, high = subset_sums(B[:, :units] / _FAR), B[:, units:] / _FAR
     peak, total = np.full(len(B), -np.inf), np.zeros(len(B))
     bits = np.arange(high.shape[1])
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         for mask in range(1 << len(bits)):
-            c = C[mask << units : (mask + 1) << units]
+            c = C[mask << units : (mask + 1) << units] / unit
             exponent = low + high[:, (mask >> bits & 1).astype(bool)].sum(axis=1)[:, None]
             exponent[:, c == 0] = -np.inf
             top = np.maximum(peak, exponent.max(axis=1))
             base = np.where(top == -np.inf, 0, top)
-            total = total * np.exp(peak - base) + (np.exp(exponent - base[:, None]) * c).sum(axis=1)
+            total = total * np.exp((peak - base) * _FAR) + (np.exp((exponent - base[:, None]) * _FAR) * c).sum(axis=1)
             peak = top
-        return np.sign(total), np.log(np.abs(total)) + peak
+        logabs = np.log(np.abs(total)) + math.log(unit) + peak * _FAR
+        return np.sign(total), np.where(total == 0, -np.inf, logabs)
 
 
 def _integers(values: list) -> list[int]:

@@ -246,15 +246,18 @@ class SigmoidMLP:
         """The network whose only output is the margin."""
         pair = self._columns(outputs)
         if pair not in self._programs:
-            weights, biases = self._weights, self._biases
-            if pair is not None:
-                a, b = pair
-                with np.errstate(over="ignore"):
-                    d = weights[-1][:, a] - weights[-1][:, b]
-                    dc = biases[-1][a : a + 1] - biases[-1][b]
-                weights, biases = (*weights[:-1], d[:, None]), (*biases[:-1], dc)
-            self._programs[pair] = _kernels.Program(weights, biases)
+            d, dc = self._last_difference(pair)
+            self._programs[pair] = _kernels.Program((*self._weights[:-1], d[:, None]), (*self._biases[:-1], dc))
         return self._programs[pair]
+
+    def _last_difference(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Weights d (n,) and bias Δc (1,) of the margin in the last layer; infinite where the difference overflows."""
+        v, c = self._weights[-1], self._biases[-1]
+        if pair is None:
+            return v[:, 0], c
+        a, b = pair
+        with np.errstate(over="ignore"):
+            return v[:, a] - v[:, b], c[a : a + 1] - c[b]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SigmoidMLP):
