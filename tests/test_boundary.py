@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 
 import mpmath
@@ -21,6 +22,7 @@ from scipy.special import expit
 import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference as ref
+from fastderiv.boundary import _roots
 from fastderiv.boundary._roots import METHODS, _kernels
 
 SHAPES = [
@@ -884,6 +886,11 @@ def test_x_other_forms():
             ValueError,
             r"bracket has no change of sign in row 1: the margin is \d.* at 2.5 and \d.* at 3",
         ),
+        (
+            {"bracket": ([-2, -1.7e308, -2], [3, 1.7e308, 3])},
+            ValueError,
+            r"bracket is too wide in row 1: 1.7e\+308 - -1.7e\+308 overflows",
+        ),
         ({"coordinate": 2}, ValueError, "coordinate is 2; expected an integer from -2 to 1"),
         ({"coordinate": "x"}, TypeError, "coordinate is 'x'"),
         ({"outputs": (0, 0)}, ValueError, "outputs is"),
@@ -916,8 +923,150 @@ def test_no_row_is_solved_before_all_are_checked(monkeypatch):
         fd.find_x1(monotone(), [0.0, 0.0], ([-2.0, 2.0], 3.0))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bracket", [(-1.7e308, 1.7e308), (-8e307, 8e307), (1e308, -7e307), (-1e308, 2.0)])
+def test_huge_brackets_are_solved_or_refused_quietly(method, bracket):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            r = fd.find_x1(monotone(), [0.0, 0.3], bracket, method=method, maxiter=2000)
+        except ValueError as refusal:
+            assert bracket == (-1.7e308, 1.7e308) and "bracket is too wide in row 0" in str(refusal)
+        else:
+            assert np.all(np.isfinite(r.x) | ~r.converged)
+            if method in ("bisect", "chandrupatla"):
+                assert np.allclose(r.x, fd.find_x1(monotone(), [0.0, 0.3], (-50, 50)).x, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_infinite_margins_are_solved_or_refused_quietly(method):
+    # −inf to inf: two units of weight 1.7e308 rise where two others fall
+    net = fd.SigmoidMLP([[[9.0, 9.0, -9.0, -9.0]], [[1.7e308], [1.7e308], [-1.7e308], [-1.7e308]]], [[0] * 4, [0]])
+    try:
+        r = fd.find_x1(net, np.zeros((2, 0)), ([-30, -30], 40), method=method)
+    except ValueError as refusal:
+        assert "bracket from -30.0 to 40.0 in row 0" in str(refusal)
+    else:
+        assert not r.converged.any() or np.allclose(r.x, 0, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["newton", "secant"])
+@pytest.mark.parametrize("maxiter", [1, 2, 3, 50])
+def test_flat_ends_are_scipys_to_the_last_field(method, maxiter):
+    rng = np.random.default_rng(7)
+    stuck = 0
+    for _ in range(150):
+        w = 10 ** rng.uniform(0, 3)
+        net = fd.SigmoidMLP([[[w, w]], [[2.0], [rng.integers(-3, 4)]]], [rng.normal(size=2) * w, [rng.normal()]])
+        lo, hi = rng.normal(size=2) * 3
+        f = _kernels.Line(net._margin_program((0, 1)), 0)
+        f.prepare(np.zeros((1, 1)), 0)
+        if f(lo) * f(hi) >= 0:
+            continue
+        lo, hi = sorted((lo, hi))
+        options = {"tol": 1e-12, "rtol": 1e-15, "maxiter": maxiter, "full_output": True, "disp": False}
+        with warnings.catch_warnings(record=True) as given, np.errstate(all="ignore"):
+            warnings.simplefilter("always")
+            start = {"x0": lo, "x1": hi} if method == "secant" else {"x0": lo / 2 + hi / 2, "fprime": f.derivative}
+            x, r = optimize.newton(f, **start, **options)
+        stuck += len(given)
+        ours = fd.find_x1(net, [[]], (lo, hi), method=method, xtol=1e-12, rtol=1e-15, maxiter=maxiter)
+        expected = (x, r.converged and np.isfinite(x), r.iterations, r.function_calls)
+        assert np.array_equal([field[0] for field in ours], expected, equal_nan=True)
+    assert stuck > 3 or maxiter == 1
+
+
+def test_python_threads_leave_the_warning_filters_alone():
+    net = fd.SigmoidMLP([[[300.0]], [[1.0]]], [[0.0], [-0.3]])  # flat away from the root
+    before, errors = list(warnings.filters), []
+
+    def work():
+        try:
+            for method in ("newton", "secant") * 20:
+                fd.find_x1(net, np.zeros((20, 0)), (-8, 9), method=method)
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("method", ["brentq", "secant", "chandrupatla"])
+def test_blocks_of_rows_give_the_bits_of_one_block(method, monkeypatch):
+    net, x_other, lo = monotone(), inputs(50, 1, scale=0.2), np.linspace(-4, -2, 50)
+    lo[7] = fd.find_x1(net, x_other[7:8], (-2, 3), method="bisect", xtol=1e-300).x[0]
+    whole = fd.find_x1(net, x_other, (lo, 3.0), method=method)
+    monkeypatch.setattr(_roots, "_BLOCK", 7)
+    assert all(same_bits(a, b) for a, b in zip(fd.find_x1(net, x_other, (lo, 3.0), method=method), whole, strict=True))
+    with pytest.raises(ValueError, match="bracket has no change of sign in row 29: "):
+        fd.find_x1(net, x_other, (np.where(np.arange(50) == 29, 2.9, lo), 3.0), method=method)
+
+
+@pytest.mark.parametrize("method", ["brentq", "chandrupatla"])
+def test_memory_beside_the_results_is_bounded(method):
+    net, x2 = monotone(), np.broadcast_to(0.1, 20_000)
+    fd.find_x1(net, x2[:10], (-2, 3), method=method)
+    tracemalloc.start()
+    try:
+        results = fd.find_x1(net, x2, (-2, 3), method=method, maxiter=4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - sum(field.nbytes for field in results) < 2 << 20
+
+
 def test_results_pickle():
     r = fd.find_x1(monotone(), [0.0, 0.1], (-2, 3))
     again = pickle.loads(pickle.dumps(r))
     assert isinstance(again, fd.RootResults)
     assert all(same_bits(a, b) for a, b in zip(r, again, strict=True))
+
+
+# ---- signals ------------------------------------------------------------------------------------------------------
+
+
+def a_big_batch():
+    net, X = network((16, 256, 256, 2)), np.broadcast_to(inputs(1, 16), (2_000_000, 16))
+    return lambda: net.margin(X)
+
+
+def many_rows(method):
+    net, x_other = monotone(), np.broadcast_to(0.1, 2_000_000)
+    return lambda: fd.find_x1(net, x_other, (-2.0, 3.0), method=method)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be raised this way")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "long",
+    [a_big_batch(), *map(many_rows, ("brentq", "newton", "toms748", "chandrupatla"))],
+    ids=["margin", "brentq", "newton", "toms748", "chandrupatla"],
+)
+def test_ctrl_c_is_answered_at_once(long, threads):
+    before, sent = fd.get_num_threads(), []
+
+    def interrupt():
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.2, interrupt)
+    fd.set_num_threads(threads)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            long()
+            pytest.fail("it was over before")
+        assert time.perf_counter() - sent[0] < 0.4  # 0.2 s by contract; a busy machine adds its own
+    finally:
+        timer.cancel()
+        fd.set_num_threads(before)

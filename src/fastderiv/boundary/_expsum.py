@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from ..subsets import subset_sums
-from ._network import SigmoidMLP
+from ._network import Outputs, SigmoidMLP
 
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
@@ -64,7 +64,7 @@ class ExponentialSum:
     7
     """
 
-    def __init__(self, net: SigmoidMLP, outputs: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, net: SigmoidMLP, outputs: Outputs = (0, 1)) -> None:
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
         if len(net.weights) != 2:
@@ -75,7 +75,7 @@ class ExponentialSum:
         self._coefficients: np.ndarray | None = None
 
     @classmethod
-    def from_network(cls, net: SigmoidMLP, outputs: tuple[int, int] = (0, 1)) -> Self:
+    def from_network(cls, net: SigmoidMLP, outputs: Outputs = (0, 1)) -> Self:
         """The exponential sum of ``net.margin(X, outputs)``.
 
         Parameters

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from .._core import arrays
 from .._core.dispatch import kernels
 
+Outputs = Sequence[int] | np.ndarray
 _kernels = kernels("boundary", ("f64",))[arrays.F64]
 
 
@@ -160,7 +161,7 @@ class SigmoidMLP:
         """
         return self._evaluate(X, squash=True)
 
-    def margin(self, X: ArrayLike, outputs: tuple[int, int] = (0, 1)) -> np.ndarray:
+    def margin(self, X: ArrayLike, outputs: Outputs = (0, 1)) -> np.ndarray:
         """How far one output leads another: ``logits[:, outputs[0]] - logits[:, outputs[1]]``.
 
         Computed from the difference of the last weights' two columns, Δc + Σ dᵢ yᵢ, so a tie is a root of one sum.
@@ -192,7 +193,7 @@ class SigmoidMLP:
         program.evaluate(X, out, False)
         return out
 
-    def margin_gradient(self, X: ArrayLike, outputs: tuple[int, int] = (0, 1)) -> np.ndarray:
+    def margin_gradient(self, X: ArrayLike, outputs: Outputs = (0, 1)) -> np.ndarray:
         """The gradient of `margin` with respect to the inputs, row by row.
 
         σ' is computed as e/(1+e)², so gradients stay accurate relatively where units saturate.  The cost is that of
@@ -238,11 +239,11 @@ class SigmoidMLP:
             raise ValueError(f"X has shape {X.shape}; expected (m, n_inputs) = (m, {self.n_inputs})")
         return X
 
-    def _columns(self, outputs: tuple[int, int]) -> tuple[int, int] | None:
+    def _columns(self, outputs: Outputs) -> tuple[int, int] | None:
         """`outputs` as two non-negative numbers; None if there is only one output."""
         return None if self.n_outputs == 1 else _pair("outputs", outputs, self.n_outputs)
 
-    def _margin_program(self, outputs: tuple[int, int]) -> Any:
+    def _margin_program(self, outputs: Outputs) -> Any:
         """The network whose only output is the margin."""
         pair = self._columns(outputs)
         if pair not in self._programs:
@@ -312,7 +313,7 @@ def _parameter(name: str, value: ArrayLike) -> np.ndarray:
     return own
 
 
-def _pair(name: str, value: tuple[int, int], size: int) -> tuple[int, int]:
+def _pair(name: str, value: Outputs, size: int) -> tuple[int, int]:
     try:
         a, b = value
     except (TypeError, ValueError):

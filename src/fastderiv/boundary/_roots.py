@@ -2,21 +2,23 @@
 
 import math
 import operator
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import SigmoidMLP, _kernels
+from ._network import Outputs, SigmoidMLP, _kernels
 
-_BRACKETING = ("brentq", "brenth", "ridder", "bisect", "toms748")
-METHODS = (*_BRACKETING, "newton", "secant", "chandrupatla")
+Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
+Bracket = Sequence[ArrayLike] | np.ndarray
+METHODS = get_args(Method)
 _RTOL = 4 * np.finfo(np.float64).eps  # the least that SciPy's solvers accept
 _MAXITER = 2**31 - 1
-_fields = operator.itemgetter("converged", "iterations", "function_calls")  # as attributes they cost 1 µs more a row
+_report = operator.itemgetter("converged", "iterations", "function_calls")  # as attributes they cost 1 µs more a row
+_BLOCK = 4096  # rows at a time: some MiB of solver's arrays, and as fast as more
 
 
 class RootResults(NamedTuple):
@@ -47,11 +49,11 @@ class RootResults(NamedTuple):
 def find_x1(
     net: SigmoidMLP,
     x_other: ArrayLike,
-    bracket: tuple[ArrayLike, ArrayLike],
+    bracket: Bracket,
     *,
     coordinate: int = 0,
-    outputs: tuple[int, int] = (0, 1),
-    method: str = "brentq",
+    outputs: Outputs = (0, 1),
+    method: Method = "brentq",
     xtol: float = 2e-12,
     rtol: float = 8.881784197001252e-16,
     maxiter: int = 100,
@@ -107,99 +109,172 @@ def find_x1(
     array([0., 2., 3.])
     """
     call = _Call(net, x_other, bracket, coordinate, outputs)
-    solve, options = _solver(method, *_tolerances(xtol, rtol, maxiter))
-    f_lo, f_hi = call.checked_ends()
-    exact = (f_lo == 0) | (f_hi == 0)
+    solve = _solver(method, *_tolerances(xtol, rtol, maxiter))
     results = RootResults(
-        np.where(f_lo == 0, call.lo, call.hi), exact, np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
+        np.empty(call.m), np.empty(call.m, np.bool_), np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
     )
-    rows = np.flatnonzero(~exact)
-    if len(rows):
-        solve(call, rows, results, options)
+    with np.errstate(all="ignore"):  # solvers may run away; `converged` tells
+        for block in call.blocks():
+            results.x[block.rows], results.converged[block.rows] = block.checked_ends()
+        for block in call.blocks():
+            _solve_block(solve, block, RootResults(*(field[block.rows] for field in results)))
     return results
 
 
 class _Call:
-    """The checked arguments of one call, and the margin along the input."""
+    """The checked arguments of one call."""
 
-    def __init__(self, net, x_other, bracket, coordinate, outputs) -> None:
+    def __init__(
+        self, net: SigmoidMLP, x_other: ArrayLike, bracket: Bracket, coordinate: int, outputs: Outputs
+    ) -> None:
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
         self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
-        x_other = _others(net, x_other)
-        self.m = len(x_other)
-        self.X = np.zeros((self.m, net.n_inputs))
-        self.X[:, np.arange(net.n_inputs) != self.coordinate] = x_other
-        a, b = _ends(bracket, self.m)
+        self.x_other = _others(net, x_other)
+        self.m = len(self.x_other)
+        self.ends = _ends(bracket, self.m)
+
+    def blocks(self) -> Iterator["_Block"]:
+        return (_Block(self, slice(first, min(first + _BLOCK, self.m))) for first in range(0, self.m, _BLOCK))
+
+
+class _Block:
+    """Some rows of a call, and the margin along the input."""
+
+    def __init__(self, call: _Call, rows: slice) -> None:
+        self.rows, self.program, self.coordinate = rows, call.program, call.coordinate
+        x_other = call.x_other[rows]
+        self.X = np.zeros((len(x_other), x_other.shape[1] + 1))
+        self.X[:, np.arange(self.X.shape[1]) != call.coordinate] = x_other
+        a, b = (end[rows] for end in call.ends)
         self.lo, self.hi = np.minimum(a, b), np.maximum(a, b)
 
     def margin(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The margin at input x, (k,), of the rows (k,)."""
+        """The margin at input x, (k,), of the block's rows (k,)."""
         x, out = np.ascontiguousarray(x, np.float64), np.empty(np.shape(x))
         rows = np.ascontiguousarray(np.broadcast_to(rows, x.shape), np.intp)
         self.program.along(self.X, rows, x, self.coordinate, out)
         return out
 
-    def line(self) -> Any:
-        return _kernels.Line(self.program, self.coordinate)
-
     def checked_ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The margin at both ends, of opposite signs or zero in every row."""
-        rows = np.arange(self.m)
-        f_lo, f_hi = self.margin(self.lo, rows), self.margin(self.hi, rows)
-        good = (f_lo == 0) | (f_hi == 0) | (np.sign(f_lo) == -np.sign(f_hi))
+        """An end of every bracket, and whether the margin is zero there; it changes its sign over the others."""
+        lo, hi, rows = self.lo, self.hi, np.arange(len(self.lo))
+        finite = np.isfinite(hi - lo)
+        if not finite.all():
+            i = int(np.argmin(finite))
+            raise ValueError(f"bracket is too wide in row {self.name(i)}: {hi[i]} - {lo[i]} overflows")
+        f_lo, f_hi = self.margin(lo, rows), self.margin(hi, rows)
+        exact = (f_lo == 0) | (f_hi == 0)
+        good = exact | (np.sign(f_lo) == -np.sign(f_hi))
         if not good.all():
             i = int(np.argmin(good))
             raise ValueError(
-                f"bracket has no change of sign in row {i}: "
-                f"the margin is {f_lo[i]} at {self.lo[i]} and {f_hi[i]} at {self.hi[i]}"
+                f"bracket has no change of sign in row {self.name(i)}: "
+                f"the margin is {f_lo[i]} at {lo[i]} and {f_hi[i]} at {hi[i]}"
             )
-        return f_lo, f_hi
+        return np.where(f_lo == 0, lo, hi), exact
+
+    def name(self, i: int) -> int:
+        """The number of the block's row i among all."""
+        return self.rows.start + i
 
 
-def _one_by_one(call: _Call, rows: np.ndarray, results: RootResults, solve: Callable) -> None:
-    """solve(line, lo, hi) -> (x, r) for each of the rows: SciPy's scalar functions."""
-    line, X, solved = call.line(), call.X, []
-    for i, lo, hi in zip(rows.tolist(), call.lo[rows].tolist(), call.hi[rows].tolist(), strict=True):
-        line.prepare(X, i)
-        x, r = solve(line, lo, hi)
-        solved.append((x, *_fields(r)))
-    for field, values in zip(results, zip(*solved, strict=True), strict=True):
-        field[rows] = values
+def _solve_block(solve: Callable, block: _Block, results: RootResults) -> None:
+    """Fill in the `results` of the block's rows that are not solved yet: `converged` says which."""
+    rows = np.flatnonzero(~results.converged)
+    if len(rows):
+        for field, values in zip(results, solve(block, rows), strict=True):
+            field[rows] = values
+        results.converged[~np.isfinite(results.x)] = False
 
 
-def _wandering(call: _Call, rows: np.ndarray, results: RootResults, solve: Callable) -> None:
-    """As `_one_by_one` for methods that may run away: `converged` tells, not warnings."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.filterwarnings("ignore", category=RuntimeWarning)
-        _one_by_one(call, rows, results, solve)
-    results.converged[~np.isfinite(results.x)] = False
-
-
-def _all_at_once(call: _Call, rows: np.ndarray, results: RootResults, options: dict) -> None:
+def _all_at_once(block: _Block, rows: np.ndarray, options: dict) -> Iterable:
     from scipy.optimize.elementwise import find_root
 
-    r = find_root(call.margin, (call.lo[rows], call.hi[rows]), args=(rows,), **options)
-    for field, values in zip(results, (r.x, r.success, r.nit, r.nfev), strict=True):
-        field[rows] = values
+    r = find_root(block.margin, (block.lo[rows], block.hi[rows]), args=(rows,), **options)
+    return r.x, r.success, r.nit, r.nfev
 
 
-def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> tuple[Callable, Any]:
-    """What fills the results, and with which of SciPy's functions and options."""
+def _one_by_one(block: _Block, rows: np.ndarray, solve: Callable) -> Iterable:
+    """solve(line, lo, hi) for each of the rows: SciPy's scalar functions."""
+    line, solved = _kernels.Line(block.program, block.coordinate), []
+    for i, lo, hi in zip(rows.tolist(), block.lo[rows].tolist(), block.hi[rows].tolist(), strict=True):
+        line.prepare(block.X, i)
+        try:
+            solved.append(solve(line, lo, hi))
+        except ValueError as error:
+            raise ValueError(f"bracket from {lo} to {hi} in row {block.name(i)} is not solved: {error}") from error
+    return zip(*solved, strict=True)
+
+
+def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> Callable[[_Block, np.ndarray], Iterable]:
+    """What solves rows of a block: the fields of their results, by which of SciPy's functions and options."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if method == "chandrupatla":
-        return _all_at_once, {"tolerances": {"xatol": xtol, "xrtol": rtol}, "maxiter": maxiter}
+        options = {"tolerances": {"xatol": xtol, "xrtol": rtol}, "maxiter": maxiter}
+        return lambda block, rows: _all_at_once(block, rows, options)
     from scipy import optimize
 
     options = {"rtol": rtol, "maxiter": maxiter, "full_output": True, "disp": False}
     if method == "newton":
-        return _wandering, lambda f, lo, hi: optimize.newton(f, lo / 2 + hi / 2, f.derivative, tol=xtol, **options)
-    if method == "secant":
-        return _wandering, lambda f, lo, hi: optimize.newton(f, lo, x1=hi, tol=xtol, **options)
-    find = getattr(optimize, method)
-    return _one_by_one, lambda f, lo, hi: find(f, lo, hi, xtol=xtol, **options)
+        solve = partial(_newton, optimize.newton, {"tol": xtol, **options})
+    elif method == "secant":
+        solve = partial(_secant, optimize.newton, {"tol": xtol, **options})
+    else:
+        solve = partial(_bracketing, partial(getattr(optimize, method), xtol=xtol, **options))
+    return lambda block, rows: _one_by_one(block, rows, solve)
+
+
+def _bracketing(find: Callable, line: Any, lo: float, hi: float) -> tuple:
+    return _fields(*find(line, lo, hi))
+
+
+class _Stuck(Exception):
+    """Where `scipy.optimize.newton` would give up with a warning: the fields of the row's result.
+
+    Warnings belong to the whole process: no filter of one thread is safe from the others.
+    """
+
+
+def _newton(find: Callable, options: dict, line: Any, lo: float, hi: float) -> tuple:
+    steps = 0
+
+    def slope(x: float) -> float:
+        nonlocal steps
+        steps += 1
+        value = line.derivative(x)
+        if value == 0:
+            raise _Stuck(x, False, steps, 2 * steps)
+        return value
+
+    try:
+        return _fields(*find(line, lo / 2 + hi / 2, slope, **options))
+    except _Stuck as stuck:
+        return stuck.args
+
+
+def _secant(find: Callable, options: dict, line: Any, lo: float, hi: float) -> tuple:
+    calls, last, f_last = 0, math.nan, math.nan
+
+    def value(x: float) -> float:
+        nonlocal calls, last, f_last
+        calls, f = calls + 1, line(x)
+        if f == f_last and x != last and calls <= options["maxiter"] + 1:
+            raise _Stuck((x + last) / 2, False, calls - 1, calls)
+        if calls != 2 or abs(f) >= abs(f_last):  # of the first two points SciPy goes on from the one further off
+            last, f_last = x, f
+        return f
+
+    try:
+        return _fields(*find(value, lo, x1=hi, **options))
+    except _Stuck as stuck:
+        return stuck.args
+
+
+def _fields(x: float, r: Any) -> tuple:
+    return x, *_report(r)
 
 
 def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, int]:
@@ -222,7 +297,7 @@ def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
     return x
 
 
-def _ends(bracket: tuple[ArrayLike, ArrayLike], m: int) -> list[np.ndarray]:
+def _ends(bracket: Bracket, m: int) -> list[np.ndarray]:
     """Both ends as (m,)."""
     try:
         pair = list(bracket)
