@@ -1,6 +1,7 @@
 """boundary: networks, their margins and gradients, the exponential sum, one root per row."""
 
 import copy
+import itertools
 import os
 import pickle
 import signal
@@ -40,7 +41,7 @@ EVALUATIONS = ("logits", "forward", "margin", "margin_gradient")
 
 def parameters(sizes, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
-    weights = [scale * rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    weights = [scale * rng.standard_normal(shape) for shape in itertools.pairwise(sizes)]
     return weights, [rng.standard_normal(n) for n in sizes[1:]]
 
 
@@ -274,8 +275,9 @@ def test_cpu_levels_agree():
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
 def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
-    net, X = fd.SigmoidMLP([np.broadcast_to(1e-3, (12000, 12000)), np.ones((12000, 1))], [np.zeros(12000), [0.0]]), np.ones((16, 12000))
-    seen = []
+    n, seen = 12000, []
+    net = fd.SigmoidMLP([np.broadcast_to(1e-3, (n, n)), np.ones((n, 1))], [np.zeros(n), [0.0]])
+    X = np.ones((16, n))
     handler = signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     try:
@@ -550,7 +552,8 @@ def test_huge_parameters_are_summed_quietly():
     terms = fd.ExponentialSum.from_network(net)
     assert terms.coefficients.tolist() == [np.inf, -1, np.inf, 0]
     assert terms.frequencies(0).tolist() == [0, -1e308, -1e308, -np.inf]
-    terms = fd.ExponentialSum.from_network(fd.SigmoidMLP([np.ones((1, 3)), [[4e307], [4e307], [4e307]]], [[0] * 3, [4e307]]))
+    net = fd.SigmoidMLP([np.ones((1, 3)), [[4e307]] * 3], [[0] * 3, [4e307]])
+    terms = fd.ExponentialSum.from_network(net)
     sign, logabs = terms.log_evaluate(np.zeros(3))  # 8·(1 + 3/2)·4e307 is more than float64 holds
     assert sign == 1
     assert np.isclose(logabs, np.log(20) + np.log(4e307), rtol=1e-15)
@@ -771,7 +774,7 @@ def test_the_row_loop_is_scipys_brentq_on_the_margin():
     net, x2 = monotone(), inputs(5, 1, scale=0.2)[:, 0]
     ours = fd.find_x1(net, x2, (-2, 3), xtol=1e-9, maxiter=50)
     for i, x in enumerate(x2):
-        f = lambda t, x=x: net.margin([[t, x]])[0]  # noqa: E731
+        f = lambda t, x=x: net.margin([[t, x]])[0]
         root, r = optimize.brentq(f, -2, 3, xtol=1e-9, maxiter=50, full_output=True)
         assert (ours.x[i], ours.iterations[i], ours.function_calls[i]) == (root, r.iterations, r.function_calls)
 
@@ -914,7 +917,8 @@ def test_bad_arguments_of_find_x1_are_named(arguments, kind, message):
 def test_options_may_be_arrays_without_axes():
     expected = fd.find_x1(monotone(), [0.1], (-2, 3), coordinate=1, xtol=1e-3, rtol=1e-6, maxiter=7)
     options = {"coordinate": np.array(1), "xtol": np.array(1e-3), "rtol": np.array(1e-6), "maxiter": np.array(7)}
-    assert all(same_bits(a, b) for a, b in zip(fd.find_x1(monotone(), [0.1], (-2, 3), **options), expected, strict=True))
+    result = fd.find_x1(monotone(), [0.1], (-2, 3), **options)
+    assert all(same_bits(a, b) for a, b in zip(result, expected, strict=True))
 
 
 def test_no_row_is_solved_before_all_are_checked(monkeypatch):

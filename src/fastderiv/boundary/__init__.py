@@ -1,4 +1,4 @@
-"""Sigmoid networks and where two of their outputs tie: derivations §2."""
+"""Sigmoid networks and where two of their outputs tie: docs/derivations.md §2."""
 
 from ._expsum import ExponentialSum
 from ._network import SigmoidMLP

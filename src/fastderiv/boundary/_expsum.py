@@ -32,13 +32,13 @@ class ExponentialSum:
     ----------
     net : SigmoidMLP
         One hidden layer of H ≤ 62 units.
-    outputs : pair of int, default=(0, 1)
+    outputs : pair of int, optional
         As in `SigmoidMLP.margin`.
 
     Attributes
     ----------
-    coefficients : (2**H,) read-only float64 ndarray
-        C_S by bitmask, computed when first asked for.
+    coefficients : ndarray, shape (2**H,)
+        C_S by bitmask, float64, read-only, computed when first asked for; not finite where the sums overflow.
 
     Raises
     ------
@@ -49,9 +49,9 @@ class ExponentialSum:
     MemoryError
         From what needs all 2**H terms, naming the bytes.
 
-    Notes
-    -----
-    Source: derivations §2, with the minus sign of B_i in front of the whole sum.
+    References
+    ----------
+    docs/derivations.md §2, with the minus sign of B_i in front of the whole sum.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class ExponentialSum:
         ----------
         net : SigmoidMLP
             One hidden layer.
-        outputs : pair of int, default=(0, 1)
+        outputs : pair of int, optional
 
         Returns
         -------
@@ -117,8 +117,8 @@ class ExponentialSum:
 
         Returns
         -------
-        (2**H,) float64 ndarray
-            By bitmask.
+        frequencies : ndarray, shape (2**H,)
+            By bitmask; infinite where the sums overflow.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class ExponentialSum:
 
         Returns
         -------
-        int
+        bound : int
             If no two subsets share a frequency, bound minus number of roots, counted with multiplicity, is even.
 
         Raises
@@ -178,15 +178,16 @@ class ExponentialSum:
 
         Parameters
         ----------
-        B : (..., H) array_like
-            Any magnitude: nothing overflows.  NaN stays in its row.
+        B : array_like, shape (..., H)
+            Finite numbers of any magnitude: no sum of them overflows on the way.  −inf removes the terms of its unit;
+            NaN, and +inf, which leaves the others' weights open, give NaN in their row.
 
         Returns
         -------
-        sign : (...) float64 ndarray
+        sign : ndarray, shape (...)
             −1, 0 or 1.
-        logabs : (...) float64 ndarray
-            −inf where the sum is zero; as `numpy.linalg.slogdet`.
+        logabs : ndarray, shape (...)
+            −inf where the sum is zero, inf where even the logarithm is beyond float64; as `numpy.linalg.slogdet`.
 
         Raises
         ------
@@ -300,4 +301,3 @@ def _most_changes(signs: list[set[bool]]) -> int:
     for choice in signs[1:]:
         best = {sign: max(count + (end != sign) for end, count in best.items()) for sign in choice}
     return max(best.values())
-

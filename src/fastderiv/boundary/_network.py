@@ -20,15 +20,16 @@ class SigmoidMLP:
 
     Parameters
     ----------
-    weights : sequence of (n_in, n_out) array_like
+    weights : sequence of array_like, shape (n_in, n_out)
         One matrix per layer, as scikit-learn's ``coefs_``.  The last one makes the logits and is followed by no σ;
         a single matrix is a linear network.  float32, float64 or integers.
-    biases : sequence of (n_out,) array_like
+    biases : sequence of array_like, shape (n_out,)
         One vector per layer, as scikit-learn's ``intercepts_``.
 
     Attributes
     ----------
-    weights, biases : tuple of read-only float64 arrays
+    weights, biases : tuple of ndarray
+        float64, read-only.
     n_inputs, n_outputs : int
     hidden_widths : tuple of int
 
@@ -44,7 +45,11 @@ class SigmoidMLP:
     A row costs one multiply–add per weight and one sigmoid per hidden unit.  The layers run fused over tiles of rows:
     beside the parameters and their packed copies, memory is the result and at most 1 MiB per thread up to width 256 and
     depth 5, in proportion to width and depth beyond.  Every sum starts from the bias and runs over the inputs in order,
-    so a row has the same bits for any strides, number of threads and position.  Mathematics: derivations §2.
+    so a row has the same bits for any strides, number of threads and position.
+
+    References
+    ----------
+    docs/derivations.md §2.
 
     Examples
     --------
@@ -117,12 +122,12 @@ class SigmoidMLP:
 
         Parameters
         ----------
-        X : (m, n_inputs) array_like
+        X : array_like, shape (m, n_inputs)
             Any strides; NaN or inf in a row stays in that row.
 
         Returns
         -------
-        (m, n_outputs) float64 ndarray
+        logits : ndarray, shape (m, n_outputs)
 
         Raises
         ------
@@ -142,11 +147,11 @@ class SigmoidMLP:
 
         Parameters
         ----------
-        X : (m, n_inputs) array_like
+        X : array_like, shape (m, n_inputs)
 
         Returns
         -------
-        (m, n_outputs) float64 ndarray
+        outputs : ndarray, shape (m, n_outputs)
 
         Raises
         ------
@@ -169,13 +174,13 @@ class SigmoidMLP:
 
         Parameters
         ----------
-        X : (m, n_inputs) array_like
-        outputs : pair of int, default=(0, 1)
-            Two different outputs; negative ones count from the last.
+        X : array_like, shape (m, n_inputs)
+        outputs : pair of int, optional
+            Two different outputs, by default (0, 1); negative ones count from the last.
 
         Returns
         -------
-        (m,) float64 ndarray
+        margin : ndarray, shape (m,)
 
         Raises
         ------
@@ -201,13 +206,13 @@ class SigmoidMLP:
 
         Parameters
         ----------
-        X : (m, n_inputs) array_like
-        outputs : pair of int, default=(0, 1)
+        X : array_like, shape (m, n_inputs)
+        outputs : pair of int, optional
             As in `margin`.
 
         Returns
         -------
-        (m, n_inputs) float64 ndarray
+        gradient : ndarray, shape (m, n_inputs)
 
         Raises
         ------

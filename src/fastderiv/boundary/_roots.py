@@ -22,14 +22,16 @@ _BLOCK = 4096  # rows at a time: some MiB of solver's arrays, and as fast as mor
 
 
 class RootResults(NamedTuple):
-    """One root per row: what `find_x1` returns, in the fields of `scipy.optimize.RootResults`, each an (m,) array.
+    """One root per row: what `find_x1` returns.
+
+    `x` is named as in `scipy.optimize.elementwise.find_root`, the other fields as in `scipy.optimize.RootResults`.
 
     Attributes
     ----------
-    x : ndarray of float64
+    x : ndarray, shape (m,)
         The roots; where `converged` is False, the last iterates.
-    converged : ndarray of bool
-    iterations, function_calls : ndarray of int
+    converged : ndarray of bool, shape (m,)
+    iterations, function_calls : ndarray of int, shape (m,)
 
     Examples
     --------
@@ -63,25 +65,26 @@ def find_x1(
     Parameters
     ----------
     net : SigmoidMLP
-    x_other : (m, n_inputs - 1) array_like
+    x_other : array_like, shape (m, n_inputs - 1)
         The inputs except `coordinate`, ``np.delete(X, coordinate, axis=1)``; with two inputs also (m,) or a scalar.
-    bracket : pair of scalars or (m,) array_like
-        Two ends, in either order, between which the margin changes its sign.
-    coordinate : int, default=0
-        The input to solve for; negative ones count from the last.
-    outputs : pair of int, default=(0, 1)
+    bracket : pair of array_like, shape () or (m,)
+        Two finite ends, in either order, between which the margin changes its sign.
+    coordinate : int, optional
+        The input to solve for, by default the first; negative ones count from the last.
+    outputs : pair of int, optional
         As in `SigmoidMLP.margin`.
-    method : str, default="brentq"
-        "brentq", "brenth", "ridder", "bisect", "toms748": `scipy.optimize` row by row.  "newton" starts at the
+    method : str, optional
+        "brentq" (the default), "brenth", "ridder", "bisect", "toms748": `scipy.optimize` row by row.  "newton" starts at the
         bracket's midpoint, with the exact derivative, and "secant" at its ends; both may leave the bracket.
         "chandrupatla": `scipy.optimize.elementwise.find_root`, all rows at once, much the fastest when there are many.
-    xtol, rtol : float, default=2e-12, 8.881784197001252e-16
+    xtol, rtol : float, optional
         A root is accepted when it is known within xtol + rtol·|x|.  xtol > 0, rtol ≥ 4·eps.
-    maxiter : int, default=100
+    maxiter : int, optional
+        At most how many iterations a row may take.
 
     Returns
     -------
-    RootResults
+    results : RootResults
         Arrays `x` float64, `converged` bool, `iterations` and `function_calls` int, all (m,), also for a scalar
         `x_other` (m = 1).  Where `converged` is False, `x` is the last iterate.  Where the margin is exactly zero at an
         end, that end is the answer, after 0 iterations and 2 calls.
@@ -92,14 +95,19 @@ def find_x1(
         If `net` is no SigmoidMLP or an argument has another type.
     ValueError
         For a wrong shape, option or number, NaN and inf among them, and where the margin does not change its sign over
-        the bracket.  All rows are checked before any is solved.
+        the bracket or the bracket's width overflows.  All rows are checked before any is solved.
 
     Notes
     -----
     The callback continues the first layer's sums from the inputs before `coordinate` and allocates nothing; it returns
     the same bits as ``net.margin``.  Row by row the time of small networks is SciPy's own, from 10 µs ("brentq") to
-    400 µs ("toms748"), all at once about 1 µs; memory is one copy of the rows.
-    Source: derivations §2.
+    400 µs ("toms748"), all at once about 1 µs.  Rows are solved in blocks of 4096: memory beside the results is about
+    2 MiB and one copy of a block's inputs, and a byte for each number of `x_other` while that is checked.  A row's
+    result does not depend on the others.
+
+    References
+    ----------
+    docs/derivations.md §2.
 
     Examples
     --------

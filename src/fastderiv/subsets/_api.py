@@ -49,7 +49,9 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
         raise MemoryError(f"subset sums of shape {shape} and dtype {dtype} take {nbytes} bytes") from None
     except ValueError:  # NumPy multiplies the axes that are not empty
-        raise MemoryError(f"NumPy cannot represent the shape {shape} of the subset sums, although it is empty") from None
+        raise MemoryError(
+            f"NumPy cannot represent the shape {shape} of the subset sums, although it is empty"
+        ) from None
 
 
 def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
