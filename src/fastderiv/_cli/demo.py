@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import fastderiv as fd
 from fastderiv import reference
@@ -160,11 +161,12 @@ def layer_on(sunspots: Sunspots) -> Scan:
     return Scan(x, preactivation, A, x @ mixture(CHANNELS, STATES), x @ mixture(CHANNELS, STATES), np.empty_like(x))
 
 
-def scan_arguments(scan: Scan, dtype: type) -> tuple[np.ndarray, ...]:
-    """The kernel's (E, L) and (1, N, L), as transposed views of the layer's arrays."""
-    arrays = [a.astype(dtype) for a in (scan.x, scan.preactivation, scan.A, scan.B, scan.C)]
-    u, delta, A, B, C = arrays
-    return u.T, delta.T, A, B.T[None], C.T[None]
+def scan_arguments(
+    scan: Scan, dtype: DTypeLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L), as transposed views of the layer's arrays."""
+    x, preactivation, A, B, C, _ = (a.astype(dtype) for a in scan)
+    return x.T, preactivation.T, A, B.T[None], C.T[None]
 
 
 def show_scan(demo: Demo) -> None:
