@@ -7,9 +7,9 @@ import types
 
 import numpy as np
 import pytest
-from awkward import snapshot
 
 import fastderiv as fd
+from awkward import snapshot
 from fastderiv import reference
 
 CONFIGURATION = {"get_num_threads", "set_num_threads", "show_config"}
