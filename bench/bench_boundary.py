@@ -6,6 +6,7 @@ python bench/bench_boundary.py [--json]
 import argparse
 import json
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import brentq
@@ -21,7 +22,7 @@ ROOTS = {"row by row": 500, "at once": 20_000}
 
 def network(sizes, seed=0):
     rng = np.random.default_rng(seed)
-    weights = [rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    weights = [rng.standard_normal(shape) for shape in pairwise(sizes)]
     return fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
 
 

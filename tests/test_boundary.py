@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -35,7 +36,7 @@ EVALUATIONS = ("logits", "forward", "margin", "margin_gradient")
 
 def parameters(sizes, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
-    weights = [scale * rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    weights = [scale * rng.standard_normal(shape) for shape in pairwise(sizes)]
     return weights, [rng.standard_normal(n) for n in sizes[1:]]
 
 
@@ -712,7 +713,10 @@ def test_the_row_loop_is_scipys_brentq_on_the_margin():
     net, x2 = monotone(), inputs(5, 1, scale=0.2)[:, 0]
     ours = fd.find_x1(net, x2, (-2, 3), xtol=1e-9, maxiter=50)
     for i, x in enumerate(x2):
-        f = lambda t, x=x: net.margin([[t, x]])[0]  # noqa: E731
+
+        def f(t, x=x):
+            return net.margin([[t, x]])[0]
+
         root, r = optimize.brentq(f, -2, 3, xtol=1e-9, maxiter=50, full_output=True)
         assert (ours.x[i], ours.iterations[i], ours.function_calls[i]) == (root, r.iterations, r.function_calls)
 
