@@ -232,11 +232,16 @@ def rows(results: list[Result]) -> list[str]:
     return lines
 
 
+def on_threads(n: int) -> str:
+    """How many threads, in words."""
+    return "on one thread" if n == 1 else f"on up to {n} threads"
+
+
 def table(results: list[Result], threads: int) -> str:
     """The whole table as text."""
     level = fd.show_config()["CPU level in use"]
     head = [
-        f"fastderiv {fd.__version__}, {level} kernels, threads: {threads}",
+        f"fastderiv {fd.__version__}, {level} kernels, {on_threads(threads)} (--threads N for others)",
         "How many times faster than NumPy (median of interleaved rounds), the times, and the cost per unit of work.",
         "",
     ]
