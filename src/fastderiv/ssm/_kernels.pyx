@@ -1,4 +1,4 @@
-"""The selective scan, forward, in one fused pass (derivations §1).
+"""The selective scan, forward, in one fused pass (docs/derivations.md §1).
 
 VL channels lie in the lanes of a vector.  A task carries a few such vectors through time in blocks of TB steps; a block of
 each input is transposed into a tile [time, lane], every four states run through the block with h in registers, and the
