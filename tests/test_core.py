@@ -1,5 +1,7 @@
 """Vector maths against mpmath, and argument checks."""
 
+import pickle
+
 import mpmath
 import numpy as np
 import pytest
@@ -98,7 +100,7 @@ def test_working_dtype():
     single, double = np.zeros(2, np.float32), np.zeros(2)
 
     def dtype(*values):
-        return next(a.dtype for a in arrays.working(**{f"a{i}": v for i, v in enumerate(values)}) if a is not None)
+        return next(a.dtype for a in arrays.common([v if v is None else arrays.as_array("a", v) for v in values]) if a is not None)
 
     assert dtype(single, None) == np.float32
     assert dtype(single, double) == np.float64
@@ -106,6 +108,14 @@ def test_working_dtype():
     assert dtype(single, np.int8(3)) == dtype(single, 2.5) == np.float32  # scalars give way
     assert dtype(np.float32(1)) == np.float32
     assert dtype(1.0) == dtype(7) == np.float64
+
+
+def test_dtype_objects_of_their_own_cost_no_copy():
+    for dtype in np.float32, np.float64:
+        array = pickle.loads(pickle.dumps(np.zeros(3, dtype)))
+        assert arrays.working(x=array)[0] is array
+        view = array.view(array.dtype.newbyteorder("="))
+        assert arrays.working(x=view)[0] is view
 
 
 @pytest.mark.parametrize("bad", [np.zeros(2, bool), True, np.zeros(2, complex), 1j, np.zeros(2, np.float16), np.zeros(2, np.longdouble),

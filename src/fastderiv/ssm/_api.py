@@ -1,18 +1,40 @@
-"""Checks, allocation and docstrings of the scan; the arithmetic is in `_kernels.pyx`."""
+"""The scan as users call it: docstrings, checks, allocation; the arithmetic is in `_kernels.pyx`."""
 
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._core import maths
-from .._core.arrays import as_dtype, check_out, expect, integers, working, written_through
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, common, expect, integers, working, written_through
 from .._core.dispatch import kernels
 from ..subsets import subset_logsumexp
 
 _kernels = kernels("ssm")
+_PIECE = 1 << 20  # elements computed between two looks for signals
 
 
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+    return_last_state: Literal[False] = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> NDArray: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+    *, return_last_state: Literal[True], initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None,
+    z: ArrayLike | None, delta_bias: ArrayLike | None, delta_softplus: bool,
+    return_last_state: Literal[True], *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[NDArray, NDArray]: ...  # fmt: skip
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -81,10 +103,13 @@ def selective_scan(
 
     Notes
     -----
-    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread: no array of
-    batch·D·L·N elements is formed, and inputs of any strides are read in place (other dtypes, byte orders and misaligned
-    arrays are converted first).  The bits of the result do not depend on strides or threads.  float64 is within 1e-12,
-    float32 within 2e-5 of the exact result, relative to its largest magnitude.
+    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread, growing by 320 bytes with
+    N: no array of batch·D·L·N elements is formed, and inputs of any strides are read in place (other dtypes, byte orders and
+    misaligned arrays, a misaligned `out` too, go through a copy).  The bits of the result do not depend on strides or threads.
+
+    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest magnitude; typically 1e-15 and
+    3e-7.  The state itself has the working precision: where it decays by less than 1e-3 a step and its increments all have one
+    sign, their rounding errors may add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
 
     References
     ----------
@@ -109,9 +134,11 @@ def selective_scan(
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
-    u, delta, A, B, C, D, z, delta_bias, initial_state = working(
-        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
+    given = as_arrays(
+        ("D", "z", "delta_bias", "initial_state"),
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state,
+    )  # fmt: skip
+    u, delta, A, B, C, D, z, delta_bias, initial_state = common(given)
     if u.ndim not in (2, 3):
         raise ValueError(f"u has shape {u.shape}; expected (batch, D, L) or (D, L)")
     batched = u.ndim == 3
@@ -133,8 +160,8 @@ def selective_scan(
     if out is None:
         out = np.empty(u.shape, u.dtype)
     else:
-        names = "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"
-        check_out(out, u.shape, u.dtype, zip(names, (u, delta, A, B, C, D, z, delta_bias, initial_state), strict=True))
+        names = "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "cu_seqlens"
+        check_out(out, u.shape, u.dtype, zip(names, (*given, starts), strict=True))
     last = np.empty(shape, u.dtype) if return_last_state else None
 
     with written_through(out, u.dtype) as y:
@@ -192,7 +219,8 @@ def selective_state_update(
 
     Notes
     -----
-    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.
+    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.  Ctrl-C waits for the end of the step,
+    so that the state is never half updated.
 
     Examples
     --------
@@ -215,9 +243,9 @@ def selective_state_update(
         raise ValueError("state is read-only; it is updated in place")
     if state.ndim not in (2, 3):
         raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
-    dtype = state.dtype.newbyteorder("=")
+    dtype = F32 if state.dtype.itemsize == 4 else F64
     names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias"
-    given = working(**dict(zip(names, (x, dt, A, B, C, D, z, dt_bias), strict=True)))
+    given = as_arrays(("D", "z", "dt_bias"), x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
     check_out(state, state.shape, state.dtype, zip(names, given, strict=True), name="state")
     x, dt, A, B, C, D, z, dt_bias = (None if a is None else as_dtype(a, dtype) for a in given)
     batched = state.ndim == 3
@@ -293,11 +321,26 @@ def transition_product(
     preactivation, A = working(preactivation=preactivation, A=A)
     if preactivation.ndim < 2:
         raise ValueError(f"preactivation has shape {preactivation.shape}; expected (..., D, L)")
+    if method == "subsets" and preactivation.shape[-1] > 62:
+        raise ValueError(f"preactivation has {preactivation.shape[-1]} steps; expected at most 62 by method 'subsets'")
     _check_parameters(A, preactivation.shape[-2])
     total = subset_logsumexp(preactivation, method="closed" if method == "closed" else "enumerate")
+    return _power(total, A)
+
+
+def _power(total: NDArray, A: NDArray) -> NDArray:
+    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
+    product = np.empty((*total.shape, A.shape[1]), A.dtype)
+    rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
+    channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
+    step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1
     with np.errstate(invalid="ignore", over="ignore"):
-        exponent = total[..., None] * A
-    return maths.exp(exponent)
+        for first in range(0, len(rows), step):
+            for d in range(0, A.shape[0], channels):
+                piece = rows[first : first + step, d : d + channels]
+                np.multiply(totals[first : first + step, d : d + channels, None], A[d : d + channels], out=piece)
+                maths.exp_in_place(piece)
+    return product
 
 
 def _check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
@@ -355,6 +398,6 @@ def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.i
         raise ValueError(f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}")
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
-    if starts[0] != 0 or starts[-1] != steps or (np.diff(starts) < 0).any():
+    if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
         raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
     return starts
