@@ -11,7 +11,7 @@ F64 = np.dtype(np.float64)
 _MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
 
 
-def as_array(name: str, value: ArrayLike) -> np.ndarray:
+def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
     """`value` as an ndarray of a dtype that fastderiv computes with, still in its own dtype."""
     if type(value) is not np.ndarray:
         try:
@@ -90,7 +90,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=_MANY)
+        return np.shares_memory(a, b, max_work=_MANY)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
