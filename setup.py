@@ -6,22 +6,25 @@ module name (``_kernels_f32_v3`` …).  ``fastderiv._core.dispatch`` picks among
 
 import copy
 import os
-import platform
+import re
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 MSVC = sys.platform == "win32" and "mingw" not in os.environ.get("CC", "").lower()
-UNIVERSAL = "universal2" in os.environ.get("ARCHFLAGS", "")
-X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32 and not UNIVERSAL
+TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [sysconfig.get_platform()]
+X86 = len(TARGETS) == 1 and TARGETS[0].endswith(("x86_64", "amd64"))  # of what is built, not of what builds
 
 FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
 LINK = ["-Wl,-s"] if sys.platform == "linux" else []
 # tag in the module's name -> what the compiler is told; other CPUs and compilers get the one portable level
-LEVELS = {"v1" if X86 else "any": []}
+LEVELS = {"v1": []} if X86 and not MSVC else {"any": []}
 if X86 and sys.platform != "win32":
     LEVELS |= {"v3": ["-march=x86-64-v3", "-DSIMD_FMA"], "v4": ["-march=x86-64-v4", "-DSIMD_FMA"]}
 # room -> the real types its kernels serve
@@ -41,6 +44,10 @@ class build_levels(build_ext):
     def build_extensions(self) -> None:
         from Cython.Build import cythonize  # late: an sdist needs no Cython and lists the .pyx
 
+        levels = [tag for tag, flags in LEVELS.items() if self.accepts(flags)]
+        self.extensions = [e for e in self.extensions if e.level is None or e.level in levels]
+        for extension in self.extensions:
+            extension.define_macros.append(("FASTDERIV_LEVELS", '"' + " ".join(levels) + '"'))
         out = os.path.join(self.build_temp, "cython")
         translated = {}
         for source, name in dict.fromkeys((e.sources[0], e.cython_name) for e in self.extensions):
@@ -52,13 +59,27 @@ class build_levels(build_ext):
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 
+    def accepts(self, flags: list[str]) -> bool:
+        """Whether the compiler knows these flags: GCC before 11 has no -march=x86-64-v3."""
+        if not flags:
+            return True
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "empty.c"
+            source.write_text("int empty;\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                print(f"the compiler refuses {' '.join(flags)}: this CPU level is left out")
+                return False
+        return True
+
     def build_extension(self, ext: Extension) -> None:
         one = copy.copy(self)  # an object directory of its own: same source, other flags
         one.build_temp = os.path.join(self.build_temp, ext.name)
         build_ext.build_extension(one, ext)
 
 
-def extension(module: str, source: Path, flags: list[str], defines: list[tuple[str, str | None]]) -> Extension:
+def extension(module: str, source: Path, flags: list[str], defines: list[tuple[str, str | None]], level: str | None = None) -> Extension:
     leaf = source.stem
     init = [] if module.endswith("." + leaf) else [(f"PyInit_{leaf}", f"PyInit_{module.rpartition('.')[2]}")]
     ext = Extension(
@@ -71,11 +92,12 @@ def extension(module: str, source: Path, flags: list[str], defines: list[tuple[s
         extra_link_args=LINK,
     )
     ext.cython_name = ".".join(source.with_suffix("").parts[1:])
+    ext.level = level
     return ext
 
 
 def extensions() -> list[Extension]:
-    built = [("FASTDERIV_LEVELS", f'"{" ".join(LEVELS)}"'), ("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
+    built = [("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
     found = [
         extension("fastderiv._core.cpu", SRC / "_core" / "cpu.pyx", [], built),
         extension("fastderiv._core.threads", SRC / "_core" / "threads.pyx", [], []),
@@ -84,7 +106,8 @@ def extensions() -> list[Extension]:
         for real in reals:
             for level, flags in LEVELS.items():
                 defines = [("SIMD_F64", None)] if real == "f64" else []
-                found.append(extension(f"fastderiv.{room}._kernels_{real}_{level}", SRC / room / "_kernels.pyx", flags, defines))
+                module = f"fastderiv.{room}._kernels_{real}_{level}"
+                found.append(extension(module, SRC / room / "_kernels.pyx", flags, defines, level))
     return found
 
 

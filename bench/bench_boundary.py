@@ -1,11 +1,10 @@
 """boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
 
-python bench/bench_boundary.py [--json]
+    python bench/bench_boundary.py [--json] [--rounds N]
 """
 
-import argparse
-import json
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import brentq
@@ -14,6 +13,7 @@ from scipy.special import expit
 
 import fastderiv as fd
 from fastderiv._cli.timing import interleave
+from report import compare, options, report
 
 NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
 ROOTS = {"row by row": 500, "at once": 20_000}
@@ -21,7 +21,7 @@ ROOTS = {"row by row": 500, "at once": 20_000}
 
 def network(sizes, seed=0):
     rng = np.random.default_rng(seed)
-    weights = [rng.standard_normal(shape) for shape in zip(sizes, sizes[1:], strict=False)]
+    weights = [rng.standard_normal(shape) for shape in pairwise(sizes)]
     return fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
 
 
@@ -49,17 +49,6 @@ class Peer:
         return g
 
 
-def line(name, ours, theirs, timings, rows):
-    """One result: how many times longer the peer takes, and nanoseconds per row of both."""
-    return {
-        "name": name,
-        "ratio": timings[ours].ratio(timings[theirs]),
-        "ns": timings[ours].best / rows * 1e9,
-        "peer": theirs,
-        "peer_ns": timings[theirs].best / rows * 1e9,
-    }
-
-
 def evaluations(rounds):
     for name, m in NETWORKS.items():
         sizes = tuple(map(int, name.split("-")))
@@ -73,7 +62,8 @@ def evaluations(rounds):
             for threads in (1, 2):
                 with limited(threads):
                     timings = interleave(calls, rounds=rounds, rest=0.02)
-                yield line(f"{what} {name}, {threads} thread{'s' * (threads > 1)}", "fastderiv", "NumPy", timings, m)
+                label = f"{what} {name}, {threads} thread{'s' * (threads > 1)}"
+                yield compare(label, timings, "fastderiv", "NumPy", "row", m)
 
 
 class limited:
@@ -124,7 +114,7 @@ def roots(rounds):
                 "fastderiv": lambda m=method, r=rows: fd.find_x1(net, r, (lo, hi), method=m),
                 other: lambda f=peer_call, r=rows: f(r),
             }, rounds=rounds)  # fmt: skip
-        yield line(f"find_x1 {method} 2-3-2", "fastderiv", other, timings, len(rows))
+        yield compare(f"find_x1 {method} 2-3-2", timings, "fastderiv", other, "row", len(rows))
 
 
 def calls(rounds):
@@ -132,24 +122,14 @@ def calls(rounds):
     net = network((2, 3, 2))
     peer, X = Peer(net), np.random.default_rng(3).standard_normal((1, 2))
     timings = interleave({"fastderiv": lambda: net.margin(X), "NumPy": lambda: peer.margin(X)}, rounds=rounds)
-    yield line("margin 2-3-2, one row", "fastderiv", "NumPy", timings, 1)
+    yield compare("margin 2-3-2, one row", timings, "fastderiv", "NumPy", "call", 1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    results = []
+def results(rounds):
     for part in (evaluations, roots, calls):
-        for result in part(options.rounds):
-            results.append(result)
-            if not options.json:
-                print(f"{result['ratio']:7.1f} x  {result['ns']:10.1f} ns a row  {result['name']:<38}"
-                      f" {result['peer']}: {result['peer_ns']:.1f} ns", flush=True)  # fmt: skip
-    if options.json:
-        print(json.dumps({"config": {k: str(v) for k, v in fd.show_config().items()}, "results": results}))
+        yield from part(rounds)
 
 
 if __name__ == "__main__":
-    main()
+    given = options(__doc__, rounds=9).parse_args()
+    report(results(given.rounds), given.json)

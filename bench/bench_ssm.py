@@ -7,9 +7,7 @@ NumPy loop over L, Numba by hand, the PyTorch reference loop, JAX's `lax.scan`. 
 at every shape with --all.
 """
 
-import argparse
 import ctypes
-import json
 import os
 import pathlib
 import shutil
@@ -25,6 +23,7 @@ import numpy as np
 import fastderiv as fd
 from fastderiv._cli.bench import numpy_scan
 from fastderiv._cli.timing import interleave
+from report import compare, options, report
 
 SHAPES = [(1, 1536, 16, 1024), (8, 256, 16, 512), (1, 64, 16, 65536)]
 TINY = (1, 16, 4, 8)
@@ -156,8 +155,10 @@ def by_numpy(problem, out):
     return lambda: np.copyto(out, numpy_scan(*problem))
 
 
-PEERS = {"AVX-512 by hand": by_hand, "NumPy loop": lambda: by_numpy, "Numba by hand": by_numba, "PyTorch loop": by_torch, "JAX lax.scan": by_jax}
+PEERS = {"AVX-512 by hand": by_hand, "NumPy loop": lambda: by_numpy, "Numba by hand": by_numba, "PyTorch loop": by_torch,
+         "JAX lax.scan": by_jax}  # fmt: skip
 QUICK = {"AVX-512 by hand"}
+STEP = "state-step"
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -173,42 +174,39 @@ def ours(problem, threads=1, out=None):
     return call
 
 
-def result(name, timing, peer, peer_timing, steps):
-    return {"name": name, "ratio": timing.ratio(peer_timing), "ns": timing.best / steps * 1e9, "peer": peer,
-            "peer_ns": peer_timing.best / steps * 1e9}  # fmt: skip
-
-
 def against_peers(shape, peers, rounds):
-    """float32, every option on: two threads, float64 and the other layout against ourselves, then one thread against each peer.
+    """float32, every option on: two threads, float64 and the other layout against ourselves, then one thread against the peers.
 
-    Ourselves first: some peers keep threads of their own awake ever after."""
+    Ourselves first: some peers keep threads of their own awake ever after.
+    """
     p, steps = problem(shape), int(np.prod(shape))
     label = f"scan {shape} float32"
     out = np.empty_like(p[0])
     ours(p, out=out)()
-    t = interleave({"one": ours(p, out=out), "two": ours(p, 2, out=out)}, rounds=rounds, rest=0.02)
-    yield result(f"{label}, 2 threads", t["two"], "1 thread", t["one"], steps)
+    t = interleave({"1 thread": ours(p, out=out), "2 threads": ours(p, 2, out=out)}, rounds=rounds, rest=0.02)
+    yield compare(f"{label}, 2 threads", t, "2 threads", "1 thread", STEP, steps)
     wide = problem(shape, np.float64)
     out64 = np.empty_like(wide[0])
-    t = interleave({"single": ours(p, out=out), "double": ours(wide, out=out64)}, rounds=rounds, rest=0.02)
-    yield result(label, t["single"], "float64", t["double"], steps)
+    t = interleave({"float32": ours(p, out=out), "float64": ours(wide, out=out64)}, rounds=rounds, rest=0.02)
+    yield compare(label, t, "float32", "float64", STEP, steps)
     last = tuple(np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) if a.ndim == 3 else a for a in p)
-    t = interleave({"first": ours(p, out=out), "last": ours(last, out=np.empty_like(last[0]))}, rounds=rounds, rest=0.02)
-    yield result(label, t["first"], "channels last", t["last"], steps)
+    both = {"channels first": ours(p, out=out), "channels last": ours(last, out=np.empty_like(last[0]))}
+    t = interleave(both, rounds=rounds, rest=0.02)
+    yield compare(label, t, "channels first", "channels last", STEP, steps)
     for name, prepare in peers.items():
         theirs = np.empty_like(out)
         call = prepare(p, theirs)
         call()
         assert np.abs(theirs - out).max() < 1e-5 * np.abs(out).max(), f"{name} computes something else"
-        t = interleave({"ours": ours(p, out=out), "theirs": call}, rounds=rounds, rest=0.02)
-        yield result(label, t["ours"], name, t["theirs"], steps)
+        t = interleave({"fastderiv": ours(p, out=out), name: call}, rounds=rounds, rest=0.02)
+        yield compare(label, t, "fastderiv", name, STEP, steps)
 
 
 def small_calls(rounds):
     """A tiny scan, and a decoding step at the size of a 130M model, against NumPy."""
     p = problem(TINY)
-    t = interleave({"ours": ours(p), "numpy": lambda: numpy_scan(*p)}, rounds=rounds)
-    yield {**result(f"call {TINY}", t["ours"], "NumPy loop", t["numpy"], 1), "unit": "call"}
+    t = interleave({"fastderiv": ours(p), "NumPy loop": lambda: numpy_scan(*p)}, rounds=rounds)
+    yield compare(f"call {TINY}", t, "fastderiv", "NumPy loop", "call", 1)
     u, delta, A, B, C, D, z, bias = problem((1, 1536, 16, 1))
     x, dt, B, C, z = (np.ascontiguousarray(a[..., 0]) for a in (u, delta, B, C, z))
     state, other = np.zeros((1, 1536, 16), np.float32), np.zeros((1, 1536, 16), np.float32)
@@ -222,34 +220,20 @@ def small_calls(rounds):
         return ((other * C[:, None]).sum(-1) + D * x) * z / (1 + np.exp(-z))
 
     assert np.allclose(step(), numpy_step(), atol=1e-5)
-    t = interleave({"ours": step, "numpy": numpy_step}, rounds=rounds)
-    yield {**result("step (1, 1536, 16)", t["ours"], "NumPy", t["numpy"], 1), "unit": "call"}
+    t = interleave({"fastderiv": step, "NumPy": numpy_step}, rounds=rounds)
+    yield compare("step (1, 1536, 16)", t, "fastderiv", "NumPy", "call", 1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--all", action="store_true", help="every peer at every shape")
-    options = parser.parse_args()
+def results(rounds, every_peer):
     peers = {name: prepare for name, make in PEERS.items() if (prepare := make()) is not None}
-    results = []
-
-    def report(r):
-        results.append(r)
-        if not options.json:
-            unit = r.get("unit", "state-step")
-            print(f"{r['ratio']:7.2f} x  {r['ns']:10.3f} ns a {unit:<11} {r['name']:<38} {r['peer']}: {r['peer_ns']:.3f} ns", flush=True)
-
     for shape in SHAPES:
-        here = peers if options.all or shape == SHAPES[0] else {k: v for k, v in peers.items() if k in QUICK}
-        for r in against_peers(shape, here, options.rounds):
-            report(r)
-    for r in small_calls(options.rounds):
-        report(r)
-    if options.json:
-        print(json.dumps({"config": {k: str(v) for k, v in fd.show_config().items()}, "results": results}))
+        here = peers if every_peer or shape == SHAPES[0] else {k: v for k, v in peers.items() if k in QUICK}
+        yield from against_peers(shape, here, rounds)
+    yield from small_calls(rounds)
 
 
 if __name__ == "__main__":
-    main()
+    parser = options(__doc__, rounds=7)
+    parser.add_argument("--all", action="store_true", help="every peer at every shape")
+    given = parser.parse_args()
+    report(results(given.rounds, given.all), given.json)

@@ -1,17 +1,15 @@
-"""Subset sums and their enumeration against NumPy, and against the speed of memory: python bench/bench_subsets.py [--json]
+"""Subset sums and their enumeration against NumPy, and against the speed of memory: checks, then times interleaved.
 
-Every result is checked before anything is timed.  A ratio is how many times as long the peer took, the median over rounds
-in which all candidates ran in turn; times are the best round's.
+    python bench/bench_subsets.py [--json] [--rounds N] [--n N]
 """
 
-import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 import fastderiv as fd
-from fastderiv._cli.timing import interleave
+from fastderiv._cli.timing import Timing, interleave
+from report import Result, compare, options, report
 
 
 def numpy_doubling(x: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -59,7 +57,7 @@ def numba_sums() -> Callable | None:
     return sums
 
 
-def bench_sums(n: int, dtype: type, rounds: int) -> dict:
+def bench_sums(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
     x = np.random.default_rng(0).normal(size=n).astype(dtype)
     out, theirs = np.zeros(2**n, dtype), np.zeros(2**n, dtype)
     exact = numpy_doubling(x.astype(float), np.empty(2**n))
@@ -77,7 +75,7 @@ def bench_sums(n: int, dtype: type, rounds: int) -> dict:
     return interleave(peers, rounds=rounds)
 
 
-def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict:
+def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
     x = np.random.default_rng(0).normal(size=n).astype(dtype)
     exact = np.logaddexp(0, x.astype(float)).sum()
     for value in (fd.subset_logsumexp(x, method="enumerate"), numpy_logsumexp(x)):
@@ -88,31 +86,19 @@ def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--n", type=int, default=24, help="entries of x")
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    results = []
+def results(n: int, rounds: int) -> Iterator[Result]:
     for threads in (1, 2):
         fd.set_num_threads(threads)
         for what, bench in (("subset_sums(out=)", bench_sums), ("subset_logsumexp(enumerate)", bench_logsumexp)):
             for dtype in (np.float32, np.float64):
-                timings = bench(args.n, dtype, args.rounds)
-                for name, timing in timings.items():
-                    results.append({
-                        "what": what, "n": args.n, "dtype": dtype.__name__, "threads": threads, "candidate": name,
-                        "ratio": timings["fastderiv"].ratio(timing), "ns_per_subset": timing.best / 2**args.n * 1e9,
-                    })  # fmt: skip
-    if args.json:
-        print(json.dumps(results))
-        return
-    for r in results:
-        print(
-            f"{r['ratio']:6.2f}x {r['ns_per_subset']:7.3f} ns/subset  {r['what']} {r['dtype']}, {r['threads']} thread(s): {r['candidate']}"
-        )
+                timings = bench(n, dtype, rounds)
+                label = f"{what}, n = {n}, {dtype.__name__}, {threads} thread{'s' * (threads > 1)}"
+                for peer in list(timings)[1:]:
+                    yield compare(label, timings, "fastderiv", peer, "subset", 2**n)
 
 
 if __name__ == "__main__":
-    main()
+    parser = options(__doc__, rounds=9)
+    parser.add_argument("--n", type=int, default=24, help="entries of x (default: 24)")
+    given = parser.parse_args()
+    report(results(given.n, given.rounds), given.json)

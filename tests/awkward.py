@@ -8,7 +8,8 @@ def layouts(array):
     array = np.asarray(array)
     yield "contiguous", array.copy()
     yield "fortran", np.asfortranarray(array)
-    wide = np.full(tuple(2 * n + 1 for n in array.shape), np.nan, array.dtype)
+    unread = np.nan if array.dtype.kind == "f" else 99
+    wide = np.full(tuple(2 * n + 1 for n in array.shape), unread, array.dtype)
     inner = wide[tuple(slice(1, None, 2) for _ in array.shape)]
     inner[...] = array
     yield "strided", inner

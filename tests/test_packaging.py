@@ -106,6 +106,8 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     assert not [n for n in files if n.endswith((".c", ".pyx", ".pxd", ".h"))]
     wanted = {
         "py.typed",
+        "_core/cpu.pyi",
+        "_core/threads.pyi",
         "_cli/demo.py",
         "data/README.md",
         "data/iris.csv",

@@ -187,7 +187,7 @@ def threads_set_to(n: int) -> Iterator[None]:
         fd.set_num_threads(before)
 
 
-def measure(case: Case, *, rounds: int = 5, round_time: float = 0.05) -> Result:
+def measure(case: Case, *, rounds: int, round_time: float) -> Result:
     """Check the case, then time both sides in turn."""
     ours, theirs = case.ours(), case.numpy()
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
@@ -208,9 +208,9 @@ def measure(case: Case, *, rounds: int = 5, round_time: float = 0.05) -> Result:
 
 def run(*, quick: bool = False, threads: int = 1) -> list[Result]:
     """Measure every case."""
-    options = {"rounds": 3, "round_time": 0.005} if quick else {}
+    rounds, round_time = (3, 0.005) if quick else (5, 0.05)
     with threads_set_to(threads):
-        return [measure(case, **options) for case in cases(quick)]
+        return [measure(case, rounds=rounds, round_time=round_time) for case in cases(quick)]
 
 
 def duration(seconds: float) -> str:
@@ -232,11 +232,16 @@ def rows(results: list[Result]) -> list[str]:
     return lines
 
 
+def on_threads(n: int) -> str:
+    """How many threads, in words."""
+    return "on one thread" if n == 1 else f"on up to {n} threads"
+
+
 def table(results: list[Result], threads: int) -> str:
     """The whole table as text."""
     level = fd.show_config()["CPU level in use"]
     head = [
-        f"fastderiv {fd.__version__}, {level} kernels, threads: {threads}",
+        f"fastderiv {fd.__version__}, {level} kernels, {on_threads(threads)} (--threads N for others)",
         "How many times faster than NumPy (median of interleaved rounds), the times, and the cost per unit of work.",
         "",
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import fastderiv as fd
 from fastderiv import reference
@@ -117,16 +118,18 @@ def show_ties(demo: Demo) -> None:
     sign = {-1: "-", 0: "0", 1: "+"}
     for width in X2[::10]:
         for k in np.nonzero(x2 == width)[0]:
-            print(
-                f"     {width:.2f}     {found.x[k]:.12f}   {residual[k]:.1e}    {sign[int(left[k])]} {sign[int(right[k])]}"
-            )
+            signs = f"{sign[int(left[k])]} {sign[int(right[k])]}"
+            print(f"     {width:.2f}     {found.x[k]:.12f}   {residual[k]:.1e}    {signs}")
+        if width <= x2.max() < width + 0.1:
+            print(f"   ~ {x2.max():.2f}     the tie line turns back; wider petals have no tie")
         if width in demo.ties.rows_without:
             print(f"     {width:.2f}     none from {X1[0]:g} to {X1[-1]:g}")
     print()
+    calls = found.function_calls.sum()
     demo.check(
         found.converged.all(),
         f"{len(x2)} ties at {len(X2)} widths converged",
-        f"{found.function_calls.sum()} evaluations",
+        f"{calls} evaluations of the network, {calls / len(x2):.1f} per tie",
     )
     demo.check(residual.max() <= 1e-12, "substitution gives z1 = z2", f"largest |z1 - z2| = {residual.max():.1e}")
     changes = left * right == -1
@@ -134,8 +137,11 @@ def show_ties(demo: Demo) -> None:
     per_row, bound = (x2 == X2[:, None]).sum(1), sums.root_bound(0)
     allowed = (per_row <= bound) & ((bound - per_row) % 2 == 0)
     counts = " or ".join(map(str, np.unique(per_row)))
+    permitted = ", ".join(map(str, range(bound, -1, -2)))
     demo.check(
-        allowed.all(), "Descartes' rule of signs allows as many", f"{counts} per width, of {bound} less an even number"
+        allowed.all(),
+        "Descartes' rule of signs allows as many",
+        f"{counts} per width; coefficients that change sign {bound} times permit one of {permitted}",
     )
 
 
@@ -160,11 +166,12 @@ def layer_on(sunspots: Sunspots) -> Scan:
     return Scan(x, preactivation, A, x @ mixture(CHANNELS, STATES), x @ mixture(CHANNELS, STATES), np.empty_like(x))
 
 
-def scan_arguments(scan: Scan, dtype: type) -> tuple[np.ndarray, ...]:
-    """The kernel's (E, L) and (1, N, L), as transposed views of the layer's arrays."""
-    arrays = [a.astype(dtype) for a in (scan.x, scan.preactivation, scan.A, scan.B, scan.C)]
-    u, delta, A, B, C = arrays
-    return u.T, delta.T, A, B.T[None], C.T[None]
+def scan_arguments(
+    scan: Scan, dtype: DTypeLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L), as transposed views of the layer's arrays."""
+    x, preactivation, A, B, C, _ = (a.astype(dtype) for a in scan)
+    return x.T, preactivation.T, A, B.T[None], C.T[None]
 
 
 def show_scan(demo: Demo) -> None:
@@ -222,8 +229,8 @@ def show_theorem(demo: Demo) -> None:
 def show_timing(demo: Demo) -> None:
     demo.say(
         "(d) How much faster than NumPy",
-        "The same results from carefully written NumPy, timed in turn with fastderiv (one thread) on this machine. "
-        "Ratio first, then the times.",
+        "The same results from carefully written NumPy (it is in fastderiv/_cli/bench.py), timed in turn with fastderiv on one "
+        "thread of this machine. Ratio first, then the times.",
     )
     with bench.threads_set_to(1):
         for case in (
@@ -247,9 +254,8 @@ def run() -> Demo:
     """Run every section; `.status` is 1 if a check failed."""
     started = time.perf_counter()
     config = fd.show_config()
-    print(
-        f"fastderiv {fd.__version__}: {config['CPU level in use']} kernels, {config['SIMD width']} wide, threads: {config['threads']}"
-    )
+    kernels = f"{config['CPU level in use']} kernels, {config['SIMD width']} wide"
+    print(f"fastderiv {fd.__version__}: {kernels}, {bench.on_threads(fd.get_num_threads())}")
     demo = Demo()
     for section in SECTIONS:
         section(demo)

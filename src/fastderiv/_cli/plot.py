@@ -102,7 +102,7 @@ def draw(demo: Demo, path: Path) -> None:
     assert demo.scan is not None
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
-        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.04))
+        ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15), wspace=0.04)
         draw_ties(left.subplots(), demo)
         upper, lower = right.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
         draw_sunspots(upper, demo)

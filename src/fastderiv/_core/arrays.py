@@ -14,7 +14,7 @@ F64 = np.dtype(np.float64)
 _MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
 
 
-def as_array(name: str, value: ArrayLike) -> np.ndarray:
+def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
     """`value` as an ndarray of a dtype that fastderiv computes with, still in its own dtype."""
     if type(value) is not np.ndarray:
         try:
@@ -29,21 +29,32 @@ def as_array(name: str, value: ArrayLike) -> np.ndarray:
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` itself if it is native, aligned and of `dtype`, else a copy that is."""
-    if array.dtype is dtype and array.flags.aligned:
+    # == and not only `is`: unpickled arrays carry dtype objects of their own; swapped bytes compare unequal
+    if (array.dtype is dtype or array.dtype == dtype) and array.flags.aligned:
         return array
-    return array.astype(dtype, copy=True, order="K")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtype, copy=True, order="K")
 
 
-def working(**arguments: ArrayLike | None) -> list:
-    """The named arguments in one working dtype, `None` staying `None`.
+def as_arrays(optional: tuple[str, ...] = (), /, **arguments: ArrayLike | None) -> list:
+    """`as_array` of the named arguments; those that are `optional` may be None and stay None."""
+    return [None if value is None and name in optional else as_array(name, value) for name, value in arguments.items()]
+
+
+def common(arrays: list) -> list:
+    """The arrays in one working dtype, None staying None.
 
     float32 if all are, else float64; integers count as float64, and 0-d values give way to arrays.
     """
-    arrays = [None if value is None else as_array(name, value) for name, value in arguments.items()]
     wide = {a.ndim > 0 for a in arrays if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)}
     single = not (True in wide or (wide and all(a.ndim == 0 for a in arrays if a is not None)))
     dtype = F32 if single else F64
     return [None if a is None else as_dtype(a, dtype) for a in arrays]
+
+
+def working(**arguments: ArrayLike) -> list[np.ndarray]:
+    """The named arguments as arrays of one working dtype."""
+    return common(as_arrays(**arguments))
 
 
 def float64(name: str, value: ArrayLike) -> np.ndarray:
@@ -62,10 +73,13 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
 
 def integers(name: str, value: ArrayLike) -> np.ndarray:
     """`value` as a native intp array; floats and bools are a TypeError."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{name} is not an array of integers: {error}") from None
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
-    return array.astype(np.intp)
+    return array.astype(np.intp, copy=False)
 
 
 def expect(name: str, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> None:
@@ -79,7 +93,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=_MANY)
+        return np.shares_memory(a, b, max_work=_MANY)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -115,22 +129,20 @@ def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        i = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; expected an integer") from None
-    if least is not None and number < least:
-        raise ValueError(f"{name} is {number}; expected an integer of at least {least}")
-    return number
+    if least is not None and i < least:
+        raise ValueError(f"{name} is {i}; expected an integer of at least {least}")
+    return i
 
 
 def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
     """`value` as a number in [0, size); negative ones count from the end.  `what` there are `size` of, e.g. "inputs"."""
-    number = index(name, value)
-    if not -size <= number < size:
-        raise ValueError(
-            f"{name} is {number}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
-        )
-    return number % size
+    i = index(name, value)
+    if not -size <= i < size:
+        raise ValueError(f"{name} is {i}; expected an integer from {-size} to {size - 1}, there being {size} {what}")
+    return i % size
 
 
 def number(name: str, value: ArrayLike) -> float:

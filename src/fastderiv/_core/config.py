@@ -2,6 +2,7 @@
 
 import operator
 import os
+from typing import SupportsIndex
 
 from . import cpu, dispatch, threads
 
@@ -18,7 +19,7 @@ class Config(dict):
     __repr__ = __str__
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use, the calling thread included.
 
     Results are the same bits for every number.  Calls of less than about half a millisecond stay in the calling thread, and
@@ -105,7 +106,7 @@ def _threads_at_import() -> int:
     wanted = os.environ.get("FASTDERIV_NUM_THREADS", "")
     if not wanted:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= _MAX_THREADS):
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 10 and 1 <= int(wanted) <= _MAX_THREADS):
         raise ImportError(f"FASTDERIV_NUM_THREADS={wanted!r}; expected a positive integer")
     return int(wanted)
 

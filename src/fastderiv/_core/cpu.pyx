@@ -13,12 +13,22 @@ cdef extern from *:
     #else
     # define FASTDERIV_COMPILER "unknown"
     #endif
+    #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+    #include <cpuid.h>
+    /* what -march=x86-64-v3 permits and not every __builtin_cpu_supports knows */
+    static int lzcnt_movbe_f16c(void)
+    {
+        unsigned a, b, c, d, e;
+        return __get_cpuid(1, &a, &b, &c, &d) && c >> 22 & 1 && c >> 29 & 1 && __get_cpuid(0x80000001, &a, &b, &e, &d) && e >> 5 & 1;
+    }
+    #endif
     static int cpu_level(void)
     {
     #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
         __builtin_cpu_init();     /* checks XGETBV too: the operating system must save the registers */
+        if (!lzcnt_movbe_f16c()) return 1;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd")
-            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) return 4;
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) return 4;
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
             && __builtin_cpu_supports("bmi2")) return 3;
     #endif

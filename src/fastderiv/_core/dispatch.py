@@ -12,7 +12,7 @@ import numpy as np
 from . import cpu
 
 LEVEL_NAMES = {"any": "portable", "v1": "x86-64", "v3": "x86-64-v3", "v4": "x86-64-v4"}
-_REALS = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+_REALS: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 
 
 def _choose(wanted: str) -> str:

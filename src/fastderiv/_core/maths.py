@@ -1,6 +1,7 @@
 """The vector maths of simd.h as functions of arrays: what the kernels compute with, made testable and reusable."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .arrays import working
 from .dispatch import kernels
@@ -9,29 +10,33 @@ _kernels = kernels("_core")
 SIMD_BITS: int = next(iter(_kernels.values())).simd_bits()
 
 
-def _elementwise(name: str, x) -> np.ndarray:
-    (x,) = working(x=x)
-    flat = np.ascontiguousarray(x).reshape(-1)
-    out = np.empty_like(flat)
-    getattr(_kernels[x.dtype], name)(flat, out)
-    return out.reshape(x.shape)
+def _elementwise(name: str, x: ArrayLike) -> np.ndarray:
+    (array,) = working(x=x)
+    out = np.array(array, order="C")
+    getattr(_kernels[array.dtype], name)(out, out)
+    return out
 
 
-def exp(x):
+def exp(x: ArrayLike) -> np.ndarray:
     """e**x within 2 ulp."""
     return _elementwise("exp", x)
 
 
-def sigmoid(x):
+def exp_in_place(x: np.ndarray) -> None:
+    """x = e**x, x C-contiguous and of a working dtype."""
+    _kernels[x.dtype].exp(x, x)
+
+
+def sigmoid(x: ArrayLike) -> np.ndarray:
     """1/(1 + e**-x), accurate relatively in both tails."""
     return _elementwise("sigmoid", x)
 
 
-def silu(x):
+def silu(x: ArrayLike) -> np.ndarray:
     """x·sigmoid(x)."""
     return _elementwise("silu", x)
 
 
-def softplus(x):
+def softplus(x: ArrayLike) -> np.ndarray:
     """log(1 + e**x), accurate relatively in the left tail."""
     return _elementwise("softplus", x)

@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+# error "fastderiv needs IEEE arithmetic: build it without -ffast-math"
+#endif
+
 #ifdef SIMD_F64
 typedef double real; typedef uint64_t rint_t;
 #else
@@ -166,8 +170,8 @@ VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
 
 /* ---- exp and its family ---------------------------------------------------------------------------------------
  * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and, in float32, p'(0) = ln 2 to the last bit
- * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field of p, so a result is wrong
- * only beyond the normal range, where the callers below select 0 or inf.
+ * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field
+ * of p, so a result is wrong only beyond the normal range, where the callers below select 0 or inf.
  * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.5 (float32 / float64),
  * sigmoid 2.5 / 2.1, silu 3.3 / 2.6, softplus 3.0 / 2.5; results below the smallest normal number become 0.
  */

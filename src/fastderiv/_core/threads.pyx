@@ -2,13 +2,15 @@
 
 Workers are plain C threads that never touch Python; each sleeps on a lock of its own.  A call cuts its work into tasks by
 the size of the problem, never by the number of threads, so every result is the same bits for 1 or 64 of them.  The calling
-thread works too, and looks for signals every 20 ms.  If the pool is busy with another Python thread's call, the caller
-works alone.  After a fork the child starts a pool of its own.
+thread works too; if it is Python's main thread, the only one that sees signals, it looks for them every 20 ms.  (Another
+must not ask for the GIL amid a job: a finalizing interpreter ends daemon threads that do, under the feet of the workers.)
+If the pool is busy with another Python thread's call, the caller works alone.  After a fork the child starts a pool of its own.
 """
 import os
+import threading
 
-from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
-                               PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
+from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+                               PyThread_get_thread_ident, PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
 
@@ -42,6 +44,7 @@ cdef enum:
 cdef struct Seat:
     PyThread_type_lock wake
     Job *job                            # what to work on once awake; NULL: nothing any more
+    bint posted                         # wake is released, and its owner not yet awake: releasing it again is not allowed
 
 cdef struct Pool:
     PyThread_type_lock mutex            # guards everything in the pool and in jobs
@@ -49,9 +52,11 @@ cdef struct Pool:
     PyThread_type_lock done             # released by the last worker to leave a closed job
     Seat seats[MAX_WORKERS]
     int seated
+    int generation                      # how many forks ago the first pool was made
 
 cdef Pool pool
 cdef int num_threads = 1
+cdef unsigned long main_thread = threading.main_thread().ident
 cdef double WORTH_A_THREAD = 250e-6     # seconds of work; waking a thread costs 20 to 30 µs
 
 
@@ -114,7 +119,7 @@ cdef void worker(void *arg) noexcept nogil:
         PyThread_acquire_lock(seat.wake, WAIT_LOCK)
         PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
         job = seat.job
-        seat.job = NULL
+        seat.job, seat.posted = NULL, False
         if job is not NULL:
             job.active += 1
         PyThread_release_lock(pool.mutex)
@@ -134,27 +139,34 @@ cdef int seat_workers(int wanted) noexcept:
     cdef Seat *seat
     while pool.seated < wanted:
         seat = &pool.seats[pool.seated]
-        seat.job = NULL
+        seat.job, seat.posted = NULL, False
         seat.wake = PyThread_allocate_lock()
         if seat.wake is NULL:
             break
         PyThread_acquire_lock(seat.wake, WAIT_LOCK)
-        if PyThread_start_new_thread(<void (*)(void *) noexcept>worker, seat) == -1:
+        if <long>PyThread_start_new_thread(<void (*)(void *) noexcept>worker, seat) == -1:
+            PyThread_free_lock(seat.wake)
             break
         pool.seated += 1
     return min(wanted, pool.seated)
 
 
 cdef bint share(Job *job, int helpers) noexcept nogil:
-    """Work on `job` in this thread and in `helpers` of the pool."""
-    cdef int k
+    """Work on `job` in this thread and in `helpers` of the pool; see `work`."""
+    cdef int k, generation = pool.generation
     cdef bint ok, wait
+    cdef Seat *seat
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
-        pool.seats[k].job = job
-        PyThread_release_lock(pool.seats[k].wake)
+        seat = &pool.seats[k]
+        seat.job = job
+        if not seat.posted:
+            seat.posted = True
+            PyThread_release_lock(seat.wake)
     PyThread_release_lock(pool.mutex)
     ok = work(job, True, False)
+    if pool.generation != generation:                   # a signal handler forked: this is the child, its helpers are gone
+        return ok
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
         pool.seats[k].job = NULL
@@ -170,13 +182,17 @@ cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint
     cdef Job job
     cdef double worth = 1 + seconds / WORTH_A_THREAD
     cdef int helpers = <int>min(min(<double>num_threads, worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
+    cdef int generation = pool.generation
     cdef bint ok
     job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, scratch
-    job.stop, job.interruptible, job.closed, job.active = False, interruptible, False, 0
+    job.stop, job.closed, job.active = False, False, 0
+    job.interruptible = interruptible and PyThread_get_thread_ident() == main_thread
     if helpers > 0 and PyThread_acquire_lock(pool.busy, NOWAIT_LOCK):
         helpers = seat_workers(helpers)
         with nogil:
             ok = share(&job, helpers)
+        if pool.generation != generation:
+            raise RuntimeError("the process was forked by a signal handler amid this call; its result is incomplete here")
         PyThread_release_lock(pool.busy)
     else:
         with nogil:
@@ -199,7 +215,7 @@ def count():
 
 
 def _new_pool():
-    """At import, and in the child after a fork: the parent's threads are not there."""
+    """At import, and in the child after a fork, where the parent's threads are not."""
     pool.mutex = PyThread_allocate_lock()
     pool.busy = PyThread_allocate_lock()
     pool.done = PyThread_allocate_lock()
@@ -209,6 +225,13 @@ def _new_pool():
     PyThread_acquire_lock(pool.done, WAIT_LOCK)
 
 
+def _after_fork():
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+    pool.generation += 1
+    _new_pool()
+
+
 _new_pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_pool)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -3,10 +3,12 @@
 import itertools
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 from scipy.special import expit
 
@@ -20,24 +22,24 @@ def _slope(n):
 class SigmoidMLP:
     """y = σ(x W + b), layer after layer; the last layer gives the logits."""
 
-    def __init__(self, weights, biases):
+    def __init__(self, weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> None:
         self.weights = tuple(np.array(w, np.float64) for w in weights)
         self.biases = tuple(np.array(b, np.float64) for b in biases)
 
     @classmethod
-    def from_sklearn(cls, model):
+    def from_sklearn(cls, model: Any) -> Self:
         return cls(model.coefs_, model.intercepts_)
 
     @property
-    def n_inputs(self):
+    def n_inputs(self) -> int:
         return self.weights[0].shape[0]
 
     @property
-    def n_outputs(self):
+    def n_outputs(self) -> int:
         return self.weights[-1].shape[1]
 
     @property
-    def hidden_widths(self):
+    def hidden_widths(self) -> tuple[int, ...]:
         return tuple(w.shape[1] for w in self.weights[:-1])
 
     def _layers(self, x):
@@ -50,25 +52,27 @@ class SigmoidMLP:
             yield n
             y = 1 / (1 + np.exp(-n)) if np.iscomplexobj(n) else expit(n)
 
-    def logits(self, X):
+    def logits(self, X: ArrayLike) -> NDArray:
+        X = np.asarray(X, np.float64)
         out = np.zeros((len(X), self.n_outputs))
-        for r, x in enumerate(np.asarray(X, np.float64)):
+        for r, x in enumerate(X):
             *_, out[r] = self._layers(x)
         return out
 
-    def forward(self, X):
+    def forward(self, X: ArrayLike) -> NDArray:
         return expit(self.logits(X))
 
-    def margin(self, X, outputs=(0, 1)):
+    def margin(self, X: ArrayLike, outputs: Sequence[int] = (0, 1)) -> NDArray:
         z = self.logits(X)
         return z[:, 0] if self.n_outputs == 1 else z[:, outputs[0]] - z[:, outputs[1]]
 
-    def margin_gradient(self, X, outputs=(0, 1)):
+    def margin_gradient(self, X: ArrayLike, outputs: Sequence[int] = (0, 1)) -> NDArray:
         """∇f = W₁ σ'(n₁) W₂ σ'(n₂) … (v_o0 − v_o1)."""
+        X = np.asarray(X, np.float64)
         out = np.zeros((len(X), self.n_inputs))
         last = self.weights[-1]
         d = last[:, 0] if self.n_outputs == 1 else last[:, outputs[0]] - last[:, outputs[1]]
-        for r, x in enumerate(np.asarray(X, np.float64)):
+        for r, x in enumerate(X):
             *hidden, _ = self._layers(x)
             g = d
             for w, n in zip(self.weights[-2::-1], hidden[::-1], strict=True):
@@ -80,7 +84,7 @@ class SigmoidMLP:
 class ExponentialSum:
     """Σ_S C_S exp(Σ_{i∈S} B_i), one term per subset; bit i of the mask is hidden unit i."""
 
-    def __init__(self, net, outputs=(0, 1)):
+    def __init__(self, net: SigmoidMLP, outputs: Sequence[int] = (0, 1)) -> None:
         (self._w, v), (self._b, c) = net.weights, net.biases
         if net.n_outputs == 1:
             self._d, self._dc = [Fraction(x) for x in v[:, 0]], Fraction(c[0])
@@ -90,25 +94,25 @@ class ExponentialSum:
         self._subsets = [[i for i in range(len(v)) if mask >> i & 1] for mask in range(2 ** len(v))]
 
     @classmethod
-    def from_network(cls, net, outputs=(0, 1)):
+    def from_network(cls, net: SigmoidMLP, outputs: Sequence[int] = (0, 1)) -> Self:
         return cls(net, outputs)
 
     def _coefficient(self, S):
         return self._dc + sum(d for i, d in enumerate(self._d) if i not in S)
 
     @property
-    def coefficients(self):
+    def coefficients(self) -> NDArray:
         return np.array([float(self._coefficient(S)) for S in self._subsets])
 
-    def frequencies(self, coordinate):
+    def frequencies(self, coordinate: int) -> NDArray:
         return np.array([-float(sum(Fraction(self._w[coordinate, i]) for i in S)) for S in self._subsets])
 
-    def root_bound(self, coordinate):
+    def root_bound(self, coordinate: int) -> int:
         """Changes of sign in order of frequency, for every choice of signs that the other inputs may decide."""
-        terms, groups = defaultdict(Fraction), defaultdict(set)
+        terms, groups = defaultdict[Any, Fraction](Fraction), defaultdict[Any, set[bool]](set)
         for S in self._subsets:
-            exponent = [sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b)]
-            terms[tuple(exponent)] += self._coefficient(S)
+            exponent = tuple(sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b))
+            terms[exponent] += self._coefficient(S)
         for exponent, C in terms.items():
             if C:
                 groups[exponent[coordinate % len(self._w)]].add(C > 0)
@@ -117,7 +121,7 @@ class ExponentialSum:
         choices = itertools.product(*(groups[a] for a in sorted(groups)))
         return max(sum(s != t for s, t in itertools.pairwise(signs)) for signs in choices)
 
-    def log_evaluate(self, B):
+    def log_evaluate(self, B: ArrayLike) -> tuple[NDArray, NDArray]:
         B = np.asarray(B, np.float64)
         E = np.stack([B[..., S].sum(axis=-1) for S in self._subsets], axis=-1)
         top = E.max(axis=-1, keepdims=True)
@@ -129,14 +133,15 @@ class ExponentialSum:
 class RootResults(NamedTuple):
     """One root per row."""
 
-    x: np.ndarray
-    converged: np.ndarray
-    iterations: np.ndarray
-    function_calls: np.ndarray
+    x: NDArray
+    converged: NDArray
+    iterations: NDArray
+    function_calls: NDArray
 
 
-def find_x1(net, x_other, bracket, *, coordinate=0, outputs=(0, 1), method="brentq", xtol=2e-12,
-            rtol=8.881784197001252e-16, maxiter=100):  # fmt: skip
+def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *, coordinate: int = 0,
+            outputs: Sequence[int] = (0, 1), method: str = "brentq", xtol: float = 2e-12,
+            rtol: float = 8.881784197001252e-16, maxiter: int = 100) -> RootResults:  # fmt: skip
     """SciPy's root finder `method` on the margin along `coordinate`, row by row."""
     x_other = np.asarray(x_other, np.float64)
     x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)

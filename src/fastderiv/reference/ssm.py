@@ -1,8 +1,10 @@
 """The selective scan as the page states it (derivations §1), one step after the other."""
 
 import itertools
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 def _softplus(x):
@@ -30,8 +32,10 @@ def _at(rows, l):
     return rows[l] if len(rows) > 1 else rows[0]
 
 
-def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False,
-                   *, initial_state=None, cu_seqlens=None, out=None):  # fmt: skip
+def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+                   z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+                   return_last_state: bool = False, *, initial_state: ArrayLike | None = None,
+                   cu_seqlens: ArrayLike | None = None, out: NDArray | None = None) -> Any:  # fmt: skip
     u, delta, A = (np.asarray(a, np.float64) for a in (u, delta, A))
     batched = u.ndim == 3
     if cu_seqlens is not None:
@@ -78,7 +82,9 @@ def _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_sta
     return (result, last) if return_last_state else result
 
 
-def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False):
+def selective_state_update(state: NDArray, x: ArrayLike, dt: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike,
+                           D: ArrayLike | None = None, z: ArrayLike | None = None, dt_bias: ArrayLike | None = None,
+                           dt_softplus: bool = False) -> NDArray:  # fmt: skip
     x, dt, A = (np.asarray(a, np.float64) for a in (x, dt, A))
     step = dt if dt_bias is None else dt + np.asarray(dt_bias, np.float64)
     if dt_softplus:
@@ -99,7 +105,8 @@ def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, 
     return y if z is None else y * _silu(np.asarray(z, np.float64))
 
 
-def transition_product(preactivation, A, *, method="closed"):
+def transition_product(preactivation: ArrayLike, A: ArrayLike, *,
+                       method: Literal["closed", "subsets"] = "closed") -> NDArray:  # fmt: skip
     delta, A = np.asarray(preactivation, np.float64), np.asarray(A, np.float64)
     if method == "closed":
         return np.exp(A * _softplus(delta).sum(-1)[..., None])

@@ -1,9 +1,13 @@
 """Sums over subsets, by loops over bitmasks.  derivations §1, the theorem."""
 
+from collections.abc import Iterator
+from typing import Any, Literal
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def subset_sums(x, *, out=None):
+def subset_sums(x: ArrayLike, *, out: NDArray | None = None) -> NDArray:
     x = np.asarray(x, float)
     n = x.shape[-1]
     sums = np.zeros((*x.shape[:-1], 2**n))
@@ -17,7 +21,7 @@ def subset_sums(x, *, out=None):
     return out
 
 
-def iter_subset_sums(x, *, block=1 << 16, progress=None):
+def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Any = None) -> Iterator[tuple[int, NDArray]]:
     x = np.array(x, float)
     if block < 1 or x.ndim != 1 or x.size > 62:
         raise ValueError("block >= 1, x (n,), n <= 62")
@@ -36,7 +40,7 @@ def iter_subset_sums(x, *, block=1 << 16, progress=None):
     return blocks()
 
 
-def subset_logsumexp(x, *, method="closed", progress=None):
+def subset_logsumexp(x: ArrayLike, *, method: Literal["closed", "enumerate"] = "closed", progress: Any = None) -> Any:
     x = np.asarray(x, float)
     if method not in ("closed", "enumerate"):
         raise ValueError(f"method is {method!r}; expected 'closed' or 'enumerate'")

@@ -1,18 +1,49 @@
-"""Checks, allocation and docstrings of the scan; the arithmetic is in `_kernels.pyx`."""
+"""The scan as users call it: docstrings, checks, allocation; the arithmetic is in `_kernels.pyx`."""
 
-from typing import Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._core import maths
-from .._core.arrays import as_dtype, check_out, expect, integers, working, written_through
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, common, expect, integers, working, written_through
 from .._core.dispatch import kernels
 from ..subsets import subset_logsumexp
 
 _kernels = kernels("ssm")
+_OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+_STEP = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
+_PIECE = 1 << 20  # elements computed between two looks for signals
 
 
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+    return_last_state: Literal[False] = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> NDArray: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+    *, return_last_state: Literal[True], initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None,
+    z: ArrayLike | None, delta_bias: ArrayLike | None, delta_softplus: bool,
+    return_last_state: Literal[True], *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
+    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
+    return_last_state: bool = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> NDArray | tuple[NDArray, NDArray]: ...  # fmt: skip
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -81,10 +112,13 @@ def selective_scan(
 
     Notes
     -----
-    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread: no array of
-    batch·D·L·N elements is formed, and inputs of any strides are read in place (other dtypes, byte orders and misaligned
-    arrays are converted first).  The bits of the result do not depend on strides or threads.  float64 is within 1e-12,
-    float32 within 2e-5 of the exact result, relative to its largest magnitude.
+    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread, growing by 320 bytes with
+    N: no array of batch·D·L·N elements is formed, and inputs of any strides are read in place (other dtypes, byte orders and
+    misaligned arrays, a misaligned `out` too, go through a copy).  The bits of the result do not depend on strides or threads.
+
+    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest magnitude; typically 1e-15 and
+    3e-7.  The state itself has the working precision: where it decays by less than 1e-3 a step and its increments all have one
+    sign, their rounding errors may add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
 
     References
     ----------
@@ -109,42 +143,56 @@ def selective_scan(
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
-    u, delta, A, B, C, D, z, delta_bias, initial_state = working(
-        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
-    if u.ndim not in (2, 3):
-        raise ValueError(f"u has shape {u.shape}; expected (batch, D, L) or (D, L)")
-    batched = u.ndim == 3
-    channels = u.shape[-2]
-    lead = "(batch, D, L)" if batched else "(D, L)"
-    expect("delta", delta, u.shape, lead)
-    if z is not None:
-        expect("z", z, u.shape, lead)
-    states = _check_parameters(A, channels, D=D, delta_bias=delta_bias)
-    starts = None if cu_seqlens is None else _check_starts(cu_seqlens, u.shape)
-    if starts is not None:
-        shape, meaning = (len(starts) - 1, channels, states), "(sequences, D, N)"
-    else:
-        shape, meaning = (*u.shape[:-1], states), "(batch, D, N)" if batched else "(D, N)"
-    if initial_state is not None:
-        expect("initial_state", initial_state, shape, meaning)
-    B = _check_coefficient("B", B, u.shape, states)
-    C = _check_coefficient("C", C, u.shape, states)
-    if out is None:
-        out = np.empty(u.shape, u.dtype)
-    else:
-        names = "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"
-        check_out(out, u.shape, u.dtype, zip(names, (u, delta, A, B, C, D, z, delta_bias, initial_state), strict=True))
-    last = np.empty(shape, u.dtype) if return_last_state else None
+    call = _ScanCall(cu_seqlens, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    result = call.checked_out(out)
+    last = np.empty(call.state_shape, call.dtype) if return_last_state else None
+    call.run(result, last, bool(delta_softplus))
+    return result if last is None else (result, last)
 
-    with written_through(out, u.dtype) as y:
-        arrays = (u, delta, z, y) if batched else (u[None], delta[None], z if z is None else z[None], y[None])
-        ends = (initial_state, last)
-        if not batched and starts is None:
-            ends = tuple(None if state is None else state[None] for state in ends)
-        u3, delta3, z3, y3 = arrays
-        _kernels[u.dtype].scan(u3, delta3, A, B, C, D, z3, delta_bias, bool(delta_softplus), *ends, starts, y3)
-    return (out, last) if return_last_state else out
+
+class _ScanCall:
+    """The checked arguments of one scan, and its kernel."""
+
+    def __init__(self, cu_seqlens: ArrayLike | None, **arguments: ArrayLike | None) -> None:
+        self.given = dict(zip(arguments, as_arrays(_OPTIONAL, **arguments), strict=True))
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(list(self.given.values()))
+        self.dtype, self.shape = self.u.dtype, self.u.shape
+        self.batched = len(self.shape) == 3
+        self._check_sequences()
+        states = _check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
+        self.starts = None if cu_seqlens is None else _check_starts(cu_seqlens, self.shape)
+        self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
+        if self.starts is not None:
+            self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
+        if self.first is not None:
+            expect("initial_state", self.first, self.state_shape, meaning)
+        self.B = _check_coefficient("B", B, self.shape, states)
+        self.C = _check_coefficient("C", C, self.shape, states)
+
+    def _check_sequences(self) -> None:
+        if len(self.shape) not in (2, 3):
+            raise ValueError(f"u has shape {self.shape}; expected (batch, D, L) or (D, L)")
+        for name, array in ("delta", self.delta), ("z", self.z):
+            if array is not None:
+                expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
+
+    def checked_out(self, out: NDArray | None) -> NDArray:
+        if out is None:
+            return np.empty(self.shape, self.dtype)
+        check_out(out, self.shape, self.dtype, [*self.given.items(), ("cu_seqlens", self.starts)])
+        return out
+
+    def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
+        """OUT out, last."""
+        with written_through(out, self.dtype) as y:
+            arrays, ends = [self.u, self.delta, self.z, y], [self.first, last]
+            if not self.batched:
+                arrays = [None if a is None else a[None] for a in arrays]
+                if self.starts is None:
+                    ends = [None if a is None else a[None] for a in ends]
+            u, delta, z, y = arrays
+            scan = _kernels[self.dtype].scan
+            scan(u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, *ends, self.starts, y)
 
 
 def selective_state_update(
@@ -192,7 +240,8 @@ def selective_state_update(
 
     Notes
     -----
-    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.
+    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.  Ctrl-C waits for the end of the step,
+    so that the state is never half updated.
 
     Examples
     --------
@@ -215,35 +264,39 @@ def selective_state_update(
         raise ValueError("state is read-only; it is updated in place")
     if state.ndim not in (2, 3):
         raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
-    dtype = state.dtype.newbyteorder("=")
-    names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias"
-    given = working(**dict(zip(names, (x, dt, A, B, C, D, z, dt_bias), strict=True)))
-    check_out(state, state.shape, state.dtype, zip(names, given, strict=True), name="state")
-    x, dt, A, B, C, D, z, dt_bias = (None if a is None else as_dtype(a, dtype) for a in given)
-    batched = state.ndim == 3
-    channels = state.shape[-2]
-    lead = "(batch, D)" if batched else "(D,)"
-    for name, array in ("x", x), ("dt", dt), ("z", z):
-        if array is not None:
-            expect(name, array, state.shape[:-1], lead)
-    states = _check_parameters(A, channels, D=D, dt_bias=dt_bias)
-    if states != state.shape[-1]:
-        raise ValueError(f"A has shape {A.shape}; expected (D, N) = {state.shape[-2:]}")
-    B = _check_step_coefficient("B", B, state.shape)
-    C = _check_step_coefficient("C", C, state.shape)
+    dtype = F32 if state.dtype.itemsize == 4 else F64
+    given = as_arrays(("D", "z", "dt_bias"), x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
+    arrays: list[Any] = [None if a is None else as_dtype(a, dtype) for a in given]
+    arrays = _checked_step(state.shape, *arrays)
 
     out = np.empty(state.shape[:-1], dtype)
     with written_through(state, dtype) as h:
-        if not batched:
-            x, dt, h, y = x[None], dt[None], h[None], out[None]
-            z = None if z is None else z[None]
-        else:
-            y = out
-        z = None if z is None else z[..., None]
-        _kernels[dtype].scan(
-            x[..., None], dt[..., None], A, B, C, D, z, dt_bias, bool(dt_softplus), h, h, None, y[..., None], False
-        )
+        _step(h, out, bool(dt_softplus), *arrays)
     return out
+
+
+def _checked_step(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
+                  D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> list[Any]:  # fmt: skip
+    """The same arrays, B and C as (batch, G, N, 1)."""
+    for name, array in ("x", x), ("dt", dt), ("z", z):
+        if array is not None:
+            expect(name, array, shape[:-1], "(batch, D)" if len(shape) == 3 else "(D,)")
+    if _check_parameters(A, shape[-2], D=D, dt_bias=dt_bias) != shape[-1]:
+        raise ValueError(f"A has shape {A.shape}; expected (D, N) = {shape[-2:]}")
+    B, C = _check_step_coefficient("B", B, shape), _check_step_coefficient("C", C, shape)
+    return [x, dt, A, B, C, D, z, dt_bias]
+
+
+def _step(h: NDArray, y: NDArray, softplus: bool, x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
+          D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> None:  # fmt: skip
+    """A scan of one step; h in and out."""
+    x, dt, y = x[..., None], dt[..., None], y[..., None]
+    z = None if z is None else z[..., None]
+    if h.ndim == 2:
+        h, x, dt, y = h[None], x[None], dt[None], y[None]
+        z = None if z is None else z[None]
+    _kernels[h.dtype].scan(x, dt, A, B, C, D, z, dt_bias, softplus, h, h, None, y, False)
 
 
 def transition_product(
@@ -290,14 +343,28 @@ def transition_product(
     """
     if method not in ("closed", "subsets"):
         raise ValueError(f"method is {method!r}; expected 'closed' or 'subsets'")
-    preactivation, A = working(preactivation=preactivation, A=A)
-    if preactivation.ndim < 2:
-        raise ValueError(f"preactivation has shape {preactivation.shape}; expected (..., D, L)")
-    _check_parameters(A, preactivation.shape[-2])
-    total = subset_logsumexp(preactivation, method="closed" if method == "closed" else "enumerate")
+    delta, rates = working(preactivation=preactivation, A=A)
+    if delta.ndim < 2:
+        raise ValueError(f"preactivation has shape {delta.shape}; expected (..., D, L)")
+    if method == "subsets" and delta.shape[-1] > 62:
+        raise ValueError(f"preactivation has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'")
+    _check_parameters(rates, delta.shape[-2])
+    return _power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
+
+
+def _power(total: NDArray, A: NDArray) -> NDArray:
+    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
+    product = np.empty((*total.shape, A.shape[1]), A.dtype)
+    rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
+    channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
+    step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1
     with np.errstate(invalid="ignore", over="ignore"):
-        exponent = total[..., None] * A
-    return maths.exp(exponent)
+        for first in range(0, len(rows), step):
+            for d in range(0, A.shape[0], channels):
+                piece = rows[first : first + step, d : d + channels]
+                np.multiply(totals[first : first + step, d : d + channels, None], A[d : d + channels], out=piece)
+                maths.exp_in_place(piece)
+    return product
 
 
 def _check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
@@ -355,6 +422,6 @@ def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.i
         raise ValueError(f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}")
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
-    if starts[0] != 0 or starts[-1] != steps or (np.diff(starts) < 0).any():
+    if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
         raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
     return starts

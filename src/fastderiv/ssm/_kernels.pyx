@@ -1,4 +1,4 @@
-"""The selective scan, forward, in one fused pass (derivations §1).
+"""The selective scan, forward, in one fused pass (docs/derivations.md §1).
 
 VL channels lie in the lanes of a vector.  A task carries a few such vectors through time in blocks of TB steps; a block of
 each input is transposed into a tile [time, lane], every four states run through the block with h in registers, and the
@@ -57,7 +57,7 @@ cdef struct Scan:
     PerChannel D, bias
     bint softplus
     const ix *starts                    # segments packed along time, or NULL: one segment a batch item
-    ix channels, states, steps
+    ix segments, channels, states, steps
     ix block                            # time steps gathered at once
     ix part, carry, chunks              # channels that share B and C; vectors a task carries; chunks of a segment
     ix units, units_per_task            # a unit is one chunk of one segment
@@ -324,7 +324,8 @@ cdef bint all_finite(const real *h, ix N) noexcept nogil:
     return vall_lt(odd, vset1(1))
 
 
-cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
+cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
+    """What depends on the channels alone."""
     cdef ix N = s.states, n
     cdef vf a, top = vset1(0), odd = vset1(0)
     v.a = scratch
@@ -342,11 +343,6 @@ cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
         top = vmax(top, vabs(a))
         odd = vfma(a, vset1(0), odd)
     vstore(v.limits, top + odd)
-    if s.first.p is NULL:
-        memset(v.h, 0, N * VL * sizeof(real))
-    else:
-        load_rows(s.first.p + segment * s.first.s, s.first.d, s.first.n, v, N, v.h)
-    v.finite = all_finite(v.h, N)
     if s.B.constant:
         load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
     if s.C.constant:
@@ -356,6 +352,28 @@ cdef void set_up(Scan *s, Vector *v, real *scratch, ix segment) noexcept nogil:
         copy(s.D.p + v.channel * s.D.d, s.D.d, v.D, 1, v.rows)
     if s.bias.p is not NULL:
         copy(s.bias.p + v.channel * s.bias.d, s.bias.d, v.bias, 1, v.rows)
+
+
+cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
+    cdef State *h = &s.first
+    if h.p is NULL:
+        memset(v.h, 0, s.states * VL * sizeof(real))
+    else:
+        load_rows(h.p + segment * h.s, h.d, h.n, v, s.states, v.h)
+    v.finite = all_finite(v.h, s.states)
+
+
+cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch) noexcept nogil:
+    """The vectors of a chunk; how many they are."""
+    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
+    cdef ix channel = chunk // per_part * s.part + chunk % per_part * s.carry * VL
+    cdef ix end = min(channel + s.carry * VL, (chunk // per_part + 1) * s.part), k = 0
+    while channel < end:
+        v[k].channel, v[k].rows = channel, min(<ix>VL, end - channel)
+        set_up(s, &v[k], scratch + k * vector_size(s.states))
+        channel += VL
+        k += 1
+    return k
 
 
 cdef const real *block_of(Coefficient *c, ix batch, ix channel, ix N, ix t, ix T, real *gathered, ix ld, ix *stride) noexcept nogil:
@@ -372,45 +390,49 @@ cdef const real *block_of(Coefficient *c, ix batch, ix channel, ix N, ix t, ix T
     return gathered
 
 
-cdef void scan_unit(Scan *s, ix unit, Worker *worker) noexcept nogil:
-    cdef ix segment = unit // s.chunks, chunk = unit % s.chunks
+cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathered, real *tiles, Worker *worker) noexcept nogil:
+    """A chunk through a segment; False if interrupted."""
     cdef ix batch = segment if s.starts is NULL else 0
     cdef ix t = 0 if s.starts is NULL else s.starts[segment]
     cdef ix stop = s.steps if s.starts is NULL else s.starts[segment + 1]
-    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
-    cdef ix channel = chunk // per_part * s.part + chunk % per_part * s.carry * VL
-    cdef ix end = min(channel + s.carry * VL, (chunk // per_part + 1) * s.part)
-    cdef ix k, T, ldb = 0, ldc = 0, vectors = (end - channel + VL - 1) // VL, ld = s.block + GL
-    cdef real *tiles = <real *>worker.scratch
-    cdef real *gb = tiles + 3 * TILE
-    cdef real *gc = gb + (s.states * ld if s.B.gather else 0)
-    cdef real *own = gc + (s.states * ld if s.C.gather else 0)
+    cdef ix k, T, ldb = 0, ldc = 0, ld = s.block + GL
     cdef const real *B
     cdef const real *C
-    cdef Vector v[CARRY]
     for k in range(vectors):
-        v[k].channel = channel + k * VL
-        v[k].rows = min(<ix>VL, end - v[k].channel)
-        set_up(s, &v[k], own + k * vector_size(s.states), segment)
+        first_state(s, &v[k], segment)
     while t < stop:
         if interrupted(worker):
-            return
+            return False
         T = min(s.block, stop - t)
-        B = block_of(&s.B, batch, channel, s.states, t, T, gb, ld, &ldb)
-        C = block_of(&s.C, batch, channel, s.states, t, T, gc, ld, &ldc)
+        B = block_of(&s.B, batch, v.channel, s.states, t, T, gathered, ld, &ldb)
+        C = block_of(&s.C, batch, v.channel, s.states, t, T, gathered + (s.states * ld if s.B.gather else 0), ld, &ldc)
         for k in range(vectors):
             scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles)
         t += T
     if s.last.p is not NULL:
         for k in range(vectors):
             store_tile(v[k].h, VL, s.last.p + segment * s.last.s + v[k].channel * s.last.d, s.last.d, s.last.n, v[k].rows, s.states)
+    return True
 
 
 cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """A few units.  Long segments share B and C among the chunks of a batch item, short ones the channels' set-up."""
     cdef Scan *s = <Scan *>args
-    cdef ix unit
+    cdef Vector v[CARRY]
+    cdef real *tiles = <real *>worker.scratch
+    cdef real *gathered = tiles + 3 * TILE
+    cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
+    cdef ix unit, segment, chunk, vectors = 0, ready = -1
     for unit in range(i * s.units_per_task, min(s.units, (i + 1) * s.units_per_task)):
-        scan_unit(s, unit, worker)
+        if s.units_per_task > 1:
+            chunk, segment = unit // s.segments, unit % s.segments
+        else:
+            segment, chunk = unit // s.chunks, unit % s.chunks
+        if chunk != ready:
+            vectors = set_up_chunk(s, chunk, v, own)
+            ready = chunk
+        if not scan_segment(s, segment, v, vectors, gathered, tiles, worker):
+            return
 
 
 # ---- from arrays to the struct ------------------------------------------------------------------------------------
@@ -463,11 +485,11 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     first, last (segments, D, N), which may be the same array; starts (segments + 1,) intp.  D, z, bias, first, last and
     starts may be None."""
     cdef Scan s
-    cdef ix segments = cnp.PyArray_DIM(u, 0) if starts is None else cnp.PyArray_DIM(starts, 0) - 1
     cdef ix N = cnp.PyArray_DIM(A, 1), scratch
     cdef double unit                                    # seconds
     s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2), N, softplus
-    if segments == 0 or s.channels == 0:
+    s.segments = cnp.PyArray_DIM(u, 0) if starts is None else cnp.PyArray_DIM(starts, 0) - 1
+    if s.segments == 0 or s.channels == 0:
         return
     set_signal(&s.u, u)
     set_signal(&s.delta, delta)
@@ -488,8 +510,8 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     while (s.B.gather or s.C.gather) and s.block > 16 and s.block * N > 16384:
         s.block //= 2
     s.chunks = s.channels // s.part * ((s.part + s.carry * VL - 1) // (s.carry * VL))
-    s.units = segments * s.chunks
-    unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else segments)) * (2 + 0.3 * N)
+    s.units = s.segments * s.chunks
+    unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
     run(scan_task, &s, (s.units + s.units_per_task - 1) // s.units_per_task, scratch * sizeof(real), unit * s.units, interruptible)

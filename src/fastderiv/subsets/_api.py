@@ -1,8 +1,8 @@
-"""Subset sums: arguments in, arrays out; the arithmetic is in _kernels.pyx."""
+"""Subset sums: arguments in, arrays out; the arithmetic is in _kernels.pyx.  docs/derivations.md §1, the theorem."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,16 +59,18 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
 
     Parameters
     ----------
-    x : array_like, (..., n)
+    x : array_like, shape (..., n)
         float32 or float64; integers count as float64.
-    out : ndarray, (..., 2**n), optional
-        Where to put the result: of the result's dtype, writeable, any strides, no memory shared with `x`.  Writing into an
-        array that exists is about three times as fast as having a new one, which the system must first hand out page by page.
+    out : ndarray, shape (..., 2**n), optional
+        Where to put the result: of the result's dtype, writeable, any strides, no memory shared with `x`.  Writing
+        into an array that exists is about three times as fast as having a new one, which the system must first hand
+        out page by page.
 
     Returns
     -------
-    ndarray, (..., 2**n)
-        At position `mask` the sum of the ``x[..., i]`` with bit `i` set in `mask`, so 0 at position 0.  `out` if it was given.
+    sums : ndarray, shape (..., 2**n)
+        At position `mask` the sum of the ``x[..., i]`` with bit `i` set in `mask`, so 0 at position 0.  `out` if it was
+        given.
 
     Raises
     ------
@@ -86,9 +88,9 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
 
     Notes
     -----
-    Every result is the ascending sum of the chosen entries among the first 10, plus the ascending sum of the other chosen
-    entries: one addition a subset, at the speed of memory.  The bits are the same for any strides, number of threads and
-    CPU.  Time O(2**n) a row; memory beyond the result: 16 KiB per thread.
+    Every result is the ascending sum of the chosen entries among the first 10, plus the ascending sum of the other
+    chosen entries: one addition a subset, at the speed of memory.  The bits are the same for any strides, number of
+    threads and CPU.  Time O(2**n) a row; memory beyond the result: 16 KiB per thread.
 
     Examples
     --------
@@ -110,25 +112,27 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def iter_subset_sums(
-    x: ArrayLike, *, block: int = 1 << 16, progress: Progress = None
+    x: ArrayLike, *, block: SupportsIndex = 1 << 16, progress: Progress = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Sums of all subsets, block by block in constant memory.
 
     Parameters
     ----------
-    x : array_like, (n,)
+    x : array_like, shape (n,)
         float32 or float64; integers count as float64.  Read when the function is called.
-    block : int
+    block : int, optional
         Sums in a block, at least 1; rounded up to a power of two, and no more than 2**n.
     progress : bool or callable, optional
-        True for a bar, or a function to be called as ``progress(done, total)`` with numbers of subsets after each block.
+        True for a bar, or a function to be called as ``progress(done, total)`` with numbers of subsets after each
+        block.
 
     Yields
     ------
     first_mask : int
         The mask of the block's first sum: a multiple of the block's length.
-    sums : ndarray, (block,)
-        The sums of the masks from `first_mask` on: a new array each time, the bits those of `subset_sums` for any `block`.
+    sums : ndarray, shape (block,)
+        The sums of the masks from `first_mask` on: a new array each time, the bits those of `subset_sums` for any
+        `block`.
 
     Raises
     ------
@@ -179,17 +183,17 @@ def _blocks(x: np.ndarray, block: int, total: int, progress: Progress) -> Iterat
 
 def subset_logsumexp(
     x: ArrayLike, *, method: Literal["closed", "enumerate"] = "closed", progress: Progress = None
-) -> np.ndarray | np.floating:
+) -> Any:  # an array or a NumPy scalar, which NumPy too types so
     """Log of the sum over all subsets of the exponential of the subset's sum.
 
     This is log Σ_S exp(Σ_{i∈S} x_i) along the last axis, S running over all subsets of the entries I, the empty one
-    included.  As Σ_{S⊆I} Π_{i∈S} e^{x_i} = Π_{i∈I} (1 + e^{x_i}), it equals Σ_i softplus(x_i).
+    included.  As Σ_{S⊆I} Π_{i∈S} e^{x_i} = Π_{i∈I} (1 + e^{x_i}), it equals Σ_i softplus(x_i): docs/derivations.md §1.
 
     Parameters
     ----------
-    x : array_like, (..., n)
+    x : array_like, shape (..., n)
         float32 or float64; integers count as float64.
-    method : {"closed", "enumerate"}
+    method : {"closed", "enumerate"}, optional
         "closed" adds n softplus terms.  "enumerate" forms each of the 2**n subset sums and its exponential: a second,
         independent way to the same number.
     progress : bool or callable, optional
@@ -198,7 +202,7 @@ def subset_logsumexp(
 
     Returns
     -------
-    ndarray, (...), or a NumPy scalar if `x` is one-dimensional
+    logsum : ndarray, shape (...), or a NumPy scalar if `x` is one-dimensional
         In the working dtype.  0 for n = 0.
 
     Raises
@@ -215,13 +219,13 @@ def subset_logsumexp(
 
     Notes
     -----
-    Nothing overflows on the way: exponentials are taken relative to the largest subset sum, which is that of the positive
-    entries.  The term of the empty subset is kept apart, so that a result far below 1 has all its digits too.
+    Nothing overflows on the way: exponentials are taken relative to the largest subset sum, which is that of the
+    positive entries.  The term of the empty subset is kept apart, so that a result far below 1 has all its digits too.
     NaN gives NaN, inf without NaN inf, and −inf contributes the factor 1, each in its own row.
 
     Sums are accumulated in float64 in an order that depends on n alone: the same bits for any strides and number of
-    threads.  Time O(n), or O(2**n) for "enumerate": about 0.3 ns a subset and core in float64.  Memory beyond the result:
-    8 bytes a row; "enumerate": 16 KiB a thread.
+    threads.  Time O(n), or O(2**n) for "enumerate": about 0.3 ns a subset and core in float64.  Memory beyond the
+    result: 8 bytes a row; "enumerate": 16 KiB a thread.
 
     Examples
     --------

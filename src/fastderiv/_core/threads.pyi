@@ -1,0 +1,6 @@
+"""One small pool of threads for every kernel; `run`, which starts a job on it, is for Cython only."""
+
+def set_count(n: int) -> None:
+    """`set_num_threads` without its checks."""
+
+def count() -> int: ...

@@ -1,0 +1,96 @@
+"""What a type checker says about a program that uses the library: nothing, in its strictest mode."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastderiv as fd
+
+# a `type: ignore` that is not needed is an error too: those lines hold the result's type against becoming Any
+PROGRAM = """
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastderiv as fd
+from fastderiv import reference
+from fastderiv.data import load_iris_pair, load_network, load_sunspots
+
+Floats = NDArray[np.float64]
+
+# ssm
+u: Floats = np.ones((3, 8))
+A: Floats = -np.ones((3, 2))
+h: Floats = np.zeros((3, 2))
+y: Floats = fd.selective_scan(u, u, A, A, A)
+print(fd.selective_scan(u, u.tolist(), A, A, A, z=u, delta_softplus=True, return_last_state=False, out=y).shape)
+print(fd.selective_scan(u, u, A, A, A, np.ones(3), None, [1, 2, 3], True, False, initial_state=[h], cu_seqlens=[0, 8]).T)
+y, h = fd.selective_scan(u, u, A, A, A, return_last_state=True)
+y, h = fd.selective_scan(u, u, A, A, A, None, None, None, True, True, initial_state=h)
+print(y.shape, h.shape)
+flag = bool(y.any())
+result = fd.selective_scan(u, u, A, A, A, return_last_state=flag)
+print(result[0].shape if isinstance(result, tuple) else result.shape)
+not_an_array: int = fd.selective_scan(u, u, A, A, A)  # type: ignore[assignment]
+not_a_tuple: Floats = fd.selective_scan(u, u, A, A, A, return_last_state=True)  # type: ignore[assignment]
+print(fd.selective_state_update(h, u[:, 0], u[:, 1], A, [1, 2], [1.0, 2.0], dt_softplus=True).shape)
+print(fd.transition_product(u, A).shape, fd.transition_product([[0.5, 1]], [[-1]], method="subsets").mean())
+fd.transition_product(u, A, method="sum")  # type: ignore[arg-type]
+
+# subsets
+x = [0.5, -1.0, 2.0]
+print(fd.subset_sums(x).shape, fd.subset_sums(np.array(x), out=np.empty(8)).dtype)
+blocks: Iterator[tuple[int, Floats]] = fd.iter_subset_sums(x, block=np.int64(4), progress=lambda done, total: None)
+for first, sums in blocks:
+    print(first + 1, sums.shape)
+print(fd.subset_logsumexp(u).shape, fd.subset_logsumexp(x, method="enumerate", progress=print) + 1.0)
+fd.subset_logsumexp(x, method="sum")  # type: ignore[arg-type]
+
+# boundary
+net = fd.SigmoidMLP([[[1.0, -1.0], [0.5, 0.5]], np.ones((2, 2))], ([0, 0], [0.0, 0.5]))
+data = load_network()
+net = fd.SigmoidMLP(data.weights, list(data.biases))
+net = fd.SigmoidMLP(weights=net.weights, biases=net.biases)
+print(net.weights[0].shape, net.n_inputs + net.n_outputs, len(net.hidden_widths))
+X = load_iris_pair().X
+print(net.logits(X).shape, net.forward(X.tolist()).shape, net.margin(X, [1, 0]).shape, net.margin_gradient(X, (1, 0)).shape)
+roots: fd.RootResults = fd.find_x1(net, [1.5, 1.6], [4.5, 6.0])
+roots = fd.find_x1(net, 1.5, (np.array([4.5]), 6), coordinate=0, outputs=[0, 1], method="bisect", xtol=1e-9, maxiter=50)
+print(roots.x.shape, roots.converged.all(), roots.iterations.max() + roots.function_calls.sum())
+terms = fd.ExponentialSum.from_network(net, outputs=[0, 1])
+terms = fd.ExponentialSum(net)
+sign, logabs = terms.log_evaluate(np.zeros((5, 3)))
+print(terms.coefficients.shape, terms.frequencies(0).shape, terms.root_bound(1) + 1, sign.shape, logabs.shape)
+
+# configuration and the rest
+fd.set_num_threads(np.int64(fd.get_num_threads()))
+print(fd.show_config()["threads"], sorted(fd.show_config()), fd.__version__.split("."))
+year, number = load_sunspots()
+print(year.shape, number.shape)
+print(reference.subset_sums(x).shape, reference.selective_state_update(h, u[:, 0], u[:, 1], A, A[0], A[0]).shape)
+print(reference.find_x1(reference.SigmoidMLP(data.weights, data.biases), [1.5], [4.5, 6.0]).x.shape)
+"""
+
+
+def test_a_program_that_uses_everything_passes_mypy_strict(tmp_path):
+    pytest.importorskip("mypy")
+    unused = [name for name in fd.__all__ if f"fd.{name}" not in PROGRAM]
+    assert not unused
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    home = Path(fd.__file__).parents[1]
+    # mypy finds an installed package itself; silent: of the package only the types count here
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "program.py"]
+    environment = os.environ | {"MYPYPATH": "" if home.name in ("site-packages", "dist-packages") else str(home)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_program_runs():
+    code = "\n".join(line for line in PROGRAM.splitlines() if "# type: ignore[arg-type]" not in line)
+    threads = fd.get_num_threads()
+    exec(compile(code, "program.py", "exec"), {"__name__": "program"})  # noqa: S102 (it is above)
+    assert fd.get_num_threads() == threads
