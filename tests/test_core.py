@@ -1,8 +1,7 @@
 """Vector maths against mpmath, and argument checks."""
 
-import pickle
-
 import os
+import pickle
 
 import mpmath
 import numpy as np
