@@ -36,9 +36,9 @@ def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array.astype(dtype, copy=True, order="K")
 
 
-def as_arrays(optional: tuple[str, ...] = (), /, **arguments: ArrayLike | None) -> list:
-    """`as_array` of the named arguments; those that are `optional` may be None and stay None."""
-    return [None if value is None and name in optional else as_array(name, value) for name, value in arguments.items()]
+def as_arrays(names: Iterable[str], values: Iterable[ArrayLike | None], optional: Iterable[str] = ()) -> list:
+    """`as_array` of the named values; those that are `optional` may be None and stay None."""
+    return [None if a is None and name in optional else as_array(name, a) for name, a in zip(names, values, strict=True)]
 
 
 def common(arrays: list) -> list:
@@ -46,15 +46,19 @@ def common(arrays: list) -> list:
 
     float32 if all are, else float64; integers count as float64, and 0-d values give way to arrays.
     """
-    wide = {a.ndim > 0 for a in arrays if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)}
-    single = not (True in wide or (wide and all(a.ndim == 0 for a in arrays if a is not None)))
-    dtype = F32 if single else F64
+    dtypes = {a.dtype for a in arrays if a is not None}
+    if len(dtypes) == 1 and (F32 in dtypes or F64 in dtypes):  # nearly always
+        (dtype,) = dtypes
+    else:
+        wide = {a.ndim > 0 for a in arrays if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)}
+        narrow = not (True in wide or (wide and all(a.ndim == 0 for a in arrays if a is not None)))
+        dtype = F32 if narrow else F64
     return [None if a is None else as_dtype(a, dtype) for a in arrays]
 
 
 def working(**arguments: ArrayLike) -> list[np.ndarray]:
     """The named arguments as arrays of one working dtype."""
-    return common(as_arrays(**arguments))
+    return common(as_arrays(arguments.keys(), arguments.values()))
 
 
 def float64(name: str, value: ArrayLike) -> np.ndarray:

@@ -11,7 +11,7 @@ from .._core.dispatch import kernels
 from ..subsets import subset_logsumexp
 
 _kernels = kernels("ssm")
-_OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+_SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _STEP = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
 _PIECE = 1 << 20  # elements computed between two looks for signals
 
@@ -143,7 +143,7 @@ def selective_scan(
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
-    call = _ScanCall(cu_seqlens, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    call = _ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
     result = call.checked_out(out)
     last = np.empty(call.state_shape, call.dtype) if return_last_state else None
     call.run(result, last, bool(delta_softplus))
@@ -153,9 +153,9 @@ def selective_scan(
 class _ScanCall:
     """The checked arguments of one scan, and its kernel."""
 
-    def __init__(self, cu_seqlens: ArrayLike | None, **arguments: ArrayLike | None) -> None:
-        self.given = dict(zip(arguments, as_arrays(_OPTIONAL, **arguments), strict=True))
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(list(self.given.values()))
+    def __init__(self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None) -> None:
+        self.given = as_arrays(_SCAN, arguments, optional=_SCAN[5:])
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(self.given)
         self.dtype, self.shape = self.u.dtype, self.u.shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
@@ -179,20 +179,24 @@ class _ScanCall:
     def checked_out(self, out: NDArray | None) -> NDArray:
         if out is None:
             return np.empty(self.shape, self.dtype)
-        check_out(out, self.shape, self.dtype, [*self.given.items(), ("cu_seqlens", self.starts)])
+        check_out(out, self.shape, self.dtype, [*zip(_SCAN, self.given, strict=True), ("cu_seqlens", self.starts)])
         return out
 
     def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        with written_through(out, self.dtype) as y:
-            arrays, ends = [self.u, self.delta, self.z, y], [self.first, last]
-            if not self.batched:
-                arrays = [None if a is None else a[None] for a in arrays]
-                if self.starts is None:
-                    ends = [None if a is None else a[None] for a in ends]
-            u, delta, z, y = arrays
-            scan = _kernels[self.dtype].scan
-            scan(u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, *ends, self.starts, y)
+        u, delta, z, first, y = self.u, self.delta, self.z, self.first, as_dtype(out, self.dtype)
+        target = y
+        if not self.batched:
+            u, delta, y = u[None], delta[None], y[None]
+            z = None if z is None else z[None]
+            if self.starts is None:
+                first = None if first is None else first[None]
+                last = None if last is None else last[None]
+        _kernels[self.dtype].scan(
+            u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
+        )
+        if target is not out:
+            out[...] = target
 
 
 def selective_state_update(
@@ -265,7 +269,7 @@ def selective_state_update(
     if state.ndim not in (2, 3):
         raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
     dtype = F32 if state.dtype.itemsize == 4 else F64
-    given = as_arrays(("D", "z", "dt_bias"), x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    given = as_arrays(_STEP, (x, dt, A, B, C, D, z, dt_bias), optional=_STEP[5:])
     check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
     arrays: list[Any] = [None if a is None else as_dtype(a, dtype) for a in given]
     arrays = _checked_step(state.shape, *arrays)
