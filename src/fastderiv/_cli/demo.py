@@ -170,7 +170,7 @@ def scan_arguments(
     scan: Scan, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L), as transposed views of the layer's arrays."""
-    x, preactivation, A, B, C, _ = (a.astype(dtype) for a in scan)
+    x, preactivation, A, B, C = (a.astype(dtype) for a in scan[:5])  # not y: it may hold garbage yet
     return x.T, preactivation.T, A, B.T[None], C.T[None]
 
 
