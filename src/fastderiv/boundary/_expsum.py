@@ -1,6 +1,7 @@
 """ExponentialSum: the margin of a one-hidden-layer network as a sum of 2**H exponentials, for structure and bounds."""
 
 import math
+import sys
 from itertools import groupby
 from typing import Self
 
@@ -14,7 +15,7 @@ from ._network import Outputs, SigmoidMLP
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
 _FAR = 128.0  # exponents are sums of fewer numbers
-_MAX = np.finfo(np.float64).max
+_MAX = sys.float_info.max
 _BYTES_PER_TERM = 370  # of a Python dict from exponents to coefficients
 
 

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,7 +16,7 @@ from ._network import Outputs, SigmoidMLP, _kernels
 Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
 Bracket = Sequence[ArrayLike] | np.ndarray
 METHODS = get_args(Method)
-_RTOL = 4 * np.finfo(np.float64).eps  # the least that SciPy's solvers accept
+_RTOL = 4 * sys.float_info.epsilon  # the least that SciPy's solvers accept
 _MAXITER = 2**31 - 1
 _report = operator.itemgetter("converged", "iterations", "function_calls")  # as attributes they cost 1 µs more a row
 _BLOCK = 4096  # rows at a time: some MiB of solver's arrays, and as fast as more
