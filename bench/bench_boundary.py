@@ -3,6 +3,7 @@
     python bench/bench_boundary.py [--json] [--rounds N]
 """
 
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from scipy.optimize.elementwise import find_root
 from scipy.special import expit
 
 import fastderiv as fd
+from fastderiv._cli.bench import threads_set_to
 from fastderiv._cli.timing import interleave
 from report import compare, options, report
 
@@ -66,26 +68,17 @@ def evaluations(rounds):
                 yield compare(label, timings, "fastderiv", "NumPy", "row", m)
 
 
-class limited:
+@contextmanager
+def limited(threads):
     """Both libraries on so many threads; NumPy's BLAS needs threadpoolctl for that."""
+    try:
+        from threadpoolctl import threadpool_limits
 
-    def __init__(self, threads):
-        self.threads = threads
-
-    def __enter__(self):
-        self.before = fd.get_num_threads()
-        fd.set_num_threads(self.threads)
-        try:
-            from threadpoolctl import threadpool_limits
-
-            self.blas = threadpool_limits(self.threads)
-        except ImportError:
-            self.blas = None
-
-    def __exit__(self, *exc):
-        fd.set_num_threads(self.before)
-        if self.blas is not None:
-            self.blas.restore_original_limits()
+        blas = threadpool_limits(threads)
+    except ImportError:
+        blas = nullcontext()
+    with threads_set_to(threads), blas:
+        yield
 
 
 def roots(rounds):

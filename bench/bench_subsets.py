@@ -8,27 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import fastderiv as fd
+from fastderiv._cli.bench import numpy_doubling, numpy_logsumexp, threads_set_to
 from fastderiv._cli.timing import Timing, interleave
 from report import Result, compare, options, report
-
-
-def numpy_doubling(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """The subset sums in place: s[2**i : 2**(i+1)] = s[: 2**i] + x[i]."""
-    out[0] = 0
-    for i, value in enumerate(x):
-        np.add(out[: 1 << i], value, out=out[1 << i : 2 << i])
-    return out
-
-
-def numpy_logsumexp(x: np.ndarray, block: int = 14) -> float:
-    """All subsets, 2**block at a time, which fit in the cache: the fastest way in NumPy that we know."""
-    low = numpy_doubling(x[:block], np.empty(1 << min(block, x.size), x.dtype))
-    high = numpy_doubling(x[block:], np.empty(1 << max(0, x.size - block), x.dtype))
-    peak, total, terms = float(low.max() + high.max()), 0.0, np.empty_like(low)
-    for shift in high:
-        np.add(low, shift - x.dtype.type(peak), out=terms)
-        total += float(np.exp(terms, out=terms).sum())
-    return peak + np.log(total)
 
 
 def numba_sums() -> Callable | None:
@@ -88,10 +70,10 @@ def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
 
 def results(n: int, rounds: int) -> Iterator[Result]:
     for threads in (1, 2):
-        fd.set_num_threads(threads)
         for what, bench in (("subset_sums(out=)", bench_sums), ("subset_logsumexp(enumerate)", bench_logsumexp)):
             for dtype in (np.float32, np.float64):
-                timings = bench(n, dtype, rounds)
+                with threads_set_to(threads):
+                    timings = bench(n, dtype, rounds)
                 label = f"{what}, n = {n}, {dtype.__name__}, {threads} thread{'s' * (threads > 1)}"
                 for peer in list(timings)[1:]:
                     yield compare(label, timings, "fastderiv", peer, "subset", 2**n)

@@ -89,39 +89,47 @@ def sums_case(n: int) -> Case:
     x = np.random.default_rng(1).standard_normal(n)
     out, theirs = np.empty(2**n), np.empty(2**n)
 
-    def doubling() -> np.ndarray:
-        theirs[0] = 0.0
-        for i in range(n):
-            np.add(theirs[: 2**i], x[i], out=theirs[2**i : 2 ** (i + 1)])
-        return theirs
+    return Case(
+        "subset_sums",
+        f"n = {n} float64",
+        "subset",
+        2**n,
+        lambda: fd.subset_sums(x, out=out),
+        lambda: numpy_doubling(x, theirs),
+        1e-12,
+    )
 
-    return Case("subset_sums", f"n = {n} float64", "subset", 2**n, lambda: fd.subset_sums(x, out=out), doubling, 1e-12)
+
+def numpy_doubling(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The subset sums in place: s[2**i : 2**(i+1)] = s[: 2**i] + x[i]."""
+    out[0] = 0
+    for i, value in enumerate(x):
+        np.add(out[: 1 << i], value, out=out[1 << i : 2 << i])
+    return out
 
 
 def enumeration_case(n: int) -> Case:
     """`subset_logsumexp` by enumeration of all subsets; NumPy block by block, or it would need 2**n numbers."""
     x = np.random.default_rng(2).standard_normal(n)
-    low, high = x[: min(n, 14)], x[min(n, 14) :]
-
-    def blocked() -> np.ndarray:
-        block = _doubling(low)
-        maximum = x[x > 0].sum()  # of all subsets' sums: known beforehand, so that one pass will do
-        total = 0.0
-        for shift in _doubling(high):
-            total += np.exp(block + (shift - maximum)).sum()
-        return np.asarray(maximum + np.log(total))
 
     def ours() -> np.ndarray:
         return np.asarray(fd.subset_logsumexp(x, method="enumerate"))
 
-    return Case("subset_logsumexp", f"n = {n} float64, enumerated", "subset", 2**n, ours, blocked, 1e-12)
+    def theirs() -> np.ndarray:
+        return np.asarray(numpy_logsumexp(x))
+
+    return Case("subset_logsumexp", f"n = {n} float64, enumerated", "subset", 2**n, ours, theirs, 1e-12)
 
 
-def _doubling(x: np.ndarray) -> np.ndarray:
-    sums = np.zeros(1)
-    for value in x:
-        sums = np.concatenate([sums, sums + value])
-    return sums
+def numpy_logsumexp(x: np.ndarray, block: int = 14) -> float:
+    """All subsets, 2**block at a time, which fit in the cache: the fastest way in NumPy that we know."""
+    low = numpy_doubling(x[:block], np.empty(1 << min(block, x.size), x.dtype))
+    high = numpy_doubling(x[block:], np.empty(1 << max(0, x.size - block), x.dtype))
+    peak, total, terms = float(low.max() + high.max()), 0.0, np.empty_like(low)
+    for shift in high:
+        np.add(low, shift - x.dtype.type(peak), out=terms)
+        total += float(np.exp(terms, out=terms).sum())
+    return peak + np.log(total)
 
 
 def margin_case(rows: int, sizes: tuple[int, ...]) -> Case:

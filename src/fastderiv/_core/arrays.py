@@ -2,8 +2,7 @@
 
 import operator
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import SupportsIndex
 
 import numpy as np
@@ -119,13 +118,10 @@ def check_out(
             raise ValueError(f"{name} shares memory with {other}")
 
 
-@contextmanager
-def written_through(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """`array` where a kernel can write to it directly, else a stand-in copied back if all went well."""
-    native = as_dtype(array, dtype)
-    yield native
-    if native is not array:
-        array[...] = native
+def copy_back(target: np.ndarray, out: np.ndarray) -> None:
+    """`out` = `target`, its stand-in `as_dtype(out, …)` that a kernel could write to, if it needed one."""
+    if target is not out:
+        out[...] = target
 
 
 def index(name: str, value: SupportsIndex, least: int | None = None) -> int:

@@ -88,7 +88,7 @@ VINL vf   vpick(vi m, vf a, vf b)      { return m ? a : b; }
 VINL void vprefetch(const void *p)     { (void)p; }
 #endif
 
-/* where plain C operators do not reach the instruction; min and max return the second operand if either is NaN */
+/* where plain C operators do not reach the instruction; max returns the second operand if either is NaN */
 #ifdef SIMD_F64
 # define X512(op) _mm512_##op##_pd
 # define X256(op) _mm256_##op##_pd
@@ -104,19 +104,15 @@ VINL void vprefetch(const void *p)     { (void)p; }
 #endif
 #if VB == 64
 VINL vf vmax(vf a, vf b) { return (vf)X512(max)(a, b); }
-VINL vf vmin(vf a, vf b) { return (vf)X512(min)(a, b); }
 VINL void vstream(real *p, vf v) { X512(stream)(p, v); }
 #elif VB == 32
 VINL vf vmax(vf a, vf b) { return (vf)X256(max)(a, b); }
-VINL vf vmin(vf a, vf b) { return (vf)X256(min)(a, b); }
 VINL void vstream(real *p, vf v) { X256(stream)(p, v); }
 #elif VB == 16 && defined(__SSE2__)
 VINL vf vmax(vf a, vf b) { return (vf)X128(max)(a, b); }
-VINL vf vmin(vf a, vf b) { return (vf)X128(min)(a, b); }
 VINL void vstream(real *p, vf v) { X128(stream)(p, v); }
 #else
 VINL vf vmax(vf a, vf b) { return vpick(VCMP(a, >, b), a, b); }
-VINL vf vmin(vf a, vf b) { return vpick(VCMP(a, <, b), a, b); }
 VINL void vstream(real *p, vf v) { vstore(p, v); }
 #endif
 VINL void vstream_end(void)

@@ -17,17 +17,12 @@ cdef extern from "simd.h" nogil:
     void vstream_end()
     void vprefetch(const void *p)
     vf vset1(real x)
-    real vget(vf v, int i)
-    vf vneg(vf a)
     vf vabs(vf a)
     vf vmax(vf a, vf b)
-    vf vmin(vf a, vf b)
     vf vfma(vf a, vf b, vf c)           # a·b + c
-    vf vfms(vf a, vf b, vf c)           # a·b − c
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
     bint vall_lt(vf a, vf b)
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
-    vf vexp2_any(vf d, vf a)
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
     vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)    # h·2**(d·a) + x·b
     vf vdecay_any(vf d, vf a, vf h, vf x, vf b)

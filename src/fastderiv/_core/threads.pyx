@@ -151,10 +151,9 @@ cdef int seat_workers(int wanted) noexcept:
     return min(wanted, pool.seated)
 
 
-cdef bint share(Job *job, int helpers) noexcept nogil:
-    """Work on `job` in this thread and in `helpers` of the pool; see `work`."""
-    cdef int k, generation = pool.generation
-    cdef bint ok, wait
+cdef void wake(Job *job, int helpers) noexcept nogil:
+    """Have so many workers of the pool work on `job`."""
+    cdef int k
     cdef Seat *seat
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
@@ -164,9 +163,12 @@ cdef bint share(Job *job, int helpers) noexcept nogil:
             seat.posted = True
             PyThread_release_lock(seat.wake)
     PyThread_release_lock(pool.mutex)
-    ok = work(job, True, False)
-    if pool.generation != generation:                   # a signal handler forked: this is the child, its helpers are gone
-        return ok
+
+
+cdef void dismiss(Job *job, int helpers) noexcept nogil:
+    """Wait until none of them is inside `job`."""
+    cdef int k
+    cdef bint wait
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
         pool.seats[k].job = NULL
@@ -175,7 +177,6 @@ cdef bint share(Job *job, int helpers) noexcept nogil:
     PyThread_release_lock(pool.mutex)
     if wait:
         PyThread_acquire_lock(pool.done, WAIT_LOCK)
-    return ok
 
 
 cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint interruptible=True) except -1:
@@ -183,15 +184,19 @@ cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint
     cdef double worth = 1 + seconds / WORTH_A_THREAD
     cdef int helpers = <int>min(min(<double>num_threads, worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
     cdef int generation = pool.generation
-    cdef bint ok
+    cdef bint ok, forked
     job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, scratch
     job.stop, job.closed, job.active = False, False, 0
     job.interruptible = interruptible and PyThread_get_thread_ident() == main_thread
     if helpers > 0 and PyThread_acquire_lock(pool.busy, NOWAIT_LOCK):
         helpers = seat_workers(helpers)
         with nogil:
-            ok = share(&job, helpers)
-        if pool.generation != generation:
+            wake(&job, helpers)
+            ok = work(&job, True, False)
+            forked = pool.generation != generation      # by a signal handler: this is the child, its helpers are gone
+            if not forked:
+                dismiss(&job, helpers)
+        if forked:
             raise RuntimeError("the process was forked by a signal handler amid this call; its result is incomplete here")
         PyThread_release_lock(pool.busy)
     else:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._core import maths
-from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, common, expect, integers, working, written_through
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, common, copy_back, expect, integers, working
 from .._core.dispatch import kernels
 from ..subsets import subset_logsumexp
 
@@ -184,8 +184,8 @@ class _ScanCall:
 
     def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        u, delta, z, first, y = self.u, self.delta, self.z, self.first, as_dtype(out, self.dtype)
-        target = y
+        u, delta, z, first = self.u, self.delta, self.z, self.first
+        y = target = as_dtype(out, self.dtype)
         if not self.batched:
             u, delta, y = u[None], delta[None], y[None]
             z = None if z is None else z[None]
@@ -195,8 +195,7 @@ class _ScanCall:
         _kernels[self.dtype].scan(
             u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
         )
-        if target is not out:
-            out[...] = target
+        copy_back(target, out)
 
 
 def selective_state_update(
@@ -275,8 +274,9 @@ def selective_state_update(
     arrays = _checked_step(state.shape, *arrays)
 
     out = np.empty(state.shape[:-1], dtype)
-    with written_through(state, dtype) as h:
-        _step(h, out, bool(dt_softplus), *arrays)
+    h = as_dtype(state, dtype)
+    _step(h, out, bool(dt_softplus), *arrays)
+    copy_back(h, state)
     return out
 
 
@@ -333,7 +333,7 @@ def transition_product(
     Notes
     -----
     O(D·L) time by "closed", O(D·2**L) by "subsets".  Two independent routes to one number: the library's own end-to-end
-    check.  "subsets" works in the log domain with a running maximum, as any one term may overflow.
+    check.  "subsets" works in the log domain relative to the largest term, as any one may overflow.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import as_array, check_fits, check_out, index, working, written_through
+from .._core.arrays import as_array, as_dtype, check_fits, check_out, copy_back, index, working
 from .._core.dispatch import kernels
 from .._core.progress import Progress, reporting
 
@@ -106,8 +106,9 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
         out = _empty(shape, x.dtype)
     else:
         check_out(out, shape, x.dtype, [("x", source)])
-    with written_through(out, x.dtype) as target:
-        _kernels[x.dtype].sums(x, target, 0, reused)
+    target = as_dtype(out, x.dtype)
+    _kernels[x.dtype].sums(x, target, 0, reused)
+    copy_back(target, out)
     return out
 
 
