@@ -24,7 +24,8 @@ def seconds_until_answered(call, *, delay=0.3):
         if inside:
             raise KeyboardInterrupt
 
-    gc.collect()  # not while the clock runs
+    gc.collect()
+    gc.disable()  # not while the clock runs; and a KeyboardInterrupt raised inside a gc callback (hypothesis has one) is lost
     timer = threading.Timer(delay, interrupt)
     before = signal.signal(signal.SIGINT, handler)
     try:
@@ -40,3 +41,4 @@ def seconds_until_answered(call, *, delay=0.3):
         timer.cancel()
         timer.join()
         signal.signal(signal.SIGINT, before)
+        gc.enable()
