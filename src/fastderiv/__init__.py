@@ -2,9 +2,9 @@
 
 How data flows::
 
-    your arrays ──► a room's _api.py ──► its _kernels, compiled for this CPU's level ──► new arrays (or out=)
-                    shapes, dtypes,      nogil, fused, no temporaries;
-                    every error          tasks shared out by _core.threads
+    your arrays ──► a room's functions ──► its _kernels, compiled for this CPU's level ──► new arrays (or out=)
+                    shapes, dtypes,        nogil, fused, no temporaries;
+                    every error            tasks shared out by _core.threads
 
     ssm/        selective_scan, selective_state_update, transition_product
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp

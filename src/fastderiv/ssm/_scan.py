@@ -1,19 +1,15 @@
-"""The scan as users call it: docstrings, checks, allocation; the arithmetic is in `_kernels.pyx`."""
+"""`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core import maths
-from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, common, copy_back, expect, integers, working
+from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, expect, integers
 from .._core.dispatch import kernels
-from ..subsets import subset_logsumexp
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-_STEP = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
-_PIECE = 1 << 20  # elements computed between two looks for signals
 
 
 @overload
@@ -143,14 +139,14 @@ def selective_scan(
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
-    call = _ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
+    call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
     result = call.checked_out(out)
     last = np.empty(call.state_shape, call.dtype) if return_last_state else None
     call.run(result, last, bool(delta_softplus))
     return result if last is None else (result, last)
 
 
-class _ScanCall:
+class ScanCall:
     """The checked arguments of one scan, and its kernel."""
 
     def __init__(self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None) -> None:
@@ -159,7 +155,7 @@ class _ScanCall:
         self.dtype, self.shape = self.u.dtype, self.u.shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
-        states = _check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
+        states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
         self.starts = None if cu_seqlens is None else _check_starts(cu_seqlens, self.shape)
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
@@ -198,180 +194,7 @@ class _ScanCall:
         copy_back(target, out)
 
 
-def selective_state_update(
-    state: np.ndarray,
-    x: ArrayLike,
-    dt: ArrayLike,
-    A: ArrayLike,
-    B: ArrayLike,
-    C: ArrayLike,
-    D: ArrayLike | None = None,
-    z: ArrayLike | None = None,
-    dt_bias: ArrayLike | None = None,
-    dt_softplus: bool = False,
-) -> NDArray:
-    """One step of `selective_scan`, updating the state in place: what a decoder does for each token.
-
-    Argument names, order and semantics are those of ``mamba_ssm``'s ``selective_state_update``.  Steps taken one by one give
-    the same bits as `selective_scan` over the whole sequence.
-
-    Parameters
-    ----------
-    state : ndarray, shape (batch, D, N) or (D, N)
-        float32 or float64, writeable, any strides; its dtype is the working dtype.  Without the batch axis, every other
-        batch axis is dropped too.  Overwritten with the new state; if the call raises, it is as before.
-    x, dt : array_like, shape (batch, D)
-        Input, and step size before bias and softplus.
-    A : array_like, shape (D, N)
-    B, C : array_like, shape (batch, N) or (batch, G, N)
-        Unbatched: (N,) or (G, N).
-    D : array_like, shape (D,), optional
-    z : array_like, shape (batch, D), optional
-    dt_bias : array_like, shape (D,), optional
-    dt_softplus : bool, optional
-        The parameters of `selective_scan` at one step.
-
-    Returns
-    -------
-    out : ndarray, shape (batch, D)
-
-    Raises
-    ------
-    ValueError, TypeError
-        A shape or dtype that does not fit, a state that is not a writeable float32 or float64 array, or one that shares
-        memory with another argument.
-
-    Notes
-    -----
-    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.  Ctrl-C waits for the end of the step,
-    so that the state is never half updated.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastderiv as fd
-    >>> state = np.zeros((1, 1))
-    >>> one = np.ones(1)
-    >>> for x in [1.0, 0.0, 0.0]:
-    ...     y = fd.selective_state_update(state, [x], one, -np.log(2) * one[:, None], one, one)
-    ...     print(y)
-    [1.]
-    [0.5]
-    [0.25]
-    """
-    if not isinstance(state, np.ndarray):
-        raise TypeError(f"state is a {type(state).__name__}; expected a NumPy array, which is updated in place")
-    if state.dtype.kind != "f" or state.dtype.itemsize not in (4, 8):
-        raise TypeError(f"state has dtype {state.dtype}; expected float32 or float64")
-    if not state.flags.writeable:
-        raise ValueError("state is read-only; it is updated in place")
-    if state.ndim not in (2, 3):
-        raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
-    dtype = F32 if state.dtype.itemsize == 4 else F64
-    given = as_arrays(_STEP, (x, dt, A, B, C, D, z, dt_bias), optional=_STEP[5:])
-    check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
-    arrays: list[Any] = [None if a is None else as_dtype(a, dtype) for a in given]
-    arrays = _checked_step(state.shape, *arrays)
-
-    out = np.empty(state.shape[:-1], dtype)
-    h = as_dtype(state, dtype)
-    _step(h, out, bool(dt_softplus), *arrays)
-    copy_back(h, state)
-    return out
-
-
-def _checked_step(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
-                  D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> list[Any]:  # fmt: skip
-    """The same arrays, B and C as (batch, G, N, 1)."""
-    for name, array in ("x", x), ("dt", dt), ("z", z):
-        if array is not None:
-            expect(name, array, shape[:-1], "(batch, D)" if len(shape) == 3 else "(D,)")
-    if _check_parameters(A, shape[-2], D=D, dt_bias=dt_bias) != shape[-1]:
-        raise ValueError(f"A has shape {A.shape}; expected (D, N) = {shape[-2:]}")
-    B, C = _check_step_coefficient("B", B, shape), _check_step_coefficient("C", C, shape)
-    return [x, dt, A, B, C, D, z, dt_bias]
-
-
-def _step(h: NDArray, y: NDArray, softplus: bool, x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
-          D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> None:  # fmt: skip
-    """A scan of one step; h in and out."""
-    x, dt, y = x[..., None], dt[..., None], y[..., None]
-    z = None if z is None else z[..., None]
-    if h.ndim == 2:
-        h, x, dt, y = h[None], x[None], dt[None], y[None]
-        z = None if z is None else z[None]
-    _kernels[h.dtype].scan(x, dt, A, B, C, D, z, dt_bias, softplus, h, h, None, y, False)
-
-
-def transition_product(
-    preactivation: ArrayLike, A: ArrayLike, *, method: Literal["closed", "subsets"] = "closed"
-) -> NDArray:
-    r"""The product of the scan's transitions over a range of steps, by either side of the theorem.
-
-    .. math::
-        \prod_l e^{\mathrm{softplus}(\delta_l) A}
-        = \Big(\sum_{S \subseteq \{1..L\}} e^{\sum_{i \in S} \delta_i}\Big)^{A}
-
-    Parameters
-    ----------
-    preactivation : array_like, shape (..., D, L)
-        The :math:`\delta` of each step, bias included, before softplus.
-    A : array_like, shape (D, N)
-    method : {"closed", "subsets"}, optional
-        "closed" evaluates the left side from L terms; "subsets" the right side, with all 2**L terms formed one by one.
-
-    Returns
-    -------
-    product : ndarray, shape (..., D, N)
-        float32 if both arguments are, else float64.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit, an unknown method, or more than 62 steps by "subsets".
-
-    Notes
-    -----
-    O(D·L) time by "closed", O(D·2**L) by "subsets".  Two independent routes to one number: the library's own end-to-end
-    check.  "subsets" works in the log domain relative to the largest term, as any one may overflow.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastderiv as fd
-    >>> delta = np.array([[0.0, 1.0, 400.0, 400.0]])
-    >>> A = np.array([[-0.01, -0.5]])
-    >>> closed = fd.transition_product(delta, A)
-    >>> bool(np.allclose(closed, fd.transition_product(delta, A, method="subsets"), rtol=1e-13, atol=0))
-    True
-    """
-    if method not in ("closed", "subsets"):
-        raise ValueError(f"method is {method!r}; expected 'closed' or 'subsets'")
-    delta, rates = working(preactivation=preactivation, A=A)
-    if delta.ndim < 2:
-        raise ValueError(f"preactivation has shape {delta.shape}; expected (..., D, L)")
-    if method == "subsets" and delta.shape[-1] > 62:
-        raise ValueError(f"preactivation has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'")
-    _check_parameters(rates, delta.shape[-2])
-    return _power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
-
-
-def _power(total: NDArray, A: NDArray) -> NDArray:
-    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
-    product = np.empty((*total.shape, A.shape[1]), A.dtype)
-    rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
-    channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
-    step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1
-    with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(rows), step):
-            for d in range(0, A.shape[0], channels):
-                piece = rows[first : first + step, d : d + channels]
-                np.multiply(totals[first : first + step, d : d + channels, None], A[d : d + channels], out=piece)
-                maths.exp_in_place(piece)
-    return product
-
-
-def _check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
+def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
     """Check A (D, N) and arrays (D,); N."""
     if A.ndim != 2 or A.shape[0] != channels:
         raise ValueError(f"A has shape {A.shape}; expected (D, N) = ({channels}, N)")
@@ -398,24 +221,6 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     at = ", ".join(map(str, (*batch, "G", states, steps)))
     raise ValueError(
         f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, or (D, N) = {(channels, states)}"
-    )
-
-
-def _check_step_coefficient(name: str, a: NDArray, shape: tuple[int, ...]) -> NDArray:
-    """B or C of one step as (batch, G, N, 1)."""
-    *batch, channels, states = shape
-    lead = len(batch)
-    if a.shape == (*batch, states):
-        return (a[:, None] if batch else a[None, None])[..., None]
-    if a.ndim == lead + 2 and a.shape[:lead] == tuple(batch) and a.shape[-1] == states:
-        groups = a.shape[lead]
-        if groups and channels % groups == 0:
-            return (a if batch else a[None])[..., None]
-    first = "(batch, N)" if batch else "(N,)"
-    at = ", ".join(map(str, (*batch, "G", states)))
-    raise ValueError(
-        f"{name} has shape {a.shape}; expected {first} = {(*batch, states)} or ({'batch, ' * lead}G, N) = ({at}) "
-        f"with G dividing D = {channels}"
     )
 
 

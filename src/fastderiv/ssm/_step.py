@@ -1,0 +1,136 @@
+"""`selective_state_update`: one step of the scan, the state in place."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, expect
+from .._core.dispatch import kernels
+from ._scan import check_parameters
+
+_kernels = kernels("ssm")
+_STEP = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
+
+
+def selective_state_update(
+    state: np.ndarray,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+) -> NDArray:
+    """One step of `selective_scan`, updating the state in place: what a decoder does for each token.
+
+    Argument names, order and semantics are those of ``mamba_ssm``'s ``selective_state_update``.  Steps taken one by one give
+    the same bits as `selective_scan` over the whole sequence.
+
+    Parameters
+    ----------
+    state : ndarray, shape (batch, D, N) or (D, N)
+        float32 or float64, writeable, any strides; its dtype is the working dtype.  Without the batch axis, every other
+        batch axis is dropped too.  Overwritten with the new state; if the call raises, it is as before.
+    x, dt : array_like, shape (batch, D)
+        Input, and step size before bias and softplus.
+    A : array_like, shape (D, N)
+    B, C : array_like, shape (batch, N) or (batch, G, N)
+        Unbatched: (N,) or (G, N).
+    D : array_like, shape (D,), optional
+    z : array_like, shape (batch, D), optional
+    dt_bias : array_like, shape (D,), optional
+    dt_softplus : bool, optional
+        The parameters of `selective_scan` at one step.
+
+    Returns
+    -------
+    out : ndarray, shape (batch, D)
+
+    Raises
+    ------
+    ValueError, TypeError
+        A shape or dtype that does not fit, a state that is not a writeable float32 or float64 array, or one that shares
+        memory with another argument.
+
+    Notes
+    -----
+    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.  Ctrl-C waits for the end of the step,
+    so that the state is never half updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> state = np.zeros((1, 1))
+    >>> one = np.ones(1)
+    >>> for x in [1.0, 0.0, 0.0]:
+    ...     y = fd.selective_state_update(state, [x], one, -np.log(2) * one[:, None], one, one)
+    ...     print(y)
+    [1.]
+    [0.5]
+    [0.25]
+    """
+    if not isinstance(state, np.ndarray):
+        raise TypeError(f"state is a {type(state).__name__}; expected a NumPy array, which is updated in place")
+    if state.dtype.kind != "f" or state.dtype.itemsize not in (4, 8):
+        raise TypeError(f"state has dtype {state.dtype}; expected float32 or float64")
+    if not state.flags.writeable:
+        raise ValueError("state is read-only; it is updated in place")
+    if state.ndim not in (2, 3):
+        raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
+    dtype = F32 if state.dtype.itemsize == 4 else F64
+    given = as_arrays(_STEP, (x, dt, A, B, C, D, z, dt_bias), optional=_STEP[5:])
+    check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
+    arrays: list[Any] = [None if a is None else as_dtype(a, dtype) for a in given]
+    arrays = _checked_step(state.shape, *arrays)
+
+    out = np.empty(state.shape[:-1], dtype)
+    h = as_dtype(state, dtype)
+    _step(h, out, bool(dt_softplus), *arrays)
+    copy_back(h, state)
+    return out
+
+
+def _checked_step(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
+                  D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> list[Any]:  # fmt: skip
+    """The same arrays, B and C as (batch, G, N, 1)."""
+    for name, array in ("x", x), ("dt", dt), ("z", z):
+        if array is not None:
+            expect(name, array, shape[:-1], "(batch, D)" if len(shape) == 3 else "(D,)")
+    if check_parameters(A, shape[-2], D=D, dt_bias=dt_bias) != shape[-1]:
+        raise ValueError(f"A has shape {A.shape}; expected (D, N) = {shape[-2:]}")
+    B, C = _check_step_coefficient("B", B, shape), _check_step_coefficient("C", C, shape)
+    return [x, dt, A, B, C, D, z, dt_bias]
+
+
+def _step(h: NDArray, y: NDArray, softplus: bool, x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
+          D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> None:  # fmt: skip
+    """A scan of one step; h in and out."""
+    x, dt, y = x[..., None], dt[..., None], y[..., None]
+    z = None if z is None else z[..., None]
+    if h.ndim == 2:
+        h, x, dt, y = h[None], x[None], dt[None], y[None]
+        z = None if z is None else z[None]
+    _kernels[h.dtype].scan(x, dt, A, B, C, D, z, dt_bias, softplus, h, h, None, y, False)
+
+
+def _check_step_coefficient(name: str, a: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """B or C of one step as (batch, G, N, 1)."""
+    *batch, channels, states = shape
+    lead = len(batch)
+    if a.shape == (*batch, states):
+        return (a[:, None] if batch else a[None, None])[..., None]
+    if a.ndim == lead + 2 and a.shape[:lead] == tuple(batch) and a.shape[-1] == states:
+        groups = a.shape[lead]
+        if groups and channels % groups == 0:
+            return (a if batch else a[None])[..., None]
+    first = "(batch, N)" if batch else "(N,)"
+    at = ", ".join(map(str, (*batch, "G", states)))
+    raise ValueError(
+        f"{name} has shape {a.shape}; expected {first} = {(*batch, states)} or ({'batch, ' * lead}G, N) = ({at}) "
+        f"with G dividing D = {channels}"
+    )
