@@ -3,5 +3,6 @@
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product
+from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
-__all__ = ["selective_scan", "selective_state_update", "transition_product"]
+__all__ = ["SelectiveScanGrads", "selective_scan", "selective_scan_vjp", "selective_state_update", "transition_product"]

@@ -1,6 +1,6 @@
 """`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,8 @@ from .._core.dispatch import kernels
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+_ADJOINTS = ("dout", "dlast_state")
+_OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
 @overload
@@ -147,11 +149,16 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one scan, and its kernel."""
+    """The checked arguments of one scan or of its adjoint, and their kernels."""
 
-    def __init__(self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None) -> None:
-        self.given = as_arrays(_SCAN, arguments, optional=_SCAN[5:])
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(self.given)
+    def __init__(
+        self,
+        arguments: tuple[ArrayLike | None, ...],
+        cu_seqlens: ArrayLike | None,
+        adjoints: tuple[ArrayLike | None, ...] = (),
+    ) -> None:
+        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=_OPTIONAL)
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *self.adjoints = common(self.given)
         self.dtype, self.shape = self.u.dtype, self.u.shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
@@ -180,18 +187,26 @@ class ScanCall:
 
     def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        u, delta, z, first = self.u, self.delta, self.z, self.first
-        y = target = as_dtype(out, self.dtype)
-        if not self.batched:
-            u, delta, y = u[None], delta[None], y[None]
-            z = None if z is None else z[None]
-            if self.starts is None:
-                first = None if first is None else first[None]
-                last = None if last is None else last[None]
-        _kernels[self.dtype].scan(
-            u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
-        )
-        copy_back(target, out)
+        y = as_dtype(out, self.dtype)
+        self.kernel.scan(*self.inputs(softplus), self.state(last), self.starts, self.signal(y))
+        copy_back(y, out)
+
+    @property
+    def kernel(self) -> Any:
+        return _kernels[self.dtype]
+
+    def inputs(self, softplus: bool) -> tuple[Any, ...]:
+        """The scan's arguments as kernels take them."""
+        u, delta, z = self.signal(self.u), self.signal(self.delta), self.signal(self.z)
+        return u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, self.state(self.first)
+
+    def signal(self, a: NDArray | None) -> NDArray | None:
+        """An array of u's shape, with the batch axis that kernels want."""
+        return a if a is None or self.batched else a[None]
+
+    def state(self, a: NDArray | None) -> NDArray | None:
+        """A state as (segments, D, N)."""
+        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
