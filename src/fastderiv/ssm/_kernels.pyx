@@ -449,7 +449,9 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 cdef enum:
     RB = 32                             # steps between two checkpoints
+    AHEAD = 7
     RTILE = RB * VL + 7 * GL            # an odd number of cache lines too
+    GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
     KEPT = 3 * RTILE                    # scale, rest and the state before of one state's steps
     STRIP = 2 * VL * VL                 # its terms of dB and dC, VL steps of them
 
@@ -673,12 +675,10 @@ cdef inline bint prepare(Tiles *w, Vector *v, ix T, Ahead *ahead, const bint sof
     """IN dt = delta, u, dy = dout, dz = z; OUT every tile.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), skip = vload(v.D), top = vset1(0), odd = vset1(0)
     cdef vf d, x, g, s, slope
-    cdef ix t
+    cdef ix t, i
     for t in range(T):
-        prefetch(ahead, t)
-        prefetch(ahead + 1, t)
-        prefetch(ahead + 2, t)
-        prefetch(ahead + 3, t)
+        for i in range(AHEAD):
+            prefetch(ahead + i, t)
         d = vload(w.dt + t * VL) + bias
         if softplus:
             d = vsoftplus_slope(d, &slope)
@@ -728,7 +728,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     """One vector of channels through steps t … t+T−1 from state h, and back."""
     cdef Scan *s = &j.s
     cdef Tiles w
-    cdef Ahead ahead[4]
+    cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
     cdef ix before = t - RB if t - RB >= start else t
     w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + RTILE, tiles + 2 * RTILE, tiles + 3 * RTILE, tiles + 4 * RTILE
@@ -737,6 +737,9 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     look_ahead(ahead + 1, &s.u, batch, v, before)
     look_ahead(ahead + 2, &j.dout, batch, v, before)
     look_ahead(ahead + 3, &s.z if gate else &s.u, batch, v, before)
+    look_ahead(ahead + 4, &j.du, batch, v, t)           # to be written at the end of this block
+    look_ahead(ahead + 5, &j.ddelta, batch, v, t)
+    look_ahead(ahead + 6, &j.dz if gate else &j.du, batch, v, t)
     load_signal(&s.delta, batch, v, t, T, w.dt)
     load_signal(&s.u, batch, v, t, T, w.u)
     load_signal(&j.dout, batch, v, t, T, w.dy)
@@ -789,20 +792,41 @@ cdef real *target(Adjoint *j, Coefficient *c, real *more, ix i, ix batch, ix cha
     return c.p + (batch * (j.s.channels // c.channels) + group) * j.s.states * j.s.steps
 
 
+cdef inline vf group_terms(const Back *k, ix vectors, ix at) noexcept nogil:
+    """The sum over the vectors of a logical group, adjacent pairs first."""
+    cdef vf sums[NS]
+    cdef ix i, m = NS
+    for i in range(NS):
+        sums[i] = vload(k[i].terms + at) if i < vectors else vset1(0)
+    while m > 1:
+        m //= 2
+        for i in range(m):
+            sums[i] = sums[2 * i] + sums[2 * i + 1]
+    return sums[0]
+
+
 cdef void add_terms(const Back *k, ix vectors, ix which, ix N, ix T, real *to, ix L) noexcept nogil:
-    """to[n, t] += the terms of all vectors of a logical group, adjacent pairs first; which: 0 for dB, 1 for dC."""
-    cdef real sums[NS]
-    cdef ix n, t, i, m
+    """to[n, t] += the terms of all vectors, logical group by group; which: 0 for dB, 1 for dC."""
+    cdef real last[VL]
+    cdef real *p
+    cdef vf sum
+    cdef ix n, t, first, m
     for n in range(N):
-        for t in range(T):
-            for i in range(NS):
-                sums[i] = k[i].terms[(2 * n + which) * RB + t] if i < vectors else 0
-            m = NS
-            while m > 1:
-                m //= 2
-                for i in range(m):
-                    sums[i] = sums[2 * i] + sums[2 * i + 1]
-            to[n * L + t] += sums[0]
+        t = 0
+        while t < T:
+            p = to + n * L + t
+            if t + VL > T:
+                copy(p, 1, last, 1, T - t)
+                p = last
+            sum = vload(p)
+            first = 0
+            while first < vectors:
+                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * RB + t)
+                first += NS
+            vstore(p, sum)
+            if t + VL > T:
+                copy(last, 1, to + n * L + t, 1, T - t)
+            t += VL
 
 
 cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
@@ -892,8 +916,8 @@ cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
 cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Adjoint *j = <Adjoint *>args
     cdef Scan *s = &j.s
-    cdef Vector v[NS]
-    cdef Back k[NS]
+    cdef Vector v[GROUPS * NS]
+    cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
     cdef real *gathered = tiles + 9 * RTILE + 4 * KEPT + 4 * STRIP
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
@@ -901,7 +925,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
         vectors = set_up_chunk(s, chunk, v, own)
         for m in range(vectors):
-            set_up_back(j, &k[m], own + NS * vector_size(s.states) + m * back_size(j))
+            set_up_back(j, &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
         for segment in range(range_start(j, r), range_start(j, r + 1)):
             if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
                 return
@@ -1061,11 +1085,10 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
             longest = max(longest, s.starts[i + 1] - s.starts[i])
     j.blocks = (longest + RB - 1) // RB
     s.block = RB
-    set_chunks(s, NS)
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
     j.ranges = min(s.segments, tasks)
-    j.slices = slices_of(s, (tasks + j.ranges - 1) // j.ranges)
+    set_slices(&j, (tasks + j.ranges - 1) // j.ranges)
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
     more_B = more_C = None
@@ -1075,17 +1098,24 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = 9 * RTILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (RB + GL) + NS * (vector_size(N) + back_size(&j))
+    scratch = 9 * RTILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (RB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
     return sums
 
 
-cdef ix slices_of(Scan *s, ix wanted):
+cdef void set_slices(Adjoint *j, ix wanted):
     """Slices of the channels, few enough that what they put aside of dB and dC takes a twelfth of inputs and outputs."""
+    cdef Scan *s = &j.s
     cdef double varying = s.states * ((not s.B.constant) + (not s.C.constant))
-    cdef ix most = min(wanted, s.chunks)
+    cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
         most = min(most, 1 + <ix>(7 * s.channels / (12 * varying)))
-    return (s.chunks + (s.chunks + most - 1) // most - 1) // ((s.chunks + most - 1) // most)
+    set_chunks(s, NS * min(<ix>GROUPS, (s.chunks + most - 1) // most))
+    j.slices = divided(s.chunks, divided(s.chunks, most))
+
+
+cdef ix divided(ix n, ix size) noexcept:
+    """Pieces of `size` that hold n."""
+    return (n + size - 1) // size
