@@ -723,20 +723,19 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
     store_tile(tile, VL, s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T)
 
 
-cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, ix start, const real *B, ix ldb,
-                        const real *C, ix ldc, real *tiles) noexcept nogil:
-    """One vector of channels through steps t … t+T−1 from state h, and back."""
+cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
+                        const real *B, ix ldb, const real *C, ix ldc, real *tiles) noexcept nogil:
+    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`."""
     cdef Scan *s = &j.s
     cdef Tiles w
     cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
-    cdef ix before = t - RB if t - RB >= start else t
     w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + RTILE, tiles + 2 * RTILE, tiles + 3 * RTILE, tiles + 4 * RTILE
     w.dz, w.y, w.dx, w.dd = tiles + 5 * RTILE, tiles + 6 * RTILE, tiles + 7 * RTILE, tiles + 8 * RTILE
-    look_ahead(ahead, &s.delta, batch, v, before)
-    look_ahead(ahead + 1, &s.u, batch, v, before)
-    look_ahead(ahead + 2, &j.dout, batch, v, before)
-    look_ahead(ahead + 3, &s.z if gate else &s.u, batch, v, before)
+    look_ahead(ahead, &s.delta, batch, next, then)
+    look_ahead(ahead + 1, &s.u, batch, next, then)
+    look_ahead(ahead + 2, &j.dout, batch, next, then)
+    look_ahead(ahead + 3, &s.z if gate else &s.u, batch, next, then)
     look_ahead(ahead + 4, &j.du, batch, v, t)           # to be written at the end of this block
     look_ahead(ahead + 5, &j.ddelta, batch, v, t)
     look_ahead(ahead + 6, &j.dz if gate else &j.du, batch, v, t)
@@ -835,6 +834,7 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     cdef Scan *s = &j.s
     cdef Scan forward = j.s
     cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m
+    cdef bint last
     cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
     cdef const real *B
     cdef const real *C
@@ -870,7 +870,9 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
         C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
         for m in range(vectors):
-            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, start, B, ldb, C, ldc, tiles)
+            last = m == vectors - 1
+            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
+                          max(t - RB, start) if last else t, B, ldb, C, ldc, tiles)
         if not s.B.constant:
             add_terms(k, vectors, 0, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
         if not s.C.constant:
