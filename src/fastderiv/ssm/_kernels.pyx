@@ -444,15 +444,13 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 # ---- the adjoint --------------------------------------------------------------------------------------------------
-# A task takes the channels of a few logical groups, one group after the other, through a range of segments: forward once,
-# keeping the state before every RB steps, then back, replaying RB steps at a time with all that the way back needs of them.
+# A task takes channels, a few logical groups at a time, through a range of segments: forward once, keeping the state before
+# every block, then back, replaying one block at a time with all that the way back needs of it.
 
 cdef enum:
-    RB = 32                             # steps between two checkpoints
     AHEAD = 7
-    RTILE = RB * VL + 7 * GL            # an odd number of cache lines too
     GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
-    KEPT = 3 * RTILE                    # scale, rest and the state before of one state's steps
+    KEPT = 3 * TILE                    # scale, rest and the state before of one state's steps
     STRIP = 2 * VL * VL                 # its terms of dB and dC, VL steps of them
 
 cdef struct Adjoint:
@@ -472,7 +470,7 @@ cdef struct Back:                       # what the way back adds to a Vector, in
     real *g                             # [N, lane]: Ā·h̄ of the step after
     real *sums                          # [rows, lane]
     real *low                           # [rows, lane]: what rounding took from them
-    real *terms                         # [2 N, RB]: the lanes' sums of dB and dC of the block
+    real *terms                         # [2 N, TB]: the lanes' sums of dB and dC of the block
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
@@ -487,8 +485,8 @@ cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bi
     cdef vf scale = vratio_safe(d, r.a, &rest) if safe else vratio_any(d, r.a, &rest)
     cdef vf g = scale * r.h
     vstore(r.kept + t * VL, scale)
-    vstore(r.kept + RTILE + t * VL, rest)
-    vstore(r.kept + 2 * RTILE + t * VL, r.h)
+    vstore(r.kept + TILE + t * VL, rest)
+    vstore(r.kept + 2 * TILE + t * VL, r.h)
     r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
 
 
@@ -509,8 +507,8 @@ cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx,
         vstore(r.strip + k * VL, g * x)
     dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
     g = g * vload(r.kept + t * VL)
-    r.g = vfma(vload(r.kept + RTILE + t * VL), g, g)
-    r.h = vload(r.kept + 2 * RTILE + t * VL)
+    r.g = vfma(vload(r.kept + TILE + t * VL), g, g)
+    r.h = vload(r.kept + 2 * TILE + t * VL)
     q = r.g * r.h
     dd[0] = vfma(q, r.a, dd[0])
     r.dA = vfma(q, d, r.dA)
@@ -598,9 +596,9 @@ cdef inline void back(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *
             t -= 1
         sum_strip(r0.strip, terms + first, cb, cc)
         if rows == 4:
-            sum_strip(r1.strip, terms + 2 * RB + first, cb, cc)
-            sum_strip(r2.strip, terms + 4 * RB + first, cb, cc)
-            sum_strip(r3.strip, terms + 6 * RB + first, cb, cc)
+            sum_strip(r1.strip, terms + 2 * TB + first, cb, cc)
+            sum_strip(r2.strip, terms + 4 * TB + first, cb, cc)
+            sum_strip(r3.strip, terms + 6 * TB + first, cb, cc)
         first -= VL
 
 
@@ -608,7 +606,7 @@ cdef inline void sum_strip(const real *strip, real *terms, const bint cb, const 
     if not cb:
         vrowsums(strip, terms)
     if not cc:
-        vrowsums(strip + VL * VL, terms + RB)
+        vrowsums(strip + VL * VL, terms + TB)
 
 
 cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
@@ -627,7 +625,7 @@ cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix
             replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
         elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
             break
-    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * RB, rows, gate, cb, cc)
+    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * TB, rows, gate, cb, cc)
     end_row(&r0, n, N, k, cb, cc)
     if rows == 4:
         end_row(&r1, n + 1, N, k, cb, cc)
@@ -730,8 +728,8 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     cdef Tiles w
     cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
-    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + RTILE, tiles + 2 * RTILE, tiles + 3 * RTILE, tiles + 4 * RTILE
-    w.dz, w.y, w.dx, w.dd = tiles + 5 * RTILE, tiles + 6 * RTILE, tiles + 7 * RTILE, tiles + 8 * RTILE
+    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + TILE, tiles + 2 * TILE, tiles + 3 * TILE, tiles + 4 * TILE
+    w.dz, w.y, w.dx, w.dd = tiles + 5 * TILE, tiles + 6 * TILE, tiles + 7 * TILE, tiles + 8 * TILE
     look_ahead(ahead, &s.delta, batch, next, then)
     look_ahead(ahead + 1, &s.u, batch, next, then)
     look_ahead(ahead + 2, &j.dout, batch, next, then)
@@ -754,7 +752,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
         safe = prepare(&w, v, T, ahead, False, False)
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w.y, 0, T * VL * sizeof(real))
-    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * RTILE, safe and all_finite(h, s.states), gate,
+    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * TILE, safe and all_finite(h, s.states), gate,
                    s.B.constant, s.C.constant)
     finish(&w, v, k, j.rows, T, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w.dx)
@@ -820,7 +818,7 @@ cdef void add_terms(const Back *k, ix vectors, ix which, ix N, ix T, real *to, i
             sum = vload(p)
             first = 0
             while first < vectors:
-                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * RB + t)
+                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * TB + t)
                 first += NS
             vstore(p, sum)
             if t + VL > T:
@@ -851,7 +849,7 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     while t < stop:
         if interrupted(worker):
             return False
-        T = min(<ix>RB, stop - t)
+        T = min(<ix>TB, stop - t)
         for m in range(vectors):
             memcpy(k[m].checkpoints + block * N * VL, v[m].h, N * VL * sizeof(real))
         if t + T < stop:
@@ -865,14 +863,14 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         if interrupted(worker):
             return False
         block -= 1
-        t = start + block * RB
-        T = min(<ix>RB, stop - t)
+        t = start + block * TB
+        T = min(<ix>TB, stop - t)
         B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
         C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
         for m in range(vectors):
             last = m == vectors - 1
             adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
-                          max(t - RB, start) if last else t, B, ldb, C, ldc, tiles)
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, tiles)
         if not s.B.constant:
             add_terms(k, vectors, 0, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
         if not s.C.constant:
@@ -892,7 +890,7 @@ cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexce
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * RB + 4 * GL
+    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * TB + 4 * GL
 
 
 cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
@@ -921,7 +919,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Vector v[GROUPS * NS]
     cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
-    cdef real *gathered = tiles + 9 * RTILE + 4 * KEPT + 4 * STRIP
+    cdef real *gathered = tiles + 9 * TILE + 4 * KEPT + 4 * STRIP
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
     cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
@@ -1085,8 +1083,8 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
         longest = 0
         for i in range(s.segments):
             longest = max(longest, s.starts[i + 1] - s.starts[i])
-    j.blocks = (longest + RB - 1) // RB
-    s.block = RB
+    j.blocks = (longest + TB - 1) // TB
+    s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
     j.ranges = min(s.segments, tasks)
@@ -1100,7 +1098,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = 9 * RTILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (RB + GL) + s.carry * (vector_size(N) + back_size(&j))
+    scratch = 9 * TILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
