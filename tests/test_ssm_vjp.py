@@ -669,7 +669,7 @@ def test_ctrl_c_is_answered_at_once(threads):
 def longdouble_vjp(p):
     """The adjoint in extended precision, some channels at a time; B and C vary in time, z is given, dlast_state is not."""
     whole = {k: a.astype(np.longdouble) for k, a in arrays_of(p).items()}
-    parts = [_longdouble_channels(whole, np.s_[first : first + 32]) for first in range(0, p["u"].shape[1], 32)]
+    parts = [_longdouble_channels(whole, np.s_[first : first + 16]) for first in range(0, p["u"].shape[1], 16)]
     columns = list(zip(*parts, strict=True))
     axes = dict(du=1, ddelta=1, dA=0, dD=0, dz=1, ddelta_bias=0, dinitial_state=1)
     names = reference.SelectiveScanGrads._fields
