@@ -21,8 +21,8 @@ MSVC = sys.platform == "win32" and "mingw" not in os.environ.get("CC", "").lower
 TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [sysconfig.get_platform()]
 X86 = len(TARGETS) == 1 and TARGETS[0].endswith(("x86_64", "amd64"))  # of what is built, not of what builds
 
-FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g1", "-fvisibility=hidden"]
-LINK = [] if sys.platform == "linux" else []
+FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
+LINK = ["-Wl,-s"] if sys.platform == "linux" else []
 # tag in the module's name -> what the compiler is told; other CPUs and compilers get the one portable level
 LEVELS = {"v1": []} if X86 and not MSVC else {"any": []}
 if X86 and sys.platform != "win32":
