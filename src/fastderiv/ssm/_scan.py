@@ -151,6 +151,9 @@ def selective_scan(
 class ScanCall:
     """The checked arguments of one scan or of its adjoint, and their kernels."""
 
+    dout: NDArray | None
+    dlast: NDArray | None
+
     def __init__(
         self,
         arguments: tuple[ArrayLike | None, ...],
