@@ -1,6 +1,7 @@
 """`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
-from typing import Literal, overload
+from types import ModuleType
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -147,12 +148,14 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one scan, and its kernel."""
+    """The checked arguments of one scan, and its kernel; `without` names what the function does not take, u or C."""
 
-    def __init__(self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None) -> None:
-        self.given = as_arrays(_SCAN, arguments, optional=_SCAN[5:])
+    def __init__(
+        self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None = None, without: str = ""
+    ) -> None:
+        self.given = as_arrays(_SCAN, arguments, optional=(*_SCAN[5:], without))
         self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(self.given)
-        self.dtype, self.shape = self.u.dtype, self.u.shape
+        self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
@@ -163,11 +166,12 @@ class ScanCall:
         if self.first is not None:
             expect("initial_state", self.first, self.state_shape, meaning)
         self.B = _check_coefficient("B", B, self.shape, states)
-        self.C = _check_coefficient("C", C, self.shape, states)
+        self.C = None if C is None else _check_coefficient("C", C, self.shape, states)
 
     def _check_sequences(self) -> None:
         if len(self.shape) not in (2, 3):
-            raise ValueError(f"u has shape {self.shape}; expected (batch, D, L) or (D, L)")
+            name = "delta" if self.u is None else "u"
+            raise ValueError(f"{name} has shape {self.shape}; expected (batch, D, L) or (D, L)")
         for name, array in ("delta", self.delta), ("z", self.z):
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
@@ -178,20 +182,26 @@ class ScanCall:
         check_out(out, self.shape, self.dtype, [*zip(_SCAN, self.given, strict=True), ("cu_seqlens", self.starts)])
         return out
 
-    def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
+    def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        u, delta, z, first = self.u, self.delta, self.z, self.first
-        y = target = as_dtype(out, self.dtype)
-        if not self.batched:
-            u, delta, y = u[None], delta[None], y[None]
-            z = None if z is None else z[None]
-            if self.starts is None:
-                first = None if first is None else first[None]
-                last = None if last is None else last[None]
-        _kernels[self.dtype].scan(
+        target = None if out is None else as_dtype(out, self.dtype)
+        u, delta, z, y = map(self.with_batch, (self.u, self.delta, self.z, target))
+        first = self.first
+        if self.starts is None:
+            first, last = self.with_batch(first), self.with_batch(last)
+        self.kernels.scan(
             u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
         )
-        copy_back(target, out)
+        if out is not None and target is not None:
+            copy_back(target, out)
+
+    def with_batch(self, array: Any) -> Any:
+        """The array, or None, with the batch axis that the kernels expect."""
+        return array if self.batched or array is None else array[None]
+
+    @property
+    def kernels(self) -> ModuleType:
+        return _kernels[self.dtype]
 
 
 def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
