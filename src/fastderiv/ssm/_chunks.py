@@ -71,8 +71,8 @@ def chunk_summary(
     Notes
     -----
     O(batch·D·L·N) time, as the scan, whose last state from zero q is to the bit; memory beyond inputs and results is that of
-    the scan.  The step sizes are summed in float64 from blocks of 128, and P is formed once from the sum, so that rounding
-    does not build up over long chunks.  The bits of the result do not depend on strides or threads.
+    the scan.  The step sizes are summed in float64, eight by eight, and P is formed once from the sum, so that rounding does
+    not build up over long chunks.  The bits of the result do not depend on strides or threads.
 
     References
     ----------

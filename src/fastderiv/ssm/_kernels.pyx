@@ -439,6 +439,64 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
             return
 
 
+# ---- sums of step sizes ---------------------------------------------------------------------------------------------
+
+cdef struct Sum:                        # of very many terms: compensated, as a step repeated would be rounded the same way each time
+    double value, lost
+
+
+cdef inline void add(Sum *s, double x) noexcept nogil:
+    cdef double value = s.value + x, added = value - s.value
+    s.lost += (s.value - (value - added)) + (x - added)
+    s.value = value
+
+
+cdef inline double sum_of(Sum *s) noexcept nogil:
+    return s.value + s.lost if isfinite(s.lost) else s.value
+
+
+cdef struct StepSum:
+    Signal delta
+    PerChannel bias
+    real *total                         # (Bt, D), contiguous
+    bint softplus
+    ix channels, steps, chunks
+
+
+cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """Σ Δ of a vector of channels: eight steps in `real`, the rest compensated in float64."""
+    cdef StepSum *s = <StepSum *>args
+    cdef Vector v
+    cdef real *dt = <real *>worker.scratch
+    cdef real *bias = dt + TILE
+    cdef Sum total[GL]
+    cdef ix batch = i // s.chunks, t = 0, T, k, lane
+    cdef vf d, sum
+    v.channel = i % s.chunks * VL
+    v.rows = min(<ix>VL, s.channels - v.channel)
+    memset(bias, 0, VL * sizeof(real))
+    memset(total, 0, sizeof(total))
+    if s.bias.p is not NULL:
+        copy(s.bias.p + v.channel * s.bias.d, s.bias.d, bias, 1, v.rows)
+    while t < s.steps:
+        if interrupted(worker):
+            return
+        T = min(<ix>TB, s.steps - t)
+        load_signal(&s.delta, batch, &v, t, T, dt)
+        sum = vset1(0)
+        for k in range(T):
+            d = vload(dt + k * VL) + vload(bias)
+            sum = sum + (vsoftplus(d) if s.softplus else d)
+            if k % 8 == 7 or k == T - 1:
+                vstore(dt, sum)
+                sum = vset1(0)
+                for lane in range(VL):
+                    add(&total[lane], dt[lane])
+        t += T
+    for k in range(v.rows):
+        s.total[batch * s.channels + v.channel + k] = <real>sum_of(&total[k])
+
+
 # ---- hidden attention ---------------------------------------------------------------------------------------------
 #
 # α[l, j] = Σ_n C[l, n]·exp(A[n]·x[l, j])·Δ[j]·B[j, n] with x[l, j] = Δ[j+1] + … + Δ[l]: time j lies in the lanes, and columns
@@ -448,7 +506,7 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
 # hold, take exp(A·x) itself, with x summed backwards from row l.
 
 cdef enum:
-    AB = 64                             # columns in a block: half as many are dearer in exp(A·gap), twice as many at the diagonal
+    AB = 64                             # columns in a block: fewer cost more exp(A·gap), more a dearer diagonal
     RB = 64                             # rows of a task, at most: they share exp(A·x)·Δ·B
 
 cdef struct Attention:
@@ -479,7 +537,7 @@ cdef struct Row:
     real *c                             # [N]: C
     real *g                             # [N]: exp(A·gap)·C
     real *out
-    double gap                          # Σ Δ from the block's end to l; float64: over long sequences the sums must not drift
+    Sum gap                             # Σ Δ from the block's end to l
 
 
 cdef double sum_behind(const real *dt, ix n, real *x) noexcept nogil:
@@ -538,7 +596,7 @@ cdef inline void exact_row(Channel *v, const real *x, const real *c, ix N, ix T,
 cdef void own_row(Channel *v, Row *row, ix N, ix t) noexcept nogil:
     """A row through the block that holds its diagonal."""
     cdef ix n = row.l - t + 1
-    row.gap = sum_behind(v.dt, n, v.own)
+    row.gap.value, row.gap.lost = sum_behind(v.dt, n, v.own), 0
     if v.tame:
         exact_row(v, v.own, row.c, N, n, v.y, True)
     else:
@@ -548,9 +606,10 @@ cdef void own_row(Channel *v, Row *row, ix N, ix t) noexcept nogil:
 
 cdef void wild_row(Channel *v, Row *row, ix N, ix t) noexcept nogil:
     """A row through a whole block where factors may grow."""
+    cdef double gap = sum_of(&row.gap)
     cdef ix j
     for j in range(AB):
-        v.own[j] = <real>(row.gap + v.x[j])
+        v.own[j] = <real>(gap + v.x[j])
     exact_row(v, v.own, row.c, N, AB, row.out + t, False)
 
 
@@ -568,7 +627,7 @@ cdef void decay_columns(Channel *v, ix N) noexcept nogil:
 cdef void decay_row(Channel *v, Row *row, ix N) noexcept nogil:
     """OUT g = exp(A·gap)·C."""
     cdef ix n = 0
-    cdef vf gap = vset1(<real>row.gap)
+    cdef vf gap = vset1(<real>sum_of(&row.gap))
     while n < N:
         vstore(row.g + n, vexp2_neg(gap, vload(v.a + n)) * vload(row.c + n))
         n += VL
@@ -605,11 +664,13 @@ cdef void below_block(Channel *v, Row *rows, ix count, ix N, ix t) noexcept nogi
     """The rows below a whole block: as a matrix product, where no factor grows."""
     cdef Row *four[4]
     cdef ix i, k = 0
+    cdef real gap
     cdef bint fresh = True
     for i in range(count):
         if rows[i].l < t + AB:
             continue
-        if not (v.tame and 0 <= rows[i].gap and isfinite(<real>rows[i].gap)):
+        gap = <real>sum_of(&rows[i].gap)
+        if not (v.tame and isfinite(gap) and gap >= 0):
             wild_row(v, &rows[i], N, t)
             continue
         if fresh:
@@ -679,52 +740,10 @@ cdef void attention_task(void *args, ix i, Worker *worker) noexcept nogil:
         below_block(&v, rows, count, N, t)
         for k in range(count):
             if rows[k].l >= t + AB:
-                rows[k].gap += v.total
+                add(&rows[k].gap, v.total)
             elif rows[k].l >= t:
                 own_row(&v, &rows[k], N, t)
         t -= AB
-
-
-# ---- the sum of all step sizes ------------------------------------------------------------------------------------
-
-cdef struct StepSum:
-    Signal delta
-    PerChannel bias
-    real *total                         # (Bt, D), contiguous
-    bint softplus
-    ix channels, steps, chunks
-
-
-cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """Σ Δ of a vector of channels: blocks in `real`, their sums in float64, so that no long sum drifts."""
-    cdef StepSum *s = <StepSum *>args
-    cdef Vector v
-    cdef real *dt = <real *>worker.scratch
-    cdef real *bias = dt + TILE
-    cdef double total[GL]
-    cdef ix batch = i // s.chunks, t = 0, T, k
-    cdef vf d, sum
-    v.channel = i % s.chunks * VL
-    v.rows = min(<ix>VL, s.channels - v.channel)
-    memset(bias, 0, VL * sizeof(real))
-    memset(total, 0, sizeof(total))
-    if s.bias.p is not NULL:
-        copy(s.bias.p + v.channel * s.bias.d, s.bias.d, bias, 1, v.rows)
-    while t < s.steps:
-        if interrupted(worker):
-            return
-        T = min(<ix>TB, s.steps - t)
-        load_signal(&s.delta, batch, &v, t, T, dt)
-        sum = vset1(0)
-        for k in range(T):
-            d = vload(dt + k * VL) + vload(bias)
-            sum = sum + (vsoftplus(d) if s.softplus else d)
-        vstore(dt, sum)
-        for k in range(VL):
-            total[k] += dt[k]
-        t += T
-    for k in range(v.rows):
-        s.total[batch * s.channels + v.channel + k] = <real>total[k]
 
 
 # ---- from arrays to the struct ------------------------------------------------------------------------------------

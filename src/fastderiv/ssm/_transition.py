@@ -69,6 +69,8 @@ def transition_product(
 def power(total: NDArray, A: NDArray) -> NDArray:
     """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
     product = np.empty((*total.shape, A.shape[1]), A.dtype)
+    if not product.size:
+        return product
     rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
     channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
     step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1
