@@ -79,7 +79,7 @@ def test_any_shape_and_any_sign(batch, channels, states, steps, dtype, B, C, wil
     if channels == 0:
         p["B"], p["C"] = (np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"]))
     if wild:
-        p["A"], p["delta_softplus"] = np.abs(p["A"]) * np.float32(0.1) - np.float32(0.05), False
+        p |= dict(A=np.tanh(p["A"] + dtype(1)) / dtype(2), delta=p["delta"] + dtype(1), delta_bias=None, delta_softplus=False)
     rows = np.random.default_rng(seed).integers(-steps, steps, min(steps, 7)) if steps else []
     attention, expected = fd.scan_attention(**p, rows=rows), reference.scan_attention(**p, rows=rows)
     assert attention.shape == expected.shape and error(attention, expected) < 4 * TOLERANCE[dtype]
@@ -211,13 +211,30 @@ def test_growth_overflows_only_where_it_must(dtype):
 
 
 @pytest.mark.parametrize("dtype", REALS)
-def test_factors_that_overflow_apart_make_a_finite_product(dtype):
-    """Steps of both signs: the sums over blocks are beyond the range of exp, the sum from row to column is not."""
-    delta = np.repeat(np.array([[1, 50, -50]], dtype), 64, axis=1)
+@pytest.mark.parametrize("wild", [50, -50])
+@pytest.mark.parametrize("counts", [(64, 64, 64), (32, 32, 64)])
+def test_factors_that_overflow_apart_make_a_finite_product(dtype, wild, counts):
+    """Steps of both signs: sums over blocks, or within one, are beyond the range of exp, the sum from row to column is not."""
+    delta = np.repeat(np.array([[1, wild, -wild * counts[1] / counts[2]]], dtype), counts, axis=1)
     one = np.ones((1, 1), dtype)
-    attention = fd.scan_attention(delta, -one, one, one, rows=[191])
-    assert error(attention[0, 0, :64], np.exp(np.arange(-63.0, 1))) < TOLERANCE[dtype]
-    assert np.isinf(attention[0, 0, 127]) and not np.isnan(attention).any()
+    attention = fd.scan_attention(delta, -one, one, one, rows=[-1])
+    assert error(attention[0, 0, : counts[0]], np.exp(np.arange(1.0 - counts[0], 1))) < TOLERANCE[dtype]
+    assert not np.isnan(attention).any()
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("rate, forgotten", [(-1.0, 0), (0.0, np.nan)])
+def test_infinite_step_forgets(dtype, rate, forgotten):
+    delta, A, one = np.ones((1, 200), dtype), np.full((1, 1), rate, dtype), np.ones((1, 1), dtype)
+    delta[0, 100] = np.inf
+    attention = fd.scan_attention(delta, A, one, one)[0]
+    np.testing.assert_array_equal(attention[100:, :100], forgotten)
+    assert np.isinf(attention[100:110, 100]).all() and np.isfinite(attention[:100]).all() and np.isfinite(attention[:, 101:]).all()
+
+
+def test_infinite_rate_forgets():
+    attention = fd.scan_attention(np.ones((1, 200)), [[-np.inf]], [[1.0]], [[1.0]])[0]
+    assert not np.tril(attention, -1).any()
 
 
 @pytest.mark.parametrize("dtype", REALS)

@@ -530,7 +530,7 @@ cdef struct Channel:                    # what a task holds, in scratch
     real *w                             # [N, time]: exp(A·x)·Δ·B
     real *y                             # [time]: a row's part of the block, where it is not stored whole
     double total                        # Σ Δ of the block
-    bint decays, tame                   # -inf < A <= 0; and 0 <= Δ < inf too
+    bint decays, tame                   # -inf < A <= 0; and Δ >= 0 too
 
 cdef struct Row:
     ix l
@@ -565,7 +565,7 @@ cdef void load_columns(Attention *s, Channel *v, ix batch, ix channel, ix t, ix 
         vstore(v.dt + j, vsoftplus(d) if s.softplus else d)
         j += VL
     v.total = sum_behind(v.dt, T, v.x)
-    v.tame = v.decays and isfinite(<real>v.total)
+    v.tame = v.decays
     for j in range(T):
         v.tame = v.tame and v.dt[j] >= 0
     if s.B.constant:
@@ -664,13 +664,11 @@ cdef void below_block(Channel *v, Row *rows, ix count, ix N, ix t) noexcept nogi
     """The rows below a whole block: as a matrix product, where no factor grows."""
     cdef Row *four[4]
     cdef ix i, k = 0
-    cdef real gap
     cdef bint fresh = True
     for i in range(count):
         if rows[i].l < t + AB:
             continue
-        gap = <real>sum_of(&rows[i].gap)
-        if not (v.tame and isfinite(gap) and gap >= 0):
+        if not (v.tame and sum_of(&rows[i].gap) >= 0):
             wild_row(v, &rows[i], N, t)
             continue
         if fresh:
