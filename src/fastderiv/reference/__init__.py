@@ -3,10 +3,12 @@
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import (
     ChunkSummary,
+    SelectiveScanGrads,
     chunk_summary,
     combine_summaries,
     scan_attention,
     selective_scan,
+    selective_scan_vjp,
     selective_state_update,
     transition_product,
 )
@@ -16,6 +18,7 @@ __all__ = [
     "ChunkSummary",
     "ExponentialSum",
     "RootResults",
+    "SelectiveScanGrads",
     "SigmoidMLP",
     "chunk_summary",
     "combine_summaries",
@@ -23,6 +26,7 @@ __all__ = [
     "iter_subset_sums",
     "scan_attention",
     "selective_scan",
+    "selective_scan_vjp",
     "selective_state_update",
     "subset_logsumexp",
     "subset_sums",

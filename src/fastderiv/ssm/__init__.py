@@ -5,13 +5,16 @@ from ._chunks import ChunkSummary, chunk_summary, combine_summaries
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product
+from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
 __all__ = [
     "ChunkSummary",
+    "SelectiveScanGrads",
     "chunk_summary",
     "combine_summaries",
     "scan_attention",
     "selective_scan",
+    "selective_scan_vjp",
     "selective_state_update",
     "transition_product",
 ]

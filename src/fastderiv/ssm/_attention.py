@@ -92,8 +92,8 @@ def scan_attention(
     shape = (*call.shape[:-1], len(wanted), call.shape[-1])
     check_fits(f"attention of shape {shape}", int(np.prod(shape, dtype=object)) * call.dtype.itemsize)
     attention = np.zeros(shape, call.dtype)
-    call.kernels.attention(
-        call.with_batch(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus), wanted, call.with_batch(attention)
+    call.kernel.attention(
+        call.signal(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus), wanted, call.signal(attention)
     )
     return attention
 

@@ -98,7 +98,7 @@ def chunk_summary(
     call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
     total, q = np.empty(call.shape[:-1], call.dtype), np.empty(call.state_shape, call.dtype)
     call.run(None, q, bool(delta_softplus))
-    call.kernels.step_sum(call.with_batch(call.delta), call.bias, bool(delta_softplus), total)
+    call.kernel.step_sum(call.signal(call.delta), call.bias, bool(delta_softplus), total)
     return ChunkSummary(power(total, call.A), q)
 
 

@@ -1,6 +1,5 @@
 """`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
-from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -11,6 +10,8 @@ from .._core.dispatch import kernels
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+_ADJOINTS = ("dout", "dlast_state")
+_OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
 @overload
@@ -148,13 +149,22 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one scan, and its kernel; `without` names what the function does not take, u or C."""
+    """The checked arguments of one scan or of its adjoint, and their kernels; `without` names one not taken, u or C."""
+
+    C: Any  # None `without` it
+    dout: NDArray | None
+    dlast: NDArray | None
 
     def __init__(
-        self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None = None, without: str = ""
+        self,
+        arguments: tuple[ArrayLike | None, ...],
+        cu_seqlens: ArrayLike | None = None,
+        adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
+        without: str = "",
     ) -> None:
-        self.given = as_arrays(_SCAN, arguments, optional=(*_SCAN[5:], without))
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(self.given)
+        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=(*_OPTIONAL, without))
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
+        self.dout, self.dlast = adjoint or (None, None)
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
@@ -163,8 +173,9 @@ class ScanCall:
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
             self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
-        if self.first is not None:
-            expect("initial_state", self.first, self.state_shape, meaning)
+        for name, state in ("initial_state", self.first), ("dlast_state", self.dlast):
+            if state is not None:
+                expect(name, state, self.state_shape, meaning)
         self.B = _check_coefficient("B", B, self.shape, states)
         self.C = None if C is None else _check_coefficient("C", C, self.shape, states)
 
@@ -172,7 +183,7 @@ class ScanCall:
         if len(self.shape) not in (2, 3):
             name = "delta" if self.u is None else "u"
             raise ValueError(f"{name} has shape {self.shape}; expected (batch, D, L) or (D, L)")
-        for name, array in ("delta", self.delta), ("z", self.z):
+        for name, array in ("delta", self.delta), ("z", self.z), ("dout", self.dout):
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
 
@@ -184,24 +195,27 @@ class ScanCall:
 
     def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        target = None if out is None else as_dtype(out, self.dtype)
-        u, delta, z, y = map(self.with_batch, (self.u, self.delta, self.z, target))
-        first = self.first
-        if self.starts is None:
-            first, last = self.with_batch(first), self.with_batch(last)
-        self.kernels.scan(
-            u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
-        )
-        if out is not None and target is not None:
-            copy_back(target, out)
-
-    def with_batch(self, array: Any) -> Any:
-        """The array, or None, with the batch axis that the kernels expect."""
-        return array if self.batched or array is None else array[None]
+        y = None if out is None else as_dtype(out, self.dtype)
+        self.kernel.scan(*self.inputs(softplus), self.state(last), self.starts, self.signal(y))
+        if out is not None and y is not None:
+            copy_back(y, out)
 
     @property
-    def kernels(self) -> ModuleType:
+    def kernel(self) -> Any:
         return _kernels[self.dtype]
+
+    def inputs(self, softplus: bool) -> tuple[Any, ...]:
+        """The scan's arguments as kernels take them."""
+        u, delta, z = self.signal(self.u), self.signal(self.delta), self.signal(self.z)
+        return u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, self.state(self.first)
+
+    def signal(self, a: NDArray | None) -> NDArray | None:
+        """An array of u's shape, with the batch axis that kernels want."""
+        return a if a is None or self.batched else a[None]
+
+    def state(self, a: NDArray | None) -> NDArray | None:
+        """A state as (segments, D, N)."""
+        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:
