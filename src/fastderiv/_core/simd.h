@@ -379,68 +379,98 @@ enum { GL = 64 / sizeof(real), NS = GL / VL };         /* logical lane group, an
 # else
 #  define SHUF(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 # endif
+/* Shuffles of whole vectors cost a multiple of those within 128 bits and of those of 128-bit parts: only these two are used.
+ * A part holds W numbers; LO and HI interleave two vectors part by part, LO2 and HI2 pairs of numbers, EVEN and ODD select;
+ * PARTS0 and PARTS1 are the even and the odd parts of one vector, then those of the other. */
 # ifdef SIMD_F64
-#  define VLN (VB / 8)
+#  define W 2
+#  define PART(i) i, i + 1
+#  define IN_LO(i) i, i + VLN
+#  define IN_HI(i) i + 1, i + 1 + VLN
+#  define IN_EVEN IN_LO
+#  define IN_ODD IN_HI
 # else
-#  define VLN (VB / 4)
+#  define W 4
+#  define PART(i) i, i + 1, i + 2, i + 3
+#  define IN_LO(i) i, i + VLN, i + 1, i + 1 + VLN
+#  define IN_HI(i) i + 2, i + 2 + VLN, i + 3, i + 3 + VLN
+#  define IN_LO2(i) i, i + 1, i + VLN, i + 1 + VLN
+#  define IN_HI2(i) i + 2, i + 3, i + 2 + VLN, i + 3 + VLN
+#  define IN_EVEN(i) i, i + 2, i + VLN, i + 2 + VLN
+#  define IN_ODD(i) i + 1, i + 3, i + 1 + VLN, i + 3 + VLN
 # endif
-# if VLN == 16
-#  define EVN 0,2,4,6,8,10,12,14,16,18,20,22,24,26,28,30
-#  define ODD 1,3,5,7,9,11,13,15,17,19,21,23,25,27,29,31
-#  define ILO 0,16,1,17,2,18,3,19,4,20,5,21,6,22,7,23
-#  define IHI 8,24,9,25,10,26,11,27,12,28,13,29,14,30,15,31
-# elif VLN == 8
-#  define EVN 0,2,4,6,8,10,12,14
-#  define ODD 1,3,5,7,9,11,13,15
-#  define ILO 0,8,1,9,2,10,3,11
-#  define IHI 4,12,5,13,6,14,7,15
-# elif VLN == 4
-#  define EVN 0,2,4,6
-#  define ODD 1,3,5,7
-#  define ILO 0,4,1,5
-#  define IHI 2,6,3,7
+# define VLN (VB / 16 * W)                             /* VL, for the preprocessor */
+# if VB == 64
+#  define EACH(IN) IN(0), IN(W), IN(2 * W), IN(3 * W)
+#  define PARTS0 PART(0), PART(2 * W), PART(VLN), PART(VLN + 2 * W)
+#  define PARTS1 PART(W), PART(3 * W), PART(VLN + W), PART(VLN + 3 * W)
+# elif VB == 32
+#  define EACH(IN) IN(0), IN(W)
+#  define PARTS0 PART(0), PART(VLN)
+#  define PARTS1 PART(W), PART(VLN + W)
 # else
-#  define EVN 0,2
-#  define ODD 1,3
-#  define ILO 0,2
-#  define IHI 1,3
+#  define EACH(IN) IN(0)
 # endif
-/* dst[j, i] = src[i, j] for a VL x VL square with row strides ss, ds: log2(VL) interleaving stages */
+/* dst[j, i] = src[i, j] for a VL x VL square with row strides ss, ds: W x W squares within the parts, then the parts */
 static inline void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
 {
-    vf a[VLN], b[VLN];
-    int i, s;
+    vf a[VLN];
+    int i;
 # pragma GCC unroll 16
-    for (i = 0; i < VLN; i++) a[i] = vload(src + i * ss);
-# pragma GCC unroll 16
-    for (s = 1; s < VLN; s *= 2) {
-# pragma GCC unroll 16
-        for (i = 0; i < VLN / 2; i++) { b[2*i] = SHUF(a[i], a[i + VLN/2], ILO); b[2*i+1] = SHUF(a[i], a[i + VLN/2], IHI); }
-# pragma GCC unroll 16
-        for (i = 0; i < VLN; i++) a[i] = b[i];
+    for (i = 0; i < VLN; i += W) {
+        const vf r0 = vload(src + i * ss), r1 = vload(src + (i + 1) * ss);
+        const vf lo = SHUF(r0, r1, EACH(IN_LO)), hi = SHUF(r0, r1, EACH(IN_HI));
+# ifdef SIMD_F64
+        a[i] = lo, a[i + 1] = hi;
+# else
+        const vf r2 = vload(src + (i + 2) * ss), r3 = vload(src + (i + 3) * ss);
+        const vf lo2 = SHUF(r2, r3, EACH(IN_LO)), hi2 = SHUF(r2, r3, EACH(IN_HI));
+        a[i] = SHUF(lo, lo2, EACH(IN_LO2)), a[i + 1] = SHUF(lo, lo2, EACH(IN_HI2));
+        a[i + 2] = SHUF(hi, hi2, EACH(IN_LO2)), a[i + 3] = SHUF(hi, hi2, EACH(IN_HI2));
+# endif
     }
 # pragma GCC unroll 16
-    for (i = 0; i < VLN; i++) vstore(dst + i * ds, a[i]);
+    for (i = 0; i < W; i++) {
+# if VB == 64
+        const vf e = SHUF(a[i], a[i + W], PARTS0), f = SHUF(a[i + 2 * W], a[i + 3 * W], PARTS0);
+        const vf o = SHUF(a[i], a[i + W], PARTS1), q = SHUF(a[i + 2 * W], a[i + 3 * W], PARTS1);
+        vstore(dst + i * ds, SHUF(e, f, PARTS0)), vstore(dst + (i + 2 * W) * ds, SHUF(e, f, PARTS1));
+        vstore(dst + (i + W) * ds, SHUF(o, q, PARTS0)), vstore(dst + (i + 3 * W) * ds, SHUF(o, q, PARTS1));
+# elif VB == 32
+        vstore(dst + i * ds, SHUF(a[i], a[i + W], PARTS0)), vstore(dst + (i + W) * ds, SHUF(a[i], a[i + W], PARTS1));
+# else
+        vstore(dst + i * ds, a[i]);
+# endif
+    }
 }
-#else
-VINL void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds) { (void)ss; (void)ds; *dst = *src; }
-#endif
-
 /* dst[i] = the sum of row i of a VL x VL square, adjacent pairs first */
-#if VB
 static inline void vrowsums(const real *src, real *dst)
 {
     vf a[VLN];
-    int i, n;
+    int i, n = VLN, w;
 # pragma GCC unroll 16
     for (i = 0; i < VLN; i++) a[i] = vload(src + i * VL);
-# pragma GCC unroll 16
-    for (n = VLN / 2; n; n /= 2)
-# pragma GCC unroll 16
-        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i+1], EVN) + SHUF(a[2*i], a[2*i+1], ODD);
+# pragma GCC unroll 2
+    for (w = W; w > 1; w /= 2) {
+        n /= 2;
+# pragma GCC unroll 8
+        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i + 1], EACH(IN_EVEN)) + SHUF(a[2*i], a[2*i + 1], EACH(IN_ODD));
+    }
+# if VB > 16
+#  pragma GCC unroll 2
+    while (n > 1) {
+        n /= 2;
+#  pragma GCC unroll 2
+        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i + 1], PARTS0) + SHUF(a[2*i], a[2*i + 1], PARTS1);
+    }
+# endif
     vstore(dst, a[0]);
 }
+# undef W                                              /* too short a name to leave behind */
+# undef PART
+# undef EACH
 #else
+VINL void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds) { (void)ss; (void)ds; *dst = *src; }
 VINL void vrowsums(const real *src, real *dst) { *dst = *src; }
 #endif
 

@@ -517,16 +517,17 @@ cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx,
     r.dA = vfma(q, d, r.dA)
 
 
-cdef struct Tiles:                      # of one vector's block, [time, lane] each
-    real *dt                            # Δ
-    real *x                             # Δ·u
-    real *u
-    real *slope                         # dΔ/dδ
-    real *dy                            # dout·silu(z)
-    real *dz                            # dout·silu'(z), then dz
-    real *y                             # C·h + D·u
-    real *dx                            # Σ h̄·B
-    real *dd                            # Σ Ā̄·Ā·A·log2(e)
+cdef enum:                              # tiles of one vector's block, [time, lane] each
+    DT = 0 * TILE                       # Δ
+    X = 1 * TILE                        # Δ·u
+    U = 2 * TILE
+    SLOPE = 3 * TILE                    # dΔ/dδ
+    DY = 4 * TILE                       # dout·silu(z)
+    DZ = 5 * TILE                       # dout·silu'(z), then dz
+    Y = 6 * TILE                        # C·h + D·u
+    DX = 7 * TILE                       # Σ h̄·B
+    DD = 8 * TILE                       # Σ Ā̄·Ā·A·log2(e)
+    TILES = 9 * TILE
 
 
 cdef inline void start_row(Row *r, ix n, Vector *v, Back *w, const real *h, const real *B, ix ldb, const real *C, ix ldc,
@@ -561,13 +562,13 @@ cdef inline bint finite(vf h) noexcept nogil:
     return vall_lt(vfma(h, vset1(0), vset1(0)), vset1(1))
 
 
-cdef inline bint replay(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe, const bint cb) noexcept nogil:
+cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe, const bint cb) noexcept nogil:
     """1. Forward through a block.  Whether the states stayed finite."""
     cdef vf d, x
     cdef ix t
     for t in range(T):
-        d = vload(w.dt + t * VL)
-        x = vload(w.x + t * VL)
+        d = vload(w + DT + t * VL)
+        x = vload(w + X + t * VL)
         replay_step(r0, t, d, x, safe, cb)
         if rows == 4:
             replay_step(r1, t, d, x, safe, cb)
@@ -576,26 +577,26 @@ cdef inline bint replay(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, cons
     return finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h)
 
 
-cdef inline void back(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, const ix rows, const bint gate,
+cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, const ix rows, const bint gate,
                       const bint cb, const bint cc) noexcept nogil:
     """2. Back through it."""
     cdef vf d, x, dy, y = vset1(0), dx, dd
     cdef ix first = (T - 1) // VL * VL, t = T - 1
     while first >= 0:
         while t >= first:
-            d, x, dy = vload(w.dt + t * VL), vload(w.x + t * VL), vload(w.dy + t * VL)
-            dx, dd = vload(w.dx + t * VL), vload(w.dd + t * VL)
+            d, x, dy = vload(w + DT + t * VL), vload(w + X + t * VL), vload(w + DY + t * VL)
+            dx, dd = vload(w + DX + t * VL), vload(w + DD + t * VL)
             if gate:
-                y = vload(w.y + t * VL)
+                y = vload(w + Y + t * VL)
             back_step(r0, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
             if rows == 4:
                 back_step(r1, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
                 back_step(r2, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
                 back_step(r3, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
-            vstore(w.dx + t * VL, dx)
-            vstore(w.dd + t * VL, dd)
+            vstore(w + DX + t * VL, dx)
+            vstore(w + DD + t * VL, dd)
             if gate:
-                vstore(w.y + t * VL, y)
+                vstore(w + Y + t * VL, y)
             t -= 1
         sum_strip(r0.strip, terms + first, cb, cc)
         if rows == 4:
@@ -612,10 +613,11 @@ cdef inline void sum_strip(const real *strip, real *terms, const bint cb, const 
         vrowsums(strip + VL * VL, terms + TB)
 
 
-cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
-                           ix ldc, ix T, real *kept, bint safe, const ix rows, const bint gate, const bint cb, const bint cc) noexcept nogil:
+cdef inline void some_rows(real *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
+                           ix ldc, ix T, bint safe, const ix rows, const bint gate, const bint cb, const bint cc) noexcept nogil:
     """Both ways for `rows` states, 1 or 4."""
     cdef Row r0, r1, r2, r3
+    cdef real *kept = w + TILES
     cdef real *strip = kept + 4 * KEPT
     cdef ix again
     for again in range(2):
@@ -636,43 +638,43 @@ cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix
         end_row(&r3, n + 3, N, k, cb, cc)
 
 
-cdef inline void all_rows(Tiles *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                          ix T, real *kept, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
+cdef inline void all_rows(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                          ix T, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
     cdef ix n = 0
     while n + 4 <= N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, kept, safe, 4, gate, cb, cc)
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, safe, 4, gate, cb, cc)
         n += 4
     while n < N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, kept, safe, 1, gate, cb, cc)
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, safe, 1, gate, cb, cc)
         n += 1
 
 
-cdef void there_and_back(Tiles *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                         ix T, real *kept, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
+cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                         ix T, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
     """Pick the loop made for these flags."""
     if cb:
         B, ldb = v.b, VL
     if cc:
         C, ldc = v.c, VL
     if gate and not cb and not cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, False, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, False, False)
     elif gate and cb and cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, True, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, True, True)
     elif gate and cb:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, True, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, True, False)
     elif gate:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, False, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, False, True)
     elif not cb and not cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, False, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, False, False)
     elif cb and cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, True, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, True, True)
     elif cb:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, True, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, True, False)
     else:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, False, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, False, True)
 
 
-cdef inline bint prepare(Tiles *w, Vector *v, ix T, Ahead *ahead, const bint softplus, const bint gate) noexcept nogil:
+cdef inline bint prepare(real *w, Vector *v, ix T, Ahead *ahead, const bint softplus, const bint gate) noexcept nogil:
     """IN dt = delta, u, dy = dout, dz = z; OUT every tile.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), skip = vload(v.D), top = vset1(0), odd = vset1(0)
     cdef vf d, x, g, s, slope
@@ -680,42 +682,42 @@ cdef inline bint prepare(Tiles *w, Vector *v, ix T, Ahead *ahead, const bint sof
     for t in range(T):
         for i in range(AHEAD):
             prefetch(ahead + i, t)
-        d = vload(w.dt + t * VL) + bias
+        d = vload(w + DT + t * VL) + bias
         if softplus:
             d = vsoftplus_slope(d, &slope)
-            vstore(w.slope + t * VL, slope)
+            vstore(w + SLOPE + t * VL, slope)
         top = vmax(top, vabs(d))
         odd = vfma(d, vset1(0), odd)
-        x = vload(w.u + t * VL)
-        vstore(w.dt + t * VL, d)
-        vstore(w.x + t * VL, d * x)
-        vstore(w.dx + t * VL, vset1(0))
-        vstore(w.dd + t * VL, vset1(0))
+        x = vload(w + U + t * VL)
+        vstore(w + DT + t * VL, d)
+        vstore(w + X + t * VL, d * x)
+        vstore(w + DX + t * VL, vset1(0))
+        vstore(w + DD + t * VL, vset1(0))
         if gate:
-            g = vload(w.dy + t * VL)
-            s = vsilu_slope(vload(w.dz + t * VL), &slope)
-            vstore(w.dy + t * VL, g * s)
-            vstore(w.dz + t * VL, g * slope)
-            vstore(w.y + t * VL, x * skip)
+            g = vload(w + DY + t * VL)
+            s = vsilu_slope(vload(w + DZ + t * VL), &slope)
+            vstore(w + DY + t * VL, g * s)
+            vstore(w + DZ + t * VL, g * slope)
+            vstore(w + Y + t * VL, x * skip)
     return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
 
 
-cdef inline void finish(Tiles *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
+cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
     """3. From h̄ to the arguments: dt = ddelta, dx = du, dz; dD and dbias into the sums."""
     cdef vf skip = vload(v.D), dD = vset1(0), dbias = vset1(0)
     cdef vf x, dx, dy, dd
     cdef ix t
     for t in range(T):
-        x, dx, dy = vload(w.u + t * VL), vload(w.dx + t * VL), vload(w.dy + t * VL)
-        dd = vfma(vload(w.dd + t * VL), vset1(1 / LOG2E), dx * x)
+        x, dx, dy = vload(w + U + t * VL), vload(w + DX + t * VL), vload(w + DY + t * VL)
+        dd = vfma(vload(w + DD + t * VL), vset1(1 / LOG2E), dx * x)
         if softplus:
-            dd = dd * vload(w.slope + t * VL)
+            dd = dd * vload(w + SLOPE + t * VL)
         dD = vfma(dy, x, dD)
         dbias = dbias + dd
-        vstore(w.dx + t * VL, vfma(dx, vload(w.dt + t * VL), dy * skip))
-        vstore(w.dt + t * VL, dd)
+        vstore(w + DX + t * VL, vfma(dx, vload(w + DT + t * VL), dy * skip))
+        vstore(w + DT + t * VL, dd)
         if gate:
-            vstore(w.dz + t * VL, vload(w.dz + t * VL) * vload(w.y + t * VL))
+            vstore(w + DZ + t * VL, vload(w + DZ + t * VL) * vload(w + Y + t * VL))
     add(k.sums + (rows - 2) * VL, k.low + (rows - 2) * VL, dD)
     add(k.sums + (rows - 1) * VL, k.low + (rows - 1) * VL, dbias)
 
@@ -725,14 +727,11 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
 
 
 cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
-                        const real *B, ix ldb, const real *C, ix ldc, real *tiles) noexcept nogil:
+                        const real *B, ix ldb, const real *C, ix ldc, real *w) noexcept nogil:
     """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`."""
     cdef Scan *s = &j.s
-    cdef Tiles w
     cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
-    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + TILE, tiles + 2 * TILE, tiles + 3 * TILE, tiles + 4 * TILE
-    w.dz, w.y, w.dx, w.dd = tiles + 5 * TILE, tiles + 6 * TILE, tiles + 7 * TILE, tiles + 8 * TILE
     look_ahead(ahead, &s.delta, batch, next, then)
     look_ahead(ahead + 1, &s.u, batch, next, then)
     look_ahead(ahead + 2, &j.dout, batch, next, then)
@@ -740,28 +739,28 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     look_ahead(ahead + 4, &j.du, batch, v, t)           # to be written at the end of this block
     look_ahead(ahead + 5, &j.ddelta, batch, v, t)
     look_ahead(ahead + 6, &j.dz if gate else &j.du, batch, v, t)
-    load_signal(&s.delta, batch, v, t, T, w.dt)
-    load_signal(&s.u, batch, v, t, T, w.u)
-    load_signal(&j.dout, batch, v, t, T, w.dy)
+    load_signal(&s.delta, batch, v, t, T, w + DT)
+    load_signal(&s.u, batch, v, t, T, w + U)
+    load_signal(&j.dout, batch, v, t, T, w + DY)
     if gate:
-        load_signal(&s.z, batch, v, t, T, w.dz)
+        load_signal(&s.z, batch, v, t, T, w + DZ)
     if s.softplus and gate:
-        safe = prepare(&w, v, T, ahead, True, True)
+        safe = prepare(w, v, T, ahead, True, True)
     elif s.softplus:
-        safe = prepare(&w, v, T, ahead, True, False)
+        safe = prepare(w, v, T, ahead, True, False)
     elif gate:
-        safe = prepare(&w, v, T, ahead, False, True)
+        safe = prepare(w, v, T, ahead, False, True)
     else:
-        safe = prepare(&w, v, T, ahead, False, False)
+        safe = prepare(w, v, T, ahead, False, False)
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
-        memset(w.y, 0, T * VL * sizeof(real))
-    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * TILE, safe and all_finite(h, s.states), gate,
+        memset(w + Y, 0, T * VL * sizeof(real))
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, safe and all_finite(h, s.states), gate,
                    s.B.constant, s.C.constant)
-    finish(&w, v, k, j.rows, T, s.softplus, gate)
-    store_signal(&j.du, batch, v, t, T, w.dx)
-    store_signal(&j.ddelta, batch, v, t, T, w.dt)
+    finish(w, v, k, j.rows, T, s.softplus, gate)
+    store_signal(&j.du, batch, v, t, T, w + DX)
+    store_signal(&j.ddelta, batch, v, t, T, w + DT)
     if gate:
-        store_signal(&j.dz, batch, v, t, T, w.dz)
+        store_signal(&j.dz, batch, v, t, T, w + DZ)
 
 cdef ix slice_start(Adjoint *j, ix i) noexcept nogil:
     """The first chunk of slice i."""
@@ -922,7 +921,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Vector v[GROUPS * NS]
     cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
-    cdef real *gathered = tiles + 9 * TILE + 4 * KEPT + 4 * STRIP
+    cdef real *gathered = tiles + TILES + 4 * KEPT + 4 * STRIP
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
     cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
@@ -1409,7 +1408,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = 9 * TILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
+    scratch = TILES + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
