@@ -535,7 +535,8 @@ cdef inline void step_square(Scan *s, Square *q, const real *a, real *h, real *y
 
 cdef void load_lanes(const real *src, ix stride, ix n, real *lanes) noexcept nogil:
     """lanes[i] = src[i·stride], zero up to a whole vector; zero everywhere without src."""
-    memset(lanes, 0, STEP * sizeof(real))
+    cdef ix start = 0 if src is NULL else n - n % VL
+    memset(lanes + start, 0, (STEP if src is NULL else VL if start < n else 0) * sizeof(real))
     if src is not NULL:
         load_tile(src, stride, 0, n, 1, lanes, STEP)
 
