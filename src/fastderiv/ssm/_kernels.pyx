@@ -17,9 +17,10 @@ cdef enum:
     TB = 128                            # time steps in a block
     TILE = TB * VL + 7 * GL             # tiles an odd number of cache lines apart: no 4 KiB aliasing
     CARRY = 4                           # vectors of channels a task carries, where they share gathered B and C
-    STEP_CARRY = 8                      # the same in a single step
-    STEP = STEP_CARRY * VL
-    STEP_SCRATCH = 5 * STEP + 4 * VL * VL
+    STEP_CARRY = 8                      # vectors of channels a unit of a single step takes
+    SLOTS = STEP_CARRY * VL
+    WIDTH = 16                          # states a square of it holds
+    STEP_SCRATCH = 5 * SLOTS + 4 * VL * WIDTH
 
 cdef struct Signal:                     # u, delta, z, out: strides of batch, channel, time, in elements
     real *p
@@ -450,12 +451,12 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
 # States that lie contiguous go into the lanes as they are, and only the new ones are turned around, for C·h to be added in
 # the scan's order; others go through the scan's tiles.  Elementwise operations give the scan's bits either way.
 
-cdef struct Square:                     # VL channels × VL states, or what is left of them
+cdef struct Square:                     # VL channels × WIDTH states, or what is left of them
     const real *dt                      # [lane]: Δ
     const real *du                      # [lane]: Δ·u
-    const real *a                       # rows lda apart: A, by channel or by state
-    const real *h                       # likewise: the old states
-    const real *B
+    const real *a                       # A, if by_rows [channel, state] and rows lda apart, else [state, lane]
+    const real *h                       # the old states, likewise
+    const real *B                       # [state]
     const real *C
     real *rows                          # [channel, state]: the new states, if by_rows
     real *turned                        # [state, lane]: the new states
@@ -464,23 +465,28 @@ cdef struct Square:                     # VL channels × VL states, or what is l
 
 
 cdef inline vf advance_rows(Square *q, const bint safe) noexcept nogil:
+    """OUT turned = exp(Δ·A)·h + Δ·u·B, states in the lanes.  max |Δ·A| log2(e) of each lane, NaN left out."""
     cdef const real *dt = q.dt
     cdef const real *du = q.du
     cdef const real *a = q.a
     cdef const real *h = q.h
     cdef real *rows = q.rows
-    cdef ix lda = q.lda, ldh = q.ldh, i
-    cdef vf b = vload(q.B), d, s, top = vset1(0)
-    for i in range(q.channels):
-        d = vset1(dt[i])
-        s = vload(a + i * lda) * vset1(LOG2E)
-        top = vmax(vabs(d * s), top)
-        vstore(rows + i * VL, advance(d, s, vload(h + i * ldh), vset1(du[i]), b, safe))
-    vtranspose(rows, VL, q.turned, VL)
+    cdef ix lda = q.lda, ldh = q.ldh, channels = q.channels, n = 0, i
+    cdef vf b, d, s, top = vset1(0)
+    while n < q.states:
+        b = vload(q.B + n)
+        for i in range(channels):
+            d = vset1(dt[i])
+            s = vload(a + i * lda + n) * vset1(LOG2E)
+            top = vmax(vabs(d * s), top)
+            vstore(rows + i * WIDTH + n, advance(d, s, vload(h + i * ldh + n), vset1(du[i]), b, safe))
+        vtranspose(rows + n, WIDTH, q.turned + n * VL, VL)
+        n += VL
     return top
 
 
 cdef inline vf advance_columns(Square *q, const bint safe) noexcept nogil:
+    """The same, channels in the lanes."""
     cdef vf d = vload(q.dt), x = vload(q.du), s, top = vset1(0)
     cdef ix n
     for n in range(q.states):
@@ -491,25 +497,25 @@ cdef inline vf advance_columns(Square *q, const bint safe) noexcept nogil:
 
 
 cdef inline bint advance_square(Square *q, real *y, const bint safe) noexcept nogil:
-    """OUT turned = exp(Δ·A)·h + Δ·u·B and y += C·h.  Whether `safe` was right: y is finite only where all its states are."""
+    """y += C·h, or False where `safe` turns out to be wrong: no state may be infinite or NaN, and then y is not finite."""
     cdef const real *C = q.C
     cdef const real *turned = q.turned
     cdef ix C_n = q.C_n, n
-    cdef vf top = advance_rows(q, safe) if q.by_rows else advance_columns(q, safe)      # max |Δ·A| log2(e), no NaN
-    cdef vf sum = vload(y)
+    cdef vf top = advance_rows(q, safe) if q.by_rows else advance_columns(q, safe)
+    cdef vf total = vload(y)
     for n in range(q.states):
-        sum = vfma(vload(turned + n * VL), vset1(C[n * C_n]), sum)
-    if safe and not vall_lt(vfma(sum, vset1(0), top), vset1(EXP2_SAFE)):
+        total = vfma(vload(turned + n * VL), vset1(C[n * C_n]), total)
+    if safe and not vall_lt(vfma(total, vset1(0), top), vset1(EXP2_SAFE)):
         return False
-    vstore(y, sum)
+    vstore(y, total)
     return True
 
 
 cdef void load_square(Scan *s, Square *q, const real *a, const real *h, real *tiles) noexcept nogil:
     """A and h by state, through tiles."""
     load_tile(a, s.A_d, s.A_n, q.channels, q.states, tiles, VL)
-    load_tile(h, s.first.d, s.first.n, q.channels, q.states, tiles + VL * VL, VL)
-    q.a, q.h, q.lda, q.ldh = tiles, tiles + VL * VL, VL, VL
+    load_tile(h, s.first.d, s.first.n, q.channels, q.states, tiles + VL * WIDTH, VL)
+    q.a, q.h, q.lda, q.ldh = tiles, tiles + VL * WIDTH, VL, VL
 
 
 cdef void store_square(Scan *s, Square *q, real *h) noexcept nogil:
@@ -517,9 +523,9 @@ cdef void store_square(Scan *s, Square *q, real *h) noexcept nogil:
 
 
 cdef inline void step_square(Scan *s, Square *q, const real *a, real *h, real *y, real *tiles) noexcept nogil:
-    """IN a, A at the square's corner; IN OUT h, likewise, and y [lane]."""
-    cdef ix i
-    q.by_rows = q.states == VL and s.A_n == 1 and s.first.n == 1 and s.B.n == 1
+    """IN a, where the square begins in A; IN OUT h, where it does in the state, and y [lane]."""
+    cdef ix i, n
+    q.by_rows = q.states % VL == 0 and s.A_n == 1 and s.first.n == 1 and s.B.n == 1
     if q.by_rows:
         q.a, q.h, q.lda, q.ldh = a, h, s.A_d, s.first.d
     else:
@@ -528,20 +534,23 @@ cdef inline void step_square(Scan *s, Square *q, const real *a, real *h, real *y
         advance_square(q, y, False)
     if q.by_rows:
         for i in range(q.channels):
-            vstore(h + i * s.first.d, vload(q.rows + i * VL))
+            n = 0
+            while n < q.states:
+                vstore(h + i * s.first.d + n, vload(q.rows + i * WIDTH + n))
+                n += VL
     else:
         store_square(s, q, h)
 
 
 cdef void load_lanes(const real *src, ix stride, ix n, real *lanes) noexcept nogil:
     """lanes[i] = src[i·stride], zero up to a whole vector; zero everywhere without src."""
-    cdef ix start = 0 if src is NULL else n - n % VL
-    memset(lanes + start, 0, (STEP if src is NULL else VL if start < n else 0) * sizeof(real))
+    cdef ix whole = 0 if src is NULL else n - n % VL
+    memset(lanes + whole, 0, (n - whole + VL - 1) // VL * VL * sizeof(real))
     if src is not NULL:
-        load_tile(src, stride, 0, n, 1, lanes, STEP)
+        load_tile(src, stride, 0, n, 1, lanes, SLOTS)
 
 
-cdef inline void step_sizes_once(const real *bias, const real *skip, ix n, real *dt, real *du, real *y, const bint softplus) noexcept nogil:
+cdef inline void single_sizes(const real *bias, const real *skip, ix n, real *dt, real *du, real *y, const bint softplus) noexcept nogil:
     """As `step_sizes`, of n channels."""
     cdef vf d, x
     cdef ix i = 0
@@ -557,12 +566,12 @@ cdef inline void step_sizes_once(const real *bias, const real *skip, ix n, real 
 
 
 cdef void step_unit(Scan *s, ix batch, ix channel, ix channels, real *scratch) noexcept nogil:
-    """Up to STEP channels of a batch item, in three passes: their long chains of operations then overlap."""
+    """Up to SLOTS channels of a batch item, in three passes: their long chains of operations then overlap."""
     cdef real *dt = scratch
-    cdef real *du = dt + STEP
-    cdef real *y = du + STEP
-    cdef real *lanes = y + STEP
-    cdef real *tiles = lanes + 2 * STEP
+    cdef real *du = dt + SLOTS
+    cdef real *y = du + SLOTS
+    cdef real *lanes = y + SLOTS
+    cdef real *tiles = lanes + 2 * SLOTS
     cdef const real *B = s.B.p + batch * s.B.b + channel // s.B.channels * s.B.g
     cdef const real *C = s.C.p + batch * s.C.b + channel // s.C.channels * s.C.g
     cdef const real *A = s.A + channel * s.A_d
@@ -572,22 +581,22 @@ cdef void step_unit(Scan *s, ix batch, ix channel, ix channels, real *scratch) n
     load_lanes(s.u.p + batch * s.u.b + channel * s.u.d, s.u.d, channels, du)
     load_lanes(s.delta.p + batch * s.delta.b + channel * s.delta.d, s.delta.d, channels, dt)
     load_lanes(NULL if s.bias.p is NULL else s.bias.p + channel * s.bias.d, s.bias.d, channels, lanes)
-    load_lanes(NULL if s.D.p is NULL else s.D.p + channel * s.D.d, s.D.d, channels, lanes + STEP)
+    load_lanes(NULL if s.D.p is NULL else s.D.p + channel * s.D.d, s.D.d, channels, lanes + SLOTS)
     if s.softplus:
-        step_sizes_once(lanes, lanes + STEP, channels, dt, du, y, True)
+        single_sizes(lanes, lanes + SLOTS, channels, dt, du, y, True)
     else:
-        step_sizes_once(lanes, lanes + STEP, channels, dt, du, y, False)
+        single_sizes(lanes, lanes + SLOTS, channels, dt, du, y, False)
     if s.D.p is NULL:                                   # not u·0: u may be inf
-        memset(y, 0, STEP * sizeof(real))
-    q.rows, q.turned, q.B_n, q.C_n = tiles + 2 * VL * VL, tiles + 3 * VL * VL, s.B.n, s.C.n
+        memset(y, 0, SLOTS * sizeof(real))
+    q.rows, q.turned, q.B_n, q.C_n = tiles + 2 * VL * WIDTH, tiles + 3 * VL * WIDTH, s.B.n, s.C.n
     i = 0
     while i < channels:
         q.dt, q.du, q.channels = dt + i, du + i, min(<ix>VL, channels - i)
         n = 0
         while n < s.states:
-            q.B, q.C, q.states = B + n * s.B.n, C + n * s.C.n, min(<ix>VL, s.states - n)
+            q.B, q.C, q.states = B + n * s.B.n, C + n * s.C.n, min(<ix>WIDTH, s.states - n)
             step_square(s, &q, A + i * s.A_d + n * s.A_n, h + i * s.first.d + n * s.first.n, y + i, tiles)
-            n += VL
+            n += WIDTH
         i += VL
     if s.z.p is not NULL:
         load_lanes(s.z.p + batch * s.z.b + channel * s.z.d, s.z.d, channels, lanes)
@@ -595,7 +604,7 @@ cdef void step_unit(Scan *s, ix batch, ix channel, ix channels, real *scratch) n
         while i < channels:
             vstore(y + i, vload(y + i) * vsilu(vload(lanes + i)))
             i += VL
-    store_tile(y, STEP, s.out.p + batch * s.out.b + channel * s.out.d, s.out.d, 0, channels, 1)
+    store_tile(y, SLOTS, s.out.p + batch * s.out.b + channel * s.out.d, s.out.d, 0, channels, 1)
 
 
 cdef void step_task(void *args, ix i, Worker *worker) noexcept nogil:
@@ -678,11 +687,9 @@ cdef int run_units(task_t task, Scan *s, double unit, ix scratch, bint interrupt
 
 
 def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
-         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out,
-         bint interruptible=True):
+         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out):
     """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
-    first, last (segments, D, N), which may be the same array; starts (segments + 1,) intp.  D, z, bias, first, last and
-    starts may be None."""
+    first, last (segments, D, N); starts (segments + 1,) intp.  D, z, bias, first, last and starts may be None."""
     cdef Scan s
     cdef ix N = cnp.PyArray_DIM(A, 1), scratch
     cdef double unit                                    # seconds
@@ -709,7 +716,7 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
         s.block //= 2
     unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
-    run_units(scan_task, &s, unit, scratch, interruptible)
+    run_units(scan_task, &s, unit, scratch, True)
 
 
 def step(cnp.ndarray h, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
@@ -735,4 +742,4 @@ def step(cnp.ndarray h, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarra
     set_per_channel(&s.D, D)
     set_per_channel(&s.bias, bias)
     s.carry = STEP_CARRY
-    run_units(step_task, &s, 1e-9 * sizeof(real) / 4 * STEP * (1 + 0.3 * s.states), STEP_SCRATCH, False)
+    run_units(step_task, &s, 1e-9 * sizeof(real) / 4 * SLOTS * (1 + 0.3 * s.states), STEP_SCRATCH, False)

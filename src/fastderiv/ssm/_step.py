@@ -78,8 +78,9 @@ def selective_state_update(
     if not plain(state, required, optional):
         h, arrays = _converted(state, arrays)
     _check_shapes(state.shape, *arrays)
-    out = np.empty(state.shape[:-1], h.dtype)
-    _kernels[h.dtype].step(h, *arrays, bool(dt_softplus), out)
+    dtype = F32 if h.itemsize == 4 else F64
+    out = np.empty(state.shape[:-1], dtype)
+    _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)
     copy_back(h, state)
     return out
 
