@@ -150,8 +150,9 @@ def test_plain_arrays_share_no_memory():
     for a, b, shared in overlapping_views():
         assert not (shared and plain(a, (b,), ())) and not (shared and plain(b, (), (a,)))
     base = np.zeros((6, 8))
-    for a, b in (base[:3], base[3:]), (base[3:][::-1], base[:3, ::-1]), (base[0, :4], base[0, 4:]), (base[1], base[0, :0]):
+    for a, b in (base[:3], base[3:]), (base[3:][::-1], base[:3, ::-1]), (base[0, :4], base[0, 4:]), (base[1], base[1, 3:3]):
         assert plain(a, (b,), ()) and plain(b, (), (a,))
+    assert not plain(base[::-1], (base[0],), ()) and not plain(base[0], (base[::-1],), ())
     assert not plain(base[:, :4], (base[:, 4:],), ())  # interleaved: left to the exact test
 
 

@@ -550,7 +550,8 @@ cdef void load_lanes(const real *src, ix stride, ix n, real *lanes) noexcept nog
         load_tile(src, stride, 0, n, 1, lanes, SLOTS)
 
 
-cdef inline void single_sizes(const real *bias, const real *skip, ix n, real *dt, real *du, real *y, const bint softplus) noexcept nogil:
+cdef inline void single_sizes(const real *bias, const real *skip, ix n, real *dt, real *du, real *y,
+                              const bint softplus) noexcept nogil:
     """As `step_sizes`, of n channels."""
     cdef vf d, x
     cdef ix i = 0
@@ -679,11 +680,13 @@ cdef ix common_divisor(ix a, ix b) noexcept:
 
 cdef int run_units(task_t task, Scan *s, double unit, ix scratch, bint interruptible) except -1:
     """Cut the work into units of `unit` seconds, those into tasks, and run them with `scratch` reals each."""
+    cdef ix tasks
     s.part = common_divisor(s.B.channels, s.C.channels)
     s.chunks = s.channels // s.part * ((s.part + s.carry * VL - 1) // (s.carry * VL))
     s.units = s.segments * s.chunks
     s.units_per_task = max(1, <ix>(20e-6 / unit))
-    return run(task, s, (s.units + s.units_per_task - 1) // s.units_per_task, scratch * sizeof(real), unit * s.units, interruptible)
+    tasks = (s.units + s.units_per_task - 1) // s.units_per_task
+    return run(task, s, tasks, scratch * sizeof(real), unit * s.units, interruptible)
 
 
 def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,

@@ -1,5 +1,7 @@
 """`selective_state_update`: one step of the scan, the state in place."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -74,7 +76,8 @@ def selective_state_update(
     [0.25]
     """
     required, optional = (x, dt, A, B, C), (D, z, dt_bias)
-    h, arrays = state, (*required, *optional)
+    h: NDArray = state
+    arrays: tuple[Any, ...] = (*required, *optional)
     if not plain(state, required, optional):
         h, arrays = _converted(state, arrays)
     _check_shapes(state.shape, *arrays)
@@ -85,7 +88,7 @@ def selective_state_update(
     return out
 
 
-def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, tuple[Any, ...]]:
     """The state and the arguments as arrays of one dtype, whatever they were."""
     if not isinstance(state, np.ndarray):
         raise TypeError(f"state is a {type(state).__name__}; expected a NumPy array, which is updated in place")
