@@ -1,7 +1,7 @@
 """The selective scan as the page states it (derivations §1), one step after the other."""
 
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +11,12 @@ def _softplus(x):
     return np.logaddexp(0, x)
 
 
+def _sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
 def _silu(z):
-    return z * np.exp(-np.logaddexp(0, -z))
+    return z * _sigmoid(z)
 
 
 def _rows(coefficient, channels, batched):
@@ -32,6 +36,15 @@ def _at(rows, l):
     return rows[l] if len(rows) > 1 else rows[0]
 
 
+def _states(step, u, A, B, initial):
+    """h after every step."""
+    h = initial
+    for l in range(u.shape[-1]):
+        dt, x = step[:, :, l, None], u[:, :, l, None]
+        h = np.exp(dt * A) * h + dt * _at(B, l) * x
+        yield h
+
+
 def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
                    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
                    return_last_state: bool = False, *, initial_state: ArrayLike | None = None,
@@ -47,13 +60,12 @@ def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C
     step = delta if delta_bias is None else delta + np.asarray(delta_bias, np.float64)[:, None]
     if delta_softplus:
         step = _softplus(step)
-    h = np.zeros((batch, channels, A.shape[1]))
+    first = np.zeros((batch, channels, A.shape[1]))
     if initial_state is not None:
-        h = h + np.asarray(initial_state, np.float64)
+        first = first + np.asarray(initial_state, np.float64)
+    h = first
     y = np.empty((batch, channels, steps))
-    for l in range(steps):
-        dt, x = step[:, :, l, None], u[:, :, l, None]
-        h = np.exp(dt * A) * h + dt * _at(B, l) * x
+    for l, h in enumerate(_states(step, u, A, B, first)):
         y[:, :, l] = (h * _at(C, l)).sum(-1)
     if D is not None:
         y += np.asarray(D, np.float64)[:, None] * u
@@ -80,6 +92,101 @@ def _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_sta
         result[s], last[k] = selective_scan(u[s], delta[s], A, *here, D, None if z is None else np.asarray(z)[s], delta_bias,
                                             delta_softplus, True, initial_state=h0)  # fmt: skip
     return (result, last) if return_last_state else result
+
+
+class SelectiveScanGrads(NamedTuple):
+    du: NDArray
+    ddelta: NDArray
+    dA: NDArray
+    dB: NDArray
+    dC: NDArray
+    dD: NDArray | None
+    dz: NDArray | None
+    ddelta_bias: NDArray | None
+    dinitial_state: NDArray | None
+
+
+def selective_scan_vjp(dout: ArrayLike, u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike,
+                       D: ArrayLike | None = None, z: ArrayLike | None = None, delta_bias: ArrayLike | None = None,
+                       delta_softplus: bool = False, *, initial_state: ArrayLike | None = None,
+                       cu_seqlens: ArrayLike | None = None, dlast_state: ArrayLike | None = None) -> SelectiveScanGrads:  # fmt: skip
+    given = (dout, u, delta, A, B, C, D, z, delta_bias, initial_state, dlast_state)
+    arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in given]
+    if cu_seqlens is not None:
+        return _packed_vjp(arrays, delta_softplus, cu_seqlens)
+    if arrays[1].ndim == 3:
+        return _batched_vjp(arrays, delta_softplus)
+    of_a_batch = [np.ndim(a) > 1 for a in arrays]
+    of_a_batch[3:6] = False, np.ndim(arrays[4]) == 3, np.ndim(arrays[5]) == 3  # A, B, C: (D, N) is everybody's
+    grads = _batched_vjp([a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)], delta_softplus)
+    return SelectiveScanGrads(*(d[0] if b else d for d, b in zip(grads, of_a_batch[1:-1], strict=True)))
+
+
+def _batched_vjp(arrays, delta_softplus):
+    dout, u, delta, A, B, C, D, z, delta_bias, initial_state, dlast_state = arrays
+    batch, channels, steps = u.shape
+    B_rows, C_rows = _rows(B, channels, True), _rows(C, channels, True)
+    biased = delta if delta_bias is None else delta + delta_bias[:, None]
+    step = _softplus(biased) if delta_softplus else biased
+    zero = np.zeros((batch, channels, A.shape[1]))
+    h = [zero if initial_state is None else initial_state]  # h[l] before step l, h[l + 1] after it
+    h.extend(_states(step, u, A, B_rows, h[0]))
+
+    dy, dz, du, dD = dout, None, np.zeros(u.shape), None
+    if z is not None:
+        y = np.zeros(u.shape) if D is None else D[:, None] * u
+        for l in range(steps):
+            y[:, :, l] += (h[l + 1] * _at(C_rows, l)).sum(-1)
+        s = _sigmoid(z)
+        dy, dz = dout * _silu(z), dout * y * s * (1 + z * (1 - s))
+    if D is not None:
+        du, dD = D[:, None] * dy, (dy * u).sum((0, 2))
+
+    dh = zero if dlast_state is None else zero + dlast_state
+    dstep, dA = np.empty(u.shape), np.zeros(A.shape)
+    dB, dC = (np.empty((steps, *zero.shape)) for _ in "BC")
+    for l in reversed(range(steps)):
+        dt, x, dy_l = (a[:, :, l, None] for a in (step, u, dy))
+        decay, b = np.exp(dt * A), _at(B_rows, l)
+        dh = _at(C_rows, l) * dy_l + dh
+        dC[l] = dy_l * h[l + 1]
+        ddecay = dh * h[l]
+        dstep[:, :, l] = (ddecay * decay * A).sum(-1) + (dh * b * x).sum(-1)
+        dA += (ddecay * decay * dt).sum(0)
+        dB[l] = dh * dt * x
+        du[:, :, l] += (dh * b * dt).sum(-1)
+        dh = decay * dh
+
+    ddelta = dstep * _sigmoid(biased) if delta_softplus else dstep
+    return SelectiveScanGrads(du, ddelta, dA, _shared(dB, B), _shared(dC, C), dD, dz,
+                              None if delta_bias is None else ddelta.sum((0, 2)),
+                              None if initial_state is None else dh)  # fmt: skip
+
+
+def _shared(gradient, coefficient):
+    """The gradient (L, batch, D, N) of `_rows` of a batched B or C in that one's shape: the sum over all who share an entry."""
+    if coefficient.ndim == 2:
+        return gradient.sum((0, 1))
+    steps, batch, channels, states = gradient.shape
+    groups = coefficient.shape[1] if coefficient.ndim == 4 else 1
+    each = np.moveaxis(gradient, 0, -1).reshape(batch, groups, channels // groups, states, steps)
+    return each.sum(2).reshape(coefficient.shape)
+
+
+def _packed_vjp(arrays, delta_softplus, cu_seqlens):
+    """Every sequence by itself; what they share gathers the sum."""
+    total = SelectiveScanGrads(*(None if a is None else np.zeros(a.shape) for a in arrays[1:-1]))
+    _, u, _, _, B, C, *_ = arrays
+    for k, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):
+        piece, all_of_it, state = np.s_[..., start:stop], np.s_[...], np.s_[k : k + 1] if u.ndim == 3 else np.s_[k]
+        b, c = (all_of_it if a.ndim == 2 else piece for a in (B, C))
+        where = (piece, piece, piece, all_of_it, b, c, all_of_it, piece, all_of_it, state, state)
+        *here, h0, dlast = (None if a is None else a[w] for a, w in zip(arrays, where, strict=True))
+        grads = selective_scan_vjp(*here, delta_softplus, initial_state=h0, dlast_state=dlast)
+        for whole, w, part in zip(total, where[1:-1], grads, strict=True):
+            if whole is not None:
+                whole[w] += part
+    return total
 
 
 def selective_state_update(state: NDArray, x: ArrayLike, dt: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike,
@@ -116,3 +223,43 @@ def transition_product(preactivation: ArrayLike, A: ArrayLike, *,
     for mask in itertools.product([False, True], repeat=delta.shape[-1]):
         total = np.logaddexp(total, delta[..., list(mask)].sum(-1))
     return np.exp(A * total[..., None])
+
+
+class ChunkSummary(NamedTuple):
+    P: NDArray
+    q: NDArray
+
+
+def chunk_summary(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, delta_bias: ArrayLike | None = None,
+                  delta_softplus: bool = False) -> ChunkSummary:  # fmt: skip
+    zero, one = np.zeros(np.shape(A)), np.ones((*np.shape(u)[:-1], np.shape(A)[1]))
+    last = [selective_scan(x, delta, A, B, zero, None, None, delta_bias, delta_softplus, True, initial_state=h)[1]
+            for x, h in ((np.zeros(np.shape(u)), one), (u, None))]  # fmt: skip
+    return ChunkSummary(*last)
+
+
+def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> ChunkSummary:
+    (P1, q1), (P2, q2) = ([np.asarray(a, np.float64) for a in pair] for pair in (first, second))
+    return ChunkSummary(P2 * P1, P2 * q1 + q2)
+
+
+def scan_attention(delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, delta_bias: ArrayLike | None = None,
+                   delta_softplus: bool = False, *, rows: ArrayLike | None = None) -> NDArray:  # fmt: skip
+    delta, A = np.asarray(delta, np.float64), np.asarray(A, np.float64)
+    batched = delta.ndim == 3
+    if not batched:
+        delta = delta[None]
+    batch, channels, steps = delta.shape
+    B, C = _rows(B, channels, batched), _rows(C, channels, batched)
+    step = delta if delta_bias is None else delta + np.asarray(delta_bias, np.float64)[:, None]
+    if delta_softplus:
+        step = _softplus(step)
+    rows = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
+    attention = np.zeros((batch, channels, len(rows), steps))
+    for i, l in enumerate(rows):
+        w = np.broadcast_to(_at(C, l), (batch, channels, A.shape[1]))  # C[l] times the transitions after j
+        for j in range(l, -1, -1):
+            dt = step[:, :, j, None]
+            attention[:, :, i, j] = (w * dt * _at(B, j)).sum(-1)
+            w = w * np.exp(dt * A)
+    return attention if batched else attention[0]
