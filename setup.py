@@ -100,6 +100,7 @@ def extensions() -> list[Extension]:
     built = [("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
     found = [
         extension("fastderiv._core.cpu", SRC / "_core" / "cpu.pyx", [], built),
+        extension("fastderiv._core.plain", SRC / "_core" / "plain.pyx", [], []),
         extension("fastderiv._core.threads", SRC / "_core" / "threads.pyx", [], []),
     ]
     for room, reals in KERNELS.items():

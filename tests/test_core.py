@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from awkward import layouts, overlapping_views, same_bits
 from fastderiv._core import arrays, maths
+from fastderiv._core.plain import plain
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
 ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.1), "silu": (3.3, 2.6), "softplus": (3.0, 2.5)}
@@ -129,6 +130,30 @@ def test_other_dtypes_are_type_errors(bad):
 def test_overlap_is_told_from_interleaving():
     for a, b, shared in overlapping_views():
         assert arrays.overlap(a, b) == shared
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_plain_arrays_are_those_that_need_no_conversion(dtype):
+    target = np.zeros((2, 3), dtype)
+    for label, array in layouts(np.arange(6, dtype=dtype).reshape(2, 3)):
+        assert plain(target, (array,), (array, None)) == (label not in ("misaligned", "byte-swapped")), label
+        assert plain(array, (), ()) == (label not in ("read-only", "misaligned", "byte-swapped")), label
+    other = np.float64 if dtype == np.float32 else np.float32
+    for odd in target.astype(other), target.astype(int), target.view(np.recarray), target.tolist(), None, 1.0:
+        assert not plain(target, (odd,), ())
+        assert not plain(target, (), (odd,)) or odd is None
+        assert not plain(odd, (target,), ()) or getattr(odd, "dtype", None) == other
+    assert not plain(target.astype(int), (target.astype(int),), ())
+
+
+def test_plain_arrays_share_no_memory():
+    for a, b, shared in overlapping_views():
+        assert not (shared and plain(a, (b,), ())) and not (shared and plain(b, (), (a,)))
+    base = np.zeros((6, 8))
+    for a, b in (base[:3], base[3:]), (base[3:][::-1], base[:3, ::-1]), (base[0, :4], base[0, 4:]), (base[1], base[1, 3:3]):
+        assert plain(a, (b,), ()) and plain(b, (), (a,))
+    assert not plain(base[::-1], (base[0],), ()) and not plain(base[0], (base[::-1],), ())
+    assert not plain(base[:, :4], (base[:, 4:],), ())  # interleaved: left to the exact test
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.array(3)])

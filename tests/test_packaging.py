@@ -107,6 +107,7 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     wanted = {
         "py.typed",
         "_core/cpu.pyi",
+        "_core/plain.pyi",
         "_core/threads.pyi",
         "_cli/demo.py",
         "data/README.md",

@@ -135,11 +135,12 @@ def test_chunks_equal_the_whole_bitwise(dtype):
 
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("groups", ["time", 3])
-def test_steps_equal_the_scan_bitwise(dtype, groups):
-    p = problem(3, 18, 7, 40, dtype, B=groups, C=groups)
+@pytest.mark.parametrize("channels, states", [(18, n) for n in (0, 1, 3, 7, 8, 9, 15, 16, 17, 33)] + [(3, 16), (300, 5), (300, 16)])
+def test_steps_equal_the_scan_bitwise(dtype, groups, channels, states):
+    p = problem(3, channels, states, 12, dtype, B=groups, C=groups)
     y, h = fd.selective_scan(**p, return_last_state=True)
     state = p["initial_state"].copy()
-    for t in range(40):
+    for t in range(12):
         x, dt, B, C, z = (p[k][..., t] for k in ("u", "delta", "B", "C", "z"))
         step = fd.selective_state_update(state, x, dt, p["A"], B, C, p["D"], z, p["delta_bias"], True)
         assert same_bits(step, np.ascontiguousarray(y[..., t]))
@@ -186,6 +187,9 @@ for dtype in np.float32, np.float64:
         p = problem(2, 37, 9, 300, dtype, B=B)
         p["delta"][0, 5] *= 40
         y, h = fd.selective_scan(**p, return_last_state=True)
+        print(hashlib.sha256(y.tobytes() + h.tobytes()).hexdigest(), float(np.abs(y).sum()))
+        x, dt, B, C, z = (p[k][..., 0] for k in ("u", "delta", "C", "C", "z"))
+        y = fd.selective_state_update(h, x, dt, p["A"], B, C, p["D"], z, p["delta_bias"], True)
         print(hashlib.sha256(y.tobytes() + h.tobytes()).hexdigest(), float(np.abs(y).sum()))
 """
 
@@ -415,6 +419,92 @@ def test_step_equals_reference_in_any_layout_of_the_state(dtype, unbatched):
             continue
         y = fd.selective_state_update(view, **p)
         assert error(y, y0) < TOLERANCE[dtype] and error(view.astype(dtype), expected) < TOLERANCE[dtype], label
+
+
+def scan_of_one_step(state, p):
+    """What a step gives, by the scan: y and the new state."""
+    x, dt, B, C, z = (None if p[k] is None else np.asarray(p[k])[..., None] for k in ("x", "dt", "B", "C", "z"))
+    y, h = fd.selective_scan(x, dt, p["A"], B, C, p["D"], z, p["dt_bias"], p["dt_softplus"], True, initial_state=state)
+    return np.ascontiguousarray(y[..., 0]), h
+
+
+def step_equals_scan(state, p):
+    y0, h0 = scan_of_one_step(state, p)
+    y = fd.selective_state_update(state, **p)
+    return all(same_bits(a[~np.isnan(a)], b[~np.isnan(b)]) and np.array_equal(np.isnan(a), np.isnan(b)) for a, b in ((y, y0), (state, h0)))
+
+
+@pytest.mark.parametrize("name", ["state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("states", [5, 32])
+def test_layout_changes_no_bit_of_a_step(name, dtype, states):
+    state, p = step_problem(2, 20, states, dtype)
+    y0, h0 = scan_of_one_step(state, p)
+    for label, view in layouts(state if name == "state" else p[name]):
+        if name == "state" and label == "read-only":
+            continue
+        h = view if name == "state" else state.copy()
+        before = snapshot(view)
+        y = fd.selective_state_update(h, **(p if name == "state" else {**p, name: view}))
+        assert same_bits(y, y0) and same_bits(np.ascontiguousarray(h, dtype), h0), label
+        assert name == "state" or snapshot(view) == before
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("without", ["D", "z", "dt_bias", "dt_softplus"])
+def test_every_option_of_a_step_can_be_left_out(dtype, without):
+    state, p = step_problem(2, 150, 16, dtype)
+    p["x"][0, 0], p["B"], p["C"] = np.inf, np.abs(p["B"]), np.abs(p["C"])  # no 0·inf where D is left out
+    assert step_equals_scan(state, {**p, without: False if without == "dt_softplus" else None})
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("states", [3, 16, 33])
+@pytest.mark.parametrize("name", ["state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
+def test_step_treats_extremes_as_the_scan_does(dtype, states, name):
+    top = np.finfo(dtype).max
+    for bad in np.nan, np.inf, -np.inf, 0.6 * top, -1e5, 0.0:
+        for softplus in True, False:
+            state, p = step_problem(2, 19, states, dtype)
+            p["dt_softplus"] = softplus
+            target = state if name == "state" else p[name]
+            target[(target.shape[0] - 1, *(1,) * (target.ndim - 1))] = bad
+            assert step_equals_scan(state, p), (bad, softplus)
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("states", [3, 16])
+def test_step_is_right_where_only_the_power_of_two_overflows(dtype, states):
+    state, p = step_problem(1, 16, states, dtype)
+    p |= dict(A=np.ones_like(p["A"]), dt=np.full_like(p["dt"], 0.42), dt_bias=None, dt_softplus=False)  # e^0.42 is 2·0.76
+    state[0, 2, 1] = 0.6 * np.finfo(dtype).max
+    p["C"][0, 1] = 0
+    expected = state[0, 2, 1] * np.exp(0.42)
+    assert step_equals_scan(state, p)
+    assert np.isclose(state[0, 2, 1], expected, rtol=1e-6) and np.isfinite(state).all()
+
+
+def test_thread_count_changes_no_bit_of_a_step():
+    state, p = step_problem(64, 700, 16, np.float32)
+    before, results = fd.get_num_threads(), []
+    try:
+        for n in 1, 3:
+            fd.set_num_threads(n)
+            h = state.copy()
+            results.append((fd.selective_state_update(h, **p), h))
+    finally:
+        fd.set_num_threads(before)
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_step_of_a_state_interleaved_with_its_argument():
+    state, p = step_problem()
+    both_halves = np.zeros((*state.shape[:2], 2 * state.shape[2]))
+    h, x = both_halves[..., ::2], both_halves[..., 1]
+    h[...], x[...] = state, p["x"]
+    y0, h0 = scan_of_one_step(state, p)
+    assert same_bits(fd.selective_state_update(h, **{**p, "x": x}), y0) and same_bits(np.ascontiguousarray(h), h0)
+    assert same_bits(np.ascontiguousarray(x), p["x"])
 
 
 def test_step_works_in_the_dtype_of_the_state():

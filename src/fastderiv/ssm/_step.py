@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, expect
 from .._core.dispatch import kernels
+from .._core.plain import plain
 from ._scan import check_parameters
 
 _kernels = kernels("ssm")
@@ -74,63 +75,58 @@ def selective_state_update(
     [0.5]
     [0.25]
     """
+    required, optional = (x, dt, A, B, C), (D, z, dt_bias)
+    h: NDArray = state
+    arrays: tuple[Any, ...] = (*required, *optional)
+    if not plain(state, required, optional):
+        h, arrays = _converted(state, arrays)
+    _check_shapes(state.shape, *arrays)
+    dtype = F32 if h.itemsize == 4 else F64
+    out = np.empty(state.shape[:-1], dtype)
+    _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)
+    copy_back(h, state)
+    return out
+
+
+def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, tuple[Any, ...]]:
+    """The state and the arguments as arrays of one dtype, whatever they were."""
     if not isinstance(state, np.ndarray):
         raise TypeError(f"state is a {type(state).__name__}; expected a NumPy array, which is updated in place")
     if state.dtype.kind != "f" or state.dtype.itemsize not in (4, 8):
         raise TypeError(f"state has dtype {state.dtype}; expected float32 or float64")
     if not state.flags.writeable:
         raise ValueError("state is read-only; it is updated in place")
-    if state.ndim not in (2, 3):
-        raise ValueError(f"state has shape {state.shape}; expected (batch, D, N) or (D, N)")
     dtype = F32 if state.dtype.itemsize == 4 else F64
-    given = as_arrays(_STEP, (x, dt, A, B, C, D, z, dt_bias), optional=_STEP[5:])
+    given = as_arrays(_STEP, arguments, optional=_STEP[5:])
     check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
-    arrays: list[Any] = [None if a is None else as_dtype(a, dtype) for a in given]
-    arrays = _checked_step(state.shape, *arrays)
-
-    out = np.empty(state.shape[:-1], dtype)
-    h = as_dtype(state, dtype)
-    _step(h, out, bool(dt_softplus), *arrays)
-    copy_back(h, state)
-    return out
+    return as_dtype(state, dtype), tuple(None if a is None else as_dtype(a, dtype) for a in given)
 
 
-def _checked_step(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
-                  D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> list[Any]:  # fmt: skip
-    """The same arrays, B and C as (batch, G, N, 1)."""
+def _check_shapes(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
+                  D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> None:  # fmt: skip
+    if len(shape) not in (2, 3):
+        raise ValueError(f"state has shape {shape}; expected (batch, D, N) or (D, N)")
     for name, array in ("x", x), ("dt", dt), ("z", z):
         if array is not None:
             expect(name, array, shape[:-1], "(batch, D)" if len(shape) == 3 else "(D,)")
     if check_parameters(A, shape[-2], D=D, dt_bias=dt_bias) != shape[-1]:
         raise ValueError(f"A has shape {A.shape}; expected (D, N) = {shape[-2:]}")
-    B, C = _check_step_coefficient("B", B, shape), _check_step_coefficient("C", C, shape)
-    return [x, dt, A, B, C, D, z, dt_bias]
+    _check_coefficient("B", B, shape)
+    _check_coefficient("C", C, shape)
 
 
-def _step(h: NDArray, y: NDArray, softplus: bool, x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,
-          D: NDArray | None, z: NDArray | None, dt_bias: NDArray | None) -> None:  # fmt: skip
-    """A scan of one step; h in and out."""
-    x, dt, y = x[..., None], dt[..., None], y[..., None]
-    z = None if z is None else z[..., None]
-    if h.ndim == 2:
-        h, x, dt, y = h[None], x[None], dt[None], y[None]
-        z = None if z is None else z[None]
-    _kernels[h.dtype].scan(x, dt, A, B, C, D, z, dt_bias, softplus, h, h, None, y, False)
-
-
-def _check_step_coefficient(name: str, a: NDArray, shape: tuple[int, ...]) -> NDArray:
-    """B or C of one step as (batch, G, N, 1)."""
-    *batch, channels, states = shape
-    lead = len(batch)
+def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...]) -> None:
+    """B or C of one step: (batch, N) or (batch, G, N)."""
+    batch, (channels, states) = shape[:-2], shape[-2:]
     if a.shape == (*batch, states):
-        return (a[:, None] if batch else a[None, None])[..., None]
-    if a.ndim == lead + 2 and a.shape[:lead] == tuple(batch) and a.shape[-1] == states:
-        groups = a.shape[lead]
+        return
+    if a.ndim == len(shape) and a.shape[:-2] == batch and a.shape[-1] == states:
+        groups = a.shape[-2]
         if groups and channels % groups == 0:
-            return (a if batch else a[None])[..., None]
+            return
     first = "(batch, N)" if batch else "(N,)"
     at = ", ".join(map(str, (*batch, "G", states)))
     raise ValueError(
-        f"{name} has shape {a.shape}; expected {first} = {(*batch, states)} or ({'batch, ' * lead}G, N) = ({at}) "
+        f"{name} has shape {a.shape}; expected {first} = {(*batch, states)} or ({'batch, ' * len(batch)}G, N) = ({at}) "
         f"with G dividing D = {channels}"
     )

@@ -1,0 +1,3 @@
+"""Types of `plain.pyx`."""
+
+def plain(target: object, required: tuple[object, ...], optional: tuple[object, ...]) -> bool: ...

@@ -1,0 +1,53 @@
+"""Whether arrays are as kernels want them: what nearly every call brings, told at once, in place of many small questions."""
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+
+def plain(target, tuple required, tuple optional):
+    """Whether `target` is a float32 or float64 array that a kernel can write to, and all others are arrays of the same dtype
+    that it can read and whose memory does not reach into that of `target`; those that are `optional` may be None.
+
+    False says that something may have to be converted, or may be wrong: `arrays` has the conversions and the errors.
+    """
+    cdef cnp.npy_uintp start, end
+    if not cnp.PyArray_CheckExact(target) or not cnp.PyArray_ISBEHAVED(target):
+        return False
+    if cnp.PyArray_TYPE(target) not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64):
+        return False
+    extent(target, &start, &end)
+    for array in required:
+        if not readable(array, target, start, end):
+            return False
+    for array in optional:
+        if array is not None and not readable(array, target, start, end):
+            return False
+    return True
+
+
+cdef bint readable(array, cnp.ndarray target, cnp.npy_uintp start, cnp.npy_uintp end):
+    """Whether `array` has the dtype of `target` and lies outside [start, end)."""
+    cdef cnp.npy_uintp first, last
+    if not cnp.PyArray_CheckExact(array) or not cnp.PyArray_ISBEHAVED_RO(array):
+        return False
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(target):
+        return False
+    extent(array, &first, &last)
+    return last <= start or end <= first
+
+
+cdef void extent(cnp.ndarray a, cnp.npy_uintp *start, cnp.npy_uintp *end):
+    """The bytes from the first to behind the last element; none of an empty array."""
+    cdef int axis
+    cdef cnp.npy_intp reach
+    start[0] = end[0] = <cnp.npy_uintp>cnp.PyArray_DATA(a)
+    if cnp.PyArray_SIZE(a) == 0:
+        return
+    end[0] += cnp.PyArray_ITEMSIZE(a)
+    for axis in range(cnp.PyArray_NDIM(a)):
+        reach = (cnp.PyArray_DIM(a, axis) - 1) * cnp.PyArray_STRIDE(a, axis)
+        if reach < 0:
+            start[0] += reach
+        else:
+            end[0] += reach
