@@ -40,6 +40,14 @@ not_a_tuple: Floats = fd.selective_scan(u, u, A, A, A, return_last_state=True)  
 print(fd.selective_state_update(h, u[:, 0], u[:, 1], A, [1, 2], [1.0, 2.0], dt_softplus=True).shape)
 print(fd.transition_product(u, A).shape, fd.transition_product([[0.5, 1]], [[-1]], method="subsets").mean())
 fd.transition_product(u, A, method="sum")  # type: ignore[arg-type]
+layer = fd.S6(-np.eye(3), np.zeros(3), A, [[1, 2, 3], [4, 5, 6]], W_C=np.ones((2, 3)))
+print(layer(u.T).shape, layer(u.T, h).shape, layer(u.T.tolist(), initial_state=[[0, 0]] * 3, return_last_state=False).shape)
+y, h = layer(u.T, h, True)
+y, h = layer(u.T, return_last_state=True)
+result = layer(u.T, return_last_state=flag)
+print(layer.step_sizes(u.T).shape, layer.attention(u.T).shape, layer.transition_product(u.T, 2, None, method="subsets").shape)
+s6_grads: fd.S6Grads = layer.vjp(y, u.T, h, dlast_state=h)
+print(s6_grads.dx.shape, layer.A.dtype, layer.W_delta is layer.W_B, s6_grads.dinitial_state is None)
 
 # subsets
 x = [0.5, -1.0, 2.0]

@@ -6,7 +6,8 @@ How data flows::
                     shapes, dtypes,        nogil, fused, no temporaries;
                     every error            tasks shared out by _core.threads
 
-    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, transition_product
+    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update,
+                transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
     reference/  the same names in plain NumPy: the oracle
@@ -18,12 +19,22 @@ __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
-from .ssm import SelectiveScanGrads, selective_scan, selective_scan_vjp, selective_state_update, transition_product
+from .ssm import (
+    S6,
+    S6Grads,
+    SelectiveScanGrads,
+    selective_scan,
+    selective_scan_vjp,
+    selective_state_update,
+    transition_product,
+)
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "S6",
     "ExponentialSum",
     "RootResults",
+    "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "find_x1",

@@ -1,8 +1,17 @@
 """The selective scan: whole sequences, single steps, and the product of its transitions."""
 
+from ._s6 import S6, S6Grads
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
-__all__ = ["SelectiveScanGrads", "selective_scan", "selective_scan_vjp", "selective_state_update", "transition_product"]
+__all__ = [
+    "S6",
+    "S6Grads",
+    "SelectiveScanGrads",
+    "selective_scan",
+    "selective_scan_vjp",
+    "selective_state_update",
+    "transition_product",
+]
