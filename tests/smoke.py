@@ -26,6 +26,12 @@ def update():
     return y, state
 
 
+def gradients(dtype=np.float64):
+    dout, z, state, D = (a.astype(dtype) for a in (u[::-1], u, A, x[:3]))
+    rest = dict(D=D, z=z, delta_bias=D, delta_softplus=True, initial_state=state, dlast_state=state)
+    return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
+
+
 def root():
     grid = np.linspace(-9, 9, 181)
     margin = net.margin(np.column_stack([grid, np.full(181, 0.3)]))
@@ -45,6 +51,8 @@ CALLS = {
             *(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True
         ),
     ),
+    "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
+    "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
     "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
     "S6": lambda: [

@@ -444,13 +444,13 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 # ---- the adjoint --------------------------------------------------------------------------------------------------
-# A task takes the channels of a few logical groups, one group after the other, through a range of segments: forward once,
-# keeping the state before every RB steps, then back, replaying RB steps at a time with all that the way back needs of them.
+# A task takes channels, a few logical groups at a time, through a range of segments: forward once, keeping the state before
+# every block, then back, replaying one block at a time with all that the way back needs of it.
 
 cdef enum:
-    RB = 32                             # steps between two checkpoints
-    RTILE = RB * VL + 7 * GL            # an odd number of cache lines too
-    KEPT = 3 * RTILE                    # scale, rest and the state before of one state's steps
+    AHEAD = 7
+    GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
+    KEPT = 3 * TILE                    # scale, rest and the state before of one state's steps
     STRIP = 2 * VL * VL                 # its terms of dB and dC, VL steps of them
 
 cdef struct Adjoint:
@@ -470,7 +470,7 @@ cdef struct Back:                       # what the way back adds to a Vector, in
     real *g                             # [N, lane]: Ā·h̄ of the step after
     real *sums                          # [rows, lane]
     real *low                           # [rows, lane]: what rounding took from them
-    real *terms                         # [2 N, RB]: the lanes' sums of dB and dC of the block
+    real *terms                         # [2 N, TB]: the lanes' sums of dB and dC of the block
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
@@ -485,8 +485,8 @@ cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bi
     cdef vf scale = vratio_safe(d, r.a, &rest) if safe else vratio_any(d, r.a, &rest)
     cdef vf g = scale * r.h
     vstore(r.kept + t * VL, scale)
-    vstore(r.kept + RTILE + t * VL, rest)
-    vstore(r.kept + 2 * RTILE + t * VL, r.h)
+    vstore(r.kept + TILE + t * VL, rest)
+    vstore(r.kept + 2 * TILE + t * VL, r.h)
     r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
 
 
@@ -507,8 +507,8 @@ cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx,
         vstore(r.strip + k * VL, g * x)
     dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
     g = g * vload(r.kept + t * VL)
-    r.g = vfma(vload(r.kept + RTILE + t * VL), g, g)
-    r.h = vload(r.kept + 2 * RTILE + t * VL)
+    r.g = vfma(vload(r.kept + TILE + t * VL), g, g)
+    r.h = vload(r.kept + 2 * TILE + t * VL)
     q = r.g * r.h
     dd[0] = vfma(q, r.a, dd[0])
     r.dA = vfma(q, d, r.dA)
@@ -596,9 +596,9 @@ cdef inline void back(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *
             t -= 1
         sum_strip(r0.strip, terms + first, cb, cc)
         if rows == 4:
-            sum_strip(r1.strip, terms + 2 * RB + first, cb, cc)
-            sum_strip(r2.strip, terms + 4 * RB + first, cb, cc)
-            sum_strip(r3.strip, terms + 6 * RB + first, cb, cc)
+            sum_strip(r1.strip, terms + 2 * TB + first, cb, cc)
+            sum_strip(r2.strip, terms + 4 * TB + first, cb, cc)
+            sum_strip(r3.strip, terms + 6 * TB + first, cb, cc)
         first -= VL
 
 
@@ -606,7 +606,7 @@ cdef inline void sum_strip(const real *strip, real *terms, const bint cb, const 
     if not cb:
         vrowsums(strip, terms)
     if not cc:
-        vrowsums(strip + VL * VL, terms + RB)
+        vrowsums(strip + VL * VL, terms + TB)
 
 
 cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
@@ -625,7 +625,7 @@ cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix
             replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
         elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
             break
-    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * RB, rows, gate, cb, cc)
+    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * TB, rows, gate, cb, cc)
     end_row(&r0, n, N, k, cb, cc)
     if rows == 4:
         end_row(&r1, n + 1, N, k, cb, cc)
@@ -673,12 +673,10 @@ cdef inline bint prepare(Tiles *w, Vector *v, ix T, Ahead *ahead, const bint sof
     """IN dt = delta, u, dy = dout, dz = z; OUT every tile.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), skip = vload(v.D), top = vset1(0), odd = vset1(0)
     cdef vf d, x, g, s, slope
-    cdef ix t
+    cdef ix t, i
     for t in range(T):
-        prefetch(ahead, t)
-        prefetch(ahead + 1, t)
-        prefetch(ahead + 2, t)
-        prefetch(ahead + 3, t)
+        for i in range(AHEAD):
+            prefetch(ahead + i, t)
         d = vload(w.dt + t * VL) + bias
         if softplus:
             d = vsoftplus_slope(d, &slope)
@@ -723,20 +721,22 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
     store_tile(tile, VL, s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T)
 
 
-cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, ix start, const real *B, ix ldb,
-                        const real *C, ix ldc, real *tiles) noexcept nogil:
-    """One vector of channels through steps t … t+T−1 from state h, and back."""
+cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
+                        const real *B, ix ldb, const real *C, ix ldc, real *tiles) noexcept nogil:
+    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`."""
     cdef Scan *s = &j.s
     cdef Tiles w
-    cdef Ahead ahead[4]
+    cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
-    cdef ix before = t - RB if t - RB >= start else t
-    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + RTILE, tiles + 2 * RTILE, tiles + 3 * RTILE, tiles + 4 * RTILE
-    w.dz, w.y, w.dx, w.dd = tiles + 5 * RTILE, tiles + 6 * RTILE, tiles + 7 * RTILE, tiles + 8 * RTILE
-    look_ahead(ahead, &s.delta, batch, v, before)
-    look_ahead(ahead + 1, &s.u, batch, v, before)
-    look_ahead(ahead + 2, &j.dout, batch, v, before)
-    look_ahead(ahead + 3, &s.z if gate else &s.u, batch, v, before)
+    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + TILE, tiles + 2 * TILE, tiles + 3 * TILE, tiles + 4 * TILE
+    w.dz, w.y, w.dx, w.dd = tiles + 5 * TILE, tiles + 6 * TILE, tiles + 7 * TILE, tiles + 8 * TILE
+    look_ahead(ahead, &s.delta, batch, next, then)
+    look_ahead(ahead + 1, &s.u, batch, next, then)
+    look_ahead(ahead + 2, &j.dout, batch, next, then)
+    look_ahead(ahead + 3, &s.z if gate else &s.u, batch, next, then)
+    look_ahead(ahead + 4, &j.du, batch, v, t)           # to be written at the end of this block
+    look_ahead(ahead + 5, &j.ddelta, batch, v, t)
+    look_ahead(ahead + 6, &j.dz if gate else &j.du, batch, v, t)
     load_signal(&s.delta, batch, v, t, T, w.dt)
     load_signal(&s.u, batch, v, t, T, w.u)
     load_signal(&j.dout, batch, v, t, T, w.dy)
@@ -752,7 +752,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
         safe = prepare(&w, v, T, ahead, False, False)
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w.y, 0, T * VL * sizeof(real))
-    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * RTILE, safe and all_finite(h, s.states), gate,
+    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * TILE, safe and all_finite(h, s.states), gate,
                    s.B.constant, s.C.constant)
     finish(&w, v, k, j.rows, T, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w.dx)
@@ -789,20 +789,41 @@ cdef real *target(Adjoint *j, Coefficient *c, real *more, ix i, ix batch, ix cha
     return c.p + (batch * (j.s.channels // c.channels) + group) * j.s.states * j.s.steps
 
 
+cdef inline vf group_terms(const Back *k, ix vectors, ix at) noexcept nogil:
+    """The sum over the vectors of a logical group, adjacent pairs first."""
+    cdef vf sums[NS]
+    cdef ix i, m = NS
+    for i in range(NS):
+        sums[i] = vload(k[i].terms + at) if i < vectors else vset1(0)
+    while m > 1:
+        m //= 2
+        for i in range(m):
+            sums[i] = sums[2 * i] + sums[2 * i + 1]
+    return sums[0]
+
+
 cdef void add_terms(const Back *k, ix vectors, ix which, ix N, ix T, real *to, ix L) noexcept nogil:
-    """to[n, t] += the terms of all vectors of a logical group, adjacent pairs first; which: 0 for dB, 1 for dC."""
-    cdef real sums[NS]
-    cdef ix n, t, i, m
+    """to[n, t] += the terms of all vectors, logical group by group; which: 0 for dB, 1 for dC."""
+    cdef real last[VL]
+    cdef real *p
+    cdef vf sum
+    cdef ix n, t, first, m
     for n in range(N):
-        for t in range(T):
-            for i in range(NS):
-                sums[i] = k[i].terms[(2 * n + which) * RB + t] if i < vectors else 0
-            m = NS
-            while m > 1:
-                m //= 2
-                for i in range(m):
-                    sums[i] = sums[2 * i] + sums[2 * i + 1]
-            to[n * L + t] += sums[0]
+        t = 0
+        while t < T:
+            p = to + n * L + t
+            if t + VL > T:
+                copy(p, 1, last, 1, T - t)
+                p = last
+            sum = vload(p)
+            first = 0
+            while first < vectors:
+                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * TB + t)
+                first += NS
+            vstore(p, sum)
+            if t + VL > T:
+                copy(last, 1, to + n * L + t, 1, T - t)
+            t += VL
 
 
 cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
@@ -811,6 +832,7 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     cdef Scan *s = &j.s
     cdef Scan forward = j.s
     cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m
+    cdef bint last
     cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
     cdef const real *B
     cdef const real *C
@@ -827,7 +849,7 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     while t < stop:
         if interrupted(worker):
             return False
-        T = min(<ix>RB, stop - t)
+        T = min(<ix>TB, stop - t)
         for m in range(vectors):
             memcpy(k[m].checkpoints + block * N * VL, v[m].h, N * VL * sizeof(real))
         if t + T < stop:
@@ -841,12 +863,14 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         if interrupted(worker):
             return False
         block -= 1
-        t = start + block * RB
-        T = min(<ix>RB, stop - t)
+        t = start + block * TB
+        T = min(<ix>TB, stop - t)
         B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
         C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
         for m in range(vectors):
-            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, start, B, ldb, C, ldc, tiles)
+            last = m == vectors - 1
+            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, tiles)
         if not s.B.constant:
             add_terms(k, vectors, 0, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
         if not s.C.constant:
@@ -866,7 +890,7 @@ cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexce
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * RB + 4 * GL
+    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * TB + 4 * GL
 
 
 cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
@@ -892,16 +916,16 @@ cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
 cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Adjoint *j = <Adjoint *>args
     cdef Scan *s = &j.s
-    cdef Vector v[NS]
-    cdef Back k[NS]
+    cdef Vector v[GROUPS * NS]
+    cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
-    cdef real *gathered = tiles + 9 * RTILE + 4 * KEPT + 4 * STRIP
+    cdef real *gathered = tiles + 9 * TILE + 4 * KEPT + 4 * STRIP
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
     cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
         vectors = set_up_chunk(s, chunk, v, own)
         for m in range(vectors):
-            set_up_back(j, &k[m], own + NS * vector_size(s.states) + m * back_size(j))
+            set_up_back(j, &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
         for segment in range(range_start(j, r), range_start(j, r + 1)):
             if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
                 return
@@ -1059,13 +1083,12 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
         longest = 0
         for i in range(s.segments):
             longest = max(longest, s.starts[i + 1] - s.starts[i])
-    j.blocks = (longest + RB - 1) // RB
-    s.block = RB
-    set_chunks(s, NS)
+    j.blocks = (longest + TB - 1) // TB
+    s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
     j.ranges = min(s.segments, tasks)
-    j.slices = slices_of(s, (tasks + j.ranges - 1) // j.ranges)
+    set_slices(&j, (tasks + j.ranges - 1) // j.ranges)
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
     more_B = more_C = None
@@ -1075,17 +1098,24 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = 9 * RTILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (RB + GL) + NS * (vector_size(N) + back_size(&j))
+    scratch = 9 * TILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
     return sums
 
 
-cdef ix slices_of(Scan *s, ix wanted):
+cdef void set_slices(Adjoint *j, ix wanted):
     """Slices of the channels, few enough that what they put aside of dB and dC takes a twelfth of inputs and outputs."""
+    cdef Scan *s = &j.s
     cdef double varying = s.states * ((not s.B.constant) + (not s.C.constant))
-    cdef ix most = min(wanted, s.chunks)
+    cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
         most = min(most, 1 + <ix>(7 * s.channels / (12 * varying)))
-    return (s.chunks + (s.chunks + most - 1) // most - 1) // ((s.chunks + most - 1) // most)
+    set_chunks(s, NS * min(<ix>GROUPS, (s.chunks + most - 1) // most))
+    j.slices = divided(s.chunks, divided(s.chunks, most))
+
+
+cdef ix divided(ix n, ix size) noexcept:
+    """Pieces of `size` that hold n."""
+    return (n + size - 1) // size

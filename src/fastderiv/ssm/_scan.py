@@ -151,14 +151,18 @@ def selective_scan(
 class ScanCall:
     """The checked arguments of one scan or of its adjoint, and their kernels."""
 
+    dout: NDArray | None
+    dlast: NDArray | None
+
     def __init__(
         self,
         arguments: tuple[ArrayLike | None, ...],
         cu_seqlens: ArrayLike | None,
-        adjoints: tuple[ArrayLike | None, ...] = (),
+        adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
     ) -> None:
         self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=_OPTIONAL)
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *self.adjoints = common(self.given)
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
+        self.dout, self.dlast = adjoint or (None, None)
         self.dtype, self.shape = self.u.dtype, self.u.shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
@@ -167,15 +171,16 @@ class ScanCall:
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
             self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
-        if self.first is not None:
-            expect("initial_state", self.first, self.state_shape, meaning)
+        for name, state in ("initial_state", self.first), ("dlast_state", self.dlast):
+            if state is not None:
+                expect(name, state, self.state_shape, meaning)
         self.B = _check_coefficient("B", B, self.shape, states)
         self.C = _check_coefficient("C", C, self.shape, states)
 
     def _check_sequences(self) -> None:
         if len(self.shape) not in (2, 3):
             raise ValueError(f"u has shape {self.shape}; expected (batch, D, L) or (D, L)")
-        for name, array in ("delta", self.delta), ("z", self.z):
+        for name, array in ("delta", self.delta), ("z", self.z), ("dout", self.dout):
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
 

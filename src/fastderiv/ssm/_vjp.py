@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import expect
 from ._scan import ScanCall
 
 
@@ -109,18 +108,13 @@ def selective_scan_vjp(
     array([[0.125, 0.25 , 0.5  , 1.   ]])
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state))
-    dout, dlast = call.adjoints
-    expect("dout", dout, call.shape, "the shape of u")
-    if dlast is not None:
-        expect("dlast_state", dlast, call.state_shape, "the shape of the state")
     du, ddelta = np.empty(call.shape, call.dtype), np.empty(call.shape, call.dtype)
     dz = None if call.z is None else np.empty(call.shape, call.dtype)
     dfirst = None if call.first is None else np.empty(call.state_shape, call.dtype)
     dB, dC = (None if a.ndim == 2 else np.zeros(a.shape, call.dtype) for a in (call.B, call.C))
-    signals = (call.signal(a) for a in (du, ddelta, dz))
-    u_to_first = call.inputs(bool(delta_softplus))
+    results = *(call.signal(a) for a in (du, ddelta, dz)), call.state(dfirst), dB, dC
     sums = call.kernel.adjoint(
-        call.signal(dout), *u_to_first, call.starts, call.state(dlast), *signals, call.state(dfirst), dB, dC
+        call.signal(call.dout), *call.inputs(bool(delta_softplus)), call.starts, call.state(call.dlast), *results
     )
     return _collect(call, sums.sum(axis=0), du, ddelta, dB, dC, dz, dfirst)
 
