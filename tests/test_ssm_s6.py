@@ -14,8 +14,8 @@ from fastderiv import reference
 REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 NAMES = ["W_delta", "b_delta", "A", "W_B", "W_C"]
-SHAPES = [((7,), 4, 3), ((2, 40), 5, 4), ((1,), 1, 1), ((3, 1), 2, 6), ((300,), 17, 16), ((2, 0), 3, 2), ((0, 5), 3, 2), ((4,), 3, 0),
-          ((0,), 0, 0), ((2, 3), 0, 4)]  # fmt: skip
+SHAPES = [((7,), 4, 3), ((2, 40), 5, 4), ((1,), 1, 1), ((3, 1), 2, 6), ((300,), 17, 16), ((2, 0), 3, 2), ((0, 5), 3, 2),
+          ((4,), 3, 0), ((0,), 0, 0), ((2, 3), 0, 4)]  # fmt: skip
 
 
 def weights(channels, states, dtype=np.float64, seed=0):
@@ -246,7 +246,8 @@ def test_nonfinite_stays_in_its_sequence_and_after_its_step():
     layer, x, dy, *_ = problem((3, 20))
     clean, grads = layer(x), layer.vjp(dy, x)
     for bad in np.nan, np.inf, -np.inf:
-        y, dx = layer(np.where(np.arange(60).reshape(3, 20, 1) == 27, bad, x)), layer.vjp(np.where(np.arange(3) == 1, bad, 0)[:, None, None] + dy, x).dx
+        y = layer(np.where(np.arange(60).reshape(3, 20, 1) == 27, bad, x))
+        dx = layer.vjp(np.where(np.arange(3) == 1, bad, 0)[:, None, None] + dy, x).dx
         assert same_bits(y[[0, 2]], clean[[0, 2]]) and same_bits(y[1, :7], clean[1, :7]) and not np.isfinite(y[1, 7]).any()
         assert same_bits(dx[[0, 2]], grads.dx[[0, 2]])
 
@@ -299,7 +300,8 @@ def test_weights_are_checked(change, message):
 
 def test_arguments_are_checked():
     layer, x, dy, h0, _ = problem()
-    for call in layer, layer.step_sizes, layer.attention, lambda x: layer.transition_product(x, 0, 1), lambda x: layer.vjp(dy, x):
+    takes_x = layer, layer.step_sizes, layer.attention, lambda x: layer.transition_product(x, 0, 1), lambda x: layer.vjp(dy, x)
+    for call in takes_x:
         for wrong in np.ones(5), np.ones((2, 40, 4)), np.ones((1, 2, 40, 5)):
             with pytest.raises(ValueError, match=r"x has shape .*; expected \(L, E\) or \(batch, L, E\) with E = 5"):
                 call(wrong)
