@@ -196,9 +196,9 @@ def test_no_steps_leave_the_state():
 
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("argument", ["x", "dy", "initial_state", "dlast_state"])
-@pytest.mark.parametrize("rows", [(60,), (3, 40)])
-def test_layout_changes_no_bit(argument, dtype, rows):
-    layer, x, dy, h0, dlast = problem(rows, 21, 6, dtype)
+@pytest.mark.parametrize(("rows", "states"), [((60,), 1), ((3, 40), 6), ((1,), 6)])  # a single row or column is another product
+def test_layout_changes_no_bit(argument, dtype, rows, states):
+    layer, x, dy, h0, dlast = problem(rows, 21, states, dtype)
     arrays = dict(x=x, dy=dy, initial_state=h0, dlast_state=dlast)
     before = snapshot(*arrays.values())
 
