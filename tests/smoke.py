@@ -54,6 +54,10 @@ CALLS = {
     "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
     "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
+    "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
+    "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
+    "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
+    "scan_attention": lambda: [fd.scan_attention(u, A, B, B, delta_softplus=True), fd.scan_attention(u, A, B, A, rows=[-1, 3])],
     "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
     "S6": lambda: [
         *layer(u.T, return_last_state=True), layer.step_sizes(u.T), layer.attention(u.T),

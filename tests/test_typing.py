@@ -44,6 +44,10 @@ print(grads.du.shape, grads.dB.T, None if grads.dD is None else grads.dD.shape)
 print(fd.selective_state_update(h, u[:, 0], u[:, 1], A, [1, 2], [1.0, 2.0], dt_softplus=True).shape)
 print(fd.transition_product(u, A).shape, fd.transition_product([[0.5, 1]], [[-1]], method="subsets").mean())
 fd.transition_product(u, A, method="sum")  # type: ignore[arg-type]
+summary: fd.ChunkSummary = fd.chunk_summary(u, u, A, A, delta_softplus=True)
+summary = fd.combine_summaries(fd.combine_summaries(summary, (A, A)), (A.tolist(), np.ones((3, 2), int)))
+P, h = summary
+print(P.shape, summary.q.mean(), fd.scan_attention(u, A, A, A).shape, fd.scan_attention(u, A, A, A, None, True, rows=[0, -1]).T)
 layer = fd.S6(-np.eye(3), np.zeros(3), A, [[1, 2, 3], [4, 5, 6]], W_C=np.ones((2, 3)))
 print(layer(u.T).shape, layer(u.T, h).shape, layer(u.T.tolist(), initial_state=[[0, 0]] * 3, return_last_state=False).shape)
 y, h = layer(u.T, h, True)

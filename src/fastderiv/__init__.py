@@ -6,7 +6,7 @@ How data flows::
                     shapes, dtypes,        nogil, fused, no temporaries;
                     every error            tasks shared out by _core.threads
 
-    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update,
+    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
@@ -21,8 +21,12 @@ from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import (
     S6,
+    ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
+    chunk_summary,
+    combine_summaries,
+    scan_attention,
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
@@ -32,14 +36,18 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "ChunkSummary",
     "ExponentialSum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "chunk_summary",
+    "combine_summaries",
     "find_x1",
     "get_num_threads",
     "iter_subset_sums",
+    "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",

@@ -23,6 +23,7 @@ cdef extern from "simd.h" nogil:
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
     bint vall_lt(vf a, vf b)
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
+    vf vexp2_any(vf d, vf a)            # the same for any d and a
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
     vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)    # h·2**(d·a) + x·b
     vf vdecay_any(vf d, vf a, vf h, vf x, vf b)

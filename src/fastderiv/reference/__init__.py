@@ -3,8 +3,12 @@
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import (
     S6,
+    ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
+    chunk_summary,
+    combine_summaries,
+    scan_attention,
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
@@ -14,13 +18,17 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "ChunkSummary",
     "ExponentialSum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "chunk_summary",
+    "combine_summaries",
     "find_x1",
     "iter_subset_sums",
+    "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",

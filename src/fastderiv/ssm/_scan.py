@@ -149,21 +149,23 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one scan or of its adjoint, and their kernels."""
+    """The checked arguments of one scan or of its adjoint, and their kernels; `without` names one not taken, u or C."""
 
+    C: Any  # None `without` it
     dout: NDArray | None
     dlast: NDArray | None
 
     def __init__(
         self,
         arguments: tuple[ArrayLike | None, ...],
-        cu_seqlens: ArrayLike | None,
+        cu_seqlens: ArrayLike | None = None,
         adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
+        without: str = "",
     ) -> None:
-        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=_OPTIONAL)
+        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=(*_OPTIONAL, without))
         self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
         self.dout, self.dlast = adjoint or (None, None)
-        self.dtype, self.shape = self.u.dtype, self.u.shape
+        self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
@@ -175,11 +177,12 @@ class ScanCall:
             if state is not None:
                 expect(name, state, self.state_shape, meaning)
         self.B = _check_coefficient("B", B, self.shape, states)
-        self.C = _check_coefficient("C", C, self.shape, states)
+        self.C = None if C is None else _check_coefficient("C", C, self.shape, states)
 
     def _check_sequences(self) -> None:
         if len(self.shape) not in (2, 3):
-            raise ValueError(f"u has shape {self.shape}; expected (batch, D, L) or (D, L)")
+            name = "delta" if self.u is None else "u"
+            raise ValueError(f"{name} has shape {self.shape}; expected (batch, D, L) or (D, L)")
         for name, array in ("delta", self.delta), ("z", self.z), ("dout", self.dout):
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
@@ -190,11 +193,12 @@ class ScanCall:
         check_out(out, self.shape, self.dtype, [*zip(_SCAN, self.given, strict=True), ("cu_seqlens", self.starts)])
         return out
 
-    def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
+    def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        y = as_dtype(out, self.dtype)
+        y = None if out is None else as_dtype(out, self.dtype)
         self.kernel.scan(*self.inputs(softplus), self.state(last), self.starts, self.signal(y))
-        copy_back(y, out)
+        if out is not None and y is not None:
+            copy_back(y, out)
 
     @property
     def kernel(self) -> Any:
