@@ -13,9 +13,10 @@ def layers() -> Iterator[tuple[str, Callable[[], np.ndarray], Callable[[], np.nd
     """(what, with fastderiv, the slow path), each a call; nothing where transformers or PyTorch is missing."""
     try:
         import torch
-        from fastderiv.integrations import transformers as fast
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
+
+        from fastderiv.integrations import transformers as fast
     except ImportError:
         return
     torch.set_num_threads(fd.get_num_threads())

@@ -232,7 +232,7 @@ class S6:
 
         Notes
         -----
-        The time is about three times that of the output.  Memory beyond inputs and results is that of the projections and of
+        The time is three to five times that of the output.  Memory beyond inputs and results is that of the projections and of
         their adjoints, and the checkpoints of `selective_scan_vjp`.
 
         Examples
