@@ -17,6 +17,7 @@ B = np.cos(np.arange(40.0)).reshape(1, 5, 8)  # (G, N, L)
 net = fd.SigmoidMLP([np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]]), np.array([[2.0, -1.0], [1.0, 1.5], [-3.0, 0.5]])],
                     [np.array([0.1, -0.2, 0.3]), np.array([0.2, -0.1])])  # fmt: skip
 X = np.stack([x, x[::-1]], 1)
+layer = fd.S6(np.cos(np.arange(9.0)).reshape(3, 3), np.zeros(3), A, B[0, :, :3], B[0, :, 3:6])
 
 
 def update():
@@ -58,6 +59,11 @@ CALLS = {
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
     "scan_attention": lambda: [fd.scan_attention(u, A, B, B, delta_softplus=True), fd.scan_attention(u, A, B, A, rows=[-1, 3])],
     "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
+    "S6": lambda: [
+        *layer(u.T, return_last_state=True), layer.step_sizes(u.T), layer.attention(u.T),
+        *(layer.transition_product(u.T, 1, 5, method) for method in ("closed", "subsets")),
+    ],
+    "S6Grads": lambda: layer.vjp(u.T, u.T, np.zeros((3, 5))),
     "subset_sums": lambda: [fd.subset_sums(x), fd.subset_sums(x.astype(np.float32))],
     "iter_subset_sums": lambda: [sums for _, sums in fd.iter_subset_sums(x, block=64)],
     "subset_logsumexp": lambda: [fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")],

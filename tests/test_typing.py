@@ -48,6 +48,14 @@ summary: fd.ChunkSummary = fd.chunk_summary(u, u, A, A, delta_softplus=True)
 summary = fd.combine_summaries(fd.combine_summaries(summary, (A, A)), (A.tolist(), np.ones((3, 2), int)))
 P, h = summary
 print(P.shape, summary.q.mean(), fd.scan_attention(u, A, A, A).shape, fd.scan_attention(u, A, A, A, None, True, rows=[0, -1]).T)
+layer = fd.S6(-np.eye(3), np.zeros(3), A, [[1, 2, 3], [4, 5, 6]], W_C=np.ones((2, 3)))
+print(layer(u.T).shape, layer(u.T, h).shape, layer(u.T.tolist(), initial_state=[[0, 0]] * 3, return_last_state=False).shape)
+y, h = layer(u.T, h, True)
+y, h = layer(u.T, return_last_state=True)
+result = layer(u.T, return_last_state=flag)
+print(layer.step_sizes(u.T).shape, layer.attention(u.T).shape, layer.transition_product(u.T, 2, None, method="subsets").shape)
+s6_grads: fd.S6Grads = layer.vjp(y, u.T, h, dlast_state=h)
+print(s6_grads.dx.shape, layer.A.dtype, layer.W_delta is layer.W_B, s6_grads.dinitial_state is None)
 
 # subsets
 x = [0.5, -1.0, 2.0]

@@ -7,7 +7,7 @@ How data flows::
                     every error            tasks shared out by _core.threads
 
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
-                transition_product
+                transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
     reference/  the same names in plain NumPy: the oracle
@@ -20,7 +20,9 @@ __version__ = "0.1.0"
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import (
+    S6,
     ChunkSummary,
+    S6Grads,
     SelectiveScanGrads,
     chunk_summary,
     combine_summaries,
@@ -33,9 +35,11 @@ from .ssm import (
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "S6",
     "ChunkSummary",
     "ExponentialSum",
     "RootResults",
+    "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "chunk_summary",

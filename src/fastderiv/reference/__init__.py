@@ -2,7 +2,9 @@
 
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
 from .ssm import (
+    S6,
     ChunkSummary,
+    S6Grads,
     SelectiveScanGrads,
     chunk_summary,
     combine_summaries,
@@ -15,9 +17,11 @@ from .ssm import (
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "S6",
     "ChunkSummary",
     "ExponentialSum",
     "RootResults",
+    "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "chunk_summary",

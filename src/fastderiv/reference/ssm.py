@@ -1,7 +1,7 @@
 """The selective scan as the page states it (derivations §1), one step after the other."""
 
 import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -263,3 +263,64 @@ def scan_attention(delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, d
             attention[:, :, i, j] = (w * dt * _at(B, j)).sum(-1)
             w = w * np.exp(dt * A)
     return attention if batched else attention[0]
+
+
+class S6Grads(NamedTuple):
+    dx: NDArray
+    dW_delta: NDArray
+    db_delta: NDArray
+    dA: NDArray
+    dW_B: NDArray
+    dW_C: NDArray
+    dinitial_state: NDArray | None
+
+
+class S6:
+    """δ = x W_Δ + b_Δ, B = W_B x, C = W_C x, and the recurrence."""
+
+    def __init__(self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike) -> None:
+        self.W_delta, self.b_delta, self.A, self.W_B, self.W_C = (np.array(w, np.float64) for w in (W_delta, b_delta, A, W_B, W_C))
+
+    def _projected(self, x):
+        """u and δ (..., E, L), B and C (..., 1, N, L): what the scan takes."""
+        x = np.asarray(x, np.float64)
+        u, delta, B, C = (_turned(a) for a in (x, x @ self.W_delta + self.b_delta, x @ self.W_B.T, x @ self.W_C.T))
+        return u, delta, B[..., None, :, :], C[..., None, :, :]
+
+    def __call__(self, x: ArrayLike, initial_state: ArrayLike | None = None, return_last_state: bool = False) -> Any:
+        u, delta, B, C = self._projected(x)
+        y, h = selective_scan(u, delta, self.A, B, C, None, None, None, True, True, initial_state=initial_state)
+        return (_turned(y), h) if return_last_state else _turned(y)
+
+    def vjp(self, dy: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None,
+            dlast_state: ArrayLike | None = None) -> S6Grads:  # fmt: skip
+        u, delta, B, C = self._projected(x)
+        scan = selective_scan_vjp(_turned(np.asarray(dy, np.float64)), u, delta, self.A, B, C, delta_softplus=True,
+                                  initial_state=initial_state, dlast_state=dlast_state)  # fmt: skip
+        ddelta, dB, dC = scan.ddelta, scan.dB[..., 0, :, :], scan.dC[..., 0, :, :]
+        dx = scan.du + self.W_delta @ ddelta + self.W_B.T @ dB + self.W_C.T @ dC
+        dW_delta, dW_B, dW_C = (_summed(a @ _turned(b), 2) for a, b in ((u, ddelta), (dB, u), (dC, u)))
+        db_delta = _summed(ddelta.sum(-1), 1)
+        return S6Grads(_turned(dx), dW_delta, db_delta, scan.dA, dW_B, dW_C, scan.dinitial_state)
+
+    def step_sizes(self, x: ArrayLike) -> NDArray:
+        _, delta, _, _ = self._projected(x)
+        return _softplus(_turned(delta))
+
+    def transition_product(self, x: ArrayLike, start: SupportsIndex | None, stop: SupportsIndex | None,
+                           method: Literal["closed", "subsets"] = "closed") -> NDArray:  # fmt: skip
+        _, delta, _, _ = self._projected(x)
+        return transition_product(delta[..., start:stop], self.A, method=method)
+
+    def attention(self, x: ArrayLike) -> NDArray:
+        _, delta, B, C = self._projected(x)
+        return scan_attention(delta, self.A, B, C, None, True)
+
+
+def _turned(a):
+    return a.swapaxes(-1, -2)
+
+
+def _summed(a, axes):
+    """The sum over the batch, if there is one: over all but the last `axes`."""
+    return a.sum(tuple(range(a.ndim - axes)))

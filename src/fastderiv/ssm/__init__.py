@@ -2,13 +2,16 @@
 
 from ._attention import scan_attention
 from ._chunks import ChunkSummary, chunk_summary, combine_summaries
+from ._s6 import S6, S6Grads
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
 __all__ = [
+    "S6",
     "ChunkSummary",
+    "S6Grads",
     "SelectiveScanGrads",
     "chunk_summary",
     "combine_summaries",
