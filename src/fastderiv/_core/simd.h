@@ -443,36 +443,27 @@ static inline void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_
 # endif
     }
 }
-/* dst[i] = the sum of row i of a VL x VL square, adjacent pairs first */
-static inline void vrowsums(const real *src, real *dst)
+VINL vf vpairs(vf a, vf b) { return SHUF(a, b, EACH(IN_EVEN)) + SHUF(a, b, EACH(IN_ODD)); }   /* sums of adjacent lanes */
+/* Of four vectors, the sums over the lanes of each 128-bit part, adjacent pairs first: FOURS vectors of SHARE results a part */
+enum { SHARE = W, FOURS = 4 / W };
+VINL void vpartsums(vf a, vf b, vf c, vf d, vf *out)
 {
-    vf a[VLN];
-    int i, n = VLN, w;
-# pragma GCC unroll 16
-    for (i = 0; i < VLN; i++) a[i] = vload(src + i * VL);
-# pragma GCC unroll 2
-    for (w = W; w > 1; w /= 2) {
-        n /= 2;
-# pragma GCC unroll 8
-        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i + 1], EACH(IN_EVEN)) + SHUF(a[2*i], a[2*i + 1], EACH(IN_ODD));
-    }
-# if VB > 16
-#  pragma GCC unroll 2
-    while (n > 1) {
-        n /= 2;
-#  pragma GCC unroll 2
-        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i + 1], PARTS0) + SHUF(a[2*i], a[2*i + 1], PARTS1);
-    }
+# ifdef SIMD_F64
+    out[0] = vpairs(a, b), out[1] = vpairs(c, d);
+# else
+    out[0] = vpairs(vpairs(a, b), vpairs(c, d));
 # endif
-    vstore(dst, a[0]);
 }
 # undef W                                              /* too short a name to leave behind */
 # undef PART
 # undef EACH
 #else
 VINL void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds) { (void)ss; (void)ds; *dst = *src; }
-VINL void vrowsums(const real *src, real *dst) { *dst = *src; }
+enum { SHARE = 1, FOURS = 4 };
+VINL void vpartsums(vf a, vf b, vf c, vf d, vf *out) { out[0] = a, out[1] = b, out[2] = c, out[3] = d; }
 #endif
+
+enum { PARTS = GL / SHARE };                            /* in a logical group */
 
 /* the sum of a logical group of GL lanes, adjacent pairs first */
 VINL real gsum(const real *g)

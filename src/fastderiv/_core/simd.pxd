@@ -8,6 +8,7 @@ ctypedef Py_ssize_t ix
 
 cdef extern from "simd.h" nogil:
     enum: VL, GL, NS                    # lanes of a vector, of a logical group; vectors in a group
+    enum: SHARE, FOURS, PARTS           # see vpartsums
     ctypedef double real
     ctypedef double vf
     const real LOG2E, EXP2_SAFE
@@ -37,5 +38,5 @@ cdef extern from "simd.h" nogil:
     vf vsoftplus(vf x)
     vf vsoftplus_slope(vf x, vf *slope)
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
-    void vrowsums(const real *src, real *dst)       # of a VL x VL square
+    void vpartsums(vf a, vf b, vf c, vf d, vf *out)  # FOURS vectors: per 128-bit part, the sums of SHARE of the four over its lanes
     real gsum(const real *g)

@@ -9,8 +9,8 @@ from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 import numpy as np
-from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, NS, VL, ix, real, vabs, vall_lt, vdecay_any, vdecay_safe, vexp2_any,
-                                   vexp2_neg, vf, vfma, vload, vmax, vprefetch, vratio_any, vratio_safe, vrowsums, vsel_lt,
+from fastderiv._core.simd cimport (EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any, vdecay_safe, vexp2_any,
+                                   vexp2_neg, vf, vfma, vload, vmax, vpartsums, vprefetch, vratio_any, vratio_safe, vsel_lt,
                                    vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
@@ -631,7 +631,7 @@ cdef enum:
     AHEAD = 7
     GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
     KEPT = 3 * TILE                    # scale, rest and the state before of one state's steps
-    STRIP = 2 * VL * VL                 # its terms of dB and dC, VL steps of them
+    TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB and dC
 
 cdef struct Adjoint:
     Scan s
@@ -650,14 +650,12 @@ cdef struct Back:                       # what the way back adds to a Vector, in
     real *g                             # [N, lane]: Ā·h̄ of the step after
     real *sums                          # [rows, lane]
     real *low                           # [rows, lane]: what rounding took from them
-    real *terms                         # [2 N, TB]: the lanes' sums of dB and dC of the block
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
     const real *B
     const real *C
     real *kept
-    real *strip
 
 
 cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bint cb) noexcept nogil:
@@ -670,9 +668,9 @@ cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bi
     r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
 
 
-cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx, vf *dd, const bint gate, const bint cb,
+cdef inline void back_step(Row *r, ix t, vf d, vf x, vf dy, vf *y, vf *dx, vf *dd, vf *B, vf *C, const bint gate, const bint cb,
                            const bint cc) noexcept nogil:
-    """h̄[t] and its part in every gradient: y += C·h, dx += h̄·B, dd += Ā̄·Ā·A; the terms of dB and dC into row k of the strip."""
+    """h̄[t] and its part in every gradient: y += C·h, dx += h̄·B, dd += Ā̄·Ā·A; OUT B, C: the lanes' terms of dB[t] and dC[t]."""
     cdef vf c = coefficient(r.C, t, cc)
     cdef vf g = vfma(dy, c, r.g), q
     if gate:
@@ -680,11 +678,11 @@ cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx,
     if cc:
         r.dC = vfma(dy, r.h, r.dC)
     else:
-        vstore(r.strip + VL * VL + k * VL, dy * r.h)
+        C[0] = dy * r.h
     if cb:
         r.dB = vfma(g, x, r.dB)
     else:
-        vstore(r.strip + k * VL, g * x)
+        B[0] = g * x
     dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
     g = g * vload(r.kept + t * VL)
     r.g = vfma(vload(r.kept + TILE + t * VL), g, g)
@@ -708,10 +706,10 @@ cdef enum:                              # tiles of one vector's block, [time, la
 
 
 cdef inline void start_row(Row *r, ix n, Vector *v, Back *w, const real *h, const real *B, ix ldb, const real *C, ix ldc,
-                           real *kept, real *strip) noexcept nogil:
+                           real *kept) noexcept nogil:
     r.a, r.h, r.g = vload(v.a + n * VL), vload(h + n * VL), vload(w.g + n * VL)
     r.dA = r.dB = r.dC = vset1(0)
-    r.B, r.C, r.kept, r.strip = B + n * ldb, C + n * ldc, kept, strip
+    r.B, r.C, r.kept = B + n * ldb, C + n * ldc, kept
 
 
 cdef inline void add(real *sum, real *low, vf x) noexcept nogil:
@@ -754,60 +752,65 @@ cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const
     return finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h)
 
 
-cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, const ix rows, const bint gate,
+cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, bint more, const ix rows, const bint gate,
                       const bint cb, const bint cc) noexcept nogil:
     """2. Back through it."""
+    cdef vf B[4]
+    cdef vf C[4]
     cdef vf d, x, dy, y = vset1(0), dx, dd
-    cdef ix first = (T - 1) // VL * VL, t = T - 1
-    while first >= 0:
-        while t >= first:
-            d, x, dy = vload(w + DT + t * VL), vload(w + X + t * VL), vload(w + DY + t * VL)
-            dx, dd = vload(w + DX + t * VL), vload(w + DD + t * VL)
-            if gate:
-                y = vload(w + Y + t * VL)
-            back_step(r0, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
-            if rows == 4:
-                back_step(r1, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
-                back_step(r2, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
-                back_step(r3, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
-            vstore(w + DX + t * VL, dx)
-            vstore(w + DD + t * VL, dd)
-            if gate:
-                vstore(w + Y + t * VL, y)
-            t -= 1
-        sum_strip(r0.strip, terms + first, cb, cc)
+    cdef ix i, t
+    for i in range(4):
+        B[i] = C[i] = vset1(0)
+    for i in range(T):
+        t = T - 1 - i
+        d, x, dy = vload(w + DT + t * VL), vload(w + X + t * VL), vload(w + DY + t * VL)
+        dx, dd = vload(w + DX + t * VL), vload(w + DD + t * VL)
+        if gate:
+            y = vload(w + Y + t * VL)
+        back_step(r0, t, d, x, dy, &y, &dx, &dd, &B[0], &C[0], gate, cb, cc)
         if rows == 4:
-            sum_strip(r1.strip, terms + 2 * TB + first, cb, cc)
-            sum_strip(r2.strip, terms + 4 * TB + first, cb, cc)
-            sum_strip(r3.strip, terms + 6 * TB + first, cb, cc)
-        first -= VL
+            back_step(r1, t, d, x, dy, &y, &dx, &dd, &B[1], &C[1], gate, cb, cc)
+            back_step(r2, t, d, x, dy, &y, &dx, &dd, &B[2], &C[2], gate, cb, cc)
+            back_step(r3, t, d, x, dy, &y, &dx, &dd, &B[3], &C[3], gate, cb, cc)
+        vstore(w + DX + t * VL, dx)
+        vstore(w + DD + t * VL, dd)
+        if gate:
+            vstore(w + Y + t * VL, y)
+        if not cb:
+            add_up(B, terms + t * VL, more)
+        if not cc:
+            add_up(C, terms + TERMS // 2 + t * VL, more)
 
 
-cdef inline void sum_strip(const real *strip, real *terms, const bint cb, const bint cc) noexcept nogil:
-    if not cb:
-        vrowsums(strip, terms)
-    if not cc:
-        vrowsums(strip + VL * VL, terms + TB)
+cdef inline void add_up(const vf *four, real *terms, bint more) noexcept nogil:
+    """Sum the lanes within parts, and onto what the groups before have left."""
+    cdef vf sums[FOURS]
+    cdef ix i
+    vpartsums(four[0], four[1], four[2], four[3], sums)
+    for i in range(FOURS):
+        if more:
+            sums[i] = sums[i] + vload(terms + i * NS * TILE)
+        vstore(terms + i * NS * TILE, sums[i])
 
 
 cdef inline void some_rows(real *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
-                           ix ldc, ix T, bint safe, const ix rows, const bint gate, const bint cb, const bint cc) noexcept nogil:
+                           ix ldc, ix T, real *terms, bint more, bint safe, const ix rows, const bint gate, const bint cb,
+                           const bint cc) noexcept nogil:
     """Both ways for `rows` states, 1 or 4."""
     cdef Row r0, r1, r2, r3
     cdef real *kept = w + TILES
-    cdef real *strip = kept + 4 * KEPT
     cdef ix again
     for again in range(2):
-        start_row(&r0, n, v, k, h, B, ldb, C, ldc, kept, strip)
+        start_row(&r0, n, v, k, h, B, ldb, C, ldc, kept)
         if rows == 4:
-            start_row(&r1, n + 1, v, k, h, B, ldb, C, ldc, kept + KEPT, strip + STRIP)
-            start_row(&r2, n + 2, v, k, h, B, ldb, C, ldc, kept + 2 * KEPT, strip + 2 * STRIP)
-            start_row(&r3, n + 3, v, k, h, B, ldb, C, ldc, kept + 3 * KEPT, strip + 3 * STRIP)
+            start_row(&r1, n + 1, v, k, h, B, ldb, C, ldc, kept + KEPT)
+            start_row(&r2, n + 2, v, k, h, B, ldb, C, ldc, kept + 2 * KEPT)
+            start_row(&r3, n + 3, v, k, h, B, ldb, C, ldc, kept + 3 * KEPT)
         if again:
             replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
         elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
             break
-    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * TB, rows, gate, cb, cc)
+    back(w, &r0, &r1, &r2, &r3, T, terms, more, rows, gate, cb, cc)
     end_row(&r0, n, N, k, cb, cc)
     if rows == 4:
         end_row(&r1, n + 1, N, k, cb, cc)
@@ -816,39 +819,41 @@ cdef inline void some_rows(real *w, Vector *v, Back *k, const real *h, ix n, ix 
 
 
 cdef inline void all_rows(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                          ix T, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
+                          ix T, real *terms, bint more, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
     cdef ix n = 0
     while n + 4 <= N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, safe, 4, gate, cb, cc)
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, terms, more, safe, 4, gate, cb, cc)
+        terms += TERMS
         n += 4
     while n < N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, safe, 1, gate, cb, cc)
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, terms, more, safe, 1, gate, cb, cc)
+        terms += TERMS
         n += 1
 
 
 cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                         ix T, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
+                         ix T, real *terms, bint more, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
     """Pick the loop made for these flags."""
     if cb:
         B, ldb = v.b, VL
     if cc:
         C, ldc = v.c, VL
     if gate and not cb and not cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, False, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, True, False, False)
     elif gate and cb and cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, True, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, True, True, True)
     elif gate and cb:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, True, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, True, True, False)
     elif gate:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, True, False, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, True, False, True)
     elif not cb and not cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, False, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, False, False, False)
     elif cb and cc:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, True, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, False, True, True)
     elif cb:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, True, False)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, False, True, False)
     else:
-        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, safe, False, False, True)
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, False, False, True)
 
 
 cdef inline bint prepare(real *w, Vector *v, ix T, Ahead *ahead, const bint softplus, const bint gate) noexcept nogil:
@@ -904,8 +909,9 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
 
 
 cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
-                        const real *B, ix ldb, const real *C, ix ldc, real *w) noexcept nogil:
-    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`."""
+                        const real *B, ix ldb, const real *C, ix ldc, real *terms, bint more, real *w) noexcept nogil:
+    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`.
+    Its terms of dB and dC are added to `terms` if there are `more`, that is some already."""
     cdef Scan *s = &j.s
     cdef Ahead ahead[AHEAD]
     cdef bint safe, gate = s.z.p is not NULL
@@ -931,7 +937,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
         safe = prepare(w, v, T, ahead, False, False)
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w + Y, 0, T * VL * sizeof(real))
-    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, safe and all_finite(h, s.states), gate,
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(h, s.states), gate,
                    s.B.constant, s.C.constant)
     finish(w, v, k, j.rows, T, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w + DX)
@@ -968,41 +974,48 @@ cdef real *target(Adjoint *j, Coefficient *c, real *more, ix i, ix batch, ix cha
     return c.p + (batch * (j.s.channels // c.channels) + group) * j.s.states * j.s.steps
 
 
-cdef inline vf group_terms(const Back *k, ix vectors, ix at) noexcept nogil:
-    """The sum over the vectors of a logical group, adjacent pairs first."""
-    cdef vf sums[NS]
-    cdef ix i, m = NS
-    for i in range(NS):
-        sums[i] = vload(k[i].terms + at) if i < vectors else vset1(0)
+cdef ix slots(ix N) noexcept nogil:
+    """Of terms: one for four states, one for each that remains."""
+    return N // 4 + N % 4
+
+
+cdef void add_row(const real *parts, real *to, ix n) noexcept nogil:
+    """to += the sum of a logical group's parts, SHARE rows apart, adjacent pairs first."""
+    cdef vf sums[PARTS]
+    cdef real last[VL]
+    cdef ix i, m = PARTS
+    for i in range(PARTS):
+        sums[i] = vload(parts + i * SHARE * VL)
     while m > 1:
         m //= 2
         for i in range(m):
             sums[i] = sums[2 * i] + sums[2 * i + 1]
-    return sums[0]
+    if n == VL:
+        vstore(to, vload(to) + sums[0])
+        return
+    vstore(last, sums[0])
+    for i in range(n):
+        to[i] += last[i]
 
 
-cdef void add_terms(const Back *k, ix vectors, ix which, ix N, ix T, real *to, ix L) noexcept nogil:
-    """to[n, t] += the terms of all vectors, logical group by group; which: 0 for dB, 1 for dC."""
-    cdef real last[VL]
-    cdef real *p
-    cdef vf sum
-    cdef ix n, t, first, m
-    for n in range(N):
-        t = 0
-        while t < T:
-            p = to + n * L + t
-            if t + VL > T:
-                copy(p, 1, last, 1, T - t)
-                p = last
-            sum = vload(p)
-            first = 0
-            while first < vectors:
-                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * TB + t)
-                first += NS
-            vstore(p, sum)
-            if t + VL > T:
-                copy(last, 1, to + n * L + t, 1, T - t)
-            t += VL
+cdef void add_terms(const real *terms, ix vectors, ix N, ix T, real *to, ix L) noexcept nogil:
+    """to[n, t] += the terms, summed over all lanes of the logical group."""
+    cdef real square[NS * VL * VL]
+    cdef ix slot, n, rows, i, t, m
+    for slot in range(slots(N)):
+        rows = 4 if slot < N // 4 else 1
+        n = 4 * slot if rows == 4 else slot + N // 4 * 3
+        for i in range(FOURS):
+            t = 0
+            while t < T:
+                for m in range(NS):
+                    if m < vectors:
+                        vtranspose(terms + slot * TERMS + (i * NS + m) * TILE + t * VL, VL, square + m * VL * VL, VL)
+                    else:
+                        memset(square + m * VL * VL, 0, VL * VL * sizeof(real))
+                for m in range(i * SHARE, min(rows, (i + 1) * SHARE)):
+                    add_row(square + (m - i * SHARE) * VL, to + (n + m) * L + t, min(<ix>VL, T - t))
+                t += VL
 
 
 cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
@@ -1013,6 +1026,7 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m
     cdef bint last
     cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
+    cdef real *terms = tiles + TILES + 4 * KEPT
     cdef const real *B
     cdef const real *C
     forward.out.p = NULL
@@ -1049,11 +1063,11 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         for m in range(vectors):
             last = m == vectors - 1
             adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
-                          max(t - TB, start) if last else t, B, ldb, C, ldc, tiles)
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS, tiles)
         if not s.B.constant:
-            add_terms(k, vectors, 0, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
+            add_terms(terms, vectors, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
         if not s.C.constant:
-            add_terms(k, vectors, 1, N, T, target(j, &j.dC, j.more_C, i, batch, v.channel) + t, s.steps)
+            add_terms(terms + TERMS // 2, vectors, N, T, target(j, &j.dC, j.more_C, i, batch, v.channel) + t, s.steps)
     if j.dfirst.p is not NULL:
         for m in range(vectors):
             store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, N)
@@ -1069,7 +1083,7 @@ cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexce
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * TB + 4 * GL
+    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL
 
 
 cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
@@ -1078,7 +1092,6 @@ cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
     k.g = k.checkpoints + j.blocks * N * VL
     k.sums = k.g + N * VL
     k.low = k.sums + j.rows * VL
-    k.terms = k.low + j.rows * VL
     memset(k.sums, 0, 2 * j.rows * VL * sizeof(real))
 
 
@@ -1098,7 +1111,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Vector v[GROUPS * NS]
     cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
-    cdef real *gathered = tiles + TILES + 4 * KEPT + 4 * STRIP
+    cdef real *gathered = tiles + TILES + 4 * KEPT + slots(s.states) * TERMS
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
     cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
@@ -1630,7 +1643,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = TILES + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
+    scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
