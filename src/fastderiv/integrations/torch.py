@@ -89,14 +89,13 @@ def selective_scan(
         A shape that does not fit, or a tensor that is not on the CPU.
     TypeError
         Not a tensor, or another dtype; complex `A` is not supported.
-    RuntimeError
-        From PyTorch, if the gradient is differentiated again.
 
     Notes
     -----
     Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last state may be part of the
     loss.  Works under ``torch.compile(fullgraph=True)`` as the operator ``fastderiv::selective_scan``.  Tensors in the dtype
     of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
+    There are no second derivatives, no forward mode and no transforms of ``torch.func``: these raise.
     O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
 
     Examples
@@ -231,7 +230,9 @@ def _scan(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     *arrays, first, starts = _arrays(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    out, last = fastderiv.selective_scan(*arrays, delta_softplus, True, initial_state=first, cu_seqlens=starts)
+    out, last = fastderiv.selective_scan(  # type: ignore[call-overload]  # it cannot count what a star hands over
+        *arrays, delta_softplus, True, initial_state=first, cu_seqlens=starts
+    )
     return torch.from_numpy(out), torch.from_numpy(last)
 
 

@@ -113,11 +113,13 @@ def _switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
 
 def _exchange() -> None:
     for model in _MODELS:
-        module = import_module(f"transformers.models.{model}.modeling_{model}")
+        path = f"transformers.models.{model}.modeling_{model}"
         for name, ours in _OURS.items():
-            original = getattr(module, name, None)
-            if original is None:
-                _say(f"transformers {transformers.__version__} has no {module.__name__}.{name}")
+            try:
+                module = import_module(path)
+                original = getattr(module, name)
+            except (ImportError, AttributeError):
+                _say(f"version {transformers.__version__} has no {path}.{name}")
                 continue
             _originals[module, name] = original
             setattr(module, name, _instead_of(original, ours))
@@ -195,6 +197,6 @@ def _obstacle(known: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _say(reason: str) -> None:
-    if reason not in _said:
+    if reason not in _said and not torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a warning
         _said.add(reason)
         warnings.warn(f"fastderiv leaves this to transformers: {reason}", RuntimeWarning, stacklevel=2)
