@@ -300,8 +300,7 @@ torch.library.define(
 def _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
     h = state.detach().numpy()  # not forced as in _arrays: it must be the tensor's own memory
     out = fastderiv.selective_state_update(h, *_arrays(x, dt, A, B, C, D, z, dt_bias), dt_softplus)
-    if not state.is_inference():
-        torch.autograd.graph.increment_version(state)  # so that a graph which kept the old state will say so
+    torch.autograd.graph.increment_version(state)  # so that a graph which kept the old state will say so
     return torch.from_numpy(out)
 
 
