@@ -9,7 +9,7 @@ import pytest
 import fastderiv as fd
 
 torch = pytest.importorskip("torch")
-from fastderiv.integrations.torch import selective_scan, selective_state_update  # noqa: E402
+from fastderiv.integrations.torch import selective_scan, selective_state_update
 
 # PyTorch about itself, on first use of its compiler and of forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

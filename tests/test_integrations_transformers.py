@@ -11,7 +11,7 @@ import fastderiv as fd
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from fastderiv.integrations import transformers as fast  # noqa: E402
+from fastderiv.integrations import transformers as fast
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -147,6 +147,23 @@ def test_several_tokens_on_a_used_cache_are_what_transformers_makes_of_them():
         assert close(pieces(), expected)
 
 
+@pytest.mark.parametrize("adjacent", ["channels", "steps"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("options", [{}, {"activation": "silu"}, {"bias": True, "seq_idx": None}])
+def test_convolution(adjacent, dtype, tolerance, options):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 7, 12), torch.randn(6, 4), torch.randn(6)
+    x = x[..., :6].transpose(1, 2) if adjacent == "channels" else x[:, :6]
+    if "bias" in options:
+        options = options | {"bias": bias.to(dtype)}
+    convolve = functions()[2]
+    expected = convolve(x.to(dtype), weight.to(dtype), **options)
+    fast.enable()
+    assert functions()[2] is not convolve
+    result = functions()[2](x.to(dtype), weight.to(dtype), **options)
+    assert result.dtype == dtype and close(result, expected, tolerance)
+
+
 def test_decoding_may_be_part_of_the_loss(scans):
     model, ids = build(), tokens()
     with fast.enabled():
@@ -199,7 +216,8 @@ def functions():
     from transformers.models.zamba import modeling_zamba
 
     modules = modeling_mamba, modeling_falcon_mamba, modeling_jamba, modeling_zamba
-    return [f for module in modules for f in (module.mamba_selective_scan, module.mamba_selective_state_update)]
+    names = "mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn"
+    return [getattr(module, name) for module in modules for name in names]
 
 
 def test_the_switch():
@@ -282,8 +300,8 @@ def test_unknown_arguments_are_left_to_transformers(unsaid):
     scan = functions()[0]
     u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
     expected = scan(u, u, A, B, B)
-    with pytest.warns(RuntimeWarning, match="the argument seq_idx is unknown here"):
-        assert close(scan(u, u, A, B, B, seq_idx=None), expected)
+    with pytest.warns(RuntimeWarning, match="the argument backend is unknown here"):
+        assert close(scan(u, u, A, B, B, backend="other"), expected)
 
 
 def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch):

@@ -1,8 +1,9 @@
 """Mamba models of transformers on CPU compute their scans with fastderiv: `enable`, `disable`, `enabled`.
 
-How it works: the mixers of Mamba, Falcon-Mamba, Jamba and Zamba look up two functions among the globals of their modules,
+How it works: the mixers of Mamba, Falcon-Mamba, Jamba and Zamba look their functions up among the globals of their modules,
 ``mamba_selective_scan`` for training and prefill and ``mamba_selective_state_update`` for a token decoded from the cache.
-These two are exchanged, nothing else: projections, convolution, cache and generation remain those of transformers.
+These two are exchanged, and ``causal_conv1d_fn``, which would be next in cost, for a call of PyTorch that copies less.  Nothing
+else is: projections, cache and generation remain those of transformers.
 """
 
 import functools
@@ -19,6 +20,7 @@ from .torch import DTYPES, selective_scan, selective_state_update
 
 try:
     import transformers
+    from transformers.activations import ACT2FN
 except ImportError as error:
     raise ImportError(
         "fastderiv.integrations.transformers needs transformers, which fastderiv does not depend on: pip install transformers",
@@ -27,6 +29,7 @@ except ImportError as error:
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 __all__ = ["disable", "enable", "enabled"]
 
@@ -163,7 +166,21 @@ def _step(
     return selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus)
 
 
-_OURS: dict[str, Callable[..., Any]] = {"mamba_selective_scan": _scan, "mamba_selective_state_update": _step}
+def _convolve(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """The same convolution in two dimensions, where PyTorch takes adjacent channels as they are; in one it would transpose them."""
+    length, taps = hidden_states.shape[-1], weight.shape[-1]
+    rows = hidden_states.to(weight.dtype)[:, :, None]
+    out = conv2d(rows, weight[:, None, None], bias, padding=(0, taps - 1), groups=len(weight))[:, :, 0, :length]
+    return (out if activation is None else ACT2FN[activation](out)).to(hidden_states.dtype)
+
+
+_OURS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": _convolve,
+    "mamba_selective_scan": _scan,
+    "mamba_selective_state_update": _step,
+}
 
 
 def _instead_of(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,9 +188,10 @@ def _instead_of(original: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 
     @functools.wraps(original)
     def either(*args: Any, **kwargs: Any) -> Any:
-        obstacle = _obstacle(known, args, kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        obstacle = _obstacle(known, args, given)
         if obstacle is None:
-            return ours(*args, **kwargs)
+            return ours(*args, **given)
         _say(obstacle)
         return original(*args, **kwargs)
 
