@@ -1,9 +1,12 @@
-"""What the benches share: their options, and one form of their results, ratio first, then nanoseconds per unit of work."""
+"""What the benches share: options, one form of results (ratio first, then nanoseconds per unit of work), peak memory."""
 
 import argparse
+import ctypes
+import gc
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import fastderiv as fd
 from fastderiv._cli.timing import Timing
@@ -11,7 +14,7 @@ from fastderiv._cli.timing import Timing
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison; `ratio` is how many times as long the peer takes, times are the best round's."""
+    """One comparison; `ratio` is how many times as long the peer takes, times are the best round's, memory is at its peak."""
 
     name: str
     peer: str
@@ -19,15 +22,41 @@ class Result:
     unit: str  # of work: what the times are per
     ns: float
     peer_ns: float
+    mib: float | None = None  # beyond what was there before the call
+    peer_mib: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.ratio:7.2f} x  {self.ns:10.3f} ns a {self.unit:<11} {self.name:<54} {self.peer}: {self.peer_ns:.3f} ns"
+        mine, theirs = ("" if m is None else f", {m:.0f} MiB" for m in (self.mib, self.peer_mib))
+        ours = f"{self.ratio:7.2f} x  {self.ns:10.3f} ns a {self.unit:<11}"
+        return f"{ours} {self.name + mine:<62} {self.peer}: {self.peer_ns:.3f} ns{theirs}"
 
 
-def compare(name: str, timings: Mapping[str, Timing], ours: str, peer: str, unit: str, units: int) -> Result:
+def compare(
+    name: str, timings: Mapping[str, Timing], ours: str, peer: str, unit: str, units: int, memory: Mapping[str, float | None] = {}
+) -> Result:
     """Two of the candidates that ran in turn, for so many `units` of work each."""
     mine, theirs = timings[ours], timings[peer]
-    return Result(name, peer, mine.ratio(theirs), unit, mine.best / units * 1e9, theirs.best / units * 1e9)
+    times = mine.best / units * 1e9, theirs.best / units * 1e9
+    return Result(name, peer, mine.ratio(theirs), unit, *times, memory.get(ours), memory.get(peer))
+
+
+def peak_memory(call: Callable[[], object]) -> float | None:
+    """MiB that a call adds to the process at its peak, its result included; None where the system does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    call()  # what is loaded and compiled once
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or the call would be given what earlier ones have left
+        reset.write_text("5")
+        before = _kib(status, "VmRSS")
+        call()
+        return (_kib(status, "VmHWM") - before) / 1024
+    except (AttributeError, OSError):
+        return None
+
+
+def _kib(status: Path, field: str) -> int:
+    return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
 
 
 def options(description: str, rounds: int) -> argparse.ArgumentParser:

@@ -25,6 +25,12 @@ def update():
     return y, state
 
 
+def gradients(dtype=np.float64):
+    dout, z, state, D = (a.astype(dtype) for a in (u[::-1], u, A, x[:3]))
+    rest = dict(D=D, z=z, delta_bias=D, delta_softplus=True, initial_state=state, dlast_state=state)
+    return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
+
+
 def root():
     grid = np.linspace(-9, 9, 181)
     margin = net.margin(np.column_stack([grid, np.full(181, 0.3)]))
@@ -44,7 +50,13 @@ CALLS = {
             *(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True
         ),
     ),
+    "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
+    "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
+    "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
+    "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
+    "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
+    "scan_attention": lambda: [fd.scan_attention(u, A, B, B, delta_softplus=True), fd.scan_attention(u, A, B, A, rows=[-1, 3])],
     "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
     "subset_sums": lambda: [fd.subset_sums(x), fd.subset_sums(x.astype(np.float32))],
     "iter_subset_sums": lambda: [sums for _, sums in fd.iter_subset_sums(x, block=64)],

@@ -87,7 +87,12 @@ def test_every_room_says_what_it_is(thing):
 
 CALLS = {
     "selective_scan": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)), a((3,)), True),
+    "selective_scan_vjp": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)),
+                                         a((3,)), True, initial_state=a((2, 3, 2)), dlast_state=a((2, 3, 2))),
     "selective_state_update": lambda f, a: f(np.zeros((2, 3, 2)), a((2, 3)), a((2, 3)), a((3, 2)), a((2, 2)), a((2, 1, 2))),
+    "chunk_summary": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3,)), True),
+    "combine_summaries": lambda f, a: f((a((3, 2)), a((3, 2))), (a((3, 2)), a((3, 2)))),
+    "scan_attention": lambda f, a: f(a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
     "subset_sums": lambda f, a: f(a((2, 5))),
@@ -137,7 +142,8 @@ def test_integers_count_as_float64(name):
     expected = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape))
     if name == "iter_subset_sums":
         result, expected = result[0][1], expected[0][1]
-    assert result.dtype == np.float64 and np.array_equal(result, expected)
+    for r, e in zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]:
+        assert r.dtype == np.float64 and np.array_equal(r, e)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -37,9 +37,17 @@ result = fd.selective_scan(u, u, A, A, A, return_last_state=flag)
 print(result[0].shape if isinstance(result, tuple) else result.shape)
 not_an_array: int = fd.selective_scan(u, u, A, A, A)  # type: ignore[assignment]
 not_a_tuple: Floats = fd.selective_scan(u, u, A, A, A, return_last_state=True)  # type: ignore[assignment]
+grads: fd.SelectiveScanGrads = fd.selective_scan_vjp(y, u, u, A, A, A, np.ones(3), delta_softplus=True, initial_state=h, dlast_state=[[1, 2]] * 3)
+grads = fd.selective_scan_vjp(u, u, u.tolist(), A, A, A, None, u, [1, 2, 3], True, cu_seqlens=[0, 8])
+du, ddelta, dA, *_ = grads
+print(grads.du.shape, grads.dB.T, None if grads.dD is None else grads.dD.shape)
 print(fd.selective_state_update(h, u[:, 0], u[:, 1], A, [1, 2], [1.0, 2.0], dt_softplus=True).shape)
 print(fd.transition_product(u, A).shape, fd.transition_product([[0.5, 1]], [[-1]], method="subsets").mean())
 fd.transition_product(u, A, method="sum")  # type: ignore[arg-type]
+summary: fd.ChunkSummary = fd.chunk_summary(u, u, A, A, delta_softplus=True)
+summary = fd.combine_summaries(fd.combine_summaries(summary, (A, A)), (A.tolist(), np.ones((3, 2), int)))
+P, h = summary
+print(P.shape, summary.q.mean(), fd.scan_attention(u, A, A, A).shape, fd.scan_attention(u, A, A, A, None, True, rows=[0, -1]).T)
 
 # subsets
 x = [0.5, -1.0, 2.0]
@@ -72,6 +80,7 @@ print(fd.show_config()["threads"], sorted(fd.show_config()), fd.__version__.spli
 year, number = load_sunspots()
 print(year.shape, number.shape)
 print(reference.subset_sums(x).shape, reference.selective_state_update(h, u[:, 0], u[:, 1], A, A[0], A[0]).shape)
+print(reference.selective_scan_vjp(u, u, u, A, A, A).dA.shape, reference.SelectiveScanGrads._fields)
 print(reference.find_x1(reference.SigmoidMLP(data.weights, data.biases), [1.5], [4.5, 6.0]).x.shape)
 """
 

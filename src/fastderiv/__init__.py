@@ -6,7 +6,8 @@ How data flows::
                     shapes, dtypes,        nogil, fused, no temporaries;
                     every error            tasks shared out by _core.threads
 
-    ssm/        selective_scan, selective_state_update, transition_product
+    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
+                transition_product
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
     reference/  the same names in plain NumPy: the oracle
@@ -19,17 +20,33 @@ __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
-from .ssm import selective_scan, selective_state_update, transition_product
+from .ssm import (
+    ChunkSummary,
+    SelectiveScanGrads,
+    chunk_summary,
+    combine_summaries,
+    scan_attention,
+    selective_scan,
+    selective_scan_vjp,
+    selective_state_update,
+    transition_product,
+)
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "ChunkSummary",
     "ExponentialSum",
     "RootResults",
+    "SelectiveScanGrads",
     "SigmoidMLP",
+    "chunk_summary",
+    "combine_summaries",
     "find_x1",
     "get_num_threads",
     "iter_subset_sums",
+    "scan_attention",
     "selective_scan",
+    "selective_scan_vjp",
     "selective_state_update",
     "set_num_threads",
     "show_config",

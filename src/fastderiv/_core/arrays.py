@@ -82,6 +82,8 @@ def integers(name: str, value: ArrayLike) -> np.ndarray:
         raise ValueError(f"{name} is not an array of integers: {error}") from None
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    if array.dtype.kind == "u":  # beyond intp they would turn negative
+        array = np.minimum(array, np.iinfo(np.intp).max, dtype=np.uint64)
     return array.astype(np.intp, copy=False)
 
 

@@ -268,20 +268,33 @@ VINL vf vexp2_any(vf d, vf a)
 /* 2**(d*a) for d*a below EXP2_SAFE, -inf included: 0 below the smallest normal number; same bits as above */
 VINL vf vexp2_neg(vf d, vf a) { return vsel_lt(d * a, vset1(EXP2_LO), vset1(0), vexp2_safe(d, a)); }
 
-/* One step of a recurrence, h·2**(d·a) + x·b, where |d·a| < EXP2_SAFE is known and h finite.  2**(d·a) = 2**k + 2**k·q is
- * never rounded: near 1 its last bit, the same in every step where d is constant, would be the whole error after 1/|d·a|
- * steps.  2**k·h is exact, and q·2**k·h is small where the decay is slow. */
-VINL vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)
+/* One step of a recurrence, h·2**(d·a) + x·b, where |d·a| < EXP2_SAFE is known and h finite.  2**(d·a) = scale·(1 + rest),
+ * scale = 2**k, is never rounded: near 1 its last bit, the same in every step where d is constant, would be the whole error
+ * after 1/|d·a| steps.  scale·h is exact, and rest·scale·h is small where the decay is slow. */
+VINL vf vratio_safe(vf d, vf a, vf *rest)
 {
     const vf k = vfma(d, a, vset1(MAGIC + EXP_BIAS)), f = vfms(d, a, k - vset1(MAGIC + EXP_BIAS));
-    const vf g = as_f(as_i(k) << MBITS) * h;
-    return vfma(vslope2(f, 0) * f, g, vfma(x, b, g));
+    *rest = vslope2(f, 0) * f;
+    return as_f(as_i(k) << MBITS);
+}
+VINL vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)
+{
+    vf rest;
+    const vf g = vratio_safe(d, a, &rest) * h;
+    return vfma(rest, g, vfma(x, b, g));
 }
 /* the same for any d, a and h: same bits where the above is finite and in range, else as IEEE says */
 VINL vf vdecay_any(vf d, vf a, vf h, vf x, vf b)
 {
     const vf y = vdecay_safe(d, a, h, x, b), z = vfma(vexp2_any(d, a), h, x * b);
     return vsel_lt(vabs(d * a), vset1(EXP2_SAFE), vsel_lt(vabs(y), vset1((real)INFINITY), y, z), z);
+}
+/* scale and rest for any d and a; beyond the range, scale is the whole ratio */
+VINL vf vratio_any(vf d, vf a, vf *rest)
+{
+    const vf x = vabs(d * a), scale = vratio_safe(d, a, rest);
+    *rest = vsel_lt(x, vset1(EXP2_SAFE), *rest, vset1(0));
+    return vsel_lt(x, vset1(EXP2_SAFE), scale, vexp2_any(d, a));
 }
 
 /* exp(x) as p * 2**k (k carrying MAGIC), Cody-Waite reduction; x within the normal range */
@@ -321,6 +334,13 @@ VINL vf vsilu(vf x)                                    /* x·σ(x); the numerato
     y = vsel_lt(x, vset1(0), vscale2(x * p, k), x) / (vset1(1) + e);
     return vkeep_nan(x, vsel_lt(x, vset1(SILU_LO), vset1(0), y));
 }
+VINL vf vsilu_slope(vf x, vf *slope)                    /* silu and its derivative σ(x)·(1 + x·σ(−x)) */
+{
+    const vf e = vexp_neg(vneg(vabs(x))), r = vset1(1) / (vset1(1) + e), q = e * r, zero = vset1(0);
+    const vf s = vsel_lt(x, zero, q, r), near = vsel_lt(vabs(x), vset1(1e30), x, zero);       /* not inf·0 */
+    *slope = vkeep_nan(x, s * vfma(near, vsel_lt(x, zero, r, q), vset1(1)));
+    return vsel_lt(x, vset1(-1e30), zero, x * s);
+}
 VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 1, as 2·atanh(s), s = e/(e+2) <= 1/3 */
 {
     vf s = e / (e + vset1(2)), q = s * s, p;           /* atanh(s) = s + s·q·p(q), p minimax: 5e-9 / 5e-17 of the log */
@@ -342,6 +362,12 @@ VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 
 #endif
     s = s + s;
     return vfma(s * q, p, s);
+}
+VINL vf vsoftplus_slope(vf x, vf *slope)                /* softplus and its derivative σ(x), as above, from one exponential */
+{
+    const vf e = vexp_neg(vneg(vabs(x)));
+    *slope = vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) / (vset1(1) + e));
+    return vmax(vset1(0), x) + vlog1p01(e);
 }
 VINL vf vsoftplus(vf x) { return vmax(vset1(0), x) + vlog1p01(vexp_neg(vneg(vabs(x)))); }
 
@@ -398,6 +424,24 @@ static inline void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_
 }
 #else
 VINL void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds) { (void)ss; (void)ds; *dst = *src; }
+#endif
+
+/* dst[i] = the sum of row i of a VL x VL square, adjacent pairs first */
+#if VB
+static inline void vrowsums(const real *src, real *dst)
+{
+    vf a[VLN];
+    int i, n;
+# pragma GCC unroll 16
+    for (i = 0; i < VLN; i++) a[i] = vload(src + i * VL);
+# pragma GCC unroll 16
+    for (n = VLN / 2; n; n /= 2)
+# pragma GCC unroll 16
+        for (i = 0; i < n; i++) a[i] = SHUF(a[2*i], a[2*i+1], EVN) + SHUF(a[2*i], a[2*i+1], ODD);
+    vstore(dst, a[0]);
+}
+#else
+VINL void vrowsums(const real *src, real *dst) { *dst = *src; }
 #endif
 
 /* the sum of a logical group of GL lanes, adjacent pairs first */

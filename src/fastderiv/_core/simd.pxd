@@ -23,13 +23,19 @@ cdef extern from "simd.h" nogil:
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
     bint vall_lt(vf a, vf b)
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
+    vf vexp2_any(vf d, vf a)            # the same for any d and a
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
     vf vdecay_safe(vf d, vf a, vf h, vf x, vf b)    # h·2**(d·a) + x·b
     vf vdecay_any(vf d, vf a, vf h, vf x, vf b)
+    vf vratio_safe(vf d, vf a, vf *rest)            # 2**(d·a) = ratio·(1 + rest)
+    vf vratio_any(vf d, vf a, vf *rest)
     vf vexp(vf x)
     vf vsigmoid(vf x)
     vf vsigmoid_grad(vf x)
     vf vsilu(vf x)
+    vf vsilu_slope(vf x, vf *slope)
     vf vsoftplus(vf x)
+    vf vsoftplus_slope(vf x, vf *slope)
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
+    void vrowsums(const real *src, real *dst)       # of a VL x VL square
     real gsum(const real *g)

@@ -1,16 +1,30 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
-from .ssm import SelectiveScanGrads, selective_scan, selective_scan_vjp, selective_state_update, transition_product
+from .ssm import (
+    ChunkSummary,
+    SelectiveScanGrads,
+    chunk_summary,
+    combine_summaries,
+    scan_attention,
+    selective_scan,
+    selective_scan_vjp,
+    selective_state_update,
+    transition_product,
+)
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
+    "ChunkSummary",
     "ExponentialSum",
     "RootResults",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "chunk_summary",
+    "combine_summaries",
     "find_x1",
     "iter_subset_sums",
+    "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",

@@ -223,3 +223,43 @@ def transition_product(preactivation: ArrayLike, A: ArrayLike, *,
     for mask in itertools.product([False, True], repeat=delta.shape[-1]):
         total = np.logaddexp(total, delta[..., list(mask)].sum(-1))
     return np.exp(A * total[..., None])
+
+
+class ChunkSummary(NamedTuple):
+    P: NDArray
+    q: NDArray
+
+
+def chunk_summary(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, delta_bias: ArrayLike | None = None,
+                  delta_softplus: bool = False) -> ChunkSummary:  # fmt: skip
+    zero, one = np.zeros(np.shape(A)), np.ones((*np.shape(u)[:-1], np.shape(A)[1]))
+    last = [selective_scan(x, delta, A, B, zero, None, None, delta_bias, delta_softplus, True, initial_state=h)[1]
+            for x, h in ((np.zeros(np.shape(u)), one), (u, None))]  # fmt: skip
+    return ChunkSummary(*last)
+
+
+def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> ChunkSummary:
+    (P1, q1), (P2, q2) = ([np.asarray(a, np.float64) for a in pair] for pair in (first, second))
+    return ChunkSummary(P2 * P1, P2 * q1 + q2)
+
+
+def scan_attention(delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, delta_bias: ArrayLike | None = None,
+                   delta_softplus: bool = False, *, rows: ArrayLike | None = None) -> NDArray:  # fmt: skip
+    delta, A = np.asarray(delta, np.float64), np.asarray(A, np.float64)
+    batched = delta.ndim == 3
+    if not batched:
+        delta = delta[None]
+    batch, channels, steps = delta.shape
+    B, C = _rows(B, channels, batched), _rows(C, channels, batched)
+    step = delta if delta_bias is None else delta + np.asarray(delta_bias, np.float64)[:, None]
+    if delta_softplus:
+        step = _softplus(step)
+    rows = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
+    attention = np.zeros((batch, channels, len(rows), steps))
+    for i, l in enumerate(rows):
+        w = np.broadcast_to(_at(C, l), (batch, channels, A.shape[1]))  # C[l] times the transitions after j
+        for j in range(l, -1, -1):
+            dt = step[:, :, j, None]
+            attention[:, :, i, j] = (w * dt * _at(B, j)).sum(-1)
+            w = w * np.exp(dt * A)
+    return attention if batched else attention[0]

@@ -1,7 +1,20 @@
-"""The selective scan: whole sequences, single steps, and the product of its transitions."""
+"""The selective scan: whole sequences, single steps, chunks, its hidden attention, and the product of its transitions."""
 
+from ._attention import scan_attention
+from ._chunks import ChunkSummary, chunk_summary, combine_summaries
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product
+from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
-__all__ = ["selective_scan", "selective_state_update", "transition_product"]
+__all__ = [
+    "ChunkSummary",
+    "SelectiveScanGrads",
+    "chunk_summary",
+    "combine_summaries",
+    "scan_attention",
+    "selective_scan",
+    "selective_scan_vjp",
+    "selective_state_update",
+    "transition_product",
+]

@@ -5,10 +5,13 @@ each input is transposed into a tile [time, lane], every four states run through
 finished tile of y is transposed out.  No array of D·L·N elements exists.  Every output is computed by the same operations
 in the same order whatever the strides, the blocks, the tasks and the threads are.
 """
+from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
-from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, VL, ix, real, vabs, vall_lt, vdecay_any, vdecay_safe, vf, vfma,
-                                   vload, vmax, vprefetch, vset1, vsilu, vsoftplus, vstore, vtranspose)
+import numpy as np
+from fastderiv._core.simd cimport (EXP2_SAFE, GL, LOG2E, NS, VL, ix, real, vabs, vall_lt, vdecay_any, vdecay_safe, vexp2_any,
+                                   vexp2_neg, vf, vfma, vload, vmax, vprefetch, vratio_any, vratio_safe, vrowsums, vsel_lt,
+                                   vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
 cnp.import_array()
@@ -296,6 +299,8 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
             skip_connection(s, v, batch, t, T, y)
         recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant)
         v.finite = all_finite(v.h, s.states)
+    if s.out.p is NULL:                                 # only the state counts: the adjoint's first pass, a chunk's summary
+        return
     if s.z.p is not NULL:
         load_signal(&s.z, batch, v, t, T, dt)
         for i in range(T):
@@ -345,7 +350,9 @@ cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
     vstore(v.limits, top + odd)
     if s.B.constant:
         load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
-    if s.C.constant:
+    if s.C.p is NULL:
+        memset(v.c, 0, N * VL * sizeof(real))
+    elif s.C.constant:
         load_rows(s.C.p, s.C.g, s.C.n, v, N, v.c)
     memset(v.D, 0, 2 * VL * sizeof(real))
     if s.D.p is not NULL:
@@ -363,11 +370,15 @@ cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
     v.finite = all_finite(v.h, s.states)
 
 
+cdef ix first_channel(Scan *s, ix chunk) noexcept nogil:
+    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
+    return chunk // per_part * s.part + chunk % per_part * s.carry * VL
+
+
 cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch) noexcept nogil:
     """The vectors of a chunk; how many they are."""
-    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
-    cdef ix channel = chunk // per_part * s.part + chunk % per_part * s.carry * VL
-    cdef ix end = min(channel + s.carry * VL, (chunk // per_part + 1) * s.part), k = 0
+    cdef ix channel = first_channel(s, chunk)
+    cdef ix end = min(channel + s.carry * VL, (channel // s.part + 1) * s.part), k = 0
     while channel < end:
         v[k].channel, v[k].rows = channel, min(<ix>VL, end - channel)
         set_up(s, &v[k], scratch + k * vector_size(s.states))
@@ -435,6 +446,821 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
             return
 
 
+# ---- the adjoint --------------------------------------------------------------------------------------------------
+# A task takes channels, a few logical groups at a time, through a range of segments: forward once, keeping the state before
+# every block, then back, replaying one block at a time with all that the way back needs of it.
+
+cdef enum:
+    AHEAD = 7
+    GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
+    KEPT = 3 * TILE                    # scale, rest and the state before of one state's steps
+    STRIP = 2 * VL * VL                 # its terms of dB and dC, VL steps of them
+
+cdef struct Adjoint:
+    Scan s
+    Signal dout, du, ddelta, dz
+    State dlast, dfirst
+    Coefficient dB, dC                  # where they vary in time
+    real *more_B                        # (slices − 1, Bt, N, L): of the group that a slice shares with the slice before
+    real *more_C
+    real *sums                          # (ranges, rows, D): dA, constant dB and dC state by state, dD, dbias
+    ix rows
+    ix slices, ranges                   # a task is one slice of the channels through one range of the segments
+    ix blocks                           # of the longest segment
+
+cdef struct Back:                       # what the way back adds to a Vector, in scratch
+    real *checkpoints                   # [block, N, lane]
+    real *g                             # [N, lane]: Ā·h̄ of the step after
+    real *sums                          # [rows, lane]
+    real *low                           # [rows, lane]: what rounding took from them
+    real *terms                         # [2 N, TB]: the lanes' sums of dB and dC of the block
+
+cdef struct Row:                        # one state of a vector, in registers
+    vf a, h, g, dA, dB, dC
+    const real *B
+    const real *C
+    real *kept
+    real *strip
+
+
+cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bint cb) noexcept nogil:
+    cdef vf b = coefficient(r.B, t, cb), rest
+    cdef vf scale = vratio_safe(d, r.a, &rest) if safe else vratio_any(d, r.a, &rest)
+    cdef vf g = scale * r.h
+    vstore(r.kept + t * VL, scale)
+    vstore(r.kept + TILE + t * VL, rest)
+    vstore(r.kept + 2 * TILE + t * VL, r.h)
+    r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
+
+
+cdef inline void back_step(Row *r, ix t, ix k, vf d, vf x, vf dy, vf *y, vf *dx, vf *dd, const bint gate, const bint cb,
+                           const bint cc) noexcept nogil:
+    """h̄[t] and its part in every gradient: y += C·h, dx += h̄·B, dd += Ā̄·Ā·A; the terms of dB and dC into row k of the strip."""
+    cdef vf c = coefficient(r.C, t, cc)
+    cdef vf g = vfma(dy, c, r.g), q
+    if gate:
+        y[0] = vfma(r.h, c, y[0])
+    if cc:
+        r.dC = vfma(dy, r.h, r.dC)
+    else:
+        vstore(r.strip + VL * VL + k * VL, dy * r.h)
+    if cb:
+        r.dB = vfma(g, x, r.dB)
+    else:
+        vstore(r.strip + k * VL, g * x)
+    dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
+    g = g * vload(r.kept + t * VL)
+    r.g = vfma(vload(r.kept + TILE + t * VL), g, g)
+    r.h = vload(r.kept + 2 * TILE + t * VL)
+    q = r.g * r.h
+    dd[0] = vfma(q, r.a, dd[0])
+    r.dA = vfma(q, d, r.dA)
+
+
+cdef struct Tiles:                      # of one vector's block, [time, lane] each
+    real *dt                            # Δ
+    real *x                             # Δ·u
+    real *u
+    real *slope                         # dΔ/dδ
+    real *dy                            # dout·silu(z)
+    real *dz                            # dout·silu'(z), then dz
+    real *y                             # C·h + D·u
+    real *dx                            # Σ h̄·B
+    real *dd                            # Σ Ā̄·Ā·A·log2(e)
+
+
+cdef inline void start_row(Row *r, ix n, Vector *v, Back *w, const real *h, const real *B, ix ldb, const real *C, ix ldc,
+                           real *kept, real *strip) noexcept nogil:
+    r.a, r.h, r.g = vload(v.a + n * VL), vload(h + n * VL), vload(w.g + n * VL)
+    r.dA = r.dB = r.dC = vset1(0)
+    r.B, r.C, r.kept, r.strip = B + n * ldb, C + n * ldc, kept, strip
+
+
+cdef inline void add(real *sum, real *low, vf x) noexcept nogil:
+    """sum + low += x, with what rounding takes from sum going to low."""
+    cdef vf a = vload(sum)
+    cdef vf s = a + x
+    cdef vf b = s - a
+    vstore(sum, s)
+    vstore(low, vload(low) + ((a - (s - b)) + (x - b)))
+
+
+cdef inline void end_row(Row *r, ix n, ix N, Back *w, const bint cb, const bint cc) noexcept nogil:
+    cdef ix row = n
+    vstore(w.g + n * VL, r.g)
+    add(w.sums + row * VL, w.low + row * VL, r.dA)
+    if cb:
+        row += N
+        add(w.sums + row * VL, w.low + row * VL, r.dB)
+    if cc:
+        row += N
+        add(w.sums + row * VL, w.low + row * VL, r.dC)
+
+
+cdef inline bint finite(vf h) noexcept nogil:
+    return vall_lt(vfma(h, vset1(0), vset1(0)), vset1(1))
+
+
+cdef inline bint replay(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe, const bint cb) noexcept nogil:
+    """1. Forward through a block.  Whether the states stayed finite."""
+    cdef vf d, x
+    cdef ix t
+    for t in range(T):
+        d = vload(w.dt + t * VL)
+        x = vload(w.x + t * VL)
+        replay_step(r0, t, d, x, safe, cb)
+        if rows == 4:
+            replay_step(r1, t, d, x, safe, cb)
+            replay_step(r2, t, d, x, safe, cb)
+            replay_step(r3, t, d, x, safe, cb)
+    return finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h)
+
+
+cdef inline void back(Tiles *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, const ix rows, const bint gate,
+                      const bint cb, const bint cc) noexcept nogil:
+    """2. Back through it."""
+    cdef vf d, x, dy, y = vset1(0), dx, dd
+    cdef ix first = (T - 1) // VL * VL, t = T - 1
+    while first >= 0:
+        while t >= first:
+            d, x, dy = vload(w.dt + t * VL), vload(w.x + t * VL), vload(w.dy + t * VL)
+            dx, dd = vload(w.dx + t * VL), vload(w.dd + t * VL)
+            if gate:
+                y = vload(w.y + t * VL)
+            back_step(r0, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
+            if rows == 4:
+                back_step(r1, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
+                back_step(r2, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
+                back_step(r3, t, t - first, d, x, dy, &y, &dx, &dd, gate, cb, cc)
+            vstore(w.dx + t * VL, dx)
+            vstore(w.dd + t * VL, dd)
+            if gate:
+                vstore(w.y + t * VL, y)
+            t -= 1
+        sum_strip(r0.strip, terms + first, cb, cc)
+        if rows == 4:
+            sum_strip(r1.strip, terms + 2 * TB + first, cb, cc)
+            sum_strip(r2.strip, terms + 4 * TB + first, cb, cc)
+            sum_strip(r3.strip, terms + 6 * TB + first, cb, cc)
+        first -= VL
+
+
+cdef inline void sum_strip(const real *strip, real *terms, const bint cb, const bint cc) noexcept nogil:
+    if not cb:
+        vrowsums(strip, terms)
+    if not cc:
+        vrowsums(strip + VL * VL, terms + TB)
+
+
+cdef inline void some_rows(Tiles *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
+                           ix ldc, ix T, real *kept, bint safe, const ix rows, const bint gate, const bint cb, const bint cc) noexcept nogil:
+    """Both ways for `rows` states, 1 or 4."""
+    cdef Row r0, r1, r2, r3
+    cdef real *strip = kept + 4 * KEPT
+    cdef ix again
+    for again in range(2):
+        start_row(&r0, n, v, k, h, B, ldb, C, ldc, kept, strip)
+        if rows == 4:
+            start_row(&r1, n + 1, v, k, h, B, ldb, C, ldc, kept + KEPT, strip + STRIP)
+            start_row(&r2, n + 2, v, k, h, B, ldb, C, ldc, kept + 2 * KEPT, strip + 2 * STRIP)
+            start_row(&r3, n + 3, v, k, h, B, ldb, C, ldc, kept + 3 * KEPT, strip + 3 * STRIP)
+        if again:
+            replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
+        elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
+            break
+    back(w, &r0, &r1, &r2, &r3, T, k.terms + 2 * n * TB, rows, gate, cb, cc)
+    end_row(&r0, n, N, k, cb, cc)
+    if rows == 4:
+        end_row(&r1, n + 1, N, k, cb, cc)
+        end_row(&r2, n + 2, N, k, cb, cc)
+        end_row(&r3, n + 3, N, k, cb, cc)
+
+
+cdef inline void all_rows(Tiles *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                          ix T, real *kept, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
+    cdef ix n = 0
+    while n + 4 <= N:
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, kept, safe, 4, gate, cb, cc)
+        n += 4
+    while n < N:
+        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, kept, safe, 1, gate, cb, cc)
+        n += 1
+
+
+cdef void there_and_back(Tiles *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                         ix T, real *kept, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
+    """Pick the loop made for these flags."""
+    if cb:
+        B, ldb = v.b, VL
+    if cc:
+        C, ldc = v.c, VL
+    if gate and not cb and not cc:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, False, False)
+    elif gate and cb and cc:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, True, True)
+    elif gate and cb:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, True, False)
+    elif gate:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, True, False, True)
+    elif not cb and not cc:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, False, False)
+    elif cb and cc:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, True, True)
+    elif cb:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, True, False)
+    else:
+        all_rows(w, v, k, h, N, B, ldb, C, ldc, T, kept, safe, False, False, True)
+
+
+cdef inline bint prepare(Tiles *w, Vector *v, ix T, Ahead *ahead, const bint softplus, const bint gate) noexcept nogil:
+    """IN dt = delta, u, dy = dout, dz = z; OUT every tile.  Whether every Δ·A of the block is well inside exp's range."""
+    cdef vf bias = vload(v.bias), skip = vload(v.D), top = vset1(0), odd = vset1(0)
+    cdef vf d, x, g, s, slope
+    cdef ix t, i
+    for t in range(T):
+        for i in range(AHEAD):
+            prefetch(ahead + i, t)
+        d = vload(w.dt + t * VL) + bias
+        if softplus:
+            d = vsoftplus_slope(d, &slope)
+            vstore(w.slope + t * VL, slope)
+        top = vmax(top, vabs(d))
+        odd = vfma(d, vset1(0), odd)
+        x = vload(w.u + t * VL)
+        vstore(w.dt + t * VL, d)
+        vstore(w.x + t * VL, d * x)
+        vstore(w.dx + t * VL, vset1(0))
+        vstore(w.dd + t * VL, vset1(0))
+        if gate:
+            g = vload(w.dy + t * VL)
+            s = vsilu_slope(vload(w.dz + t * VL), &slope)
+            vstore(w.dy + t * VL, g * s)
+            vstore(w.dz + t * VL, g * slope)
+            vstore(w.y + t * VL, x * skip)
+    return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
+
+
+cdef inline void finish(Tiles *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
+    """3. From h̄ to the arguments: dt = ddelta, dx = du, dz; dD and dbias into the sums."""
+    cdef vf skip = vload(v.D), dD = vset1(0), dbias = vset1(0)
+    cdef vf x, dx, dy, dd
+    cdef ix t
+    for t in range(T):
+        x, dx, dy = vload(w.u + t * VL), vload(w.dx + t * VL), vload(w.dy + t * VL)
+        dd = vfma(vload(w.dd + t * VL), vset1(1 / LOG2E), dx * x)
+        if softplus:
+            dd = dd * vload(w.slope + t * VL)
+        dD = vfma(dy, x, dD)
+        dbias = dbias + dd
+        vstore(w.dx + t * VL, vfma(dx, vload(w.dt + t * VL), dy * skip))
+        vstore(w.dt + t * VL, dd)
+        if gate:
+            vstore(w.dz + t * VL, vload(w.dz + t * VL) * vload(w.y + t * VL))
+    add(k.sums + (rows - 2) * VL, k.low + (rows - 2) * VL, dD)
+    add(k.sums + (rows - 1) * VL, k.low + (rows - 1) * VL, dbias)
+
+
+cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *tile) noexcept nogil:
+    store_tile(tile, VL, s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T)
+
+
+cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
+                        const real *B, ix ldb, const real *C, ix ldc, real *tiles) noexcept nogil:
+    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`."""
+    cdef Scan *s = &j.s
+    cdef Tiles w
+    cdef Ahead ahead[AHEAD]
+    cdef bint safe, gate = s.z.p is not NULL
+    w.dt, w.x, w.u, w.slope, w.dy = tiles, tiles + TILE, tiles + 2 * TILE, tiles + 3 * TILE, tiles + 4 * TILE
+    w.dz, w.y, w.dx, w.dd = tiles + 5 * TILE, tiles + 6 * TILE, tiles + 7 * TILE, tiles + 8 * TILE
+    look_ahead(ahead, &s.delta, batch, next, then)
+    look_ahead(ahead + 1, &s.u, batch, next, then)
+    look_ahead(ahead + 2, &j.dout, batch, next, then)
+    look_ahead(ahead + 3, &s.z if gate else &s.u, batch, next, then)
+    look_ahead(ahead + 4, &j.du, batch, v, t)           # to be written at the end of this block
+    look_ahead(ahead + 5, &j.ddelta, batch, v, t)
+    look_ahead(ahead + 6, &j.dz if gate else &j.du, batch, v, t)
+    load_signal(&s.delta, batch, v, t, T, w.dt)
+    load_signal(&s.u, batch, v, t, T, w.u)
+    load_signal(&j.dout, batch, v, t, T, w.dy)
+    if gate:
+        load_signal(&s.z, batch, v, t, T, w.dz)
+    if s.softplus and gate:
+        safe = prepare(&w, v, T, ahead, True, True)
+    elif s.softplus:
+        safe = prepare(&w, v, T, ahead, True, False)
+    elif gate:
+        safe = prepare(&w, v, T, ahead, False, True)
+    else:
+        safe = prepare(&w, v, T, ahead, False, False)
+    if gate and s.D.p is NULL:                          # not u·0: u may be inf
+        memset(w.y, 0, T * VL * sizeof(real))
+    there_and_back(&w, v, k, h, s.states, B, ldb, C, ldc, T, tiles + 9 * TILE, safe and all_finite(h, s.states), gate,
+                   s.B.constant, s.C.constant)
+    finish(&w, v, k, j.rows, T, s.softplus, gate)
+    store_signal(&j.du, batch, v, t, T, w.dx)
+    store_signal(&j.ddelta, batch, v, t, T, w.dt)
+    if gate:
+        store_signal(&j.dz, batch, v, t, T, w.dz)
+
+cdef ix slice_start(Adjoint *j, ix i) noexcept nogil:
+    """The first chunk of slice i."""
+    return i * j.s.chunks // j.slices
+
+
+cdef ix range_start(Adjoint *j, ix i) noexcept nogil:
+    """The first segment of range i: ranges of equally many segments, or of about equally many packed steps."""
+    cdef const ix *starts = j.s.starts
+    cdef ix low = 0, high = j.s.segments, middle
+    if starts is NULL or i == j.ranges or i == 0:
+        return i * j.s.segments // j.ranges
+    while low < high:
+        middle = (low + high) // 2
+        if starts[middle] < i * (j.s.steps // j.ranges):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef real *target(Adjoint *j, Coefficient *c, real *more, ix i, ix batch, ix channel) noexcept nogil:
+    """Where slice i adds its share of dB or dC: [N, L] of the channel's group, or of what the slices before have begun."""
+    cdef ix start = first_channel(&j.s, slice_start(j, i)), group = channel // c.channels
+    cdef ix items = j.s.segments if j.s.starts is NULL else 1
+    if start > 0 and group == (start - 1) // c.channels:
+        return more + ((i - 1) * items + batch) * j.s.states * j.s.steps
+    return c.p + (batch * (j.s.channels // c.channels) + group) * j.s.states * j.s.steps
+
+
+cdef inline vf group_terms(const Back *k, ix vectors, ix at) noexcept nogil:
+    """The sum over the vectors of a logical group, adjacent pairs first."""
+    cdef vf sums[NS]
+    cdef ix i, m = NS
+    for i in range(NS):
+        sums[i] = vload(k[i].terms + at) if i < vectors else vset1(0)
+    while m > 1:
+        m //= 2
+        for i in range(m):
+            sums[i] = sums[2 * i] + sums[2 * i + 1]
+    return sums[0]
+
+
+cdef void add_terms(const Back *k, ix vectors, ix which, ix N, ix T, real *to, ix L) noexcept nogil:
+    """to[n, t] += the terms of all vectors, logical group by group; which: 0 for dB, 1 for dC."""
+    cdef real last[VL]
+    cdef real *p
+    cdef vf sum
+    cdef ix n, t, first, m
+    for n in range(N):
+        t = 0
+        while t < T:
+            p = to + n * L + t
+            if t + VL > T:
+                copy(p, 1, last, 1, T - t)
+                p = last
+            sum = vload(p)
+            first = 0
+            while first < vectors:
+                sum = sum + group_terms(k + first, vectors - first, (2 * n + which) * TB + t)
+                first += NS
+            vstore(p, sum)
+            if t + VL > T:
+                copy(last, 1, to + n * L + t, 1, T - t)
+            t += VL
+
+
+cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
+                          Worker *worker) noexcept nogil:
+    """The channels of a logical group through a segment and back; False if interrupted."""
+    cdef Scan *s = &j.s
+    cdef Scan forward = j.s
+    cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m
+    cdef bint last
+    cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
+    cdef const real *B
+    cdef const real *C
+    forward.out.p = NULL
+    if s.starts is NULL:
+        batch = segment
+    else:
+        start, stop = s.starts[segment], s.starts[segment + 1]
+    for m in range(vectors):
+        first_state(s, &v[m], segment)
+        first_state_adjoint(j, &v[m], &k[m], segment)
+    block = 0
+    t = start
+    while t < stop:
+        if interrupted(worker):
+            return False
+        T = min(<ix>TB, stop - t)
+        for m in range(vectors):
+            memcpy(k[m].checkpoints + block * N * VL, v[m].h, N * VL * sizeof(real))
+        if t + T < stop:
+            B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
+            C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
+            for m in range(vectors):
+                scan_block(&forward, &v[m], batch, t, T, stop, B, ldb, C, ldc, tiles)
+        block += 1
+        t += T
+    while block > 0:
+        if interrupted(worker):
+            return False
+        block -= 1
+        t = start + block * TB
+        T = min(<ix>TB, stop - t)
+        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
+        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
+        for m in range(vectors):
+            last = m == vectors - 1
+            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, tiles)
+        if not s.B.constant:
+            add_terms(k, vectors, 0, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
+        if not s.C.constant:
+            add_terms(k, vectors, 1, N, T, target(j, &j.dC, j.more_C, i, batch, v.channel) + t, s.steps)
+    if j.dfirst.p is not NULL:
+        for m in range(vectors):
+            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, N)
+    return True
+
+
+cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexcept nogil:
+    if j.dlast.p is NULL:
+        memset(k.g, 0, j.s.states * VL * sizeof(real))
+    else:
+        load_rows(j.dlast.p + segment * j.dlast.s, j.dlast.d, j.dlast.n, v, j.s.states, k.g)
+
+
+cdef ix back_size(Adjoint *j) noexcept nogil:
+    """Scratch of one Back, in reals."""
+    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL + 2 * j.s.states * TB + 4 * GL
+
+
+cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
+    cdef ix N = j.s.states
+    k.checkpoints = scratch
+    k.g = k.checkpoints + j.blocks * N * VL
+    k.sums = k.g + N * VL
+    k.low = k.sums + j.rows * VL
+    k.terms = k.low + j.rows * VL
+    memset(k.sums, 0, 2 * j.rows * VL * sizeof(real))
+
+
+cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
+    cdef real *to = j.sums + i * j.rows * j.s.channels + v.channel
+    cdef vf sum, low
+    cdef ix row
+    for row in range(j.rows):
+        sum, low = vload(k.sums + row * VL), vload(k.low + row * VL)
+        vstore(k.sums + row * VL, vsel_lt(vabs(low), vset1(1e30), sum + low, sum))      # an infinite sum has NaN for its low part
+        copy(k.sums + row * VL, 1, to + row * j.s.channels, 1, v.rows)
+
+
+cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef Adjoint *j = <Adjoint *>args
+    cdef Scan *s = &j.s
+    cdef Vector v[GROUPS * NS]
+    cdef Back k[GROUPS * NS]
+    cdef real *tiles = <real *>worker.scratch
+    cdef real *gathered = tiles + 9 * TILE + 4 * KEPT + 4 * STRIP
+    cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
+    cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
+    for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
+        vectors = set_up_chunk(s, chunk, v, own)
+        for m in range(vectors):
+            set_up_back(j, &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
+        for segment in range(range_start(j, r), range_start(j, r + 1)):
+            if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
+                return
+        for m in range(vectors):
+            store_sums(j, r, &v[m], &k[m])
+
+
+cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """dB and dC of batch item i: add what slices have put aside for groups that slices before them began."""
+    cdef Adjoint *j = <Adjoint *>args
+    cdef ix p
+    for p in range(1, j.slices):
+        if not j.s.B.constant:
+            join(j, &j.dB, j.more_B, p, i)
+        if not j.s.C.constant:
+            join(j, &j.dC, j.more_C, p, i)
+
+
+cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch) noexcept nogil:
+    cdef ix channel = first_channel(&j.s, slice_start(j, p)), m
+    cdef const real *src = target(j, c, more, p, batch, channel)
+    cdef real *dst = c.p + (batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states * j.s.steps
+    if src is not dst:
+        for m in range(j.s.states * j.s.steps):
+            dst[m] += src[m]
+
+
+# ---- sums of step sizes ---------------------------------------------------------------------------------------------
+
+cdef struct Sum:                        # of very many terms: compensated, as a step repeated would be rounded the same way each time
+    double value, lost
+
+
+cdef inline void accumulate(Sum *s, double x) noexcept nogil:
+    cdef double value = s.value + x, added = value - s.value
+    s.lost += (s.value - (value - added)) + (x - added)
+    s.value = value
+
+
+cdef inline double sum_of(Sum *s) noexcept nogil:
+    return s.value + s.lost if isfinite(s.lost) else s.value
+
+
+cdef struct StepSum:
+    Signal delta
+    PerChannel bias
+    real *total                         # (Bt, D), contiguous
+    bint softplus
+    ix channels, steps, chunks
+
+
+cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """Σ Δ of a vector of channels: eight steps in `real`, the rest compensated in float64."""
+    cdef StepSum *s = <StepSum *>args
+    cdef Vector v
+    cdef real *dt = <real *>worker.scratch
+    cdef real *bias = dt + TILE
+    cdef Sum total[GL]
+    cdef ix batch = i // s.chunks, t = 0, T, k, lane
+    cdef vf d, sum
+    v.channel = i % s.chunks * VL
+    v.rows = min(<ix>VL, s.channels - v.channel)
+    memset(bias, 0, VL * sizeof(real))
+    memset(total, 0, sizeof(total))
+    if s.bias.p is not NULL:
+        copy(s.bias.p + v.channel * s.bias.d, s.bias.d, bias, 1, v.rows)
+    while t < s.steps:
+        if interrupted(worker):
+            return
+        T = min(<ix>TB, s.steps - t)
+        load_signal(&s.delta, batch, &v, t, T, dt)
+        sum = vset1(0)
+        for k in range(T):
+            d = vload(dt + k * VL) + vload(bias)
+            sum = sum + (vsoftplus(d) if s.softplus else d)
+            if k % 8 == 7 or k == T - 1:
+                vstore(dt, sum)
+                sum = vset1(0)
+                for lane in range(VL):
+                    accumulate(&total[lane], dt[lane])
+        t += T
+    for k in range(v.rows):
+        s.total[batch * s.channels + v.channel + k] = <real>sum_of(&total[k])
+
+
+# ---- hidden attention ---------------------------------------------------------------------------------------------
+#
+# α[l, j] = Σ_n C[l, n]·exp(A[n]·x[l, j])·Δ[j]·B[j, n] with x[l, j] = Δ[j+1] + … + Δ[l]: time j lies in the lanes, and columns
+# are taken in blocks of AB.  With `gap`, the Δ from a block's end to row l, exp(A·x) is exp(A·gap)·exp(A·x[end, j]), and the
+# rows below a block are a matrix product: (rows, N) times (N, AB), two exponentials an entry of either.  Where A <= 0 <= Δ
+# no factor grows, so none overflows and nothing is lost.  The block that holds the diagonal, and blocks where that does not
+# hold, take exp(A·x) itself, with x summed backwards from row l.
+
+cdef enum:
+    AB = 64                             # columns in a block: fewer cost more exp(A·gap), more a dearer diagonal
+    RB = 64                             # rows of a task, at most: they share exp(A·x)·Δ·B
+
+cdef struct Attention:
+    Signal delta
+    Coefficient B, C
+    PerChannel bias
+    real *A
+    ix A_d, A_n
+    const ix *rows
+    real *out                           # (Bt, D, rows, L), contiguous and zero
+    bint softplus
+    ix channels, states, steps
+    ix count, block, blocks             # rows; rows of a task; tasks of a channel
+
+cdef struct Channel:                    # what a task holds, in scratch
+    real *a                             # [N]: A·log2(e)
+    real *dt                            # [time]: Δ of the block
+    real *x                             # [time]: Σ Δ behind it, up to the block's end
+    real *own                           # [time]: Σ Δ behind it, up to a row
+    real *b                             # [N, time]: B
+    real *w                             # [N, time]: exp(A·x)·Δ·B
+    real *y                             # [time]: a row's part of the block, where it is not stored whole
+    double total                        # Σ Δ of the block
+    bint decays, tame                   # -inf < A <= 0; and Δ >= 0 too
+
+cdef struct Query:
+    ix l
+    real *c                             # [N]: C
+    real *g                             # [N]: exp(A·gap)·C
+    real *out
+    Sum gap                             # Σ Δ from the block's end to l
+
+
+cdef double sum_behind(const real *dt, ix n, real *x) noexcept nogil:
+    """OUT x[j] = dt[j+1] + … + dt[n−1]; the sum of all."""
+    cdef double s = 0
+    cdef ix j
+    for j in range(n - 1, -1, -1):
+        x[j] = <real>s
+        s += dt[j]
+    return s
+
+
+cdef void load_columns(Attention *s, Channel *v, ix batch, ix channel, ix t, ix T) noexcept nogil:
+    """Δ, its sums, and B of the block t … t+T−1."""
+    cdef vf bias = vset1(0 if s.bias.p is NULL else s.bias.p[channel * s.bias.d]), d
+    cdef const real *B
+    cdef ix j = 0, n, N = s.states
+    if T < AB:
+        memset(v.dt, 0, AB * sizeof(real))
+        memset(v.x, 0, AB * sizeof(real))
+        memset(v.b, 0, AB * N * sizeof(real))
+    copy(s.delta.p + batch * s.delta.b + channel * s.delta.d + t * s.delta.t, s.delta.t, v.dt, 1, T)
+    while j < T:
+        d = vload(v.dt + j) + bias
+        vstore(v.dt + j, vsoftplus(d) if s.softplus else d)
+        j += VL
+    v.total = sum_behind(v.dt, T, v.x)
+    v.tame = v.decays
+    for j in range(T):
+        v.tame = v.tame and v.dt[j] >= 0
+    if s.B.constant:
+        B = s.B.p + channel * s.B.g
+        for n in range(N):
+            for j in range(AB):
+                v.b[n * AB + j] = B[n * s.B.n]
+    else:
+        B = s.B.p + batch * s.B.b + channel // s.B.channels * s.B.g + t * s.B.t
+        load_tile(B, s.B.t, s.B.n, T, N, v.b, AB)
+
+
+cdef inline void exact_row(Channel *v, const real *x, const real *c, ix N, ix T, real *y, const bint tame) noexcept nogil:
+    """OUT y[j] = Σ_n C·exp(A·x[j])·B·Δ: no factor but exp(A·x)."""
+    cdef ix j = 0, n
+    cdef vf sum, r
+    while j < T:
+        sum, r = vset1(0), vload(x + j)
+        for n in range(N):
+            if tame:
+                sum = vfma(vexp2_neg(r, vset1(v.a[n])) * vload(v.b + n * AB + j), vset1(c[n]), sum)
+            else:
+                sum = vfma(vexp2_any(r, vset1(v.a[n])) * vload(v.b + n * AB + j), vset1(c[n]), sum)
+        vstore(y + j, sum * vload(v.dt + j))
+        j += VL
+
+
+cdef void own_row(Channel *v, Query *row, ix N, ix t) noexcept nogil:
+    """A row through the block that holds its diagonal."""
+    cdef ix n = row.l - t + 1
+    row.gap.value, row.gap.lost = sum_behind(v.dt, n, v.own), 0
+    if v.tame:
+        exact_row(v, v.own, row.c, N, n, v.y, True)
+    else:
+        exact_row(v, v.own, row.c, N, n, v.y, False)
+    memcpy(row.out + t, v.y, n * sizeof(real))
+
+
+cdef void wild_row(Channel *v, Query *row, ix N, ix t) noexcept nogil:
+    """A row through a whole block where factors may grow."""
+    cdef double gap = sum_of(&row.gap)
+    cdef ix j
+    for j in range(AB):
+        v.own[j] = <real>(gap + v.x[j])
+    exact_row(v, v.own, row.c, N, AB, row.out + t, False)
+
+
+cdef void decay_columns(Channel *v, ix N) noexcept nogil:
+    """OUT w = exp(A·x)·Δ·B."""
+    cdef ix j, n
+    cdef vf a
+    for n in range(N):
+        a, j = vset1(v.a[n]), 0
+        while j < AB:
+            vstore(v.w + n * AB + j, vexp2_neg(vload(v.x + j), a) * (vload(v.dt + j) * vload(v.b + n * AB + j)))
+            j += VL
+
+
+cdef void decay_row(Channel *v, Query *row, ix N) noexcept nogil:
+    """OUT g = exp(A·gap)·C."""
+    cdef ix n = 0
+    cdef vf gap = vset1(<real>sum_of(&row.gap))
+    while n < N:
+        vstore(row.g + n, vexp2_neg(gap, vload(v.a + n)) * vload(row.c + n))
+        n += VL
+
+
+cdef void four_rows(Channel *v, Query **row, ix N, ix t) noexcept nogil:
+    """out[row, t … t+AB−1] = g[row]·w."""
+    cdef const real *g0 = row[0].g
+    cdef const real *g1 = row[1].g
+    cdef const real *g2 = row[2].g
+    cdef const real *g3 = row[3].g
+    cdef vf a0, a1, a2, a3, b0, b1, b2, b3, p, q
+    cdef ix j = 0, n
+    while j < AB:
+        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = vset1(0)
+        for n in range(N):
+            p, q = vload(v.w + n * AB + j), vload(v.w + n * AB + j + VL)
+            a0, b0 = vfma(vset1(g0[n]), p, a0), vfma(vset1(g0[n]), q, b0)
+            a1, b1 = vfma(vset1(g1[n]), p, a1), vfma(vset1(g1[n]), q, b1)
+            a2, b2 = vfma(vset1(g2[n]), p, a2), vfma(vset1(g2[n]), q, b2)
+            a3, b3 = vfma(vset1(g3[n]), p, a3), vfma(vset1(g3[n]), q, b3)
+        vstore(row[0].out + t + j, a0)
+        vstore(row[0].out + t + j + VL, b0)
+        vstore(row[1].out + t + j, a1)
+        vstore(row[1].out + t + j + VL, b1)
+        vstore(row[2].out + t + j, a2)
+        vstore(row[2].out + t + j + VL, b2)
+        vstore(row[3].out + t + j, a3)
+        vstore(row[3].out + t + j + VL, b3)
+        j += 2 * VL
+
+
+cdef void below_block(Channel *v, Query *rows, ix count, ix N, ix t) noexcept nogil:
+    """The rows below a whole block: as a matrix product, where no factor grows."""
+    cdef Query *four[4]
+    cdef ix i, k = 0
+    cdef bint fresh = True
+    for i in range(count):
+        if rows[i].l < t + AB:
+            continue
+        if not (v.tame and sum_of(&rows[i].gap) >= 0):
+            wild_row(v, &rows[i], N, t)
+            continue
+        if fresh:
+            decay_columns(v, N)
+            fresh = False
+        decay_row(v, &rows[i], N)
+        four[k] = &rows[i]
+        k += 1
+        if k == 4:
+            four_rows(v, four, N, t)
+            k = 0
+    if k:
+        for i in range(k, 4):
+            four[i] = four[0]
+        four_rows(v, four, N, t)
+
+
+cdef inline ix whole_vectors(ix n) noexcept nogil:
+    return (n + GL - 1) // GL * GL
+
+
+cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch) noexcept nogil:
+    cdef ix n, N = s.states
+    v.dt = scratch
+    v.x = v.dt + AB
+    v.own = v.x + AB
+    v.y = v.own + AB
+    v.b = v.y + AB
+    v.w = v.b + AB * N
+    v.a = v.w + AB * N
+    copy(s.A + channel * s.A_d, s.A_n, v.a, 1, N)
+    v.decays = True
+    for n in range(N):
+        v.a[n] = v.a[n] * LOG2E
+        v.decays = v.decays and isfinite(v.a[n]) and v.a[n] <= 0
+
+
+cdef void set_up_rows(Attention *s, ix batch, ix channel, ix first, ix count, Query *rows, real *scratch) noexcept nogil:
+    cdef ix i, N = s.states, ld = whole_vectors(N)
+    cdef const real *C = s.C.p + channel * s.C.g
+    if not s.C.constant:
+        C = s.C.p + batch * s.C.b + channel // s.C.channels * s.C.g
+    for i in range(count):
+        rows[i].l = s.rows[first + i]
+        rows[i].c = scratch + 2 * i * ld
+        rows[i].g = rows[i].c + ld
+        rows[i].out = s.out + ((batch * s.channels + channel) * s.count + first + i) * s.steps
+        copy(C if s.C.constant else C + rows[i].l * s.C.t, s.C.n, rows[i].c, 1, N)
+
+
+cdef void attention_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """Some rows of one channel, from the last block of columns to the first."""
+    cdef Attention *s = <Attention *>args
+    cdef Channel v
+    cdef Query *rows = <Query *>worker.scratch
+    cdef real *scratch = <real *>(rows + s.block)
+    cdef ix item = i // s.blocks, first = i % s.blocks * s.block, N = s.states, k, t = 0
+    cdef ix batch = item // s.channels, channel = item % s.channels, count = min(s.block, s.count - first)
+    set_up_channel(s, &v, channel, scratch)
+    set_up_rows(s, batch, channel, first, count, rows, v.a + whole_vectors(N))
+    for k in range(count):
+        t = max(t, rows[k].l // AB * AB)
+    while t >= 0:
+        if interrupted(worker):
+            return
+        load_columns(s, &v, batch, channel, t, min(<ix>AB, s.steps - t))
+        below_block(&v, rows, count, N, t)
+        for k in range(count):
+            if rows[k].l >= t + AB:
+                accumulate(&rows[k].gap, v.total)
+            elif rows[k].l >= t:
+                own_row(&v, &rows[k], N, t)
+        t -= AB
+
+
 # ---- from arrays to the struct ------------------------------------------------------------------------------------
 
 cdef inline ix stride(cnp.ndarray a, int axis):
@@ -463,6 +1289,9 @@ cdef void set_per_channel(PerChannel *s, cnp.ndarray a):
 
 
 cdef void set_coefficient(Coefficient *c, cnp.ndarray a, ix channels):
+    if a is None:
+        c.p, c.constant, c.gather, c.channels = NULL, True, False, channels
+        return
     c.p, c.constant, c.gather, c.channels = <real *>cnp.PyArray_DATA(a), cnp.PyArray_NDIM(a) == 2, False, channels
     if c.constant:
         c.g, c.n = stride(a, 0), stride(a, 1)
@@ -478,40 +1307,162 @@ cdef ix common_divisor(ix a, ix b) noexcept:
     return a
 
 
-def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
-         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out,
-         bint interruptible=True):
-    """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
-    first, last (segments, D, N), which may be the same array; starts (segments + 1,) intp.  D, z, bias, first, last and
-    starts may be None."""
-    cdef Scan s
-    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
-    cdef double unit                                    # seconds
-    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2), N, softplus
+cdef void set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
+                   cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts):
+    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2), cnp.PyArray_DIM(A, 1), softplus
     s.segments = cnp.PyArray_DIM(u, 0) if starts is None else cnp.PyArray_DIM(starts, 0) - 1
-    if s.segments == 0 or s.channels == 0:
-        return
     set_signal(&s.u, u)
     set_signal(&s.delta, delta)
     set_signal(&s.z, z)
-    set_signal(&s.out, out)
     set_coefficient(&s.B, B, s.channels)
     set_coefficient(&s.C, C, s.channels)
     set_state(&s.first, first)
-    set_state(&s.last, last)
     s.A, s.A_d, s.A_n = <real *>cnp.PyArray_DATA(A), stride(A, 0), stride(A, 1)
     set_per_channel(&s.D, D)
     set_per_channel(&s.bias, bias)
     s.starts = NULL if starts is None else <ix *>cnp.PyArray_DATA(starts)
-
     s.part = common_divisor(s.B.channels, s.C.channels)
-    s.carry = CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1
+
+
+cdef ix set_chunks(Scan *s, ix carry):
+    """Chunks of so many vectors; how many there are."""
+    s.carry = carry
+    s.chunks = s.channels // s.part * ((s.part + carry * VL - 1) // (carry * VL))
+    return s.chunks
+
+
+def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
+         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out,
+         bint interruptible=True):
+    """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
+    first, last (segments, D, N), which may be the same array; starts (segments + 1,) intp.  C, D, z, bias, first, last,
+    starts and out may be None."""
+    cdef Scan s
+    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
+    cdef double unit                                    # seconds
+    if cnp.PyArray_DIM(u, 1) == 0:
+        return
+    set_scan(&s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
+    if s.segments == 0:
+        return
+    set_signal(&s.out, out)
+    set_state(&s.last, last)
     s.block = TB
     while (s.B.gather or s.C.gather) and s.block > 16 and s.block * N > 16384:
         s.block //= 2
-    s.chunks = s.channels // s.part * ((s.part + s.carry * VL - 1) // (s.carry * VL))
-    s.units = s.segments * s.chunks
+    s.units = s.segments * set_chunks(&s, CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1)
     unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
     run(scan_task, &s, (s.units + s.units_per_task - 1) // s.units_per_task, scratch * sizeof(real), unit * s.units, interruptible)
+
+
+cdef void set_result(Coefficient *c, cnp.ndarray a, ix channels):
+    """dB or dC: as B or C, contiguous."""
+    if a is not None:
+        set_coefficient(c, a, channels)
+
+
+cdef enum:
+    TASKS = 32                          # at most, of an adjoint
+
+
+def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
+            cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts, cnp.ndarray dlast,
+            cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz, cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC):
+    """As `scan`.  OUT du, ddelta, dz (Bt, D, L); dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
+    where B or C is constant, dB or dC may be None.  Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges,
+    rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
+    cdef Adjoint j
+    cdef Scan *s = &j.s
+    cdef ix N = cnp.PyArray_DIM(A, 1), scratch, longest = cnp.PyArray_DIM(u, 2), i, tasks
+    cdef double seconds
+    cdef cnp.ndarray sums, more_B, more_C
+    set_scan(s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
+    j.rows = N * (1 + s.B.constant + s.C.constant) + 2
+    if s.segments == 0 or s.channels == 0:
+        return np.zeros((1, j.rows, s.channels), u.dtype)
+    set_signal(&j.dout, dout)
+    set_signal(&j.du, du)
+    set_signal(&j.ddelta, ddelta)
+    set_signal(&j.dz, dz)
+    set_state(&j.dlast, dlast)
+    set_state(&j.dfirst, dfirst)
+    set_result(&j.dB, dB, s.channels)
+    set_result(&j.dC, dC, s.channels)
+    if starts is not None:
+        longest = 0
+        for i in range(s.segments):
+            longest = max(longest, s.starts[i + 1] - s.starts[i])
+    j.blocks = (longest + TB - 1) // TB
+    s.block = TB
+    seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
+    tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
+    j.ranges = min(s.segments, tasks)
+    set_slices(&j, (tasks + j.ranges - 1) // j.ranges)
+    sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
+    j.sums = <real *>cnp.PyArray_DATA(sums)
+    more_B = more_C = None
+    if dB is not None:
+        more_B = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
+        j.more_B = <real *>cnp.PyArray_DATA(more_B)
+    if dC is not None:
+        more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
+        j.more_C = <real *>cnp.PyArray_DATA(more_C)
+    scratch = 9 * TILE + 4 * KEPT + 4 * STRIP + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
+    run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
+    if j.slices > 1:
+        run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
+    return sums
+
+
+cdef void set_slices(Adjoint *j, ix wanted):
+    """Slices of the channels, few enough that what they put aside of dB and dC takes a twelfth of inputs and outputs."""
+    cdef Scan *s = &j.s
+    cdef double varying = s.states * ((not s.B.constant) + (not s.C.constant))
+    cdef ix most = min(wanted, set_chunks(s, NS))
+    if varying:
+        most = min(most, 1 + <ix>(7 * s.channels / (12 * varying)))
+    set_chunks(s, NS * min(<ix>GROUPS, (s.chunks + most - 1) // most))
+    j.slices = divided(s.chunks, divided(s.chunks, most))
+
+
+cdef ix divided(ix n, ix size) noexcept:
+    """Pieces of `size` that hold n."""
+    return (n + size - 1) // size
+
+
+def attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray bias, bint softplus,
+              cnp.ndarray rows, cnp.ndarray out):
+    """Checked arrays of one dtype, as for `scan`; rows (R,) intp in [0, L); out (Bt, D, R, L), C-contiguous and zero."""
+    cdef Attention s
+    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
+    cdef double entries                                 # rows times columns
+    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2), N, softplus
+    s.count = cnp.PyArray_DIM(rows, 0)
+    if cnp.PyArray_SIZE(out) == 0:
+        return
+    set_signal(&s.delta, delta)
+    set_coefficient(&s.B, B, s.channels)
+    set_coefficient(&s.C, C, s.channels)
+    set_per_channel(&s.bias, bias)
+    s.A, s.A_d, s.A_n = <real *>cnp.PyArray_DATA(A), stride(A, 0), stride(A, 1)
+    s.rows, s.out = <ix *>cnp.PyArray_DATA(rows), <real *>cnp.PyArray_DATA(out)
+    s.block = RB
+    while s.block > 4 and s.block * N > 16384:
+        s.block //= 2
+    s.blocks = (s.count + s.block - 1) // s.block
+    entries = <double>cnp.PyArray_SIZE(out) / 2
+    scratch = s.block * sizeof(Query) + (4 * AB + 2 * AB * N + (1 + 2 * s.block) * whole_vectors(N)) * sizeof(real)
+    run(attention_task, &s, cnp.PyArray_DIM(delta, 0) * s.channels * s.blocks, scratch, 0.1e-9 * entries * (10 + N))
+
+
+def step_sum(cnp.ndarray delta, cnp.ndarray bias, bint softplus, cnp.ndarray total):
+    """Checked arrays of one dtype: delta (Bt, D, L), bias (D,) or None; OUT total (Bt, D) = Σ Δ, C-contiguous."""
+    cdef StepSum s
+    s.channels, s.steps, s.softplus = cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2), softplus
+    s.chunks = (s.channels + VL - 1) // VL
+    set_signal(&s.delta, delta)
+    set_per_channel(&s.bias, bias)
+    s.total = <real *>cnp.PyArray_DATA(total)
+    run(step_sum_task, &s, cnp.PyArray_DIM(delta, 0) * s.chunks, (TILE + VL) * sizeof(real), 1e-9 * cnp.PyArray_SIZE(delta))

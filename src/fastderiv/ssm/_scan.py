@@ -1,6 +1,6 @@
 """`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,8 @@ from .._core.dispatch import kernels
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+_ADJOINTS = ("dout", "dlast_state")
+_OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
 @overload
@@ -147,12 +149,23 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one scan, and its kernel."""
+    """The checked arguments of one scan or of its adjoint, and their kernels; `without` names one not taken, u or C."""
 
-    def __init__(self, arguments: tuple[ArrayLike | None, ...], cu_seqlens: ArrayLike | None) -> None:
-        self.given = as_arrays(_SCAN, arguments, optional=_SCAN[5:])
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first = common(self.given)
-        self.dtype, self.shape = self.u.dtype, self.u.shape
+    C: Any  # None `without` it
+    dout: NDArray | None
+    dlast: NDArray | None
+
+    def __init__(
+        self,
+        arguments: tuple[ArrayLike | None, ...],
+        cu_seqlens: ArrayLike | None = None,
+        adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
+        without: str = "",
+    ) -> None:
+        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=(*_OPTIONAL, without))
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
+        self.dout, self.dlast = adjoint or (None, None)
+        self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
@@ -160,15 +173,17 @@ class ScanCall:
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
             self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
-        if self.first is not None:
-            expect("initial_state", self.first, self.state_shape, meaning)
+        for name, state in ("initial_state", self.first), ("dlast_state", self.dlast):
+            if state is not None:
+                expect(name, state, self.state_shape, meaning)
         self.B = _check_coefficient("B", B, self.shape, states)
-        self.C = _check_coefficient("C", C, self.shape, states)
+        self.C = None if C is None else _check_coefficient("C", C, self.shape, states)
 
     def _check_sequences(self) -> None:
         if len(self.shape) not in (2, 3):
-            raise ValueError(f"u has shape {self.shape}; expected (batch, D, L) or (D, L)")
-        for name, array in ("delta", self.delta), ("z", self.z):
+            name = "delta" if self.u is None else "u"
+            raise ValueError(f"{name} has shape {self.shape}; expected (batch, D, L) or (D, L)")
+        for name, array in ("delta", self.delta), ("z", self.z), ("dout", self.dout):
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
 
@@ -178,20 +193,29 @@ class ScanCall:
         check_out(out, self.shape, self.dtype, [*zip(_SCAN, self.given, strict=True), ("cu_seqlens", self.starts)])
         return out
 
-    def run(self, out: NDArray, last: NDArray | None, softplus: bool) -> None:
+    def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
-        u, delta, z, first = self.u, self.delta, self.z, self.first
-        y = target = as_dtype(out, self.dtype)
-        if not self.batched:
-            u, delta, y = u[None], delta[None], y[None]
-            z = None if z is None else z[None]
-            if self.starts is None:
-                first = None if first is None else first[None]
-                last = None if last is None else last[None]
-        _kernels[self.dtype].scan(
-            u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, first, last, self.starts, y
-        )
-        copy_back(target, out)
+        y = None if out is None else as_dtype(out, self.dtype)
+        self.kernel.scan(*self.inputs(softplus), self.state(last), self.starts, self.signal(y))
+        if out is not None and y is not None:
+            copy_back(y, out)
+
+    @property
+    def kernel(self) -> Any:
+        return _kernels[self.dtype]
+
+    def inputs(self, softplus: bool) -> tuple[Any, ...]:
+        """The scan's arguments as kernels take them."""
+        u, delta, z = self.signal(self.u), self.signal(self.delta), self.signal(self.z)
+        return u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, self.state(self.first)
+
+    def signal(self, a: NDArray | None) -> NDArray | None:
+        """An array of u's shape, with the batch axis that kernels want."""
+        return a if a is None or self.batched else a[None]
+
+    def state(self, a: NDArray | None) -> NDArray | None:
+        """A state as (segments, D, N)."""
+        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:

@@ -63,12 +63,14 @@ def transition_product(
     if method == "subsets" and delta.shape[-1] > 62:
         raise ValueError(f"preactivation has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'")
     check_parameters(rates, delta.shape[-2])
-    return _power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
+    return power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
 
 
-def _power(total: NDArray, A: NDArray) -> NDArray:
+def power(total: NDArray, A: NDArray) -> NDArray:
     """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
     product = np.empty((*total.shape, A.shape[1]), A.dtype)
+    if not product.size:
+        return product
     rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
     channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
     step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1

@@ -1,0 +1,156 @@
+"""`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair that composes."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._core.arrays import as_arrays, common, expect
+from ._scan import ScanCall
+from ._transition import power
+
+
+class ChunkSummary(NamedTuple):
+    """What a chunk of a scan does to any state, ``h_out = P * h_in + q``: what `chunk_summary` returns.
+
+    Attributes
+    ----------
+    P : ndarray, shape (batch, D, N)
+        The product of the chunk's transitions.
+    q : ndarray, shape (batch, D, N)
+        The state after the chunk if the state before it is zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> nothing = fd.ChunkSummary(P=np.ones((3, 2)), q=np.zeros((3, 2)))    # a chunk of no steps
+    >>> fd.combine_summaries(nothing, nothing).q.shape
+    (3, 2)
+    """
+
+    P: NDArray
+    q: NDArray
+
+
+def chunk_summary(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+) -> ChunkSummary:
+    r"""Summarise a chunk of `selective_scan` as the map it applies to any state.
+
+    .. math::
+        h_{\text{out}} = P \odot h_{\text{in}} + q, \qquad P = e^{A \sum_l \Delta_l}
+
+    Chunks can be summarised independently, on other machines too; `combine_summaries` composes them.
+
+    Parameters
+    ----------
+    u, delta : array_like, shape (batch, D, L) or (D, L)
+    A : array_like, shape (D, N)
+    B : array_like, shape (D, N), (batch, N, L) or (batch, G, N, L)
+    delta_bias : array_like, shape (D,), optional
+    delta_softplus : bool, optional
+        The parameters of `selective_scan`.
+
+    Returns
+    -------
+    summary : ChunkSummary
+        The pair (P, q) of new arrays (batch, D, N), or (D, N) unbatched: float32 if every floating argument is, else float64.
+        L = 0 gives P = 1, q = 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A shape or dtype that does not fit, naming the argument, what was expected and what came.
+
+    Notes
+    -----
+    O(batch·D·L·N) time, as the scan, whose last state from zero q is to the bit; memory beyond inputs and results is that of
+    the scan.  The step sizes are summed in float64, eight by eight, and P is formed once from the sum, so that rounding does
+    not build up over long chunks.  The bits of the result do not depend on strides or threads.
+
+    References
+    ----------
+    docs/derivations.md §1.
+
+    Examples
+    --------
+    Two halves of a sequence, summarised apart, then applied to a state:
+
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> u, delta = np.ones((1, 4)), np.full((1, 4), np.log(2))
+    >>> A, B = np.array([[-1.0]]), np.array([[1.0]])
+    >>> first, second = (fd.chunk_summary(u[:, half], delta[:, half], A, B) for half in np.s_[:2, 2:])
+    >>> P, q = fd.combine_summaries(first, second)
+    >>> bool(np.allclose(P, 1 / 16))
+    True
+    >>> state = np.array([[8.0]])
+    >>> _, last = fd.selective_scan(u, delta, A, B, B, initial_state=state, return_last_state=True)
+    >>> bool(np.allclose(P * state + q, last))
+    True
+    """
+    call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
+    total, q = np.empty(call.shape[:-1], call.dtype), np.empty(call.state_shape, call.dtype)
+    call.run(None, q, bool(delta_softplus))
+    call.kernel.step_sum(call.signal(call.delta), call.bias, bool(delta_softplus), total)
+    return ChunkSummary(power(total, call.A), q)
+
+
+def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> ChunkSummary:
+    r"""Compose the summaries of two chunks that follow each other.
+
+    .. math::
+        (P_2, q_2) \circ (P_1, q_1) = (P_2 \odot P_1,\; P_2 \odot q_1 + q_2)
+
+    Parameters
+    ----------
+    first, second : ChunkSummary or pair of array_like
+        The earlier and the later chunk, all four arrays of one shape, whatever it is.
+
+    Returns
+    -------
+    summary : ChunkSummary
+        New arrays of that shape: float32 if all four are, else float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Something else than a pair, a dtype or a shape that does not fit, naming the argument.
+
+    Notes
+    -----
+    Linear in the size of the arrays, in time and memory.  Associative up to rounding, with (1, 0) as its neutral element: a
+    parallel prefix over summaries gives the states at all chunks' ends.
+
+    References
+    ----------
+    docs/derivations.md §1.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> fd.combine_summaries(([0.5], [1.0]), ([0.25], [3.0]))
+    ChunkSummary(P=array([0.125]), q=array([3.25]))
+    """
+    pairs = [array for name, pair in (("first", first), ("second", second)) for array in _pair(name, pair)]
+    P1, q1, P2, q2 = common(as_arrays(("first", "first", "second", "second"), pairs))
+    for name, array in ("first", q1), ("second", P2), ("second", q2):
+        expect(name, array, P1.shape, "shape of P in first")
+    with np.errstate(all="ignore"):
+        P, q = np.multiply(P2, P1), np.multiply(P2, q1)
+        q += q2
+    return ChunkSummary(P, q)
+
+
+def _pair(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
+    try:
+        P, q = pair
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(pair).__name__}; expected a ChunkSummary or another pair (P, q)") from None
+    return P, q
