@@ -262,7 +262,7 @@ def _scan_vjp(
     dy, dlast, *arrays, first, starts = _arrays(
         dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
     )
-    grads = fastderiv.selective_scan_vjp(
+    grads = fastderiv.selective_scan_vjp(  # type: ignore[misc]  # nor here
         dy, *arrays, delta_softplus, initial_state=first, cu_seqlens=starts, dlast_state=dlast
     )
     return [torch.from_numpy(gradient) for gradient in grads if gradient is not None]
