@@ -73,7 +73,14 @@ def test_rooms_import_only_downward():
                     assert node.module.split(".")[0] in allowed, f"{path} imports {node.module}"
 
 
-@pytest.mark.parametrize("thing", ["_core", "ssm", "subsets", "boundary", "reference"])
+def test_nothing_imports_the_integrations():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.parent.name != "integrations" else ():
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "integrations" not in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("thing", ["_core", "ssm", "subsets", "boundary", "reference", "integrations"])
 def test_every_room_says_what_it_is(thing):
     assert ast.get_docstring(ast.parse((ROOT / thing / "__init__.py").read_text(encoding="utf-8")))
 

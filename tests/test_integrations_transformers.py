@@ -1,0 +1,321 @@
+"""fastderiv.integrations.transformers: small random models give the same results with fastderiv as without."""
+
+import copy
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import fastderiv as fd
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from fastderiv.integrations import transformers as fast
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
+]
+
+SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2}
+HYBRID = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 8, "mamba_dt_rank": 4}
+CONFIGURATIONS = {
+    "Mamba": {"state_size": 8},
+    "FalconMamba": {"state_size": 8},
+    "Jamba": HYBRID | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
+    "Zamba": HYBRID | {"num_hidden_layers": 4, "attn_layer_period": 1, "attn_layer_offset": 0},
+}
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+@pytest.fixture(autouse=True)
+def off_afterwards():
+    transformers.logging.set_verbosity_error()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on such small models, threads only wait for each other
+    yield
+    torch.set_num_threads(threads)
+    fast.disable()
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Counts the calls of fastderiv by name."""
+    counts = {"selective_scan": 0, "selective_state_update": 0}
+
+    def counting(name, function):
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    for name in counts:
+        monkeypatch.setattr(fd, name, counting(name, getattr(fd, name)))
+    return counts
+
+
+def build(family="Mamba", **changes):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SIZES | CONFIGURATIONS[family] | changes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # freshly initialised biases, norms and D would be the same everywhere
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tokens(length=9, batch=2):
+    return torch.randint(3, 37, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(ours, theirs, tolerance=2e-5):
+    return (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("family", CONFIGURATIONS)
+def test_logits_tokens_and_beams(family, scans):
+    model, ids = build(family), tokens()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+
+    def results():
+        with torch.no_grad():
+            logits = model(ids, attention_mask=mask).logits
+        beams = {"num_beams": 3, "num_return_sequences": 3}
+        return logits, *(model.generate(ids, attention_mask=mask, **GREEDY, **more) for more in ({}, beams))
+
+    logits, *expected = results()
+    assert sum(scans.values()) == 0
+    with fast.enabled():
+        ours, *generated = results()
+    assert scans["selective_scan"] > 0 and scans["selective_state_update"] > 0
+    assert close(ours, logits) and all(map(torch.equal, generated, expected))
+
+
+@pytest.mark.parametrize("family", CONFIGURATIONS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_every_parameter(family, checkpointing, scans):
+    model, ids = build(family).train(), tokens()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+
+    def gradients():
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    with fast.enabled():
+        ours = gradients()
+    assert scans["selective_scan"] > 0 and ours.keys() == expected.keys()
+    for name, gradient in ours.items():
+        assert close(gradient, expected[name], 1e-4), name
+
+
+def test_cached_prefill_then_tokens_one_by_one(scans):
+    model, ids = build(), tokens()
+
+    def decode():
+        with torch.no_grad():
+            first = model(ids[:, :4], use_cache=True)
+            cache, logits = first.cache_params, [first.logits]
+            for i in range(4, ids.shape[1]):
+                logits.append(model(ids[:, i : i + 1], cache_params=cache, use_cache=True).logits)
+        return torch.cat(logits, 1)
+
+    expected = decode()
+    with fast.enabled():
+        assert close(decode(), expected)
+        with torch.no_grad():
+            assert close(model(ids, use_cache=False).logits, expected)
+    assert scans["selective_state_update"] == 5 * 2
+
+
+def test_several_tokens_on_a_used_cache_are_what_transformers_makes_of_them():
+    model, ids = build(), tokens()
+
+    def pieces():
+        with torch.no_grad():
+            cache = model(ids[:, :4], use_cache=True).cache_params
+            return model(ids[:, 4:], cache_params=cache, use_cache=True).logits
+
+    expected = pieces()
+    with fast.enabled():
+        assert close(pieces(), expected)
+
+
+@pytest.mark.parametrize("adjacent", ["channels", "steps"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("options", [{}, {"activation": "silu"}, {"bias": True, "seq_idx": None}])
+def test_convolution(adjacent, dtype, tolerance, options):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 7, 12), torch.randn(6, 4), torch.randn(6)
+    x = x[..., :6].transpose(1, 2) if adjacent == "channels" else x[:, :6]
+    if "bias" in options:
+        options = options | {"bias": bias.to(dtype)}
+    convolve = functions()[2]
+    expected = convolve(x.to(dtype), weight.to(dtype), **options)
+    fast.enable()
+    assert functions()[2] is not convolve
+    result = functions()[2](x.to(dtype), weight.to(dtype), **options)
+    assert result.dtype == dtype and close(result, expected, tolerance)
+
+
+def test_decoding_may_be_part_of_the_loss(scans):
+    model, ids = build(), tokens()
+    with fast.enabled():
+        cache = model(ids[:, :-1], use_cache=True).cache_params
+        model(ids[:, -1:], cache_params=cache, use_cache=True).logits.sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model(ids, use_cache=False).logits[:, -1].sum().backward()  # transformers' own step refuses
+    for name, p in model.named_parameters():
+        assert close(ours[name], p.grad, 1e-4), name
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_other_precisions(dtype, tolerance, scans):
+    model, ids = build().to(dtype), tokens()
+    with torch.no_grad():
+        expected = model(ids).logits
+        with fast.enabled():
+            logits = model(ids).logits
+            model.generate(ids, **GREEDY)
+    assert scans["selective_scan"] > 0 and scans["selective_state_update"] > 0
+    assert logits.dtype == expected.dtype and close(logits, expected, tolerance)
+
+
+def test_autocast(scans):
+    model, ids = build(), tokens()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(ids).logits
+        with fast.enabled():
+            assert close(model(ids).logits, expected, 2e-2)
+    assert scans["selective_scan"] > 0
+
+
+def test_a_compiled_model_follows_the_switch(scans):
+    model, ids = build(num_hidden_layers=1), tokens(3)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        for on, calls in (True, 1), (False, 1), (True, 2):
+            (fast.enable if on else fast.disable)()
+            assert close(compiled(ids, use_cache=False).logits, expected)
+            assert scans["selective_scan"] == calls
+
+
+def functions():
+    from transformers.models.falcon_mamba import modeling_falcon_mamba
+    from transformers.models.jamba import modeling_jamba
+    from transformers.models.mamba import modeling_mamba
+    from transformers.models.zamba import modeling_zamba
+
+    modules = modeling_mamba, modeling_falcon_mamba, modeling_jamba, modeling_zamba
+    names = "mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn"
+    return [getattr(module, name) for module in modules for name in names]
+
+
+def test_the_switch():
+    originals = functions()
+    fast.enable()
+    ours = functions()
+    assert not any(new is old for new, old in zip(ours, originals, strict=True))
+    fast.enable()
+    assert functions() == ours
+    with fast.enabled():
+        assert functions() == ours
+    assert functions() == ours
+    fast.disable()
+    assert functions() == originals
+    fast.disable()
+    with fast.enabled():
+        with fast.enabled():
+            fast.disable()
+        assert functions() != originals
+    assert functions() == originals
+    with pytest.raises(KeyError), fast.enabled():
+        raise KeyError
+    assert functions() == originals
+
+
+def test_blocks_of_several_threads_overlap():
+    originals = functions()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with fast.enabled():
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with fast.enabled():
+        thread.start()
+        assert entered.wait(60)
+    assert functions() != originals
+    leave.set()
+    thread.join(60)
+    assert functions() == originals
+
+
+@pytest.fixture
+def unsaid(monkeypatch):
+    monkeypatch.setattr(fast, "_said", set())
+
+
+def test_what_cannot_be_handled_is_left_to_transformers_and_said_once(unsaid, scans):
+    model, ids = copy.deepcopy(build()).to("meta"), tokens().to("meta")
+    with fast.enabled(), torch.no_grad():
+        with pytest.warns(RuntimeWarning, match="leaves this to transformers: a tensor is on meta, not on cpu"):
+            assert model(ids).logits.shape == (2, 9, 37)
+        assert model(ids).logits.shape == (2, 9, 37)
+    assert sum(scans.values()) == 0
+
+
+def test_what_cannot_be_handled_compiles_too(unsaid):
+    fast.enable()
+    torch._dynamo.reset()
+    scan = torch.compile(functions()[0], backend="aot_eager", fullgraph=True)
+    with torch.device("meta"):
+        u, A, B = torch.ones(1, 3, 2), torch.ones(3, 2), torch.ones(1, 2, 2)
+    assert scan(u, u, A, B, B).shape == u.shape
+
+
+def test_an_exported_model_does_not_need_fastderiv(unsaid):
+    model, ids = build(), tokens(4)
+    with fast.enabled(), torch.no_grad():
+        with pytest.warns(RuntimeWarning, match="exported"):
+            exported = torch.export.export(model, (ids,), {"use_cache": False}, strict=False)
+        expected = model(ids, use_cache=False).logits
+    assert "fastderiv" not in str(exported.graph)
+    assert close(exported.module()(ids, use_cache=False).logits, expected)
+
+
+def test_unknown_arguments_are_left_to_transformers(unsaid):
+    fast.enable()
+    scan = functions()[0]
+    u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
+    expected = scan(u, u, A, B, B)
+    with pytest.warns(RuntimeWarning, match="the argument backend is unknown here"):
+        assert close(scan(u, u, A, B, B, backend="other"), expected)
+
+
+def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch):
+    from transformers.models.jamba import modeling_jamba
+
+    monkeypatch.delattr(modeling_jamba, "mamba_selective_scan")
+    with pytest.warns(RuntimeWarning, match="has no .*modeling_jamba.mamba_selective_scan"):
+        fast.enable()
+    fast.disable()
+    assert not hasattr(modeling_jamba, "mamba_selective_scan")
+
+
+@pytest.mark.parametrize("missing, advice", [("torch", "needs PyTorch"), ("transformers", "pip install transformers")])
+def test_without_its_libraries_it_says_what_to_install(missing, advice):
+    code = f"import sys; sys.modules['{missing}'] = None\ntry: import fastderiv.integrations.transformers\nexcept ImportError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert advice in done.stdout
