@@ -341,9 +341,9 @@ VINL vf vsilu_slope(vf x, vf *slope)                    /* silu and its derivati
     *slope = vkeep_nan(x, s * vfma(near, vsel_lt(x, zero, r, q), vset1(1)));
     return vsel_lt(x, vset1(-1e30), zero, x * s);
 }
-VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 1, as 2·atanh(s), s = e/(e+2) <= 1/3 */
+VINL vf vatanh2(vf s)                                  /* 2·atanh(s) = log(1 + e) for s = e/(e + 2), 0 <= e <= 1 */
 {
-    vf s = e / (e + vset1(2)), q = s * s, p;           /* atanh(s) = s + s·q·p(q), p minimax: 5e-9 / 5e-17 of the log */
+    vf q = s * s, p;                                   /* atanh(s) = s + s·q·p(q), p minimax: 5e-9 / 5e-17 of the log */
 #ifdef SIMD_F64
     p = vset1(0.08870679496528426);
     p = vfma(p, q, vset1(0.04951028188532982));
@@ -363,12 +363,13 @@ VINL vf vlog1p01(vf e)                                 /* log(1 + e), 0 <= e <= 
     s = s + s;
     return vfma(s * q, p, s);
 }
-VINL vf vsoftplus_slope(vf x, vf *slope)                /* softplus and its derivative σ(x), as above, from one exponential */
+VINL vf vsoftplus_slope(vf x, vf *slope)               /* softplus and its derivative σ(x), from one exp and one quotient */
 {
-    const vf e = vexp_neg(vneg(vabs(x)));
-    *slope = vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) / (vset1(1) + e));
-    return vmax(vset1(0), x) + vlog1p01(e);
+    const vf e = vexp_neg(vneg(vabs(x))), p = e + vset1(1), q = e + vset1(2), r = vset1(1) / (p * q);
+    *slope = vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) * (q * r));
+    return vmax(vset1(0), x) + vatanh2(e * (p * r));
 }
+VINL vf vlog1p01(vf e) { return vatanh2(e / (e + vset1(2))); }
 VINL vf vsoftplus(vf x) { return vmax(vset1(0), x) + vlog1p01(vexp_neg(vneg(vabs(x)))); }
 
 /* ---- across lanes --------------------------------------------------------------------------------------------- */

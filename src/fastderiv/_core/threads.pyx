@@ -11,7 +11,7 @@ import threading
 
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
                                PyThread_get_thread_ident, PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.stdint cimport uintptr_t
 
 cdef extern from *:
@@ -25,6 +25,28 @@ cdef extern from *:
     }
     """
     double now() nogil
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stdlib.h>
+    #ifdef __linux__
+    # include <sys/mman.h>
+    #endif
+    /* malloc; large memory in large pages where the system has them, as NumPy asks for its arrays: fewer page faults */
+    static void *scratch_memory(size_t size)
+    {
+        void *p = malloc(size);
+    #if defined(__linux__) && defined(MADV_HUGEPAGE)
+        if (p && size >= (size_t)1 << 22) {
+            const uintptr_t start = ((uintptr_t)p + 4095) & ~(uintptr_t)4095;
+            madvise((void *)start, (uintptr_t)p + size - start, MADV_HUGEPAGE);
+        }
+    #endif
+        return p;
+    }
+    """
+    void *scratch_memory(size_t size) nogil
 
 cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals"() nogil          # leaves the exception set; we return -1 later
@@ -89,7 +111,7 @@ cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
     """Take tasks until none is left; False if there was no memory for the scratch."""
     cdef Worker w
     cdef ix i
-    cdef void *raw = malloc(job.scratch + 64)
+    cdef void *raw = scratch_memory(job.scratch + 64)
     if raw is NULL:
         return False
     w.scratch = <void *>((<uintptr_t>raw + 63) & ~<uintptr_t>63)

@@ -239,6 +239,20 @@ cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const 
         all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True)
 
 
+cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                         ix T, bint safe, bint cb, bint cc, real *checkpoints) noexcept nogil:
+    """The same, leaving the state before every PART steps in `checkpoints`, if given."""
+    cdef ix t = 0
+    if checkpoints is NULL:
+        recur(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
+        return
+    while t < T:
+        memcpy(checkpoints + t // PART * N * VL, v.h, N * VL * sizeof(real))
+        recur(dt + t * VL, du + t * VL, y + t * VL, v, N, B if cb else B + t, ldb, C if cc else C + t, ldc,
+              min(<ix>PART, T - t), safe, cb, cc)
+        t += PART
+
+
 cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const bint softplus, Ahead *ahead) noexcept nogil:
     """IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), skip = vload(v.D)
@@ -273,7 +287,7 @@ cdef void skip_connection(Scan *s, Vector *v, ix batch, ix t, ix T, real *y) noe
 
 
 cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const real *B, ix ldb, const real *C, ix ldc,
-                     real *tiles) noexcept nogil:
+                     real *tiles, real *checkpoints) noexcept nogil:
     """One vector of channels through steps t … t+T−1."""
     cdef real *dt = tiles
     cdef real *du = tiles + TILE
@@ -295,13 +309,13 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
     safe = safe and v.finite
     if safe:
         memcpy(v.before, v.h, s.states * VL * sizeof(real))
-        recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant)
+        recur_in_parts(dt, du, y, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant, checkpoints)
         v.finite = all_finite(v.h, s.states)
     if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
         if safe:
             memcpy(v.h, v.before, s.states * VL * sizeof(real))
             skip_connection(s, v, batch, t, T, y)
-        recur(dt, du, y, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant)
+        recur_in_parts(dt, du, y, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
         v.finite = all_finite(v.h, s.states)
     if s.out.p is NULL:                                 # only the state counts: the adjoint's first pass, a chunk's summary
         return
@@ -422,7 +436,7 @@ cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathere
         B = block_of(&s.B, batch, v.channel, s.states, t, T, gathered, ld, &ldb)
         C = block_of(&s.C, batch, v.channel, s.states, t, T, gathered + (s.states * ld if s.B.gather else 0), ld, &ldc)
         for k in range(vectors):
-            scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles)
+            scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles, NULL)
         t += T
     if s.last.p is not NULL:
         for k in range(vectors):
@@ -630,7 +644,9 @@ cdef void step_task(void *args, ix i, Worker *worker) noexcept nogil:
 cdef enum:
     AHEAD = 7
     GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
-    KEPT = 3 * TILE                    # scale, rest and the state before of one state's steps
+    PART = 32                           # steps replayed at once, so that what is kept of them fits the first-level cache
+    PTILE = PART * VL + 7 * GL
+    KEPT = 3 * PTILE                    # scale, rest and the state before of one state's steps
     TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB and dC
 
 cdef struct Adjoint:
@@ -663,8 +679,8 @@ cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bi
     cdef vf scale = vratio_safe(d, r.a, &rest) if safe else vratio_any(d, r.a, &rest)
     cdef vf g = scale * r.h
     vstore(r.kept + t * VL, scale)
-    vstore(r.kept + TILE + t * VL, rest)
-    vstore(r.kept + 2 * TILE + t * VL, r.h)
+    vstore(r.kept + PTILE + t * VL, rest)
+    vstore(r.kept + 2 * PTILE + t * VL, r.h)
     r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
 
 
@@ -685,8 +701,8 @@ cdef inline void back_step(Row *r, ix t, vf d, vf x, vf dy, vf *y, vf *dx, vf *d
         B[0] = g * x
     dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
     g = g * vload(r.kept + t * VL)
-    r.g = vfma(vload(r.kept + TILE + t * VL), g, g)
-    r.h = vload(r.kept + 2 * TILE + t * VL)
+    r.g = vfma(vload(r.kept + PTILE + t * VL), g, g)
+    r.h = vload(r.kept + 2 * PTILE + t * VL)
     q = r.g * r.h
     dd[0] = vfma(q, r.a, dd[0])
     r.dA = vfma(q, d, r.dA)
@@ -741,6 +757,8 @@ cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const
     """1. Forward through a block.  Whether the states stayed finite."""
     cdef vf d, x
     cdef ix t
+    if safe and not finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h):
+        return False
     for t in range(T):
         d = vload(w + DT + t * VL)
         x = vload(w + X + t * VL)
@@ -793,13 +811,20 @@ cdef inline void add_up(const vf *four, real *terms, bint more) noexcept nogil:
         vstore(terms + i * NS * TILE, sums[i])
 
 
-cdef inline void some_rows(real *w, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
+cdef inline void some_rows(real *w, ix t, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
                            ix ldc, ix T, real *terms, bint more, bint safe, const ix rows, const bint gate, const bint cb,
                            const bint cc) noexcept nogil:
-    """Both ways for `rows` states, 1 or 4."""
+    """Both ways for `rows` states, 1 or 4, through T steps from t."""
     cdef Row r0, r1, r2, r3
     cdef real *kept = w + TILES
     cdef ix again
+    if not cb:
+        B += t
+    if not cc:
+        C += t
+    w += t * VL
+    h += t // PART * N * VL
+    terms += t * VL
     for again in range(2):
         start_row(&r0, n, v, k, h, B, ldb, C, ldc, kept)
         if rows == 4:
@@ -820,15 +845,17 @@ cdef inline void some_rows(real *w, Vector *v, Back *k, const real *h, ix n, ix 
 
 cdef inline void all_rows(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
                           ix T, real *terms, bint more, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
-    cdef ix n = 0
-    while n + 4 <= N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, terms, more, safe, 4, gate, cb, cc)
-        terms += TERMS
-        n += 4
+    cdef ix n = 0, t
     while n < N:
-        some_rows(w, v, k, h, n, N, B, ldb, C, ldc, T, terms, more, safe, 1, gate, cb, cc)
+        t = (T - 1) // PART * PART
+        while t >= 0:
+            if n + 4 <= N:
+                some_rows(w, t, v, k, h, n, N, B, ldb, C, ldc, min(<ix>PART, T - t), terms, more, safe, 4, gate, cb, cc)
+            else:
+                some_rows(w, t, v, k, h, n, N, B, ldb, C, ldc, min(<ix>PART, T - t), terms, more, safe, 1, gate, cb, cc)
+            t -= PART
+        n += 4 if n + 4 <= N else 1
         terms += TERMS
-        n += 1
 
 
 cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
@@ -856,32 +883,46 @@ cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const
         all_rows(w, v, k, h, N, B, ldb, C, ldc, T, terms, more, safe, False, False, True)
 
 
-cdef inline bint prepare(real *w, Vector *v, ix T, Ahead *ahead, const bint softplus, const bint gate) noexcept nogil:
-    """IN dt = delta, u, dy = dout, dz = z; OUT every tile.  Whether every Δ·A of the block is well inside exp's range."""
-    cdef vf bias = vload(v.bias), skip = vload(v.D), top = vset1(0), odd = vset1(0)
-    cdef vf d, x, g, s, slope
-    cdef ix t, i
+cdef inline bint prepare_steps(real *w, Vector *v, ix T, Ahead *ahead, const bint softplus) noexcept nogil:
+    """IN DT = delta, U; OUT DT, X, SLOPE; DX and DD zero.  Whether every Δ·A of the block is well inside exp's range."""
+    cdef vf bias = vload(v.bias), top = vset1(0), odd = vset1(0)
+    cdef vf d, slope
+    cdef ix t
     for t in range(T):
-        for i in range(AHEAD):
-            prefetch(ahead + i, t)
+        prefetch(ahead, t)
+        prefetch(ahead + 1, t)
+        prefetch(ahead + 2, t)
+        prefetch(ahead + 3, t)
         d = vload(w + DT + t * VL) + bias
         if softplus:
             d = vsoftplus_slope(d, &slope)
             vstore(w + SLOPE + t * VL, slope)
         top = vmax(top, vabs(d))
         odd = vfma(d, vset1(0), odd)
-        x = vload(w + U + t * VL)
         vstore(w + DT + t * VL, d)
-        vstore(w + X + t * VL, d * x)
+        vstore(w + X + t * VL, d * vload(w + U + t * VL))
         vstore(w + DX + t * VL, vset1(0))
         vstore(w + DD + t * VL, vset1(0))
+    return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
+
+
+cdef inline void prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint gate) noexcept nogil:
+    """IN DY = dout, DZ = z, U; OUT DY, DZ = dout·silu'(z), Y = D·u; without a gate nothing but prefetches.
+
+    A loop of its own: with the one above in one, too few steps are in flight at once."""
+    cdef vf skip = vload(v.D)
+    cdef vf g, s, slope
+    cdef ix t
+    for t in range(T):
+        prefetch(ahead, t)
+        prefetch(ahead + 1, t)
+        prefetch(ahead + 2, t)
         if gate:
             g = vload(w + DY + t * VL)
             s = vsilu_slope(vload(w + DZ + t * VL), &slope)
             vstore(w + DY + t * VL, g * s)
             vstore(w + DZ + t * VL, g * slope)
-            vstore(w + Y + t * VL, x * skip)
-    return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
+            vstore(w + Y + t * VL, vload(w + U + t * VL) * skip)
 
 
 cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
@@ -927,17 +968,17 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     load_signal(&j.dout, batch, v, t, T, w + DY)
     if gate:
         load_signal(&s.z, batch, v, t, T, w + DZ)
-    if s.softplus and gate:
-        safe = prepare(w, v, T, ahead, True, True)
-    elif s.softplus:
-        safe = prepare(w, v, T, ahead, True, False)
-    elif gate:
-        safe = prepare(w, v, T, ahead, False, True)
+    if s.softplus:
+        safe = prepare_steps(w, v, T, ahead, True)
     else:
-        safe = prepare(w, v, T, ahead, False, False)
+        safe = prepare_steps(w, v, T, ahead, False)
+    if gate:
+        prepare_gate(w, v, T, ahead + 4, True)
+    else:
+        prepare_gate(w, v, T, ahead + 4, False)
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w + Y, 0, T * VL * sizeof(real))
-    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(h, s.states), gate,
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe, gate,
                    s.B.constant, s.C.constant)
     finish(w, v, k, j.rows, T, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w + DX)
@@ -1018,15 +1059,32 @@ cdef void add_terms(const real *terms, ix vectors, ix N, ix T, real *to, ix L) n
                 t += VL
 
 
+cdef void fetch_rows(const real *p, ix L, ix N, ix T) noexcept nogil:
+    """Have the rows of dB or dC of a block at hand when its terms are added to them."""
+    cdef ix n, t
+    for n in range(N):
+        t = 0
+        while t < T:
+            vprefetch(p + n * L + t)
+            t += GL
+
+
+cdef real *checkpoint(Back *k, ix N, ix t) noexcept nogil:
+    """The state t steps into a segment, t a multiple of PART."""
+    return k.checkpoints + t // PART * N * VL
+
+
 cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
                           Worker *worker) noexcept nogil:
     """The channels of a logical group through a segment and back; False if interrupted."""
     cdef Scan *s = &j.s
     cdef Scan forward = j.s
-    cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m
+    cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m, ahead
     cdef bint last
     cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
     cdef real *terms = tiles + TILES + 4 * KEPT
+    cdef real *dB
+    cdef real *dC
     cdef const real *B
     cdef const real *C
     forward.out.p = NULL
@@ -1043,13 +1101,12 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         if interrupted(worker):
             return False
         T = min(<ix>TB, stop - t)
+        ahead = T if t + T < stop else (T - 1) // PART * PART       # the state after the last part is nobody's
+        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
+        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
         for m in range(vectors):
-            memcpy(k[m].checkpoints + block * N * VL, v[m].h, N * VL * sizeof(real))
-        if t + T < stop:
-            B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
-            C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
-            for m in range(vectors):
-                scan_block(&forward, &v[m], batch, t, T, stop, B, ldb, C, ldc, tiles)
+            scan_block(&forward, &v[m], batch, t, ahead, stop, B, ldb, C, ldc, tiles, checkpoint(&k[m], N, t - start))
+            memcpy(checkpoint(&k[m], N, t - start + ahead), v[m].h, N * VL * sizeof(real))
         block += 1
         t += T
     while block > 0:
@@ -1060,14 +1117,18 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         T = min(<ix>TB, stop - t)
         B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
         C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
+        dB = NULL if s.B.constant else target(j, &j.dB, j.more_B, i, batch, v.channel) + t
+        dC = NULL if s.C.constant else target(j, &j.dC, j.more_C, i, batch, v.channel) + t
+        fetch_rows(dB, s.steps, 0 if s.B.constant else N, T)
+        fetch_rows(dC, s.steps, 0 if s.C.constant else N, T)
         for m in range(vectors):
             last = m == vectors - 1
-            adjoint_block(j, &v[m], &k[m], k[m].checkpoints + block * N * VL, batch, t, T, &v[0] if last else &v[m + 1],
+            adjoint_block(j, &v[m], &k[m], checkpoint(&k[m], N, t - start), batch, t, T, &v[0] if last else &v[m + 1],
                           max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS, tiles)
         if not s.B.constant:
-            add_terms(terms, vectors, N, T, target(j, &j.dB, j.more_B, i, batch, v.channel) + t, s.steps)
+            add_terms(terms, vectors, N, T, dB, s.steps)
         if not s.C.constant:
-            add_terms(terms + TERMS // 2, vectors, N, T, target(j, &j.dC, j.more_C, i, batch, v.channel) + t, s.steps)
+            add_terms(terms + TERMS // 2, vectors, N, T, dC, s.steps)
     if j.dfirst.p is not NULL:
         for m in range(vectors):
             store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, N)
@@ -1083,13 +1144,13 @@ cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexce
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return (j.blocks * j.s.states + j.s.states + 2 * j.rows) * VL
+    return ((j.blocks * (TB // PART) + 1) * j.s.states + 2 * j.rows) * VL
 
 
 cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
     cdef ix N = j.s.states
     k.checkpoints = scratch
-    k.g = k.checkpoints + j.blocks * N * VL
+    k.g = checkpoint(k, N, j.blocks * TB)
     k.sums = k.g + N * VL
     k.low = k.sums + j.rows * VL
     memset(k.sums, 0, 2 * j.rows * VL * sizeof(real))
