@@ -169,8 +169,9 @@ cdef inline vf coefficient(const real *p, ix t, const bint constant) noexcept no
 
 
 cdef inline void four_states(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, ix ldb,
-                             const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
-    """y += C·h over a block: h in registers, the tiles read once for four states."""
+                             const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc,
+                             const bint silent) noexcept nogil:
+    """y += C·h over a block, if not silent: h in registers, the tiles read once for four states."""
     cdef vf a0 = vload(a), a1 = vload(a + VL), a2 = vload(a + 2 * VL), a3 = vload(a + 3 * VL)
     cdef vf h0 = vload(h), h1 = vload(h + VL), h2 = vload(h + 2 * VL), h3 = vload(h + 3 * VL)
     cdef vf d, x, s
@@ -182,11 +183,12 @@ cdef inline void four_states(const real *dt, const real *du, real *y, const real
         h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, cb), safe)
         h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, cb), safe)
         h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, cb), safe)
-        s = vfma(h0, coefficient(C, t, cc), vload(y + t * VL))
-        s = vfma(h1, coefficient(C + ldc, t, cc), s)
-        s = vfma(h2, coefficient(C + 2 * ldc, t, cc), s)
-        s = vfma(h3, coefficient(C + 3 * ldc, t, cc), s)
-        vstore(y + t * VL, s)
+        if not silent:
+            s = vfma(h0, coefficient(C, t, cc), vload(y + t * VL))
+            s = vfma(h1, coefficient(C + ldc, t, cc), s)
+            s = vfma(h2, coefficient(C + 2 * ldc, t, cc), s)
+            s = vfma(h3, coefficient(C + 3 * ldc, t, cc), s)
+            vstore(y + t * VL, s)
     vstore(h, h0)
     vstore(h + VL, h1)
     vstore(h + 2 * VL, h2)
@@ -194,23 +196,25 @@ cdef inline void four_states(const real *dt, const real *du, real *y, const real
 
 
 cdef inline void one_state(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, const real *C,
-                           ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
+                           ix T, const bint safe, const bint cb, const bint cc, const bint silent) noexcept nogil:
     cdef vf a0 = vload(a), h0 = vload(h)
     cdef ix t
     for t in range(T):
         h0 = advance(vload(dt + t * VL), a0, h0, vload(du + t * VL), coefficient(B, t, cb), safe)
-        vstore(y + t * VL, vfma(h0, coefficient(C, t, cc), vload(y + t * VL)))
+        if not silent:
+            vstore(y + t * VL, vfma(h0, coefficient(C, t, cc), vload(y + t * VL)))
     vstore(h, h0)
 
 
 cdef inline void all_states(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb,
-                            const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc) noexcept nogil:
+                            const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc,
+                            const bint silent) noexcept nogil:
     cdef ix n = 0
     while n + 4 <= N:
-        four_states(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, ldb, C + n * ldc, ldc, T, safe, cb, cc)
+        four_states(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, ldb, C + n * ldc, ldc, T, safe, cb, cc, silent)
         n += 4
     while n < N:
-        one_state(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, C + n * ldc, T, safe, cb, cc)
+        one_state(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, C + n * ldc, T, safe, cb, cc, silent)
         n += 1
 
 
@@ -221,35 +225,43 @@ cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const 
         B, ldb = v.b, VL
     if cc:
         C, ldc = v.c, VL
-    if safe and not cb and not cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, False)
+    if y is NULL:
+        if safe and cb:
+            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True, True)
+        elif safe:
+            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True, True)
+        elif cb:
+            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True, True)
+        else:
+            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, True)
+    elif safe and not cb and not cc:
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, False, False)
     elif safe and cb and cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True, False)
     elif safe and cb:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, False)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, False, False)
     elif safe:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True, False)
     elif not cb and not cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, False)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, False, False)
     elif cb and cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True, False)
     elif cb:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, False)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, False, False)
     else:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True)
+        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, False)
 
 
 cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
                          ix T, bint safe, bint cb, bint cc, real *checkpoints) noexcept nogil:
-    """The same, leaving the state before every PART steps in `checkpoints`, if given."""
+    """The same; with `checkpoints`, leave the state before every PART steps there, and y alone."""
     cdef ix t = 0
     if checkpoints is NULL:
         recur(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
         return
     while t < T:
         memcpy(checkpoints + t // PART * N * VL, v.h, N * VL * sizeof(real))
-        recur(dt + t * VL, du + t * VL, y + t * VL, v, N, B if cb else B + t, ldb, C if cc else C + t, ldc,
-              min(<ix>PART, T - t), safe, cb, cc)
+        recur(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc, min(<ix>PART, T - t), safe, cb, cc)
         t += PART
 
 
@@ -1059,13 +1071,13 @@ cdef void add_terms(const real *terms, ix vectors, ix N, ix T, real *to, ix L) n
                 t += VL
 
 
-cdef void fetch_rows(const real *p, ix L, ix N, ix T) noexcept nogil:
-    """Have the rows of dB or dC of a block at hand when its terms are added to them."""
+cdef void fetch_rows(const real *p, ix stride, ix N, ix T) noexcept nogil:
+    """Have rows [n, time] of dB or dC at hand when terms are added to them."""
     cdef ix n, t
     for n in range(N):
         t = 0
         while t < T:
-            vprefetch(p + n * L + t)
+            vprefetch(p + n * stride + t)
             t += GL
 
 
@@ -1103,9 +1115,8 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
         T = min(<ix>TB, stop - t)
         ahead = T if t + T < stop else (T - 1) // PART * PART       # the state after the last part is nobody's
         B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
-        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
         for m in range(vectors):
-            scan_block(&forward, &v[m], batch, t, ahead, stop, B, ldb, C, ldc, tiles, checkpoint(&k[m], N, t - start))
+            scan_block(&forward, &v[m], batch, t, ahead, stop, B, ldb, NULL, 0, tiles, checkpoint(&k[m], N, t - start))
             memcpy(checkpoint(&k[m], N, t - start + ahead), v[m].h, N * VL * sizeof(real))
         block += 1
         t += T
@@ -1675,6 +1686,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     cdef cnp.ndarray sums, more_B, more_C
     set_scan(s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
     j.rows = N * (1 + s.B.constant + s.C.constant) + 2
+    s.B.gather, s.C.gather = not s.B.constant, not s.C.constant     # rows of a long sequence lie on a page each: copy every block
     if s.segments == 0 or s.channels == 0:
         return np.zeros((1, j.rows, s.channels), u.dtype)
     set_signal(&j.dout, dout)
