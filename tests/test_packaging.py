@@ -94,7 +94,7 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
     }
     wanted |= {
         "src/fastderiv/" + name
-        for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "data/iris.csv", "data/network.json")
+        for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "ssm/_adjoint.pxi", "data/iris.csv", "data/network.json")
     }
     assert wanted <= names
     assert not [n for n in names if n.endswith((".so", ".pyd", ".o")) or (n.endswith(".c") and n.startswith("src/"))]
@@ -103,7 +103,7 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
 def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = {info.filename: info.file_size for info in archive.infolist()}
-    assert not [n for n in files if n.endswith((".c", ".pyx", ".pxd", ".h"))]
+    assert not [n for n in files if n.endswith((".c", ".pyx", ".pxi", ".pxd", ".h"))]
     wanted = {
         "py.typed",
         "_core/cpu.pyi",
