@@ -1,10 +1,11 @@
 # The adjoint of the scan; included by _kernels.pyx.
 #
 # A task takes channels, a few logical groups at a time, through a range of segments: forward once, keeping the state before
-# every block, then back, replaying one block at a time with all that the way back needs of it.
+# every PART steps, then back block by block, replaying one part at a time with all that the way back needs of it.  Steps bear
+# the numbers they have in scan_block: 1. step sizes, 2. recurrence, 3. gate.
 
 cdef enum:
-    AHEAD = 7
+    AHEAD = 7                           # arrays of which a block prefetches lines
     GROUPS = 4                          # logical groups of channels that share a look at B and C, and one addition to dB and dC
     PART = 32                           # steps replayed at once, so that what is kept of them fits the first-level cache
     PTILE = PART * VL + 7 * GL
@@ -24,10 +25,10 @@ cdef struct Adjoint:
     ix blocks                           # of the longest segment
 
 cdef struct Back:                       # what the way back adds to a Vector, in scratch
-    real *checkpoints                   # [block, N, lane]
+    real *checkpoints                   # [part, N, lane]: the states before every part, and the last
     real *g                             # [N, lane]: Ā·h̄ of the step after
-    real *sums                          # [rows, lane]
-    real *low                           # [rows, lane]: what rounding took from them
+    real *sums                          # [row, lane]: as in Adjoint
+    real *low                           # [row, lane]: what rounding took from them
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
@@ -116,7 +117,7 @@ cdef inline bint finite(vf h) noexcept nogil:
 
 
 cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe, const bint cb) noexcept nogil:
-    """1. Forward through a block.  Whether the states stayed finite."""
+    """2. Forward through a part.  Whether the states stayed finite."""
     cdef vf d, x
     cdef ix t
     if safe and not finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h):
@@ -134,7 +135,7 @@ cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const
 
 cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, bint more, const ix rows, const bint gate,
                       const bint cb, const bint cc) noexcept nogil:
-    """2. Back through it."""
+    """2. Back through it: h̄, and what it adds to every gradient."""
     cdef vf B[4]
     cdef vf C[4]
     cdef vf d, x, dy, y = vset1(0), dx, dd
@@ -176,7 +177,7 @@ cdef inline void add_up(const vf *four, real *terms, bint more) noexcept nogil:
 cdef inline void some_rows(real *w, ix t, Vector *v, Back *k, const real *h, ix n, ix N, const real *B, ix ldb, const real *C,
                            ix ldc, ix T, real *terms, bint more, bint safe, const ix rows, const bint gate, const bint cb,
                            const bint cc) noexcept nogil:
-    """Both ways for `rows` states, 1 or 4, through T steps from t."""
+    """Both ways for `rows` states, 1 or 4, through the part of T steps from t."""
     cdef Row r0, r1, r2, r3
     cdef real *kept = w + TILES
     cdef ix again
@@ -222,7 +223,7 @@ cdef inline void all_rows(real *w, Vector *v, Back *k, const real *h, ix N, cons
 
 cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
                          ix T, real *terms, bint more, bint safe, bint gate, bint cb, bint cc) noexcept nogil:
-    """Pick the loop made for these flags."""
+    """2. Every part of a block, from the last to the first: pick the loop made for these flags."""
     if cb:
         B, ldb = v.b, VL
     if cc:
@@ -246,7 +247,7 @@ cdef void there_and_back(real *w, Vector *v, Back *k, const real *h, ix N, const
 
 
 cdef inline bint prepare_steps(real *w, Vector *v, ix T, Ahead *ahead, const bint softplus) noexcept nogil:
-    """IN DT = delta, U; OUT DT, X, SLOPE; DX and DD zero.  Whether every Δ·A of the block is well inside exp's range."""
+    """1. IN DT = delta, U; OUT DT, X, SLOPE; DX and DD zero.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
     cdef ix t
@@ -269,7 +270,7 @@ cdef inline bint prepare_steps(real *w, Vector *v, ix T, Ahead *ahead, const bin
 
 
 cdef inline void prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint gate) noexcept nogil:
-    """IN DY = dout, DZ = z, U; OUT DY, DZ = dout·silu'(z), Y = D·u; without a gate nothing but prefetches.
+    """3. IN DY = dout, DZ = z, U; OUT DY, DZ = dout·silu'(z), Y = D·u; without a gate nothing but prefetches.
 
     A loop of its own: with the one above in one, too few steps are in flight at once."""
     cdef vf skip = vload(v.D)
@@ -288,7 +289,7 @@ cdef inline void prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint
 
 
 cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
-    """3. From h̄ to the arguments: dt = ddelta, dx = du, dz; dD and dbias into the sums."""
+    """3. OUT DZ = dz; 1. OUT DT = ddelta, DX = du; dD and dbias into the sums."""
     cdef vf skip = vload(v.D), dD = vset1(0), dbias = vset1(0)
     cdef vf x, dx, dy, dd
     cdef ix t
@@ -313,7 +314,8 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
 
 cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
                         const real *B, ix ldb, const real *C, ix ldc, real *terms, bint more, real *w) noexcept nogil:
-    """One vector of channels through steps t … t+T−1 from state h, and back; then comes the vector `next` from step `then`.
+    """One vector of channels back through steps t … t+T−1, whose parts begin from the states h; then comes the vector `next`
+    from step `then`.
     Its terms of dB and dC are added to `terms` if there are `more`, that is some already."""
     cdef Scan *s = &j.s
     cdef Ahead ahead[AHEAD]
@@ -347,6 +349,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     store_signal(&j.ddelta, batch, v, t, T, w + DT)
     if gate:
         store_signal(&j.dz, batch, v, t, T, w + DZ)
+
 
 cdef ix slice_start(Adjoint *j, ix i) noexcept nogil:
     """The first chunk of slice i."""
@@ -567,12 +570,6 @@ cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch) noexcept 
             dst[m] += src[m]
 
 
-cdef void set_result(Coefficient *c, cnp.ndarray a, ix channels):
-    """dB or dC: as B or C, contiguous."""
-    if a is not None:
-        set_coefficient(c, a, channels)
-
-
 cdef enum:
     TASKS = 32                          # at most, of an adjoint
 
@@ -599,18 +596,18 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     set_signal(&j.dz, dz)
     set_state(&j.dlast, dlast)
     set_state(&j.dfirst, dfirst)
-    set_result(&j.dB, dB, s.channels)
-    set_result(&j.dC, dC, s.channels)
+    set_coefficient(&j.dB, dB, s.channels)
+    set_coefficient(&j.dC, dC, s.channels)
     if starts is not None:
         longest = 0
         for i in range(s.segments):
             longest = max(longest, s.starts[i + 1] - s.starts[i])
-    j.blocks = (longest + TB - 1) // TB
+    j.blocks = divided(longest, TB)
     s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
     j.ranges = min(s.segments, tasks)
-    set_slices(&j, (tasks + j.ranges - 1) // j.ranges)
+    set_slices(&j, divided(tasks, j.ranges))
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
     more_B = more_C = None
@@ -628,11 +625,12 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
 
 
 cdef void set_slices(Adjoint *j, ix wanted):
-    """Slices of the channels, few enough that what they put aside of dB and dC takes a twelfth of inputs and outputs."""
+    """Slices of the channels, few enough that what they put aside of dB and dC takes at most an eighth of inputs and outputs:
+    seven signals with a gate, when it is a twelfth, and five without."""
     cdef Scan *s = &j.s
     cdef double varying = s.states * ((not s.B.constant) + (not s.C.constant))
     cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
         most = min(most, 1 + <ix>(7 * s.channels / (12 * varying)))
-    set_chunks(s, NS * min(<ix>GROUPS, (s.chunks + most - 1) // most))
+    set_chunks(s, NS * min(<ix>GROUPS, divided(s.chunks, most)))
     j.slices = divided(s.chunks, divided(s.chunks, most))

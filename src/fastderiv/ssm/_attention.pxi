@@ -62,7 +62,7 @@ def step_sum(cnp.ndarray delta, cnp.ndarray bias, bint softplus, cnp.ndarray tot
     """Checked arrays of one dtype: delta (Bt, D, L), bias (D,) or None; OUT total (Bt, D) = Σ Δ, C-contiguous."""
     cdef StepSum s
     s.channels, s.steps, s.softplus = cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2), softplus
-    s.chunks = (s.channels + VL - 1) // VL
+    s.chunks = divided(s.channels, VL)
     set_signal(&s.delta, delta)
     set_per_channel(&s.bias, bias)
     s.total = <real *>cnp.PyArray_DATA(total)
@@ -259,7 +259,7 @@ cdef void below_block(Channel *v, Query *rows, ix count, ix N, ix t) noexcept no
 
 
 cdef inline ix whole_vectors(ix n) noexcept nogil:
-    return (n + GL - 1) // GL * GL
+    return divided(n, GL) * GL
 
 
 cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch) noexcept nogil:
@@ -335,7 +335,7 @@ def attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cn
     s.block = RB
     while s.block > 4 and s.block * N > 16384:
         s.block //= 2
-    s.blocks = (s.count + s.block - 1) // s.block
+    s.blocks = divided(s.count, s.block)
     entries = <double>cnp.PyArray_SIZE(out) / 2
     scratch = s.block * sizeof(Query) + (4 * AB + 2 * AB * N + (1 + 2 * s.block) * whole_vectors(N)) * sizeof(real)
     run(attention_task, &s, cnp.PyArray_DIM(delta, 0) * s.channels * s.blocks, scratch, 0.1e-9 * entries * (10 + N))

@@ -51,8 +51,8 @@ cdef struct Vector:                     # one vector of channels within a task, 
     real *before                        # [N, lane]: h at the start of the block
     real *b                             # [N, lane]: constant B
     real *c                             # [N, lane]: constant C
-    real *limits                        # [lane]: max |A| log2(e), NaN if any is
-    real *D
+    real *limits                        # [lane]: max |A| log2(e), NaN if any is not finite
+    real *D                             # [lane]
     real *bias
     ix channel, rows                    # first channel, channels in use
     bint finite                         # whether all of h is
@@ -223,16 +223,26 @@ cdef void set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp
     s.part = common_divisor(s.B.channels, s.C.channels)
 
 
+cdef inline ix divided(ix n, ix size) noexcept nogil:
+    """Pieces of `size` that hold n."""
+    return (n + size - 1) // size
+
+
 cdef ix set_chunks(Scan *s, ix carry):
     """Chunks of so many vectors; how many there are."""
     s.carry = carry
-    s.chunks = s.channels // s.part * ((s.part + carry * VL - 1) // (carry * VL))
+    s.chunks = s.channels // s.part * divided(s.part, carry * VL)
     return s.chunks
 
 
-cdef ix divided(ix n, ix size) noexcept:
-    """Pieces of `size` that hold n."""
-    return (n + size - 1) // size
+cdef ix first_channel(Scan *s, ix chunk) noexcept nogil:
+    cdef ix per_part = divided(s.part, s.carry * VL)    # chunks in a part
+    return chunk // per_part * s.part + chunk % per_part * s.carry * VL
+
+
+cdef ix end_channel(Scan *s, ix channel) noexcept nogil:
+    """The end of the chunk that begins at `channel`."""
+    return min(channel + s.carry * VL, (channel // s.part + 1) * s.part)
 
 
 include "_scan.pxi"

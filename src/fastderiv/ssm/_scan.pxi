@@ -62,7 +62,7 @@ cdef inline void all_states(const real *dt, const real *du, real *y, Vector *v, 
 
 cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
                 ix T, bint safe, bint cb, bint cc) noexcept nogil:
-    """Pick the loop made for these flags."""
+    """2. h = exp(Δ·A)·h + Δ·u·B, and y += C·h unless y is NULL: pick the loop made for these flags."""
     if cb:
         B, ldb = v.b, VL
     if cc:
@@ -108,7 +108,7 @@ cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix 
 
 
 cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const bint softplus, Ahead *ahead) noexcept nogil:
-    """IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well inside exp's range."""
+    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well inside exp's range."""
     cdef vf bias = vload(v.bias), skip = vload(v.D)
     cdef vf d, x, top = vset1(0), odd = vset1(0)        # odd becomes NaN with any Δ that is NaN or inf
     cdef ix t
@@ -142,10 +142,11 @@ cdef void skip_connection(Scan *s, Vector *v, ix batch, ix t, ix T, real *y) noe
 
 cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const real *B, ix ldb, const real *C, ix ldc,
                      real *tiles, real *checkpoints) noexcept nogil:
-    """One vector of channels through steps t … t+T−1."""
+    """One vector of channels through steps t … t+T−1: 1. step sizes, 2. recurrence, 3. gate."""
     cdef real *dt = tiles
     cdef real *du = tiles + TILE
     cdef real *y = tiles + 2 * TILE
+    cdef real *wanted = NULL if s.out.p is NULL else y  # else only the state counts: the adjoint's first pass, a chunk's summary
     cdef bint safe
     cdef Ahead ahead[3]
     cdef ix i, after = t + T if t + T < stop else t
@@ -163,17 +164,17 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
     safe = safe and v.finite
     if safe:
         memcpy(v.before, v.h, s.states * VL * sizeof(real))
-        recur_in_parts(dt, du, y, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant, checkpoints)
+        recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant, checkpoints)
         v.finite = all_finite(v.h, s.states)
     if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
         if safe:
             memcpy(v.h, v.before, s.states * VL * sizeof(real))
             skip_connection(s, v, batch, t, T, y)
-        recur_in_parts(dt, du, y, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
+        recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
         v.finite = all_finite(v.h, s.states)
-    if s.out.p is NULL:                                 # only the state counts: the adjoint's first pass, a chunk's summary
+    if wanted is NULL:
         return
-    if s.z.p is not NULL:
+    if s.z.p is not NULL:                               # 3.
         load_signal(&s.z, batch, v, t, T, dt)
         for i in range(T):
             vstore(y + i * VL, vload(y + i * VL) * vsilu(vload(dt + i * VL)))
@@ -222,9 +223,7 @@ cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
     vstore(v.limits, top + odd)
     if s.B.constant:
         load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
-    if s.C.p is NULL:
-        memset(v.c, 0, N * VL * sizeof(real))
-    elif s.C.constant:
+    if s.C.p is not NULL and s.C.constant:
         load_rows(s.C.p, s.C.g, s.C.n, v, N, v.c)
     memset(v.D, 0, 2 * VL * sizeof(real))
     if s.D.p is not NULL:
@@ -242,15 +241,10 @@ cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
     v.finite = all_finite(v.h, s.states)
 
 
-cdef ix first_channel(Scan *s, ix chunk) noexcept nogil:
-    cdef ix per_part = (s.part + s.carry * VL - 1) // (s.carry * VL)        # chunks in a part
-    return chunk // per_part * s.part + chunk % per_part * s.carry * VL
-
-
 cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch) noexcept nogil:
     """The vectors of a chunk; how many they are."""
     cdef ix channel = first_channel(s, chunk)
-    cdef ix end = min(channel + s.carry * VL, (channel // s.part + 1) * s.part), k = 0
+    cdef ix end = end_channel(s, channel), k = 0
     while channel < end:
         v[k].channel, v[k].rows = channel, min(<ix>VL, end - channel)
         set_up(s, &v[k], scratch + k * vector_size(s.states))
@@ -339,4 +333,4 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
-    run(scan_task, &s, (s.units + s.units_per_task - 1) // s.units_per_task, scratch * sizeof(real), unit * s.units)
+    run(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real), unit * s.units)

@@ -104,7 +104,7 @@ cdef inline void step_square(Scan *s, Square *q, const real *a, real *h, real *y
 cdef void load_lanes(const real *src, ix stride, ix n, real *lanes) noexcept nogil:
     """lanes[i] = src[i·stride], zero up to a whole vector; zero everywhere without src."""
     cdef ix whole = 0 if src is NULL else n - n % VL
-    memset(lanes + whole, 0, (n - whole + VL - 1) // VL * VL * sizeof(real))
+    memset(lanes + whole, 0, divided(n - whole, VL) * VL * sizeof(real))
     if src is not NULL:
         load_tile(src, stride, 0, n, 1, lanes, SLOTS)
 
@@ -170,12 +170,11 @@ cdef void step_unit(Scan *s, ix batch, ix channel, ix channels, real *scratch) n
 cdef void step_task(void *args, ix i, Worker *worker) noexcept nogil:
     """A few units, each a chunk of channels of one batch item."""
     cdef Scan *s = <Scan *>args
-    cdef ix unit, channel, end
+    cdef ix unit, channel
     memset(worker.scratch, 0, STEP_SCRATCH * sizeof(real))              # lanes without a channel are computed with
     for unit in range(i * s.units_per_task, min(s.units, (i + 1) * s.units_per_task)):
         channel = first_channel(s, unit % s.chunks)
-        end = min(channel + s.carry * VL, (channel // s.part + 1) * s.part)
-        step_unit(s, unit // s.chunks, channel, end - channel, <real *>worker.scratch)
+        step_unit(s, unit // s.chunks, channel, end_channel(s, channel) - channel, <real *>worker.scratch)
 
 
 cdef void set_step_signal(Signal *s, cnp.ndarray a):
