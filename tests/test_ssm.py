@@ -14,6 +14,7 @@ import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 from interrupt import ALLOWED, seconds_until_answered
+from machines import assert_levels_agree, by_threads
 
 TOLERANCE = {np.float32: 5e-6, np.float64: 2e-14}
 REALS = [np.float32, np.float64]
@@ -164,16 +165,8 @@ def test_packed_sequences_equal_each_by_itself(batched):
 
 def test_thread_count_changes_no_bit():
     p = problem(2, 200, 8, 700, np.float32)
-    before = fd.get_num_threads()
-    try:
-        results = []
-        for n in 1, 2, 3, 7, 64:
-            fd.set_num_threads(n)
-            results.append(fd.selective_scan(**p, return_last_state=True))
-    finally:
-        fd.set_num_threads(before)
-    for y, h in results[1:]:
-        assert same_bits(y, results[0][0]) and same_bits(h, results[0][1])
+    (y, h), *others = by_threads(lambda: fd.selective_scan(**p, return_last_state=True), 1, 2, 3, 7, 64)
+    assert all(same_bits(y, other) and same_bits(h, last) for other, last in others)
 
 
 LEVEL_SCRIPT = """
@@ -194,21 +187,8 @@ for dtype in np.float32, np.float64:
 """
 
 
-def run_at_level(level, script, **environ):
-    env = {**os.environ, "FASTDERIV_CPU": level, **environ}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_cpu_levels_agree():
-    levels = fd.show_config()["CPU levels supported"]
-    script = LEVEL_SCRIPT.format(tests=os.path.dirname(__file__))
-    lines = {level: run_at_level(level, script).split() for level in levels}
-    if {"x86-64-v3", "x86-64-v4"} <= set(levels):
-        assert lines["x86-64-v3"] == lines["x86-64-v4"]
-    for other in levels[1:]:
-        np.testing.assert_allclose([float(x) for x in lines[other][1::2]], [float(x) for x in lines[levels[0]][1::2]], rtol=1e-5)
+    assert_levels_agree(LEVEL_SCRIPT.format(tests=os.path.dirname(__file__)))
 
 
 # ---- extremes --------------------------------------------------------------------------------------------------------
@@ -486,15 +466,12 @@ def test_step_is_right_where_only_the_power_of_two_overflows(dtype, states):
 
 def test_thread_count_changes_no_bit_of_a_step():
     state, p = step_problem(64, 700, 16, np.float32)
-    before, results = fd.get_num_threads(), []
-    try:
-        for n in 1, 3:
-            fd.set_num_threads(n)
-            h = state.copy()
-            results.append((fd.selective_state_update(h, **p), h))
-    finally:
-        fd.set_num_threads(before)
-    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+    def step():
+        h = state.copy()
+        return fd.selective_state_update(h, **p), h
+
+    assert all(map(same_bits, *by_threads(step, 1, 3)))
 
 
 def test_step_of_a_state_interleaved_with_its_argument():

@@ -13,7 +13,8 @@ import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 from interrupt import ALLOWED, seconds_until_answered
-from test_ssm import REALS, TOLERANCE, problem, run_at_level
+from machines import assert_levels_agree, by_threads
+from test_ssm import REALS, TOLERANCE, problem
 
 ARGUMENTS = ("delta", "A", "B", "C", "delta_bias", "delta_softplus")
 KINDS = ["constant", "time", 2]
@@ -159,15 +160,8 @@ def test_unbatched_equals_batch_of_one(B):
 
 def test_thread_count_changes_no_bit():
     p = attention_problem(2, 10, 8, 400, dtype=np.float32)
-    before = fd.get_num_threads()
-    try:
-        results = []
-        for n in 1, 2, 3, 64:
-            fd.set_num_threads(n)
-            results.append(fd.scan_attention(**p))
-    finally:
-        fd.set_num_threads(before)
-    assert all(same_bits(r, results[0]) for r in results[1:])
+    first, *others = by_threads(lambda: fd.scan_attention(**p), 1, 2, 3, 64)
+    assert all(same_bits(first, other) for other in others)
 
 
 LEVEL_SCRIPT = """
@@ -185,12 +179,7 @@ for dtype in np.float32, np.float64:
 
 
 def test_cpu_levels_agree():
-    levels = fd.show_config()["CPU levels supported"]
-    lines = {level: run_at_level(level, LEVEL_SCRIPT.format(tests=os.path.dirname(__file__))).split() for level in levels}
-    if {"x86-64-v3", "x86-64-v4"} <= set(levels):
-        assert lines["x86-64-v3"] == lines["x86-64-v4"]
-    for other in levels[1:]:
-        np.testing.assert_allclose([float(x) for x in lines[other][1::2]], [float(x) for x in lines[levels[0]][1::2]], rtol=1e-5)
+    assert_levels_agree(LEVEL_SCRIPT.format(tests=os.path.dirname(__file__)))
 
 
 # ---- extremes --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 from interrupt import ALLOWED, seconds_until_answered
+from machines import by_threads
 from test_ssm import REALS, TOLERANCE, problem
 
 ARGUMENTS = ("u", "delta", "A", "B", "delta_bias", "delta_softplus")
@@ -128,15 +129,8 @@ def test_layout_changes_no_bit(name, dtype, B):
 
 def test_thread_count_changes_no_bit():
     p = chunk_problem(2, 200, 8, 700, dtype=np.float32)
-    before = fd.get_num_threads()
-    try:
-        results = []
-        for n in 1, 2, 3, 64:
-            fd.set_num_threads(n)
-            results.append(fd.chunk_summary(**p))
-    finally:
-        fd.set_num_threads(before)
-    assert all(same_bits(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+    first, *others = by_threads(lambda: fd.chunk_summary(**p), 1, 2, 3, 64)
+    assert all(all(map(same_bits, first, other)) for other in others)
 
 
 @pytest.mark.parametrize("dtype", REALS)

@@ -10,6 +10,7 @@ import pytest
 import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
+from machines import by_threads
 
 REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
@@ -222,15 +223,8 @@ def test_layout_of_a_weight_changes_no_bit(name):
 
 def test_thread_count_changes_no_bit():
     layer, x, dy, h0, dlast = problem((2, 400), 100, 8, np.float32)
-    before, results = fd.get_num_threads(), []
-    try:
-        for n in 1, 2, 5:
-            fd.set_num_threads(n)
-            results.append([layer(x, h0), *layer.vjp(dy, x, h0, dlast)])
-    finally:
-        fd.set_num_threads(before)
-    for other in results[1:]:
-        assert all(map(same_bits, other, results[0]))
+    first, *others = by_threads(lambda: [layer(x, h0), *layer.vjp(dy, x, h0, dlast)], 1, 2, 5)
+    assert all(all(map(same_bits, first, other)) for other in others)
 
 
 def test_dtypes_are_promoted_together():

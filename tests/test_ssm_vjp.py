@@ -14,7 +14,8 @@ import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 from interrupt import ALLOWED, seconds_until_answered
-from test_ssm import REALS, problem, run_at_level
+from machines import assert_levels_agree, by_threads
+from test_ssm import REALS, problem
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}  # the numerical contract
 DIFFERENTIABLE = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
@@ -356,15 +357,8 @@ def test_broadcast_arguments_change_no_bit(dtype):
 @pytest.mark.parametrize("dtype", REALS)
 def test_thread_count_changes_no_bit(case, dtype):
     p = vjp_problem(**case, dtype=dtype)
-    before = fd.get_num_threads()
-    try:
-        results = []
-        for n in 1, 2, 3, 7, 7, 1:
-            fd.set_num_threads(n)
-            results.append(fd.selective_scan_vjp(**p))
-    finally:
-        fd.set_num_threads(before)
-    assert all(identical(results[0], r) for r in results[1:])
+    first, *others = by_threads(lambda: fd.selective_scan_vjp(**p), 1, 2, 3, 7, 7, 1)
+    assert all(identical(first, other) for other in others)
 
 
 LEVEL_SCRIPT = """
@@ -383,13 +377,7 @@ def test_cpu_levels_agree(tmp_path):
     for p in problems:
         p["delta"][0, 5] *= 40
     (tmp_path / "problems").write_bytes(pickle.dumps(problems))
-    levels = fd.show_config()["CPU levels supported"]
-    script = LEVEL_SCRIPT.format(path=str(tmp_path / "problems"))
-    lines = {level: run_at_level(level, script).split() for level in levels}
-    if {"x86-64-v3", "x86-64-v4"} <= set(levels):
-        assert lines["x86-64-v3"] == lines["x86-64-v4"]
-    for other in levels[1:]:
-        np.testing.assert_allclose([float(x) for x in lines[other][1::2]], [float(x) for x in lines[levels[0]][1::2]], rtol=1e-5)
+    assert_levels_agree(LEVEL_SCRIPT.format(path=str(tmp_path / "problems")))
 
 
 # ---- extremes --------------------------------------------------------------------------------------------------------
