@@ -56,7 +56,7 @@ def scan_attention(
     Notes
     -----
     O(batch·D·R·L·N) time.  Memory beyond inputs and result is scratch of less than 1 MiB per thread up to N = 256, growing by
-    1 KiB with N.
+    1 KiB with N in float32, by 2 KiB in float64.
 
     Where A ≤ 0 ≤ Δ, blocks of 64 columns are matrix products of two decaying factors, which the rows below share; elsewhere,
     at some ten times the cost, each exponential is taken by itself, so that it overflows only where it must.  Sums of step

@@ -111,8 +111,9 @@ def selective_scan(
     Notes
     -----
     O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread, growing by 320 bytes with
-    N: no array of batch·D·L·N elements is formed, and inputs of any strides are read in place (other dtypes, byte orders and
-    misaligned arrays, a misaligned `out` too, go through a copy).  The bits of the result do not depend on strides or threads.
+    N, by up to 4 KiB where B or C varies in time and is not contiguous along it: no array of batch·D·L·N elements is formed,
+    and inputs of any strides are read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
+    through a copy).  The bits of the result do not depend on strides or threads.
 
     float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest magnitude; typically 1e-15 and
     3e-7.  The state itself has the working precision: where it decays by less than 1e-3 a step and its increments all have one

@@ -59,8 +59,12 @@ def selective_state_update(
 
     Notes
     -----
-    O(batch·D·N) time; memory beyond inputs and outputs is some tens of KiB per thread.  Ctrl-C waits for the end of the step,
+    O(batch·D·N) time; memory beyond inputs and outputs is less than 8 KiB per thread.  Ctrl-C waits for the end of the step,
     so that the state is never half updated.
+
+    References
+    ----------
+    docs/derivations.md §1.
 
     Examples
     --------

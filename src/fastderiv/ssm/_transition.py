@@ -37,13 +37,18 @@ def transition_product(
 
     Raises
     ------
-    ValueError
-        Shapes that do not fit, an unknown method, or more than 62 steps by "subsets".
+    ValueError, TypeError
+        Shapes or dtypes that do not fit, an unknown method, or more than 62 steps by "subsets".
 
     Notes
     -----
-    O(D·L) time by "closed", O(D·2**L) by "subsets".  Two independent routes to one number: the library's own end-to-end
-    check.  "subsets" works in the log domain relative to the largest term, as any one may overflow.
+    O(D·(L + N)) time by "closed", O(D·(2**L + N)) by "subsets", for every item of the leading axes; memory beyond inputs and
+    result is O(D) for each, and some KiB per thread.  Two independent routes to one number: the library's own end-to-end check.
+    "subsets" works in the log domain relative to the largest term, as any one may overflow.
+
+    References
+    ----------
+    docs/derivations.md §1, "Theorem".
 
     Examples
     --------
