@@ -715,6 +715,27 @@ def test_memory_is_inputs_and_outputs():
     assert int(done.stdout) < 2048  # KiB: 1 MiB per thread; a (B, D, L, N) array would be 128 MiB
 
 
+LONG_SCRIPT = """
+import resource
+import numpy as np
+import fastderiv as fd
+u = np.ones((1, 10_000_000), np.float32)
+delta, out, one = np.full_like(u, 0.01), np.zeros_like(u), np.ones((1, 2), np.float32)
+fd.selective_scan(u[:, :64], delta[:, :64], -one, one, one, out=out[:, :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fd.selective_scan(u, delta, -one, one, one, out=out)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert np.abs(out[0, 5000:] / (0.02 / -np.expm1(-0.01)) - 1).max() < 2e-5
+print(grown)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+def test_ten_million_steps_in_one_call():
+    done = subprocess.run([sys.executable, "-c", LONG_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 1024  # KiB; the arrays take 40 MB each
+
+
 STEP_MEMORY_SCRIPT = """
 import resource
 import numpy as np
