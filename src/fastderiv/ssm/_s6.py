@@ -65,7 +65,8 @@ class S6:
         \Delta_l = \mathrm{softplus}(x_l W_\Delta + b_\Delta), \quad B_l = W_B x_l, \quad C_l = W_C x_l, \qquad
         h_{l,e} = e^{\Delta_{l,e} A_e} \odot h_{l-1,e} + \Delta_{l,e} B_l x_{l,e}, \quad y_{l,e} = C_l \cdot h_{l,e}.
 
-    The layer owns read-only copies of its weights; it is immutable, copies and pickles.
+    The layer owns read-only copies of its weights; it is immutable, copies and pickles.  Gradient descent makes a new layer in
+    every step, best with log(−A) for a parameter, so that A stays negative: its gradient is ``dA * A``.
 
     Parameters
     ----------
