@@ -548,23 +548,23 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """dB and dC of batch item i: add what slices have put aside for groups that slices before them began."""
+    """Row n of dB and dC of a batch item: add what slices have put aside for groups that slices before them began."""
     cdef Adjoint *j = <Adjoint *>args
     cdef ix p
     for p in range(1, j.slices):
         if not j.s.B.constant:
-            join(j, &j.dB, j.more_B, p, i)
+            join(j, &j.dB, j.more_B, p, i // j.s.states, i % j.s.states)
         if not j.s.C.constant:
-            join(j, &j.dC, j.more_C, p, i)
+            join(j, &j.dC, j.more_C, p, i // j.s.states, i % j.s.states)
 
 
-cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch) noexcept nogil:
-    cdef ix channel = first_channel(&j.s, slice_start(j, p)), m
-    cdef const real *src = target(j, c, more, p, batch, channel)
-    cdef real *dst = c.p + (batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states * j.s.steps
+cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n) noexcept nogil:
+    cdef ix channel = first_channel(&j.s, slice_start(j, p)), i
+    cdef const real *src = target(j, c, more, p, batch, channel) + n * j.s.steps
+    cdef real *dst = c.p + ((batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states + n) * j.s.steps
     if src is not dst:
-        for m in range(j.s.states * j.s.steps):
-            dst[m] += src[m]
+        for i in range(j.s.steps):
+            dst[i] += src[i]
 
 
 cdef void set_result(Coefficient *c, cnp.ndarray a, ix channels):
@@ -623,7 +623,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
-        run(join_task, &j, cnp.PyArray_DIM(u, 0), 0, 0)
+        run(join_task, &j, cnp.PyArray_DIM(u, 0) * N, 0, 1e-9 * cnp.PyArray_DIM(u, 0) * N * s.steps * j.slices)
     return sums
 
 
