@@ -145,6 +145,7 @@ def selective_state_update(
     ------
     ValueError, TypeError
         As `selective_scan`.
+
     Notes
     -----
     Computed in the dtype of `state`, in float32 if that is bfloat16 or float16.  O(batch·D·N) time, no copies of tensors
