@@ -19,7 +19,7 @@ import numpy as np
 import fastderiv as fd
 from fastderiv._cli.bench import numpy_scan
 from fastderiv._cli.timing import interleave
-from peers.mamba_layer import layers
+from peers.mamba_layer import layer
 from peers.scans import peers
 from report import compare, options, peak_memory, report
 
@@ -149,13 +149,26 @@ def small_calls(rounds):
     yield compare("step (1, 1536, 16)", t, "fastderiv", "256 steps", "call", 1)
 
 
-def layer(rounds):
-    """A Mamba layer of a 130M model at L = 2048 in transformers: its slow path, and the same with fastderiv."""
-    for name, ours, theirs in layers():
-        agree([ours()], [theirs()], name)
-        memory = {"fastderiv": peak_memory(ours), "slow path": peak_memory(theirs)}
-        t = interleave({"fastderiv": ours, "slow path": theirs}, rounds=max(3, rounds // 2), rest=0.02)
-        yield compare(name, t, "fastderiv", "slow path", "call", 1, memory)
+def mamba_layer(rounds, long):
+    """A Mamba layer of a 130M model in transformers: its slow path, and the same with fastderiv.
+
+    The slow path's way back is quadratic in L, as every step's gradient fills an array of all steps; L = 2048 is left to --all.
+    """
+    yield from layer_of("forward", 2048, rounds)
+    yield from layer_of("forward + backward", 256, rounds)
+    if long:
+        yield from layer_of("forward + backward", 2048, 1)
+
+
+def layer_of(what, steps, rounds):
+    calls = layer(steps)
+    if what not in calls:
+        return
+    ours, theirs = calls[what]
+    agree([ours()], [theirs()], "transformers")
+    memory = {"fastderiv": peak_memory(ours), "slow path": peak_memory(theirs)}
+    t = interleave({"fastderiv": ours, "slow path": theirs}, rounds=rounds, rest=0.02)
+    yield compare(f"Mamba layer (1, 1536, 16, {steps}), {what}", t, "fastderiv", "slow path", "call", 1, memory)
 
 
 def results(rounds, every_peer, only):
@@ -171,7 +184,7 @@ def results(rounds, every_peer, only):
     if "step" in only:
         yield from small_calls(rounds)
     if "layer" in only:
-        yield from layer(rounds)
+        yield from mamba_layer(max(3, rounds // 2), every_peer)
 
 
 if __name__ == "__main__":

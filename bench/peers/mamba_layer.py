@@ -1,16 +1,17 @@
-"""The Mamba layer of a 130M model at L = 2048 as transformers computes it without CUDA, and the same with fastderiv in it."""
+"""The Mamba layer of a 130M model as transformers computes it without CUDA, and the same with fastderiv in it."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 
 import numpy as np
 
 import fastderiv as fd
 
-STEPS = 2048
+Call = Callable[[], np.ndarray]
 
 
-def layers() -> Iterator[tuple[str, Callable[[], np.ndarray], Callable[[], np.ndarray]]]:
-    """(what, with fastderiv, the slow path), each a call; nothing where transformers or PyTorch is missing."""
+def layer(steps: int) -> dict[str, tuple[Call, Call]]:
+    """What is computed -> (with fastderiv, the slow path), each a call; nothing where transformers or PyTorch is missing."""
     try:
         import torch
         from transformers import MambaConfig
@@ -18,12 +19,12 @@ def layers() -> Iterator[tuple[str, Callable[[], np.ndarray], Callable[[], np.nd
 
         from fastderiv.integrations import transformers as fast
     except ImportError:
-        return
+        return {}
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # that it is slow is known
     torch.set_num_threads(fd.get_num_threads())
     torch.manual_seed(0)
-    config = MambaConfig(hidden_size=768, state_size=16, num_hidden_layers=1)
-    mixer = MambaMixer(config, layer_idx=0)
-    x = torch.randn(1, STEPS, 768)
+    mixer = MambaMixer(MambaConfig(hidden_size=768, state_size=16, num_hidden_layers=1), layer_idx=0)
+    x = torch.randn(1, steps, 768)
 
     def forward() -> np.ndarray:
         with torch.no_grad():
@@ -35,13 +36,11 @@ def layers() -> Iterator[tuple[str, Callable[[], np.ndarray], Callable[[], np.nd
         mixer(given).square().mean().backward()
         return given.grad.numpy()
 
-    def with_fastderiv(call: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    def with_fastderiv(call: Call) -> Call:
         def quick() -> np.ndarray:
             with fast.enabled():
                 return call()
 
         return quick
 
-    size = f"(1, {config.intermediate_size}, 16, {STEPS})"
-    yield f"Mamba layer {size}, forward", with_fastderiv(forward), forward
-    yield f"Mamba layer {size}, forward + backward", with_fastderiv(both), both
+    return {"forward": (with_fastderiv(forward), forward), "forward + backward": (with_fastderiv(both), both)}

@@ -551,26 +551,23 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """A row of dB and of dC, that is one state of a batch item: add what slices have put aside for groups that slices before
-    them began."""
+    """Row n of dB and dC of a batch item: add what slices have put aside for groups that slices before them began."""
     cdef Adjoint *j = <Adjoint *>args
-    cdef ix batch = i // j.s.states, n = i % j.s.states, p
+    cdef ix p
     for p in range(1, j.slices):
-        if interrupted(worker):
-            return
         if not j.s.B.constant:
-            join(j, &j.dB, j.more_B, p, batch, n)
+            join(j, &j.dB, j.more_B, p, i // j.s.states, i % j.s.states)
         if not j.s.C.constant:
-            join(j, &j.dC, j.more_C, p, batch, n)
+            join(j, &j.dC, j.more_C, p, i // j.s.states, i % j.s.states)
 
 
 cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n) noexcept nogil:
-    cdef ix channel = first_channel(&j.s, slice_start(j, p)), t
+    cdef ix channel = first_channel(&j.s, slice_start(j, p)), i
     cdef const real *src = target(j, c, more, p, batch, channel) + n * j.s.steps
     cdef real *dst = c.p + ((batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states + n) * j.s.steps
     if src is not dst:
-        for t in range(j.s.steps):
-            dst[t] += src[t]
+        for i in range(j.s.steps):
+            dst[i] += src[i]
 
 
 cdef enum:
@@ -585,7 +582,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
     cdef Adjoint j
     cdef Scan *s = &j.s
-    cdef ix N = cnp.PyArray_DIM(A, 1), scratch, longest = cnp.PyArray_DIM(u, 2), i, tasks, rows
+    cdef ix N = cnp.PyArray_DIM(A, 1), scratch, longest = cnp.PyArray_DIM(u, 2), i, tasks
     cdef double seconds
     cdef cnp.ndarray sums, more_B, more_C
     set_scan(s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
@@ -623,8 +620,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
-        rows = cnp.PyArray_DIM(u, 0) * N
-        run(join_task, &j, rows, 0, 0.5e-9 * sizeof(real) / 4 * rows * j.slices * s.steps * ((dB is not None) + (dC is not None)))
+        run(join_task, &j, cnp.PyArray_DIM(u, 0) * N, 0, 1e-9 * cnp.PyArray_DIM(u, 0) * N * s.steps * j.slices)
     return sums
 
 
