@@ -29,6 +29,7 @@ cdef struct Back:                       # what the way back adds to a Vector, in
     real *g                             # [N, lane]: Ā·h̄ of the step after
     real *sums                          # [row, lane]: as in Adjoint
     real *low                           # [row, lane]: what rounding took from them
+    real *used                          # [lane]: 1 where there is a channel, else 0; NULL if there is one everywhere
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
@@ -133,8 +134,8 @@ cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const
     return finite(r0.h + r1.h + r2.h + r3.h if rows == 4 else r0.h)
 
 
-cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *terms, bint more, const ix rows, const bint gate,
-                      const bint cb, const bint cc) noexcept nogil:
+cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const real *used, real *terms, bint more, const ix rows,
+                      const bint gate, const bint cb, const bint cc) noexcept nogil:
     """2. Back through it: h̄, and what it adds to every gradient."""
     cdef vf B[4]
     cdef vf C[4]
@@ -158,15 +159,18 @@ cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, real *t
         if gate:
             vstore(w + Y + t * VL, y)
         if not cb:
-            add_up(B, terms + t * VL, more)
+            add_up(B, used, terms + t * VL, more)
         if not cc:
-            add_up(C, terms + TERMS // 2 + t * VL, more)
+            add_up(C, used, terms + TERMS // 2 + t * VL, more)
 
 
-cdef inline void add_up(const vf *four, real *terms, bint more) noexcept nogil:
-    """Sum the lanes within parts, and onto what the groups before have left."""
+cdef inline void add_up(vf *four, const real *used, real *terms, bint more) noexcept nogil:
+    """Sum the lanes within parts, and onto what the groups before have left.  In unused lanes 0·inf may have made a NaN."""
     cdef vf sums[FOURS]
     cdef ix i
+    if used is not NULL:
+        for i in range(4):
+            four[i] = vsel_lt(vset1(0), vload(used), four[i], vset1(0))
     vpartsums(four[0], four[1], four[2], four[3], sums)
     for i in range(FOURS):
         if more:
@@ -198,7 +202,7 @@ cdef inline void some_rows(real *w, ix t, Vector *v, Back *k, const real *h, ix 
             replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
         elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
             break
-    back(w, &r0, &r1, &r2, &r3, T, terms, more, rows, gate, cb, cc)
+    back(w, &r0, &r1, &r2, &r3, T, k.used, terms, more, rows, gate, cb, cc)
     end_row(&r0, n, N, k, cb, cc)
     if rows == 4:
         end_row(&r1, n + 1, N, k, cb, cc)
