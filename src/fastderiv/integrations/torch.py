@@ -162,6 +162,8 @@ def selective_state_update(
     tensor([[1.]])
     """
     _check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    if 0 in state.stride() and any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
+        raise ValueError(f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated")
     arguments = (state, x, dt, A, B, C, D, z, dt_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         return _differentiable_step(*arguments, bool(dt_softplus))
