@@ -4,6 +4,7 @@ import itertools
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -424,6 +425,19 @@ def test_nonfinite_stays_in_its_channel_and_item(dtype, bad, name):
 
 
 @pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("bad, total", [(np.inf, np.nan), ("most", np.inf)])
+def test_nonfinite_sums_over_the_batch_are_silent(dtype, bad, total):
+    p = vjp_problem(2, 64, 4, 520, dtype)  # enough for sums of several ranges, which are then added up
+    p["u"][:] = 1
+    p["z"] = None
+    p["dout"][0, 3, 5] = np.finfo(dtype).max if bad == "most" else bad
+    p["dout"][1, 3, 5] = np.finfo(dtype).max if bad == "most" else -bad
+    dD = fd.selective_scan_vjp(**p).dD
+    np.testing.assert_equal(dD[3], total)
+    assert np.isfinite(np.delete(dD, 3)).all()
+
+
+@pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("name", ["dout", "u", "delta", "z", "B", "C"])
 @pytest.mark.parametrize("sequence", [1, 3])
 def test_nonfinite_stays_in_its_sequence(dtype, name, sequence):
@@ -674,6 +688,19 @@ print((grown - results) / (results + sum(a.nbytes for a in (dout, u, delta, z, A
 def test_memory_is_inputs_outputs_and_checkpoints():
     done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     assert float(done.stdout) < 0.15  # a (B, D, L, N) array would be 2.3
+
+
+def test_sums_of_many_short_sequences_are_few():
+    p = vjp_problem(1, 1024, 16, 512, np.float32, bounds=range(0, 513, 8), B="constant", C="constant")
+    p["initial_state"] = p["dlast_state"] = None
+    tracemalloc.start()
+    try:
+        grads = fd.selective_scan_vjp(**p)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    results = sum(g.nbytes for g in grads if g is not None)
+    assert peak - results < 0.15 * (results + sum(a.nbytes for a in p.values() if isinstance(a, np.ndarray)))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -609,7 +609,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
-    j.ranges = min(s.segments, tasks)
+    j.ranges = min(s.segments, tasks, 1 + cnp.PyArray_DIM(u, 0) * s.steps // (4 * j.rows))     # sums: a twentieth of inputs and outputs
     set_slices(&j, (tasks + j.ranges - 1) // j.ranges)
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)

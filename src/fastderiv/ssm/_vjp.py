@@ -116,7 +116,9 @@ def selective_scan_vjp(
     sums = call.kernel.adjoint(
         call.signal(call.dout), *call.inputs(bool(delta_softplus)), call.starts, call.state(call.dlast), *results
     )
-    return _collect(call, sums.sum(axis=0), du, ddelta, dB, dC, dz, dfirst)
+    with np.errstate(over="ignore", invalid="ignore"):  # where data are not finite
+        total = sums.sum(axis=0)
+    return _collect(call, total, du, ddelta, dB, dC, dz, dfirst)
 
 
 def _collect(call: ScanCall, sums: NDArray, du: NDArray, ddelta: NDArray, dB: NDArray | None, dC: NDArray | None,
