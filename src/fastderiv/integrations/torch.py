@@ -95,7 +95,7 @@ def selective_scan(
     Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last state may be part of the
     loss.  Works under ``torch.compile(fullgraph=True)`` as the operator ``fastderiv::selective_scan``.  Tensors in the dtype
     of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
-    There are no second derivatives, no forward mode and no transforms of ``torch.func``: these raise.
+    There are no second derivatives, no forward mode and no derivatives by ``torch.func``: these raise.
     O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
 
     Examples

@@ -85,8 +85,8 @@ def selective_scan_vjp(
     -----
     O(batch·D·L·N) time, about two and a half scans.  States are never stored for all steps nor recovered by division: the scan
     runs once more, leaving its state every 32 steps, and is replayed from there on the way back.  Memory beyond inputs
-    and outputs: these checkpoints, 32·L bytes per thread at N = 16; shares of ``dB`` and ``dC`` that await their summation, at
-    most a twelfth of inputs and outputs; some tens of KiB per thread.
+    and outputs: these checkpoints, N·L/32 elements for each of the 16 to 64 channels that a thread has in hand; shares of
+    ``dB`` and ``dC`` that await their summation, at most a twelfth of inputs and outputs; some hundreds of KiB per thread.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads, nor on strides.  float64 is
     within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude; typically 1e-15 and 5e-7.
