@@ -295,6 +295,14 @@ def test_errors_name_the_argument(change, error, message):
         selective_scan(**problem() | change)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_expanded_states_are_refused(requires_grad):
+    state, *others = step()
+    others[0].requires_grad_(requires_grad)
+    with pytest.raises(ValueError, match="state is expanded"):
+        selective_state_update(torch.zeros_like(state[:1]).expand(state.shape), *others)
+
+
 def test_states_with_heads_are_refused():
     state, *others = step()
     with pytest.raises(ValueError, match=r"state has shape \(2, 1, 4, 3\); expected \(batch, D, N\)"):

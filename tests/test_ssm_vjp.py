@@ -4,6 +4,7 @@ import itertools
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -412,6 +413,19 @@ def test_nonfinite_stays_in_its_channel_and_item(dtype, bad, name):
 
 
 @pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("bad, total", [(np.inf, np.nan), ("most", np.inf)])
+def test_nonfinite_sums_over_the_batch_are_silent(dtype, bad, total):
+    p = vjp_problem(2, 64, 4, 520, dtype)  # enough for sums of several ranges, which are then added up
+    p["u"][:] = 1
+    p["z"] = None
+    p["dout"][0, 3, 5] = np.finfo(dtype).max if bad == "most" else bad
+    p["dout"][1, 3, 5] = np.finfo(dtype).max if bad == "most" else -bad
+    dD = fd.selective_scan_vjp(**p).dD
+    np.testing.assert_equal(dD[3], total)
+    assert np.isfinite(np.delete(dD, 3)).all()
+
+
+@pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("name", ["dout", "u", "delta", "z", "B", "C"])
 @pytest.mark.parametrize("sequence", [1, 3])
 def test_nonfinite_stays_in_its_sequence(dtype, name, sequence):
@@ -664,6 +678,19 @@ def test_memory_is_inputs_outputs_and_checkpoints():
     assert float(done.stdout) < 0.15  # a (B, D, L, N) array would be 2.3
 
 
+def test_sums_of_many_short_sequences_are_few():
+    p = vjp_problem(1, 1024, 16, 512, np.float32, bounds=range(0, 513, 8), B="constant", C="constant")
+    p["initial_state"] = p["dlast_state"] = None
+    tracemalloc.start()
+    try:
+        grads = fd.selective_scan_vjp(**p)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    results = sum(g.nbytes for g in grads if g is not None)
+    assert peak - results < 0.15 * (results + sum(a.nbytes for a in p.values() if isinstance(a, np.ndarray)))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_is_answered_at_once(threads):
     long = np.broadcast_to(np.float32(1), (512, 8192))
@@ -743,3 +770,29 @@ def test_accuracy_at_the_benchmarked_shapes(shape):
     assert_within(2e-5, fd.selective_scan_vjp(**p), expected)
     doubles = {k: a.astype(np.float64) for k, a in arrays_of(p).items()}
     assert_within(1e-12, fd.selective_scan_vjp(**{**p, **doubles}), expected)
+
+
+@pytest.mark.parametrize("name", ["B", "C"])
+@pytest.mark.parametrize("channels", [1, 4, 17, 33])
+def test_an_infinite_coefficient_meets_no_channel_that_is_not_there(name, channels):
+    # vectors are filled up with zeros, and 0·inf is NaN
+    one = np.ones((channels, 4))
+    p = dict(u=one, delta=one, A=-one[:, :1], B=np.ones((1, 1, 4)), C=np.ones((1, 1, 4)))
+    p[name][0, 0, 1] = np.inf
+    ours = fd.selective_scan_vjp(one, **p)
+    with np.errstate(invalid="ignore"):
+        theirs = reference.selective_scan_vjp(one, **p)
+    for field in "dB", "dC":
+        np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-13, err_msg=field)
+
+
+@pytest.mark.parametrize("dout", [[0.0, 0, 0, np.inf], [0, -np.inf, 0, 1], [np.inf, 0, 0, 0]])
+@pytest.mark.parametrize("dtype", REALS)
+def test_infinite_adjoints_stay_infinite_on_their_way_back(dout, dtype):
+    one = np.ones((1, 4), dtype)
+    p = dict(u=one, delta=one, A=-one[:, :1] / 10, B=one[None], C=one[None])
+    ours = fd.selective_scan_vjp(np.array([dout], dtype), **p)
+    with np.errstate(invalid="ignore"):
+        theirs = reference.selective_scan_vjp([dout], **p)
+    for field in "du", "dB", "dC", "dA":
+        np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-5, err_msg=field)

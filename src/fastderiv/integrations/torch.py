@@ -95,7 +95,7 @@ def selective_scan(
     Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last state may be part of the
     loss.  Works under ``torch.compile(fullgraph=True)`` as the operator ``fastderiv::selective_scan``.  Tensors in the dtype
     of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
-    There are no second derivatives, no forward mode and no transforms of ``torch.func``: these raise.
+    There are no second derivatives, no forward mode and no derivatives by ``torch.func``: these raise.
     O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
 
     Examples
@@ -163,6 +163,8 @@ def selective_state_update(
     tensor([[1.]])
     """
     _check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    if 0 in state.stride() and any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
+        raise ValueError(f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated")
     arguments = (state, x, dt, A, B, C, D, z, dt_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         return _differentiable_step(*arguments, bool(dt_softplus))

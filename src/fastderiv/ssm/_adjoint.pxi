@@ -29,7 +29,9 @@ cdef struct Back:                       # what the way back adds to a Vector, in
     real *g                             # [N, lane]: Ā·h̄ of the step after
     real *sums                          # [row, lane]: as in Adjoint
     real *low                           # [row, lane]: what rounding took from them
-    real *used                          # [lane]: 1 where there is a channel, else 0; NULL if there is one everywhere
+    real *used                          # [lane]: 1 where there is a channel, else 0
+    bint full                           # whether there is one everywhere
+    bint tame                           # whether constant B and C are finite
 
 cdef struct Row:                        # one state of a vector, in registers
     vf a, h, g, dA, dB, dC
@@ -48,8 +50,8 @@ cdef inline void replay_step(Row *r, ix t, vf d, vf x, const bint safe, const bi
     r.h = vfma(rest, g, vfma(x, b, g)) if safe else vdecay_any(d, r.a, r.h, x, b)
 
 
-cdef inline void back_step(Row *r, ix t, vf d, vf x, vf dy, vf *y, vf *dx, vf *dd, vf *B, vf *C, const bint gate, const bint cb,
-                           const bint cc) noexcept nogil:
+cdef inline void back_step(Row *r, ix t, vf d, vf x, vf dy, vf *y, vf *dx, vf *dd, vf *B, vf *C, const bint careful,
+                           const bint gate, const bint cb, const bint cc) noexcept nogil:
     """h̄[t] and its part in every gradient: y += C·h, dx += h̄·B, dd += Ā̄·Ā·A; OUT B, C: the lanes' terms of dB[t] and dC[t]."""
     cdef vf c = coefficient(r.C, t, cc)
     cdef vf g = vfma(dy, c, r.g), q
@@ -66,6 +68,8 @@ cdef inline void back_step(Row *r, ix t, vf d, vf x, vf dy, vf *y, vf *dx, vf *d
     dx[0] = vfma(g, coefficient(r.B, t, cb), dx[0])
     g = g * vload(r.kept + t * VL)
     r.g = vfma(vload(r.kept + PTILE + t * VL), g, g)
+    if careful:                                         # rest may be negative, and inf − inf is not what IEEE says of Ā·inf
+        r.g = vsel_lt(vabs(g), vset1(<real>INFINITY), r.g, g)
     r.h = vload(r.kept + 2 * PTILE + t * VL)
     q = r.g * r.h
     dd[0] = vfma(q, r.a, dd[0])
@@ -113,6 +117,21 @@ cdef inline void end_row(Row *r, ix n, ix N, Back *w, const bint cb, const bint 
         add(w.sums + row * VL, w.low + row * VL, r.dC)
 
 
+cdef bint finite_block(const real *p, ix ld, ix N, ix T) noexcept nogil:
+    """Whether a block of a time-varying B or C is; true of no block at all."""
+    cdef vf odd = vset1(0)
+    cdef real rest = 0
+    cdef ix n, t
+    if p is NULL:
+        return True
+    for n in range(N):
+        for t in range(T // VL):
+            odd = vfma(vload(p + n * ld + t * VL), vset1(0), odd)
+        for t in range(T // VL * VL, T):
+            rest += p[n * ld + t] * 0
+    return vall_lt(odd + vset1(rest), vset1(1))
+
+
 cdef inline bint finite(vf h) noexcept nogil:
     return vall_lt(vfma(h, vset1(0), vset1(0)), vset1(1))
 
@@ -135,7 +154,7 @@ cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const
 
 
 cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const real *used, real *terms, bint more, const ix rows,
-                      const bint gate, const bint cb, const bint cc) noexcept nogil:
+                      const bint careful, const bint gate, const bint cb, const bint cc) noexcept nogil:
     """2. Back through it: h̄, and what it adds to every gradient."""
     cdef vf B[4]
     cdef vf C[4]
@@ -149,26 +168,26 @@ cdef inline void back(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const r
         dx, dd = vload(w + DX + t * VL), vload(w + DD + t * VL)
         if gate:
             y = vload(w + Y + t * VL)
-        back_step(r0, t, d, x, dy, &y, &dx, &dd, &B[0], &C[0], gate, cb, cc)
+        back_step(r0, t, d, x, dy, &y, &dx, &dd, &B[0], &C[0], careful, gate, cb, cc)
         if rows == 4:
-            back_step(r1, t, d, x, dy, &y, &dx, &dd, &B[1], &C[1], gate, cb, cc)
-            back_step(r2, t, d, x, dy, &y, &dx, &dd, &B[2], &C[2], gate, cb, cc)
-            back_step(r3, t, d, x, dy, &y, &dx, &dd, &B[3], &C[3], gate, cb, cc)
+            back_step(r1, t, d, x, dy, &y, &dx, &dd, &B[1], &C[1], careful, gate, cb, cc)
+            back_step(r2, t, d, x, dy, &y, &dx, &dd, &B[2], &C[2], careful, gate, cb, cc)
+            back_step(r3, t, d, x, dy, &y, &dx, &dd, &B[3], &C[3], careful, gate, cb, cc)
         vstore(w + DX + t * VL, dx)
         vstore(w + DD + t * VL, dd)
         if gate:
             vstore(w + Y + t * VL, y)
         if not cb:
-            add_up(B, used, terms + t * VL, more)
+            add_up(B, used, terms + t * VL, more, careful)
         if not cc:
-            add_up(C, used, terms + TERMS // 2 + t * VL, more)
+            add_up(C, used, terms + TERMS // 2 + t * VL, more, careful)
 
 
-cdef inline void add_up(vf *four, const real *used, real *terms, bint more) noexcept nogil:
-    """Sum the lanes within parts, and onto what the groups before have left.  In unused lanes 0·inf may have made a NaN."""
+cdef inline void add_up(vf *four, const real *used, real *terms, bint more, const bint careful) noexcept nogil:
+    """Sum the lanes within parts, and onto what the groups before have left."""
     cdef vf sums[FOURS]
     cdef ix i
-    if used is not NULL:
+    if careful:                                         # in unused lanes 0·inf may have made a NaN
         for i in range(4):
             four[i] = vsel_lt(vset1(0), vload(used), four[i], vset1(0))
     vpartsums(four[0], four[1], four[2], four[3], sums)
@@ -199,10 +218,13 @@ cdef inline void some_rows(real *w, ix t, Vector *v, Back *k, const real *h, ix 
             start_row(&r2, n + 2, v, k, h, B, ldb, C, ldc, kept + 2 * KEPT)
             start_row(&r3, n + 3, v, k, h, B, ldb, C, ldc, kept + 3 * KEPT)
         if again:
-            replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb)
+            safe = replay(w, &r0, &r1, &r2, &r3, T, rows, False, cb) and safe
         elif safe and replay(w, &r0, &r1, &r2, &r3, T, rows, True, cb):
             break
-    back(w, &r0, &r1, &r2, &r3, T, k.used, terms, more, rows, gate, cb, cc)
+    if safe and k.full:
+        back(w, &r0, &r1, &r2, &r3, T, k.used, terms, more, rows, False, gate, cb, cc)
+    else:
+        back(w, &r0, &r1, &r2, &r3, T, k.used, terms, more, rows, True, gate, cb, cc)
     end_row(&r0, n, N, k, cb, cc)
     if rows == 4:
         end_row(&r1, n + 1, N, k, cb, cc)
@@ -273,26 +295,28 @@ cdef inline bint prepare_steps(real *w, Vector *v, ix T, Ahead *ahead, const bin
     return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
 
 
-cdef inline void prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint gate) noexcept nogil:
-    """3. IN DY = dout, DZ = z, U; OUT DY, DZ = dout·silu'(z), Y = D·u; without a gate nothing but prefetches.
-
-    A loop of its own: with the one above in one, too few steps are in flight at once."""
+cdef inline bint prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint gate) noexcept nogil:
+    """3. IN DY = dout, DZ = z, U; OUT DY, DZ = dout·silu'(z), Y = D·u; without a gate only DY is
+    looked at.  Whether DY is finite.  A loop of its own: with the one above in one, too few steps are in flight at once."""
     cdef vf skip = vload(v.D)
-    cdef vf g, s, slope
+    cdef vf g, s, slope, odd = vset1(0)
     cdef ix t
     for t in range(T):
         prefetch(ahead, t)
         prefetch(ahead + 1, t)
         prefetch(ahead + 2, t)
+        g = vload(w + DY + t * VL)
         if gate:
-            g = vload(w + DY + t * VL)
             s = vsilu_slope(vload(w + DZ + t * VL), &slope)
             vstore(w + DY + t * VL, g * s)
             vstore(w + DZ + t * VL, g * slope)
             vstore(w + Y + t * VL, vload(w + U + t * VL) * skip)
+            g = g * s
+        odd = vfma(g, vset1(0), odd)
+    return vall_lt(odd, vset1(1))
 
 
-cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, const bint softplus, const bint gate) noexcept nogil:
+cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, bint skipped, const bint softplus, const bint gate) noexcept nogil:
     """3. OUT DZ = dz; 1. OUT DT = ddelta, DX = du; dD and dbias into the sums."""
     cdef vf skip = vload(v.D), dD = vset1(0), dbias = vset1(0)
     cdef vf x, dx, dy, dd
@@ -304,7 +328,8 @@ cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, const bint s
             dd = dd * vload(w + SLOPE + t * VL)
         dD = vfma(dy, x, dD)
         dbias = dbias + dd
-        vstore(w + DX + t * VL, vfma(dx, vload(w + DT + t * VL), dy * skip))
+        dx = dx * vload(w + DT + t * VL)
+        vstore(w + DX + t * VL, vfma(dy, skip, dx) if skipped else dx)
         vstore(w + DT + t * VL, dd)
         if gate:
             vstore(w + DZ + t * VL, vload(w + DZ + t * VL) * vload(w + Y + t * VL))
@@ -317,13 +342,14 @@ cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *t
 
 
 cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
-                        const real *B, ix ldb, const real *C, ix ldc, real *terms, bint more, real *w) noexcept nogil:
+                        const real *B, ix ldb, const real *C, ix ldc, real *terms, bint more, bint safe,
+                        real *w) noexcept nogil:
     """One vector of channels back through steps t … t+T−1, whose parts begin from the states h; then comes the vector `next`
     from step `then`.
     Its terms of dB and dC are added to `terms` if there are `more`, that is some already."""
     cdef Scan *s = &j.s
     cdef Ahead ahead[AHEAD]
-    cdef bint safe, gate = s.z.p is not NULL
+    cdef bint gate = s.z.p is not NULL
     look_ahead(ahead, &s.delta, batch, next, then)
     look_ahead(ahead + 1, &s.u, batch, next, then)
     look_ahead(ahead + 2, &j.dout, batch, next, then)
@@ -337,18 +363,18 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
     if gate:
         load_signal(&s.z, batch, v, t, T, w + DZ)
     if s.softplus:
-        safe = prepare_steps(w, v, T, ahead, True)
+        safe = prepare_steps(w, v, T, ahead, True) and safe
     else:
-        safe = prepare_steps(w, v, T, ahead, False)
+        safe = prepare_steps(w, v, T, ahead, False) and safe
     if gate:
-        prepare_gate(w, v, T, ahead + 4, True)
+        safe = prepare_gate(w, v, T, ahead + 4, True) and safe
     else:
-        prepare_gate(w, v, T, ahead + 4, False)
+        safe = prepare_gate(w, v, T, ahead + 4, False) and safe
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w + Y, 0, T * VL * sizeof(real))
-    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe, gate,
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(k.g, s.states), gate,
                    s.B.constant, s.C.constant)
-    finish(w, v, k, j.rows, T, s.softplus, gate)
+    finish(w, v, k, j.rows, T, s.D.p is not NULL, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w + DX)
     store_signal(&j.ddelta, batch, v, t, T, w + DT)
     if gate:
@@ -443,63 +469,79 @@ cdef real *checkpoint(Back *k, ix N, ix t) noexcept nogil:
     return k.checkpoints + t // PART * N * VL
 
 
-cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
-                          Worker *worker) noexcept nogil:
-    """The channels of a logical group through a segment and back; False if interrupted."""
-    cdef Scan *s = &j.s
+cdef bint leave_checkpoints(Adjoint *j, ix batch, ix start, ix stop, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
+                            Worker *worker) noexcept nogil:
+    """Forward through steps start … stop−1; False if interrupted."""
     cdef Scan forward = j.s
-    cdef ix N = s.states, ld = s.block + GL, ldb = 0, ldc = 0, batch = 0, start = 0, stop = s.steps, block, t, T, m, ahead
-    cdef bint last
-    cdef real *gathered_C = gathered + (N * ld if s.B.gather else 0)
-    cdef real *terms = tiles + TILES + 4 * KEPT
-    cdef real *dB
-    cdef real *dC
+    cdef ix N = forward.states, ldb = 0, t = start, T, ahead, m
     cdef const real *B
-    cdef const real *C
     forward.out.p = NULL
-    if s.starts is NULL:
-        batch = segment
-    else:
-        start, stop = s.starts[segment], s.starts[segment + 1]
-    for m in range(vectors):
-        first_state(s, &v[m], segment)
-        first_state_adjoint(j, &v[m], &k[m], segment)
-    block = 0
-    t = start
     while t < stop:
         if interrupted(worker):
             return False
         T = min(<ix>TB, stop - t)
         ahead = T if t + T < stop else (T - 1) // PART * PART       # the state after the last part is nobody's
-        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
+        B = block_of(&forward.B, batch, v.channel, N, t, T, gathered, TB + GL, &ldb)
         for m in range(vectors):
             scan_block(&forward, &v[m], batch, t, ahead, stop, B, ldb, NULL, 0, tiles, checkpoint(&k[m], N, t - start))
             memcpy(checkpoint(&k[m], N, t - start + ahead), v[m].h, N * VL * sizeof(real))
-        block += 1
         t += T
-    while block > 0:
+    return True
+
+
+cdef bint come_back(Adjoint *j, ix batch, ix start, ix stop, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
+                    Worker *worker) noexcept nogil:
+    """Back through them, as part of slice i; False if interrupted."""
+    cdef Scan *s = &j.s
+    cdef ix N = s.states, ldb = 0, ldc = 0, t = start + (stop - start - 1) // TB * TB, T, m
+    cdef bint last, safe
+    cdef real *gathered_C = gathered + (N * (TB + GL) if s.B.gather else 0)
+    cdef real *terms = tiles + TILES + 4 * KEPT
+    cdef real *dB
+    cdef real *dC
+    cdef const real *B
+    cdef const real *C
+    while t >= start:
         if interrupted(worker):
             return False
-        block -= 1
-        t = start + block * TB
         T = min(<ix>TB, stop - t)
-        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, ld, &ldb)
-        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, ld, &ldc)
+        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, TB + GL, &ldb)
+        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, TB + GL, &ldc)
         dB = NULL if s.B.constant else target(j, &j.dB, j.more_B, i, batch, v.channel) + t
         dC = NULL if s.C.constant else target(j, &j.dC, j.more_C, i, batch, v.channel) + t
+        safe = finite_block(B, ldb, N, T) and finite_block(C, ldc, N, T)
         fetch_rows(dB, s.steps, 0 if s.B.constant else N, T)
         fetch_rows(dC, s.steps, 0 if s.C.constant else N, T)
         for m in range(vectors):
             last = m == vectors - 1
             adjoint_block(j, &v[m], &k[m], checkpoint(&k[m], N, t - start), batch, t, T, &v[0] if last else &v[m + 1],
-                          max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS, tiles)
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS, safe and k[m].tame, tiles)
         if not s.B.constant:
             add_terms(terms, vectors, N, T, dB, s.steps)
         if not s.C.constant:
             add_terms(terms + TERMS // 2, vectors, N, T, dC, s.steps)
+        t -= TB
+    return True
+
+
+cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix vectors, real *gathered, real *tiles,
+                          Worker *worker) noexcept nogil:
+    """The channels of a chunk, part of slice i, through a segment and back; False if interrupted."""
+    cdef Scan *s = &j.s
+    cdef ix batch = segment if s.starts is NULL else 0, m
+    cdef ix start = 0 if s.starts is NULL else s.starts[segment]
+    cdef ix stop = s.steps if s.starts is NULL else s.starts[segment + 1]
+    for m in range(vectors):
+        first_state(s, &v[m], segment)
+        first_state_adjoint(j, &v[m], &k[m], segment)
+    if start < stop:
+        if not leave_checkpoints(j, batch, start, stop, v, k, vectors, gathered, tiles, worker):
+            return False
+        if not come_back(j, batch, start, stop, i, v, k, vectors, gathered, tiles, worker):
+            return False
     if j.dfirst.p is not NULL:
         for m in range(vectors):
-            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, N)
+            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, s.states)
     return True
 
 
@@ -512,16 +554,20 @@ cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexce
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return ((j.blocks * (TB // PART) + 1) * j.s.states + 2 * j.rows) * VL
+    return ((j.blocks * (TB // PART) + 1) * j.s.states + 2 * j.rows + 1) * VL
 
 
-cdef void set_up_back(Adjoint *j, Back *k, real *scratch) noexcept nogil:
-    cdef ix N = j.s.states
+cdef void set_up_back(Adjoint *j, const Vector *v, Back *k, real *scratch) noexcept nogil:
+    cdef ix N = j.s.states, i
     k.checkpoints = scratch
     k.g = checkpoint(k, N, j.blocks * TB)
     k.sums = k.g + N * VL
     k.low = k.sums + j.rows * VL
     memset(k.sums, 0, 2 * j.rows * VL * sizeof(real))
+    k.used, k.full = k.low + j.rows * VL, v.rows == VL
+    for i in range(VL):
+        k.used[i] = i < v.rows
+    k.tame = not (j.s.B.constant and not all_finite(v.b, N)) and not (j.s.C.constant and not all_finite(v.c, N))
 
 
 cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
@@ -546,7 +592,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
         vectors = set_up_chunk(s, chunk, v, own)
         for m in range(vectors):
-            set_up_back(j, &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
+            set_up_back(j, &v[m], &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
         for segment in range(range_start(j, r), range_start(j, r + 1)):
             if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
                 return
@@ -610,8 +656,8 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
-    j.ranges = min(s.segments, tasks)
-    set_slices(&j, divided(tasks, j.ranges))
+    j.ranges = min(s.segments, tasks, 1 + cnp.PyArray_DIM(u, 0) * s.steps // (4 * j.rows))     # sums: a twentieth of inputs and outputs
+    set_slices(&j, cnp.PyArray_DIM(u, 0), divided(tasks, j.ranges))
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
     more_B = more_C = None
@@ -628,13 +674,16 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     return sums
 
 
-cdef void set_slices(Adjoint *j, ix wanted):
-    """Slices of the channels, few enough that what they put aside of dB and dC takes at most an eighth of inputs and outputs:
-    seven signals with a gate, when it is a twelfth, and five without."""
+cdef void set_slices(Adjoint *j, ix batch, ix wanted):
+    """Slices of the channels, and logical groups at a time: what slices put aside of dB and dC takes at most a twelfth of
+    inputs and outputs, and the checkpoints of two threads, wherever one group allows it, a sixteenth."""
     cdef Scan *s = &j.s
-    cdef double varying = s.states * ((not s.B.constant) + (not s.C.constant))
+    cdef ix N = s.states, groups
+    cdef double varying = N * ((not s.B.constant) + (not s.C.constant))
+    cdef double total = (5 if s.z.p is NULL else 7) * s.channels + 2 * varying      # inputs and outputs of a step
     cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
-        most = min(most, 1 + <ix>(7 * s.channels / (12 * varying)))
-    set_chunks(s, NS * min(<ix>GROUPS, divided(s.chunks, most)))
+        most = min(most, 1 + <ix>(total / (12 * varying)))
+    groups = min(<ix>GROUPS, divided(s.chunks, most), <ix>(batch * total * PART / (32 * GL * max(N, <ix>1))))
+    set_chunks(s, NS * max(<ix>1, groups))
     j.slices = divided(s.chunks, divided(s.chunks, most))

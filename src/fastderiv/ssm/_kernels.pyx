@@ -11,7 +11,7 @@ each input is transposed into a tile [time, lane], every four states run through
 finished tile of y is transposed out.  No array of D·L·N elements exists.  Every output is computed by the same operations
 in the same order whatever the strides, the blocks, the tasks and the threads are.
 """
-from libc.math cimport isfinite
+from libc.math cimport INFINITY, isfinite
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 import numpy as np

@@ -83,16 +83,16 @@ def selective_scan_vjp(
 
     Notes
     -----
-    O(batch·D·L·N) time, about two and a half scans.  States are never stored for all steps nor recovered by division: the scan
-    runs once more, leaving its state every 32 steps, and is replayed from there on the way back.  Memory beyond inputs and
-    outputs: these checkpoints, of up to 256 bytes of channels at once and so at most 8·L·N bytes per thread (128·L at N = 16;
-    with `cu_seqlens` L is that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most an
-    eighth of inputs and outputs, a twelfth with `z`; up to 32 shares of what is summed over the batch, N + 2 numbers a channel
-    each, or 3N + 2 where B and C are constant; and scratch of about 1/4 MiB per thread at N = 16, growing by 8 KiB with N in
-    float32, by 14 KiB in float64.
+    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by division: the scan runs
+    once more, leaving its state every 32 steps, and is replayed from there on the way back.  Memory beyond inputs and outputs:
+    these checkpoints, of 64 to 256 bytes of channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with
+    `cu_seqlens` L is that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a twelfth of
+    inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a channel each, or 3N + 2 where B and C
+    are constant; and scratch of about 1/4 MiB per thread at N = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads, nor on strides.  float64 is
     within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude; typically 1e-15 and 5e-7.
+    NaN and infinities stay in their channel; a gradient that overflows on the way may become NaN instead of an infinity.
 
     References
     ----------
@@ -119,7 +119,9 @@ def selective_scan_vjp(
     sums = call.kernel.adjoint(
         call.signal(call.dout), *call.inputs(bool(delta_softplus)), call.starts, call.state(call.dlast), *results
     )
-    return _collect(call, sums.sum(axis=0), du, ddelta, dB, dC, dz, dfirst)
+    with np.errstate(over="ignore", invalid="ignore"):  # where data are not finite
+        total = sums.sum(axis=0)
+    return _collect(call, total, du, ddelta, dB, dC, dz, dfirst)
 
 
 def _collect(call: ScanCall, sums: NDArray, du: NDArray, ddelta: NDArray, dB: NDArray | None, dC: NDArray | None,
