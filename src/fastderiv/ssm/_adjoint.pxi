@@ -136,7 +136,8 @@ cdef inline bint finite(vf h) noexcept nogil:
     return vall_lt(vfma(h, vset1(0), vset1(0)), vset1(1))
 
 
-cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe, const bint cb) noexcept nogil:
+cdef inline bint replay(real *w, Row *r0, Row *r1, Row *r2, Row *r3, ix T, const ix rows, const bint safe,
+                        const bint cb) noexcept nogil:
     """2. Forward through a part.  Whether the states stayed finite."""
     cdef vf d, x
     cdef ix t
@@ -316,7 +317,8 @@ cdef inline bint prepare_gate(real *w, Vector *v, ix T, Ahead *ahead, const bint
     return vall_lt(odd, vset1(1))
 
 
-cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, bint skipped, const bint softplus, const bint gate) noexcept nogil:
+cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, bint skipped, const bint softplus,
+                        const bint gate) noexcept nogil:
     """3. OUT DZ = dz; 1. OUT DT = ddelta, DX = du; dD and dbias into the sums."""
     cdef vf skip = vload(v.D), dD = vset1(0), dbias = vset1(0)
     cdef vf x, dx, dy, dd
@@ -515,7 +517,8 @@ cdef bint come_back(Adjoint *j, ix batch, ix start, ix stop, ix i, Vector *v, Ba
         for m in range(vectors):
             last = m == vectors - 1
             adjoint_block(j, &v[m], &k[m], checkpoint(&k[m], N, t - start), batch, t, T, &v[0] if last else &v[m + 1],
-                          max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS, safe and k[m].tame, tiles)
+                          max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS,
+                          safe and k[m].tame, tiles)
         if not s.B.constant:
             add_terms(terms, vectors, N, T, dB, s.steps)
         if not s.C.constant:
@@ -541,7 +544,8 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
             return False
     if j.dfirst.p is not NULL:
         for m in range(vectors):
-            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n, v[m].rows, s.states)
+            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n,
+                       v[m].rows, s.states)
     return True
 
 
@@ -628,8 +632,8 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
             cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts, cnp.ndarray dlast,
             cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz, cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC):
     """As `scan`.  OUT du, ddelta, dz (Bt, D, L); dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
-    where B or C is constant, dB or dC may be None.  Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges,
-    rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
+    where B or C is constant, dB or dC may be None.  Returns sums over batch and time (ranges, rows, D), yet to be summed over
+    the ranges, rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
     cdef Adjoint j
     cdef Scan *s = &j.s
     cdef ix N = cnp.PyArray_DIM(A, 1), scratch, longest = cnp.PyArray_DIM(u, 2), i, tasks
@@ -656,7 +660,8 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
-    j.ranges = min(s.segments, tasks, 1 + cnp.PyArray_DIM(u, 0) * s.steps // (4 * j.rows))     # sums: a twentieth of inputs and outputs
+    # no more ranges than that their sums take a twentieth of inputs and outputs
+    j.ranges = min(s.segments, tasks, 1 + cnp.PyArray_DIM(u, 0) * s.steps // (4 * j.rows))
     set_slices(&j, cnp.PyArray_DIM(u, 0), divided(tasks, j.ranges))
     sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
@@ -667,7 +672,8 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     if dC is not None:
         more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL) + s.carry * (vector_size(N) + back_size(&j))
+    scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL)
+    scratch += s.carry * (vector_size(N) + back_size(&j))
     run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
         run(join_task, &j, cnp.PyArray_DIM(u, 0) * N, 0, 1e-9 * cnp.PyArray_DIM(u, 0) * N * s.steps * j.slices)
