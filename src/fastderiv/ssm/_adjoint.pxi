@@ -339,10 +339,6 @@ cdef inline void finish(real *w, Vector *v, Back *k, ix rows, ix T, bint skipped
     add(k.sums + (rows - 1) * VL, k.low + (rows - 1) * VL, dbias)
 
 
-cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *tile) noexcept nogil:
-    store_tile(tile, VL, s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T)
-
-
 cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch, ix t, ix T, Vector *next, ix then,
                         const real *B, ix ldb, const real *C, ix ldc, real *terms, bint more, bint safe,
                         real *w) noexcept nogil:
@@ -531,29 +527,18 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
                           Worker *worker) noexcept nogil:
     """The channels of a chunk, part of slice i, through a segment and back; False if interrupted."""
     cdef Scan *s = &j.s
-    cdef ix batch = segment if s.starts is NULL else 0, m
-    cdef ix start = 0 if s.starts is NULL else s.starts[segment]
-    cdef ix stop = s.steps if s.starts is NULL else s.starts[segment + 1]
+    cdef ix start, stop, m, batch = span(s, segment, &start, &stop)
     for m in range(vectors):
         first_state(s, &v[m], segment)
-        first_state_adjoint(j, &v[m], &k[m], segment)
+        load_state(&j.dlast, segment, &v[m], s.states, k[m].g)
     if start < stop:
         if not leave_checkpoints(j, batch, start, stop, v, k, vectors, gathered, tiles, worker):
             return False
         if not come_back(j, batch, start, stop, i, v, k, vectors, gathered, tiles, worker):
             return False
-    if j.dfirst.p is not NULL:
-        for m in range(vectors):
-            store_tile(k[m].g, VL, j.dfirst.p + segment * j.dfirst.s + v[m].channel * j.dfirst.d, j.dfirst.d, j.dfirst.n,
-                       v[m].rows, s.states)
+    for m in range(vectors):
+        store_state(&j.dfirst, segment, &v[m], s.states, k[m].g)
     return True
-
-
-cdef void first_state_adjoint(Adjoint *j, Vector *v, Back *k, ix segment) noexcept nogil:
-    if j.dlast.p is NULL:
-        memset(k.g, 0, j.s.states * VL * sizeof(real))
-    else:
-        load_rows(j.dlast.p + segment * j.dlast.s, j.dlast.d, j.dlast.n, v, j.s.states, k.g)
 
 
 cdef ix back_size(Adjoint *j) noexcept nogil:
@@ -591,7 +576,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Back k[GROUPS * NS]
     cdef real *tiles = <real *>worker.scratch
     cdef real *gathered = tiles + TILES + 4 * KEPT + slots(s.states) * TERMS
-    cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
+    cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (TB + GL)
     cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
         vectors = set_up_chunk(s, chunk, v, own)
@@ -657,7 +642,6 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
         for i in range(s.segments):
             longest = max(longest, s.starts[i + 1] - s.starts[i])
     j.blocks = divided(longest, TB)
-    s.block = TB
     seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
     tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
     # no more ranges than that their sums take a twentieth of inputs and outputs

@@ -141,6 +141,11 @@ cdef void load_signal(Signal *s, ix batch, Vector *v, ix t, ix T, real *tile) no
     load_tile(s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T, tile, VL)
 
 
+cdef void store_signal(Signal *s, ix batch, Vector *v, ix t, ix T, const real *tile) noexcept nogil:
+    """load_signal backwards: the lanes in use."""
+    store_tile(tile, VL, s.p + batch * s.b + v.channel * s.d + t * s.t, s.d, s.t, v.rows, T)
+
+
 cdef struct Ahead:                      # one cache line to prefetch with every step: lines of a later block, spread out
     const real *p
     ix mask, lane, shift, line

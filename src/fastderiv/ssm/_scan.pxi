@@ -159,7 +159,7 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
         safe = step_sizes(v, dt, du, y, T, True, ahead)
     else:
         safe = step_sizes(v, dt, du, y, T, False, ahead)
-    if s.D.p is NULL:                                   # not u·0: u may be inf
+    if s.D.p is NULL and wanted is not NULL:            # not u·0: u may be inf
         memset(y, 0, T * VL * sizeof(real))
     safe = safe and v.finite
     if safe:
@@ -169,7 +169,8 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
     if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
         if safe:
             memcpy(v.h, v.before, s.states * VL * sizeof(real))
-            skip_connection(s, v, batch, t, T, y)
+            if wanted is not NULL:
+                skip_connection(s, v, batch, t, T, y)
         recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
         v.finite = all_finite(v.h, s.states)
     if wanted is NULL:
@@ -178,7 +179,7 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
         load_signal(&s.z, batch, v, t, T, dt)
         for i in range(T):
             vstore(y + i * VL, vload(y + i * VL) * vsilu(vload(dt + i * VL)))
-    store_tile(y, VL, s.out.p + batch * s.out.b + v.channel * s.out.d + t * s.out.t, s.out.d, s.out.t, v.rows, T)
+    store_signal(&s.out, batch, v, t, T, y)
 
 
 # ---- a unit of work: a few vectors of channels through one segment ------------------------------------------------
@@ -232,13 +233,32 @@ cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
         copy(s.bias.p + v.channel * s.bias.d, s.bias.d, v.bias, 1, v.rows)
 
 
-cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
-    cdef State *h = &s.first
-    if h.p is NULL:
-        memset(v.h, 0, s.states * VL * sizeof(real))
+cdef void load_state(State *s, ix segment, Vector *v, ix N, real *h) noexcept nogil:
+    """OUT h [N, lane], zero where there is no state."""
+    if s.p is NULL:
+        memset(h, 0, N * VL * sizeof(real))
     else:
-        load_rows(h.p + segment * h.s, h.d, h.n, v, s.states, v.h)
+        load_rows(s.p + segment * s.s, s.d, s.n, v, N, h)
+
+
+cdef void store_state(State *s, ix segment, Vector *v, ix N, const real *h) noexcept nogil:
+    """Where there is one to store it in."""
+    if s.p is not NULL:
+        store_tile(h, VL, s.p + segment * s.s + v.channel * s.d, s.d, s.n, v.rows, N)
+
+
+cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
+    load_state(&s.first, segment, v, s.states, v.h)
     v.finite = all_finite(v.h, s.states)
+
+
+cdef ix span(Scan *s, ix segment, ix *start, ix *stop) noexcept nogil:
+    """The steps of a segment; the batch item that they belong to."""
+    if s.starts is NULL:
+        start[0], stop[0] = 0, s.steps
+        return segment
+    start[0], stop[0] = s.starts[segment], s.starts[segment + 1]
+    return 0
 
 
 cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch) noexcept nogil:
@@ -269,9 +289,7 @@ cdef const real *block_of(Coefficient *c, ix batch, ix channel, ix N, ix t, ix T
 
 cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathered, real *tiles, Worker *worker) noexcept nogil:
     """A chunk through a segment; False if interrupted."""
-    cdef ix batch = segment if s.starts is NULL else 0
-    cdef ix t = 0 if s.starts is NULL else s.starts[segment]
-    cdef ix stop = s.steps if s.starts is NULL else s.starts[segment + 1]
+    cdef ix t, stop, batch = span(s, segment, &t, &stop)
     cdef ix k, T, ldb = 0, ldc = 0, ld = s.block + GL
     cdef const real *B
     cdef const real *C
@@ -286,9 +304,8 @@ cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathere
         for k in range(vectors):
             scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles, NULL)
         t += T
-    if s.last.p is not NULL:
-        for k in range(vectors):
-            store_tile(v[k].h, VL, s.last.p + segment * s.last.s + v[k].channel * s.last.d, s.last.d, s.last.n, v[k].rows, s.states)
+    for k in range(vectors):
+        store_state(&s.last, segment, &v[k], s.states, v[k].h)
     return True
 
 
