@@ -28,7 +28,10 @@ LEVELS = {"v1": []} if X86 and not MSVC else {"any": []}
 if X86 and sys.platform != "win32":
     LEVELS |= {"v3": ["-march=x86-64-v3", "-DSIMD_FMA"], "v4": ["-march=x86-64-v4", "-DSIMD_FMA"]}
 # room -> the real types its kernels serve
-KERNELS = {"_core": ("f32", "f64"), "ssm": ("f32", "f64"), "subsets": ("f32", "f64"), "boundary": ("f64",)}
+KERNELS = {
+    "_core": ("f32", "f64"), "ssm": ("f32", "f64"), "subsets": ("f32", "f64"), "boundary": ("f64",),
+    "nn": ("f32", "f64"), "optim": ("f64",),
+}  # fmt: skip
 
 SRC = Path("src/fastderiv")
 HEADERS = [str(SRC / "_core" / name) for name in ("simd.h", "simd.pxd", "threads.pxd")]

@@ -88,7 +88,7 @@ VINL vf   vpick(vi m, vf a, vf b)      { return m ? a : b; }
 VINL void vprefetch(const void *p)     { (void)p; }
 #endif
 
-/* where plain C operators do not reach the instruction; max returns the second operand if either is NaN */
+/* where plain C operators do not reach the instruction; max and min return the second operand if either is NaN */
 #ifdef SIMD_F64
 # define X512(op) _mm512_##op##_pd
 # define X256(op) _mm256_##op##_pd
@@ -104,15 +104,19 @@ VINL void vprefetch(const void *p)     { (void)p; }
 #endif
 #if VB == 64
 VINL vf vmax(vf a, vf b) { return (vf)X512(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X512(min)(a, b); }
 VINL void vstream(real *p, vf v) { X512(stream)(p, v); }
 #elif VB == 32
 VINL vf vmax(vf a, vf b) { return (vf)X256(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X256(min)(a, b); }
 VINL void vstream(real *p, vf v) { X256(stream)(p, v); }
 #elif VB == 16 && defined(__SSE2__)
 VINL vf vmax(vf a, vf b) { return (vf)X128(max)(a, b); }
+VINL vf vmin(vf a, vf b) { return (vf)X128(min)(a, b); }
 VINL void vstream(real *p, vf v) { X128(stream)(p, v); }
 #else
 VINL vf vmax(vf a, vf b) { return vpick(VCMP(a, >, b), a, b); }
+VINL vf vmin(vf a, vf b) { return vpick(VCMP(a, <, b), a, b); }
 VINL void vstream(real *p, vf v) { vstore(p, v); }
 #endif
 VINL void vstream_end(void)
@@ -163,6 +167,49 @@ VINL int vall_lt(vf a, vf b)                                                /* e
 #endif
 }
 VINL vf vabs(vf a) { return as_f(as_i(a) & viset1((rint_t)-1 >> 1)); }
+VINL vf vcopysign(vf a, vf b)                                               /* |a| with the sign of b, -0 and NaN included */
+{
+    const vi m = viset1((rint_t)-1 >> 1);
+    return as_f((as_i(a) & m) | (as_i(b) & ~m));
+}
+
+/* ---- lanes as bits, lane 0 the lowest ------------------------------------------------------------------------- */
+VINL unsigned vlt(vf a, vf b)                                               /* which lanes have a < b */
+{
+#if VB == 64 && defined(SIMD_F64)
+    return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ);
+#elif VB == 64
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+#elif VB == 32
+    return (unsigned)X256(movemask)((vf)VCMP(a, <, b));
+#elif VB == 16 && defined(__SSE2__)
+    return (unsigned)X128(movemask)((vf)VCMP(a, <, b));
+#else
+    unsigned k = 0;
+    int i;
+    for (i = 0; i < VL; i++) k |= (unsigned)(vget(a, i) < vget(b, i)) << i;
+    return k;
+#endif
+}
+#if VB
+VINL int vcount(unsigned lanes) { return __builtin_popcount(lanes); }
+VINL int vfirst(unsigned lanes) { return __builtin_ctz(lanes); }            /* lanes != 0 */
+#else
+VINL int vcount(unsigned lanes) { return (int)lanes & 1; }
+VINL int vfirst(unsigned lanes) { (void)lanes; return 0; }
+#endif
+/* The chosen lanes of v, close together, to p; what follows them in the VL numbers at p may be overwritten.
+ * (Compressing straight to memory is microcode on some CPUs.) */
+VINL void vcompress(real *p, vf v, unsigned lanes)
+{
+#if VB == 64 && defined(SIMD_F64)
+    vstore(p, (vf)_mm512_maskz_compress_pd((__mmask8)lanes, v));
+#elif VB == 64
+    vstore(p, (vf)_mm512_maskz_compress_ps((__mmask16)lanes, v));
+#else
+    for (; lanes; lanes &= lanes - 1) *p++ = vget(v, vfirst(lanes));
+#endif
+}
 
 /* ---- exp and its family ---------------------------------------------------------------------------------------
  * 2**x = 2**k · p(f), k = round(x), |f| <= 1/2.  p is minimax with p(0) = 1 and, in float32, p'(0) = ln 2 to the last bit
@@ -322,6 +369,12 @@ VINL vf vsigmoid(vf x)                                 /* accurate relatively in
 {
     vf e = vexp_neg(vneg(vabs(x)));
     return vkeep_nan(x, vsel_lt(x, vset1(0), e, vset1(1)) / (vset1(1) + e));
+}
+/* σ(−|x|) with the sign of x: keeps what σ(x) and σ'(x) = t(1 − t), t = σ(−|x|), need in both tails; x not NaN */
+VINL vf vtail(vf x)
+{
+    const vf e = vexp_neg(vneg(vabs(x)));
+    return vcopysign(e / (vset1(1) + e), x);
 }
 VINL vf vsigmoid_grad(vf x)                            /* σ'(x) = e/(1 + e)², e = exp(−|x|): relative in both tails */
 {

@@ -20,9 +20,16 @@ cdef extern from "simd.h" nogil:
     vf vset1(real x)
     vf vabs(vf a)
     vf vmax(vf a, vf b)
+    vf vmin(vf a, vf b)
+    vf vcopysign(vf a, vf b)            # |a| with the sign of b
     vf vfma(vf a, vf b, vf c)           # a·b + c
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
     bint vall_lt(vf a, vf b)
+    real vget(vf v, int i)
+    unsigned vlt(vf a, vf b)            # bit i: lane i has a < b
+    int vcount(unsigned lanes)
+    int vfirst(unsigned lanes)          # lanes != 0
+    void vcompress(real *p, vf v, unsigned lanes)   # the chosen lanes, close together; may overwrite VL numbers
     vf vexp2_safe(vf d, vf a)           # 2**(d·a)
     vf vexp2_any(vf d, vf a)            # the same for any d and a
     vf vexp2_neg(vf d, vf a)            # 2**(d·a), d·a <= 0 or little above, −inf included
@@ -33,6 +40,7 @@ cdef extern from "simd.h" nogil:
     vf vexp(vf x)
     vf vsigmoid(vf x)
     vf vsigmoid_grad(vf x)
+    vf vtail(vf x)                      # σ(−|x|) with the sign of x
     vf vsilu(vf x)
     vf vsilu_slope(vf x, vf *slope)
     vf vsoftplus(vf x)

@@ -448,3 +448,9 @@ cdef class Line:
 
     def derivative(self, double t):
         return slope_at(&self.row, t)
+
+
+include "_crossings.pxi"
+include "_isolate.pxi"
+include "_deep.pxi"
+include "_trace.pxi"
