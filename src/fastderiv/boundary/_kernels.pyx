@@ -11,7 +11,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
-from fastderiv._core.simd cimport GL, VL, ix, real, vf, vload, vsigmoid, vsigmoid_grad, vstore
+from libc.math cimport INFINITY, fabs, isfinite, sqrt
+from fastderiv._core.simd cimport (GL, NS, VL, ix, real, vabs, vcopysign, vf, vfma, vget, vload, vmax, vmin, vsel_lt, vset1,
+                                   vsigmoid, vsigmoid_grad, vstore, vtail)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
 cnp.import_array()
