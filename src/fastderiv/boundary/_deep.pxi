@@ -275,43 +275,44 @@ cdef inline void activate(const Unit *c, real *y, vf k, vf k1, const bint ranged
         activate_range(c, y + POINT * GL, k, k1)
 
 
+cdef inline ix cell(ix v) noexcept nogil:
+    """Where the streams of the v-th vector of units begin."""
+    return v // NS * CELL + v % NS * VL
+
+
 cdef inline void map_layer(const Layer *l, const real *y, real *z, double k, const bint ranged) noexcept nogil:
     """IN y, the streams of n_in units; OUT z, of n_out sums."""
-    cdef ix o = 0, v, panel = l.n_in * GL, vectors = padded(l.n_out) // VL
-    while o < vectors:
-        v = o // NS
-        if TOGETHER == 2 and o + 2 <= vectors:
-            flow_block(l.w + v * panel, panel, l.b + o * VL, k, TINY, y, z + v * CELL, l.n_in, 2, 5 if ranged else 2)
-            o += 2
+    cdef ix v = 0, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
+    cdef const real *w
+    while v < vectors:
+        w = l.w + v // NS * panel + v % NS * VL
+        if TOGETHER == 2 and v + 2 <= vectors:
+            flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 2, 5 if ranged else 2)
+            v += 2
         else:
-            flow_block(l.w + v * panel + o % NS * VL, panel, l.b + o * VL, k, TINY, y, z + v * CELL + o % NS * VL, l.n_in, 1,
-                       5 if ranged else 2)
-            o += 1
+            flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 1, 5 if ranged else 2)
+            v += 1
 
 
 cdef inline void enclose_as(const Flow *w, double l, double m, double r, Margin *f, const bint ranged) noexcept nogil:
     """OUT f at m and, if `ranged`, on [l, r].  1. first layer  2. map, centred forms, σ, layer by layer  3. the output."""
     cdef const Net *net = w.net
-    cdef const Layer *next
-    cdef double h = max(r - m, m - l) * (1 + 4 * U)
-    cdef ix i, j, n, v
-    cdef vf k, k1
+    cdef vf h = vset1(max(r - m, m - l) * (1 + 4 * U))
+    cdef ix i, v, n = net.layers[0].n_out
+    cdef vf k = vset1((n + 16) * U), k1 = vset1((n + 32) * U)
     cdef Unit c
-    for i in range(net.depth):
-        next = &net.layers[i + 1] if i + 1 < net.depth else NULL
+    for v in range(padded(n) // VL):
+        first_units(w, v * VL, l, m, r, &c, ranged)
+        activate(&c, w.y + cell(v), k, k1, ranged)
+    for i in range(1, net.depth - 1):
+        map_layer(&net.layers[i], w.y, w.z, (n + 16) * U, ranged)
         n = net.layers[i].n_out
         k, k1 = vset1((n + 16) * U), vset1((n + 32) * U)
         for v in range(padded(n) // VL):
-            j = v * VL
-            if i == 0:
-                first_units(w, j, l, m, r, &c, ranged)
-            else:
-                load_sums(w.z + j // GL * CELL + j % GL, vset1(h), &c, ranged)
-            if next is NULL:
-                break
-            activate(&c, w.y + j // GL * CELL + j % GL, k, k1, ranged)
-        if next is not NULL:
-            map_layer(next, w.y, w.z, (n + 16) * U, ranged)
+            load_sums(w.z + cell(v), h, &c, ranged)
+            activate(&c, w.y + cell(v), k, k1, ranged)
+    map_layer(&net.layers[net.depth - 1], w.y, w.z, (n + 16) * U, ranged)
+    load_sums(w.z, h, &c, ranged)
     f.f.mid, f.f.rad, f.slope.mid, f.slope.rad = vget(c.z, 0), vget(c.e, 0), vget(c.g, 0), vget(c.ge, 0)
     if ranged:
         f.range.lo, f.range.hi = vget(c.lo, 0), vget(c.hi, 0)
