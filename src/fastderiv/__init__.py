@@ -9,7 +9,7 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -19,7 +19,7 @@ How data flows::
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -38,6 +38,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "ChunkSummary",
+    "Crossings",
     "ExponentialSum",
     "RootResults",
     "S6Grads",
@@ -54,6 +55,7 @@ __all__ = [
     "selective_state_update",
     "set_num_threads",
     "show_config",
+    "solve_x1",
     "subset_logsumexp",
     "subset_sums",
     "transition_product",

@@ -3,5 +3,6 @@
 from ._expsum import ExponentialSum
 from ._network import SigmoidMLP
 from ._roots import RootResults, find_x1
+from ._solve import Crossings, solve_x1
 
-__all__ = ["ExponentialSum", "RootResults", "SigmoidMLP", "find_x1"]
+__all__ = ["Crossings", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "solve_x1"]

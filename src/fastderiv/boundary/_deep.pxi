@@ -1,49 +1,42 @@
 # ---- any number of hidden layers: f, f', f'' enclosed layer by layer ----------------------------------------------
-
-"""All roots of the margin f(t) along one input t, certified, for networks of any depth.
-
-    z_0 = a t + s,   y_k = σ(z_k),   z_{k+1} = W_k y_k + b_k,   f = the only output.                   docs/derivations.md §2
-
-An *enclosure* of f on X = [l, r] around m runs two things side by side through the layers, units in lanes:
-the point (z, z') at m, whose radii are rounding only, and ranges of (z, z', z'') on X.  Behind every linear map the ranges
-are cut by the centred forms, h = max(r − m, m − l):
-
-    z' ∈ z'(m) ± h |z''(X)|        z ∈ z(m) ± min(h |z'(X)|, h |z'(m)| + h²/2 |z''(X)|)
-
-σ is monotone, σ' unimodal, σ'' extreme at ∓1.31696: their ranges are exact.  t = ±∞ is an ordinary point.
-
-Judging X, with E the radius of a computed f (a statement is made only where it clears it; NaN and inf make none):
-    no root      0 outside f(X); or f' of one sign and f of the same sign at both ends; parts of X close to l, m and r where f
-                 cannot reach 0 by its slope, or by its slope at m and its curvature
-    one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)| + E) / min |f'(X)|
-    cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or the row's work is spent
-    else         halves, without the parts known to be free of roots.
-Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, it is one root.
-
-Rounding (to nearest, u = 2⁻⁵³; no directed modes).  Sums pass between layers as m ± r.
- 1. Map, n inputs.  m = fl(b + Σ w y): every term meets at most n + 2 roundings (product, which a fused one has not, sums).
-    r = fl(Σ |w| r_i + …) loses at most as many.  Both are paid in advance: the inputs' r_i are stored as r_i (1 + K) + K |y_i|
-    + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
- 2. σ: t = σ(−|z|) is within 4.2u relatively, or flushed to 0 below 2.3e-308 (TINY pays); y = t or 1 − t within 6u of y.
-    p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (n + 16) u for values
-    (n + 2, difference 1, σ 6, the rounding of r itself 5) and (n + 32) u for slopes and curvatures.
- 3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
- 4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s adds u |z|
-    where the product is fused, u |a t| more where not.
- 5. m − r and the like are wrong by at most u of their result: 4u of it is added.  Products of ranges: 32u of their largest terms.
- 6. |m| + r beyond HUGE, or NaN: the range becomes (−∞, ∞).  vmin and vmax return their second operand where one is NaN:
-    what may be NaN (a centred form) comes first, what may not (a plain range) second.
-All errors of f' are relative to the slopes present: a saturated unit, however steep, adds nothing.
-"""
+# All roots of the margin f(t) along one input t, certified, for networks of any depth.
+#
+#     z_0 = a t + s,   y_k = σ(z_k),   z_{k+1} = W_k y_k + b_k,   f = the only output.                   docs/derivations.md §2
+#
+# An *enclosure* of f on X = [l, r] around m runs two things side by side through the layers, units in lanes:
+# the point (z, z') at m, whose radii are rounding only, and ranges of (z, z', z'') on X.  Behind every linear map the ranges
+# are cut by the centred forms, h = max(r − m, m − l):
+#
+#     z' ∈ z'(m) ± h |z''(X)|        z ∈ z(m) ± min(h |z'(X)|, h |z'(m)| + h²/2 |z''(X)|)
+#
+# σ is monotone, σ' unimodal, σ'' extreme at ∓1.31696: their ranges are exact.  t = ±∞ is an ordinary point.
+#
+# Judging X, with E the radius of a computed f (a statement is made only where it clears it; NaN and inf make none):
+#     no root      0 outside f(X); or f' of one sign and f of the same sign at both ends; parts of X close to l, m and r where f
+#                  cannot reach 0 by its slope, or by its slope at m and its curvature
+#     one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)| + E) / min |f'(X)|
+#     cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or the row's work is spent
+#     else         halves, without the parts known to be free of roots.
+# Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, it is one root.
+#
+# Rounding (to nearest, u = 2⁻⁵³; no directed modes).  Sums pass between layers as m ± r.
+#  1. Map, n inputs.  m = fl(b + Σ w y): every term meets at most n + 2 roundings (product, which a fused one has not, sums).
+#     r = fl(Σ |w| r_i + …) loses at most as many.  Both are paid in advance: the inputs' r_i are stored as r_i (1 + K) + K |y_i|
+#     + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
+#  2. σ: t = σ(−|z|) is within 4.2u relatively, or flushed to 0 below 2.3e-308 (TINY pays); y = t or 1 − t within 6u of y.
+#     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (n + 16) u for values
+#     (n + 2, difference 1, σ 6, the rounding of r itself 5) and (n + 32) u for slopes and curvatures.
+#  3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
+#  4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s, rounded
+#     once, adds u |z|.
+#  5. m − r and the like are wrong by at most u of their result: 4u of it is added.  Products of ranges: 32u of their largest terms.
+#  6. |m| + r beyond HUGE, or NaN: the range becomes (−∞, ∞).  vmin and vmax return their second operand where one is NaN:
+#     what may be NaN (a centred form) comes first, what may not (a plain range) second.
+# All errors of f' are relative to the slopes present: a saturated unit, however steep, adds nothing.
 
 cdef extern from *:
     """
-    #define U 0x1p-53
-    #ifdef SIMD_FMA
-    enum { FUSED = 1 };
-    #else
-    enum { FUSED = 0 };
-    #endif
+    #define ROUND 0x1p-53
     /* Streams of a layer, in groups of GL units: mid and radius of the point's value and slope, then of the ranges of value,
      * slope and curvature.  POINT: how many there are without ranges. */
     enum { STREAMS = 10, POINT = 4, CELL = STREAMS * GL };
@@ -95,8 +88,7 @@ cdef extern from *:
         }
     }
     """
-    const double U
-    const bint FUSED
+    const double ROUND
     enum: STREAMS, POINT, CELL, TOGETHER
     void flow_block(const real *w, ix panel, const real *b, real k, real tiny, const real *y, real *z, ix n, int NV, int NP) noexcept nogil
 
@@ -104,7 +96,7 @@ cdef enum:
     SPANS = 2048                        # undecided parts of a row at once: halving floats goes at most 1100 deep
     WORK = 20000                        # enclosures a row may take
 
-cdef double HUGE = 1e300, TINY = 1e-307
+cdef double HUGE = 1e307, TINY = 1e-307
 cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots exactly at 0
 
 
@@ -127,11 +119,11 @@ cdef struct Deep:                       # a call
     const Net *net
     ix coordinate, m
     const real *x_other                 # (m, n_in − 1)
+    ix x_row, x_col                     # strides in elements
     double lo, hi, xtol
     ix rows                             # of a task
-    Sink *sinks                         # one a task
-    const ix *tasks                     # which are run
-    ix *work                            # (m,): OUT enclosures
+    Found found
+    ix *work                            # (m,): OUT enclosures computed, or NULL
 
 cdef struct Flow:                       # one row on its way, in a worker's scratch
     const Net *net
@@ -148,11 +140,11 @@ cdef struct Flow:                       # one row on its way, in a worker's scra
 
 cdef inline vf less(vf x) noexcept nogil:
     """What is surely below the exact result that was rounded to x."""
-    return x - vset1(4 * U) * vabs(x)
+    return x - vset1(4 * ROUND) * vabs(x)
 
 
 cdef inline vf more(vf x) noexcept nogil:
-    return x + vset1(4 * U) * vabs(x)
+    return x + vset1(4 * ROUND) * vabs(x)
 
 
 cdef inline vf larger(vf lo, vf hi) noexcept nogil:
@@ -192,10 +184,10 @@ cdef inline void load_sums(const real *z, vf h, Unit *c, const bint ranged) noex
     range_of(z + 6 * GL, &c.lo1, &c.hi1)
     range_of(z + 8 * GL, &c.lo2, &c.hi2)
     bend = h * larger(c.lo2, c.hi2)
-    rho = (c.ge + bend) * vset1(1 + 8 * U)
+    rho = (c.ge + bend) * vset1(1 + 8 * ROUND)
     c.lo1, c.hi1 = vmax(less(c.g - rho), c.lo1), vmin(more(c.g + rho), c.hi1)
     rise = vmin(h * (vabs(c.g) + c.ge + vset1(0.5) * bend), h * larger(c.lo1, c.hi1))
-    rho = (c.e + rise) * vset1(1 + 16 * U)
+    rho = (c.e + rise) * vset1(1 + 16 * ROUND)
     c.lo, c.hi = vmax(less(c.z - rho), c.lo), vmin(more(c.z + rho), c.hi)
 
 
@@ -222,35 +214,33 @@ cdef inline void activate_range(const Unit *c, real *y, vf k, vf k1) noexcept no
     """y = σ(z), y' = σ'(z) z', y'' = σ''(z) z'² + σ'(z) z''."""
     cdef vf zero = vset1(0), one = vset1(1)
     cdef vf tl = vabs(vtail(c.lo)), th = vabs(vtail(c.hi)), pl = tl * (one - tl), ph = th * (one - th)
-    cdef vf least = vmin(pl, ph) * vset1(1 - 16 * U), most = vmax(pl, ph) * vset1(1 + 16 * U) + vset1(4e-308)
+    cdef vf least = vmin(pl, ph) * vset1(1 - 16 * ROUND), most = vmax(pl, ph) * vset1(1 + 16 * ROUND) + vset1(4e-308)
     cdef vf cl, ch, top, bottom, err, a, b, most2, least2
     store_range(y, vsel_lt(c.lo, zero, tl, one - tl), vsel_lt(c.hi, zero, th, one - th), zero, k)
     most = vsel_lt(c.lo, zero, vsel_lt(zero, c.hi, vset1(0.25), most), most)
     store_range(y + 2 * GL, times_down(least, most, c.lo1), times_up(least, most, c.hi1), zero, k1)
     # the range of σ''
-    err = vset1(16 * U) * most + vset1(4e-308)
+    err = vset1(16 * ROUND) * most + vset1(4e-308)
     cl, ch = vcopysign(pl * (one - (tl + tl)), zero - c.lo), vcopysign(ph * (one - (th + th)), zero - c.hi)
     top, bottom = vmax(cl, ch) + err, vmin(cl, ch) - err
     top = vsel_lt(c.lo, vset1(-1.3169), vsel_lt(vset1(-1.3171), c.hi, vset1(0.0962251), top), top)
     bottom = vsel_lt(c.lo, vset1(1.3171), vsel_lt(vset1(1.3169), c.hi, vset1(-0.0962251), bottom), bottom)
     # the range of z'², then the sum
     a, b = c.lo1 * c.lo1, c.hi1 * c.hi1
-    most2, least2 = vmax(a, b) * vset1(1 + 4 * U), vmin(a, b) * vset1(1 - 4 * U)
+    most2, least2 = vmax(a, b) * vset1(1 + 4 * ROUND), vmin(a, b) * vset1(1 - 4 * ROUND)
     least2 = vsel_lt(c.lo1, zero, vsel_lt(zero, c.hi1, zero, least2), least2)
     store_range(y + 4 * GL,
                 vsel_lt(zero, bottom, least2, most2) * bottom + times_down(least, most, c.lo2),
                 vsel_lt(top, zero, least2, most2) * top + times_up(least, most, c.hi2),
-                vset1(32 * U) * most * (most2 + larger(c.lo2, c.hi2)), k1)
+                vset1(32 * ROUND) * most * (most2 + larger(c.lo2, c.hi2)), k1)
 
 
 cdef inline void along(vf a, vf s, vf es, double t, vf *z, vf *e) noexcept nogil:
     """z ± e ∋ a t + s; t may be infinite, then exact unless a = 0."""
     z[0], e[0] = s, es
     if isfinite(t):
-        z[0] = vfma(a, vset1(t), s)
-        e[0] = es + vset1(3 * U) * vabs(z[0])
-        if not FUSED:
-            e[0] = e[0] + vset1(2 * U) * vabs(a * vset1(t))
+        z[0] = vfma_once(a, vset1(t), s)
+        e[0] = es + vset1(3 * ROUND) * vabs(z[0])
     known(z, e)
     if not isfinite(t):
         z[0] = vsel_lt(vset1(0), vabs(a), a * vset1(t), z[0])
@@ -297,21 +287,21 @@ cdef inline void map_layer(const Layer *l, const real *y, real *z, double k, con
 cdef inline void enclose_as(const Flow *w, double l, double m, double r, Margin *f, const bint ranged) noexcept nogil:
     """OUT f at m and, if `ranged`, on [l, r].  1. first layer  2. map, centred forms, σ, layer by layer  3. the output."""
     cdef const Net *net = w.net
-    cdef vf h = vset1(max(r - m, m - l) * (1 + 4 * U))
+    cdef vf h = vset1(max(r - m, m - l) * (1 + 4 * ROUND))
     cdef ix i, v, n = net.layers[0].n_out
-    cdef vf k = vset1((n + 16) * U), k1 = vset1((n + 32) * U)
+    cdef vf k = vset1((n + 16) * ROUND), k1 = vset1((n + 32) * ROUND)
     cdef Unit c
     for v in range(padded(n) // VL):
         first_units(w, v * VL, l, m, r, &c, ranged)
         activate(&c, w.y + cell(v), k, k1, ranged)
     for i in range(1, net.depth - 1):
-        map_layer(&net.layers[i], w.y, w.z, (n + 16) * U, ranged)
+        map_layer(&net.layers[i], w.y, w.z, (n + 16) * ROUND, ranged)
         n = net.layers[i].n_out
-        k, k1 = vset1((n + 16) * U), vset1((n + 32) * U)
+        k, k1 = vset1((n + 16) * ROUND), vset1((n + 32) * ROUND)
         for v in range(padded(n) // VL):
             load_sums(w.z + cell(v), h, &c, ranged)
             activate(&c, w.y + cell(v), k, k1, ranged)
-    map_layer(&net.layers[net.depth - 1], w.y, w.z, (n + 16) * U, ranged)
+    map_layer(&net.layers[net.depth - 1], w.y, w.z, (n + 16) * ROUND, ranged)
     load_sums(w.z, h, &c, ranged)
     f.f.mid, f.f.rad, f.slope.mid, f.slope.rad = vget(c.z, 0), vget(c.e, 0), vget(c.g, 0), vget(c.ge, 0)
     if ranged:
@@ -340,18 +330,26 @@ cdef struct Span:
 cdef struct Search:
     const Deep *call
     Flow *flow
-    Sink *sink
     Worker *worker
     ix row, work
     bint pending                        # a cluster not yet emitted: [lower, upper], `before` what lies left of it
     double lower, upper, before
 
 
+cdef inline void list_enclosure(Search *row, double lower, double upper, double x, char kind) noexcept nogil:
+    cdef const Found *out = &row.call.found
+    cdef ix task = row.row // row.call.rows, at = task * out.cap + out.needed[task]
+    if out.needed[task] < out.cap:
+        out.lower[at], out.upper[at], out.x[at], out.unique[at] = lower, upper, min(max(x, lower), upper), kind == UNIQUE
+    out.needed[task] += 1
+    out.count[row.row] += 1
+
+
 cdef inline End end_at(double t, const Ball *f) noexcept nogil:
     cdef End e
     e.t, e.sign, e.least = t, 0, 0
     if fabs(f.mid) > f.rad:
-        e.sign, e.least = 1 if f.mid > 0 else -1, (fabs(f.mid) - f.rad) * (1 - 4 * U)
+        e.sign, e.least = 1 if f.mid > 0 else -1, (fabs(f.mid) - f.rad) * (1 - 4 * ROUND)
     return e
 
 
@@ -360,9 +358,9 @@ cdef inline double least_slope(const Margin *f) noexcept nogil:
     return max(0.0, max(f.slopes.lo, -f.slopes.hi))
 
 
-cdef void refine(Search *row, double l, double r, int rising, double slope, double x) noexcept nogil:
+cdef void newton(Search *row, double l, double r, int rising, double slope, double x) noexcept nogil:
     """Emit the one root in (l, r), where f has opposite signs at the ends and |f'| ≥ slope > 0: Newton, kept in the bracket."""
-    cdef double xtol = row.call.xtol, radius = 0, lower = l, upper = r, newton
+    cdef double xtol = row.call.xtol, radius = 0, lower = l, upper = r, next
     cdef bint again = True
     cdef Margin f
     cdef int i
@@ -375,9 +373,9 @@ cdef void refine(Search *row, double l, double r, int rising, double slope, doub
                 r = x
             else:
                 l = x
-        radius = (fabs(f.f.mid) + f.f.rad) / slope * (1 + 8 * U) + 2 * U * fabs(x) + 1e-300
+        radius = (fabs(f.f.mid) + f.f.rad) / slope * (1 + 8 * ROUND) + 2 * ROUND * fabs(x) + 1e-300
         lower, upper = max(lower, max(l, x - radius)), min(upper, min(r, x + radius))
-        if upper - lower <= xtol * max(1.0, fabs(x)) or not (fabs(f.f.mid) > f.f.rad) or r - l <= 4 * U * fabs(x):
+        if upper - lower <= xtol * max(1.0, fabs(x)) or not (fabs(f.f.mid) > f.f.rad) or r - l <= 4 * ROUND * fabs(x):
             if again and upper - lower > xtol * max(1.0, fabs(x)):   # the slope near the root is the least one's better
                 again = False
                 enclose(row.flow, lower, min(max(x, lower), upper), upper, &f)
@@ -385,12 +383,12 @@ cdef void refine(Search *row, double l, double r, int rising, double slope, doub
                 slope = max(slope, least_slope(&f))
                 continue
             break
-        newton = x - f.f.mid / f.slope.mid
-        x = newton if l < newton < r else 0.5 * l + 0.5 * r
-    newton = x - f.f.mid / f.slope.mid
-    if lower < newton < upper:
-        x = newton
-    emit(row.sink, row.row, lower, upper, min(max(x, lower), upper), UNIQUE)
+        next = x - f.f.mid / f.slope.mid
+        x = next if l < next < r else 0.5 * l + 0.5 * r
+    next = x - f.f.mid / f.slope.mid
+    if lower < next < upper:
+        x = next
+    list_enclosure(row, lower, upper, x, UNIQUE)
 
 
 cdef void settle(Search *row, double after) noexcept nogil:
@@ -398,13 +396,13 @@ cdef void settle(Search *row, double after) noexcept nogil:
 
     One root if f has opposite signs a little outside and f' has one sign in between; nothing at all if the signs agree.
     """
-    cdef double x = 0.5 * row.lower + 0.5 * row.upper, reach, l, r
+    cdef double x = inside(row.lower, row.upper), reach, l, r
     cdef End left, right
     cdef Margin f
     row.pending = False
-    if isfinite(x):
+    if isfinite(row.upper - row.lower):
         evaluate(row.flow, x, &f)
-        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid) + (row.upper - row.lower) + 64 * U * fabs(x) + 1e-300
+        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid) + (row.upper - row.lower) + 64 * ROUND * fabs(x) + 1e-300
         l, r = row.lower - reach, row.upper + reach
         if row.before < l and r < after and isfinite(r - l):
             evaluate(row.flow, l, &f)
@@ -415,9 +413,9 @@ cdef void settle(Search *row, double after) noexcept nogil:
             row.work += 1
             if left.sign != 0 and right.sign != 0 and least_slope(&f) > 0:
                 if left.sign != right.sign:
-                    refine(row, l, r, right.sign, least_slope(&f), x)
+                    newton(row, l, r, right.sign, least_slope(&f), x)
                 return
-    emit(row.sink, row.row, row.lower, row.upper, min(max(x, row.lower), row.upper), CLUSTER)
+    list_enclosure(row, row.lower, row.upper, x, CLUSTER)
 
 
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
@@ -433,11 +431,11 @@ cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
 cdef void found_root(Search *row, const Span *s, const Margin *f, double m) noexcept nogil:
     if row.pending:
         settle(row, s.l.t)
-    refine(row, s.l.t, s.r.t, s.r.sign, least_slope(f), m - f.f.mid / f.slope.mid)
+    newton(row, s.l.t, s.r.t, s.r.sign, least_slope(f), m - f.f.mid / f.slope.mid)
     row.before = s.r.t
 
 
-cdef inline double split(const Flow *w, double l, double r) noexcept nogil:
+cdef inline double cut_at(const Flow *w, double l, double r) noexcept nogil:
     """Where to cut [l, r]: in the middle; at the geometric mean of numbers of different magnitudes."""
     cdef double a = min(fabs(l), fabs(r)), b = max(fabs(l), fabs(r)), m
     if not isfinite(l) and not isfinite(r):
@@ -465,7 +463,7 @@ cdef inline double clear_of(const End *e, const Margin *f, int way) noexcept nog
         return 0
     if fall <= 0:
         return INFINITY
-    return e.least / fall * (1 - 8 * U)
+    return e.least / fall * (1 - 8 * ROUND)
 
 
 cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexcept nogil:
@@ -473,17 +471,17 @@ cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexce
     cdef double plain = clear_of(e, f, way), bend, rise, root
     if e.sign == 0 or not isfinite(e.t):
         return -1
-    bend = max(fabs(f.curvatures.lo), fabs(f.curvatures.hi)) * (1 + 8 * U)
+    bend = max(fabs(f.curvatures.lo), fabs(f.curvatures.hi)) * (1 + 8 * ROUND)
     rise = e.sign * way * f.slope.mid - f.slope.rad
     if not (bend < HUGE and fabs(rise) < HUGE and bend > 0):
         return plain
-    rise = rise - 4 * U * fabs(rise)
+    rise = rise - 4 * ROUND * fabs(rise)
     root = sqrt(rise * rise + 2 * bend * e.least)
     root = (rise + root) / bend if rise > 0 else 2 * e.least / (root - rise)
-    return max(plain, root * (1 - 32 * U))
+    return max(plain, root * (1 - 32 * ROUND))
 
 
-cdef inline bint push(Span *stack, ix *n, const End *l, const End *r) noexcept nogil:
+cdef inline bint push_span(Span *stack, ix *n, const End *l, const End *r) noexcept nogil:
     if n[0] == SPANS:
         return False
     stack[n[0]].l, stack[n[0]].r = l[0], r[0]
@@ -497,7 +495,7 @@ cdef inline End moved(const End *e, double by, int way) noexcept nogil:
     cdef double t
     if by > 0:
         t = e.t + way * by
-        t = t - way * 4 * U * fabs(t)
+        t = t - way * 4 * ROUND * fabs(t)
         if (t - e.t) * way > 0:
             at.t, at.least = t, 0
     return at
@@ -513,11 +511,11 @@ cdef bint divide(const Span *s, double m, const Margin *f, Span *stack, ix *n) n
     if l.t > after.t:
         after = l
     if after.t < r.t:
-        push(stack, n, &after, &r)
+        push_span(stack, n, &after, &r)
     if r.t < before.t:
         before = r
     if l.t < before.t:
-        push(stack, n, &l, &before)
+        push_span(stack, n, &l, &before)
     return True
 
 
@@ -538,8 +536,8 @@ cdef void solve_row(Search *row, Span *stack) noexcept nogil:
             return
         n -= 1
         s = stack[n]
-        m, width = split(row.flow, s.l.t, s.r.t), s.r.t - s.l.t
-        if row.work >= WORK or not (s.l.t < m < s.r.t) or width <= 8 * U * max(fabs(s.l.t), fabs(s.r.t)) < INFINITY:
+        m, width = cut_at(row.flow, s.l.t, s.r.t), s.r.t - s.l.t
+        if row.work >= WORK or not (s.l.t < m < s.r.t) or width <= 8 * ROUND * max(fabs(s.l.t), fabs(s.r.t)) < INFINITY:
             found_cluster(row, s.l.t, s.r.t)
             continue
         enclose(row.flow, s.l.t, m, s.r.t, &f)
@@ -565,7 +563,7 @@ cdef void solve_linear(Search *row) noexcept nogil:
     row.work = 1
     if a == 0 or not (isfinite(a) and fabs(s) + es < HUGE):
         if not (a == 0 and fabs(s) > es):
-            emit(row.sink, row.row, call.lo, call.hi, min(max(0.0, call.lo), call.hi), CLUSTER)
+            list_enclosure(row, call.lo, call.hi, 0, CLUSTER)
         return
     x = -s / a
     if fabs(x) + es / fabs(a) > HUGE:   # the root is beyond the range of floats, or nearly
@@ -575,23 +573,22 @@ cdef void solve_linear(Search *row) noexcept nogil:
         elif fabs(s) > es:
             upper = 0
     else:
-        radius = (es / fabs(a) + 8 * U * (fabs(x) + es / fabs(a))) * (1 + 8 * U) + 1e-300
+        radius = (es / fabs(a) + 8 * ROUND * (fabs(x) + es / fabs(a))) * (1 + 8 * ROUND) + 1e-300
         lower, upper = x - radius, x + radius
     if call.lo < lower and upper < call.hi and radius < INFINITY:
-        emit(row.sink, row.row, lower, upper, x, UNIQUE)
+        list_enclosure(row, lower, upper, x, UNIQUE)
     elif lower <= call.hi and call.lo <= upper:
-        lower, upper = max(lower, call.lo), min(upper, call.hi)
-        emit(row.sink, row.row, lower, upper, min(max(x, lower), upper), CLUSTER)
+        list_enclosure(row, max(lower, call.lo), min(upper, call.hi), x, CLUSTER)
 
 
 # ---- rows, tasks --------------------------------------------------------------------------------------------------
 
-cdef void offsets(const Deep *call, ix row, Flow *w) noexcept nogil:
+cdef void deep_offsets(const Deep *call, ix row, Flow *w) noexcept nogil:
     """OUT s (n_out,) = b + Σ W x over the inputs but the chosen one, and es, its error."""
     cdef const Layer *l = &call.net.layers[0]
-    cdef const real *x = call.x_other + row * (l.n_in - 1)
+    cdef const real *x = call.x_other + row * call.x_row
     cdef const real *panel
-    cdef vf s, size, v, share = vset1((l.n_in + 4) * U)
+    cdef vf s, size, v, share = vset1((l.n_in + 4) * ROUND)
     cdef ix i, o, k
     for i in range(padded(l.n_out) // VL):
         o = i * VL
@@ -600,7 +597,7 @@ cdef void offsets(const Deep *call, ix row, Flow *w) noexcept nogil:
         size = vabs(s)
         for k in range(l.n_in):
             if k != call.coordinate:
-                v = vset1(x[k - (k > call.coordinate)])
+                v = vset1(x[(k - (k > call.coordinate)) * call.x_col])
                 s = vfma(vload(panel + k * GL), v, s)
                 size = vfma(vabs(vload(panel + k * GL)), vabs(v), size)
         vstore(w.s + o, s)
@@ -624,79 +621,73 @@ cdef void slopes_of(const Deep *call, Flow *w) noexcept nogil:
 
 
 cdef ix deep_scratch(const Net *net) noexcept nogil:
-    """Bytes of scratch that `deep_rows` needs."""
+    """Bytes of scratch that a task needs."""
     return (3 + 2 * STREAMS) * (net.widest + GL) * sizeof(real) + (SPANS + 1) * sizeof(Span)
 
 
-cdef void deep_rows(const Deep *call, ix first, ix last, Sink *sink, Worker *worker) noexcept nogil:
-    """All enclosures of the rows [first, last), row by row and ascending."""
+cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
+    """All enclosures of a few rows, row by row and ascending."""
+    cdef const Deep *call = <const Deep *>args
     cdef ix n = call.net.widest + GL, i
     cdef real *at = <real *>worker.scratch
     cdef Flow w
     cdef Search row
     w.net, w.a, w.s, w.es, w.y, w.z = call.net, at, at + n, at + 2 * n, at + 3 * n, at + (3 + STREAMS) * n
     slopes_of(call, &w)
-    for i in range(first, last):
-        row.call, row.flow, row.sink, row.worker = call, &w, sink, worker
+    row.call, row.flow, row.worker = call, &w, worker
+    call.found.needed[task] = 0
+    for i in range(task * call.rows, min(call.m, (task + 1) * call.rows)):
         row.row, row.work, row.pending = i, 0, False
-        offsets(call, i, &w)
+        call.found.count[i] = 0
+        deep_offsets(call, i, &w)
         if call.net.depth == 1:
             solve_linear(&row)
         else:
             solve_row(&row, <Span *>(at + (3 + 2 * STREAMS) * n))
-        call.work[i] = row.work
+        if call.work is not NULL:
+            call.work[i] = row.work
         if interrupted(worker):
             return
 
 
-cdef void deep_task(void *args, ix i, Worker *worker) noexcept nogil:
-    cdef const Deep *call = <const Deep *>args
-    cdef ix task = call.tasks[i]
-    call.sinks[task].n = 0
-    deep_rows(call, task * call.rows, min(call.m, (task + 1) * call.rows), &call.sinks[task], worker)
-
-
 cdef double deep_seconds(const Net *net) noexcept:
     """What a row is expected to take: some hundred enclosures."""
-    return 150 * (net.macs * STREAMS / (VL * 6e9) + net.sigmoids * 100 / (VL * 3e9) + 5e-8)
+    return 60 * (net.macs * STREAMS / (VL * 5e9) + net.sigmoids * 100 / (VL * 3e9) + 5e-8)
 
 
-def solve_deep(Program program, ix coordinate, cnp.ndarray x_other, double lo, double hi, double xtol):
-    """(row, lower, upper, x, kind, work): all roots along one input of every row of x_other (m, n_in − 1), contiguous.
+cdef class DeepNet:
+    """The ties of a network of any depth along one input; the program's only output is the margin, whose last layer's numbers
+    are differences of two, correctly rounded."""
+    cdef Program program
+    cdef ix coordinate
 
-    The program's only output is the margin, its last layer differences of two weights.  `work`: enclosures a row took.
-    """
-    cdef Deep call
-    cdef ix m = x_other.shape[0], count, i, room
-    cdef double seconds = deep_seconds(&program.net)
-    cdef cnp.ndarray work = np.zeros(m, np.intp), sinks, tasks
-    memset(&call, 0, sizeof(Deep))
-    call.net, call.coordinate, call.m, call.x_other = &program.net, coordinate, m, <const real *>cnp.PyArray_DATA(x_other)
-    call.lo, call.hi, call.xtol, call.work = lo, hi, xtol, <ix *>cnp.PyArray_DATA(work)
-    call.rows = max(<ix>1, min(<ix>256, <ix>(5e-4 / seconds)))
-    count = (m + call.rows - 1) // call.rows
-    sinks = np.zeros(count * sizeof(Sink), np.uint8)
-    call.sinks = <Sink *>cnp.PyArray_DATA(sinks)
-    tasks, room = np.arange(count), 4 * call.rows
-    columns = [None] * count
-    while tasks.size:
-        for i in tasks:
-            columns[i] = sink_columns(&call.sinks[i], max(room, call.sinks[i].n))
-        call.tasks = <const ix *>cnp.PyArray_DATA(tasks)
-        run(deep_task, &call, tasks.size, deep_scratch(call.net), tasks.size * call.rows * seconds)
-        tasks = np.array([i for i in tasks if call.sinks[<ix>i].n > call.sinks[<ix>i].cap], np.intp)
-    found = [[column[:call.sinks[i].n] for column in columns[i]] for i in range(count)]
-    empty = [(np.empty(0, t)) for t in SINK_TYPES]
-    return (*(np.concatenate(parts) for parts in zip(empty, *found)), work)
+    def __cinit__(self, Program program, ix coordinate):
+        self.program, self.coordinate = program, coordinate
 
+    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work=None):
+        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,).
 
-SINK_TYPES = (np.intp, np.float64, np.float64, np.float64, np.int8)
+        OUT work (m,) intp: how many enclosures each row took.
+        """
+        return self.part(X, lo, hi, xtol, work, 0)
 
-
-cdef list sink_columns(Sink *s, ix cap):
-    """Room for `cap` enclosures: row, lower, upper, x, kind."""
-    cdef list columns = [np.empty(cap, t) for t in SINK_TYPES]
-    s.row, s.lower = <ix *>cnp.PyArray_DATA(columns[0]), <double *>cnp.PyArray_DATA(columns[1])
-    s.upper, s.x = <double *>cnp.PyArray_DATA(columns[2]), <double *>cnp.PyArray_DATA(columns[3])
-    s.kind, s.cap = <char *>cnp.PyArray_DATA(columns[4]), cap
-    return columns
+    cdef tuple part(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work, ix cap):
+        cdef Deep a
+        cdef Segments out
+        cdef const Net *net = &self.program.net
+        cdef double seconds = deep_seconds(net)
+        cdef ix m = X.shape[0], rows = max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / seconds))), half
+        if not cap:
+            cap = 8 * rows
+        out = Segments(m, rows, cap)
+        a.net, a.coordinate, a.m, a.x_other, a.rows, a.found = net, self.coordinate, m, <const real *>cnp.PyArray_DATA(X), rows, out.found
+        a.x_row, a.x_col = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real), cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
+        a.lo, a.hi, a.xtol, a.work = lo, hi, xtol, NULL if work is None else <ix *>cnp.PyArray_DATA(work)
+        run(deep_task, &a, out.tasks, deep_scratch(net), m * seconds)
+        if out.most() <= cap:
+            return out.collect()
+        if out.tasks == 1:                              # its segment was too small
+            return self.part(X, lo, hi, xtol, work, out.most())
+        half = out.tasks // 2 * rows
+        return tuple(map(np.concatenate, zip(self.part(X[:half], lo, hi, xtol, None if work is None else work[:half], cap),
+                                             self.part(X[half:], lo, hi, xtol, None if work is None else work[half:], cap))))
