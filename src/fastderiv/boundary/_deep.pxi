@@ -27,6 +27,7 @@
 #     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (n + 16) u for values
 #     (n + 2, difference 1, σ 6, the rounding of r itself 5) and (n + 32) u for slopes and curvatures.
 #  3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
+#     Beyond, as long as the sign of z is known, both σ's, and σ', are below σ(e − |z|) away from 0 or 1.
 #  4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s, rounded
 #     once, adds u |z|.
 #  5. m − r and the like are wrong by at most u of their result: 4u of it is added.  Products of ranges: 32u of their largest terms.
@@ -192,11 +193,16 @@ cdef inline void load_sums(const real *z, vf h, Unit *c, const bint ranged) noex
 
 
 cdef inline void activate_point(const Unit *c, real *y, vf k, vf k1) noexcept nogil:
-    cdef vf t = vabs(vtail(c.z)), p = t * (vset1(1) - t), v = vsel_lt(c.z, vset1(0), t, vset1(1) - t), half = vset1(0.5)
-    cdef vf d = p * (c.e + c.e * c.e) * vset1(1.0001)
-    cdef vf ep = vsel_lt(c.e, half, d, vset1(0.25)) + vset1(4e-308), g = p * c.g
+    """y = σ(z), y' = σ'(z) z' at a point."""
+    cdef vf t = vabs(vtail(c.z)), p = t * (vset1(1) - t), v = vsel_lt(c.z, vset1(0), t, vset1(1) - t), g = p * c.g
+    cdef vf far, ey = p * (c.e + c.e * c.e) * vset1(1.0001), ep = ey
+    if not vall_lt(c.e, vset1(0.5)):
+        far = vabs(vtail(vabs(c.z) - c.e)) * vset1(1.0001) + vset1(4e-308)
+        ey = vsel_lt(c.e, vset1(0.5), ey, vsel_lt(c.e, vabs(c.z), far, vset1(1)))
+        ep = vsel_lt(c.e, vset1(0.5), ep, vsel_lt(c.e, vabs(c.z), far, vset1(0.25)))
+    ep = ep + vset1(4e-308)
     vstore(y, v)
-    vstore(y + GL, vfma(vsel_lt(c.e, half, d, vset1(1)), vset1(1) + k, vfma(k, v, vset1(TINY))))
+    vstore(y + GL, vfma(ey, vset1(1) + k, vfma(k, v, vset1(TINY))))
     vstore(y + 2 * GL, g)
     vstore(y + 3 * GL, vfma(ep * (vabs(c.g) + c.ge) + p * c.ge, vset1(1) + k1, vfma(k1, vabs(g), vset1(TINY))))
 
