@@ -57,8 +57,8 @@ def assert_in_order(ties, bounds=LINE):
     assert np.all(ties.x <= ties.upper)
     assert np.all((bounds[0] <= ties.lower) & (ties.upper <= bounds[1]))
     assert np.isfinite(ties.x).all()
-    for first, end in zip(ties.indptr, ties.indptr[1:], strict=False):
-        assert np.all(ties.upper[first : end - 1] <= ties.lower[first + 1 : end])
+    same_row = np.diff(np.repeat(np.arange(len(ties)), np.diff(ties.indptr))) == 0
+    assert np.all((ties.upper[:-1] <= ties.lower[1:])[same_row])
 
 
 def work(net, x, bounds=LINE):
@@ -101,7 +101,7 @@ def test_generic_rows_are_all_unique_and_narrow():
         clusters += np.count_nonzero(~ties.unique)
         several += np.count_nonzero(np.diff(ties.indptr) > 1)
         total += len(ties.x)
-        assert np.median((ties.upper - ties.lower) / np.maximum(1, np.abs(ties.x)), initial=0) < 1e-12
+        assert np.all(ties.upper - ties.lower < 1e-9 * np.maximum(1, np.abs(ties.x)))
         X = np.column_stack([ties.x, np.repeat(x, np.diff(ties.indptr), axis=0)])
         assert np.all(np.abs(net.margin(X)) < 1e-11)
     assert clusters <= 2  # of 2000 rows
@@ -125,7 +125,7 @@ def test_near_double_roots(height):
         net, t = with_extremum((2, 8, 8, 1), seed)
         for side in (-1, 1):
             moved = fd.SigmoidMLP(net.weights, (*net.biases[:-1], net.biases[-1] + side * height))
-            ties = assert_proven(moved, np.array([[0.5]]), undecided=1)
+            ties = assert_proven(moved, np.array([[0.5]]), undecided=2)
             near = np.abs(ties.x - t) < 0.01
             assert np.count_nonzero(ties.unique & near) in (0, 2)
             decided += ties.unique[near].all()
@@ -196,7 +196,7 @@ def test_the_oracle_notices():
 
 
 def odd_network():
-    """f(t) = −f(−t): a root at exactly 0."""
+    """f(t) = −f(−t): a root at exactly 0, and two more."""
     first, (p, q) = [[1.0, -1, 2, -2]], np.random.default_rng(5).standard_normal((2, 3))
     return fd.SigmoidMLP([first, [p, -p, q, -q], np.ones((3, 1))], [np.zeros(4), np.zeros(3), [-1.5]])
 
@@ -204,16 +204,17 @@ def odd_network():
 def test_root_of_an_odd_network_is_unique():
     net, x = odd_network(), np.empty((1, 0))
     ties = assert_proven(net, x)
-    assert ties.unique.tolist() == [True]
-    assert ties.lower[0] <= 0 <= ties.upper[0]
+    assert ties.unique.tolist() == [True] * 3
+    assert ties.lower[1] <= 0 <= ties.upper[1]
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 3.0), (-3.0, 0.0)])
 def test_root_on_a_bound_belongs_to_the_row(bounds):
     ties = assert_proven(odd_network(), np.empty((1, 0)), bounds)
-    assert len(ties.x) == 1
-    assert ties.lower[0] <= 0 <= ties.upper[0]
-    assert ties.upper[0] - ties.lower[0] < 1e-11
+    assert len(ties.x) == 2
+    k = int(np.argmin(np.abs(ties.x)))
+    assert ties.lower[k] <= 0 <= ties.upper[k]
+    assert ties.upper[k] - ties.lower[k] < 1e-11
 
 
 @pytest.mark.parametrize("bounds", [LINE, (-3.0, 4.0), (0.0, INF)])
@@ -267,7 +268,7 @@ def test_scaling_of_the_first_layer_scales_the_ties(scale):
     plain, ties = (fd.solve_x1(n, np.empty((1, 0))) for n in (net, scaled))
     assert len(ties.x) == len(plain.x) > 0
     assert ties.unique.all()
-    assert np.allclose(ties.x * scale, plain.x, rtol=1e-9)
+    assert np.all((ties.lower * scale <= plain.x + 1e-9) & (plain.x - 1e-9 <= ties.upper * scale))
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
