@@ -20,12 +20,12 @@
 # Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, it is one root.
 #
 # Rounding (to nearest, u = 2⁻⁵³; no directed modes).  Sums pass between layers as m ± r.
-#  1. Map, n inputs.  m = fl(b + Σ w y): every term meets at most n + 2 roundings (product, which a fused one has not, sums).
-#     r = fl(Σ |w| r_i + …) loses at most as many.  Both are paid in advance: the inputs' r_i are stored as r_i (1 + K) + K |y_i|
-#     + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
+#  1. Map, n inputs.  m = fl(b + Σ w y), GL by GL: every term meets at most D = GL + ⌈n/GL⌉ + 2 roundings (product, which a fused
+#     one has not, and sums); r = fl(Σ |w| r_i + …) loses at most n + 2.  Both are paid in advance: the inputs' r_i are stored as
+#     r_i (1 + (n + 32) u) + K |y_i| + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
 #  2. σ: t = σ(−|z|) is within 4.2u relatively, or flushed to 0 below 2.3e-308 (TINY pays); y = t or 1 − t within 6u of y.
-#     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (n + 16) u for values
-#     (n + 2, difference 1, σ 6, the rounding of r itself 5) and (n + 32) u for slopes and curvatures.
+#     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (D + 14) u for values
+#     (D, difference 1, σ 6, the rounding of K |y| itself 2) and (D + 30) u for slopes and curvatures.
 #  3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
 #     Beyond, as long as the sign of z is known, both σ's, and σ', are below σ(e − |z|) away from 0 or 1.
 #  4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s, rounded
@@ -44,24 +44,29 @@ cdef extern from *:
     enum { TOGETHER = VL == 8 ? 2 : 1 };            /* vectors of outputs: what 32 or 16 registers hold of all streams */
 
     /* z = (b) + sum over the n inputs of w·(mid ± radius), for NV vectors of outputs and NP pairs of streams: one look at w
-     * for all of them.  Values, pairs 0 and 2, have the bias. */
+     * for all of them.  Values, pairs 0 and 2, have the bias.  Mids are summed GL by GL, so that few roundings meet a term. */
     VINL void flow_block(const real *w, ptrdiff_t panel, const real *b, real k, real tiny, const real *y, real *z, ptrdiff_t n,
                          const int NV, const int NP)
     {
         vf m[2][5], r[2][5], x[2], size[2];
         int i, p, v;
+    # define AT(s) (z + v / NS * CELL + (s) * GL + v % NS * VL)
     # pragma GCC unroll 2
         for (v = 0; v < NV; v++) {
             const vf bias = vload(b + v * VL);
     # pragma GCC unroll 5
             for (p = 0; p < NP; p++) {
                 const int value = p == 0 || p == 2;
-                m[v][p] = value ? bias : vset1(0);
+                vstore(AT(2 * p), value ? bias : vset1(0));
                 r[v][p] = value ? vfma(vabs(bias), vset1(k), vset1(tiny)) : vset1(tiny);
             }
         }
         for (; n > 0; n -= GL, y += CELL) {
             const int c = n < GL ? (int)n : GL;
+    # pragma GCC unroll 2
+            for (v = 0; v < NV; v++)
+    # pragma GCC unroll 5
+                for (p = 0; p < NP; p++) m[v][p] = vset1(0);
             for (i = 0; i < c; i++, w += GL) {
     # pragma GCC unroll 2
                 for (v = 0; v < NV; v++) {
@@ -78,15 +83,16 @@ cdef extern from *:
                     }
                 }
             }
+    # pragma GCC unroll 2
+            for (v = 0; v < NV; v++)
+    # pragma GCC unroll 5
+                for (p = 0; p < NP; p++) vstore(AT(2 * p), vload(AT(2 * p)) + m[v][p]);
         }
     # pragma GCC unroll 2
-        for (v = 0; v < NV; v++) {
+        for (v = 0; v < NV; v++)
     # pragma GCC unroll 5
-            for (p = 0; p < NP; p++) {
-                vstore(z + v / NS * CELL + 2 * p * GL + v % NS * VL, m[v][p]);
-                vstore(z + v / NS * CELL + (2 * p + 1) * GL + v % NS * VL, r[v][p]);
-            }
-        }
+            for (p = 0; p < NP; p++) vstore(AT(2 * p + 1), r[v][p]);
+    # undef AT
     }
     """
     const double ROUND
@@ -105,6 +111,9 @@ cdef struct Unit:                       # one vector of units
     vf z, e                             # at the point: z ± e
     vf g, ge                            # its slope
     vf lo, hi, lo1, hi1, lo2, hi2       # on the interval: z, z', z''
+
+cdef struct Toll:                       # what a map of n inputs loses: of its radii, of values, of slopes
+    vf sums, values, slopes
 
 cdef struct Interval:
     double lo, hi
@@ -166,11 +175,16 @@ cdef inline void range_of(const real *z, vf *lo, vf *hi) noexcept nogil:
     lo[0], hi[0] = less(m - r), more(m + r)
 
 
-cdef inline void store_range(real *y, vf lo, vf hi, vf extra, vf k) noexcept nogil:
-    """m ± r ⊇ [lo − extra, hi + extra], with what the next map will lose."""
+cdef inline void store_radius(real *r, vf m, vf rad, vf k, const Toll *pay) noexcept nogil:
+    """m ± rad, with what the next map will lose."""
+    vstore(r, vfma(rad, pay.sums, vfma(k, vabs(m), vset1(TINY))))
+
+
+cdef inline void store_range(real *y, vf lo, vf hi, vf extra, vf k, const Toll *pay) noexcept nogil:
+    """m ± r ⊇ [lo − extra, hi + extra]."""
     cdef vf m = vset1(0.5) * lo + vset1(0.5) * hi, r = vmax(hi - m, m - lo) + extra
     vstore(y, m)
-    vstore(y + GL, vfma(r, vset1(1) + k, vfma(k, vabs(m), vset1(TINY))))
+    store_radius(y + GL, m, r, k, pay)
 
 
 cdef inline void load_sums(const real *z, vf h, Unit *c, const bint ranged) noexcept nogil:
@@ -192,7 +206,7 @@ cdef inline void load_sums(const real *z, vf h, Unit *c, const bint ranged) noex
     c.lo, c.hi = vmax(less(c.z - rho), c.lo), vmin(more(c.z + rho), c.hi)
 
 
-cdef inline void activate_point(const Unit *c, real *y, vf k, vf k1) noexcept nogil:
+cdef inline void activate_point(const Unit *c, real *y, const Toll *pay) noexcept nogil:
     """y = σ(z), y' = σ'(z) z' at a point."""
     cdef vf t = vabs(vtail(c.z)), p = t * (vset1(1) - t), v = vsel_lt(c.z, vset1(0), t, vset1(1) - t), g = p * c.g
     cdef vf far, ey = p * (c.e + c.e * c.e) * vset1(1.0001), ep = ey
@@ -202,9 +216,9 @@ cdef inline void activate_point(const Unit *c, real *y, vf k, vf k1) noexcept no
         ep = vsel_lt(c.e, vset1(0.5), ep, vsel_lt(c.e, vabs(c.z), far, vset1(0.25)))
     ep = ep + vset1(4e-308)
     vstore(y, v)
-    vstore(y + GL, vfma(ey, vset1(1) + k, vfma(k, v, vset1(TINY))))
+    store_radius(y + GL, v, ey, pay.values, pay)
     vstore(y + 2 * GL, g)
-    vstore(y + 3 * GL, vfma(ep * (vabs(c.g) + c.ge) + p * c.ge, vset1(1) + k1, vfma(k1, vabs(g), vset1(TINY))))
+    store_radius(y + 3 * GL, g, ep * (vabs(c.g) + c.ge) + p * c.ge, pay.slopes, pay)
 
 
 cdef inline vf times_up(vf least, vf most, vf x) noexcept nogil:
@@ -216,15 +230,15 @@ cdef inline vf times_down(vf least, vf most, vf x) noexcept nogil:
     return vsel_lt(vset1(0), x, least, most) * x
 
 
-cdef inline void activate_range(const Unit *c, real *y, vf k, vf k1) noexcept nogil:
+cdef inline void activate_range(const Unit *c, real *y, const Toll *pay) noexcept nogil:
     """y = σ(z), y' = σ'(z) z', y'' = σ''(z) z'² + σ'(z) z''."""
     cdef vf zero = vset1(0), one = vset1(1)
     cdef vf tl = vabs(vtail(c.lo)), th = vabs(vtail(c.hi)), pl = tl * (one - tl), ph = th * (one - th)
     cdef vf least = vmin(pl, ph) * vset1(1 - 16 * ROUND), most = vmax(pl, ph) * vset1(1 + 16 * ROUND) + vset1(4e-308)
     cdef vf cl, ch, top, bottom, err, a, b, most2, least2
-    store_range(y, vsel_lt(c.lo, zero, tl, one - tl), vsel_lt(c.hi, zero, th, one - th), zero, k)
+    store_range(y, vsel_lt(c.lo, zero, tl, one - tl), vsel_lt(c.hi, zero, th, one - th), zero, pay.values, pay)
     most = vsel_lt(c.lo, zero, vsel_lt(zero, c.hi, vset1(0.25), most), most)
-    store_range(y + 2 * GL, times_down(least, most, c.lo1), times_up(least, most, c.hi1), zero, k1)
+    store_range(y + 2 * GL, times_down(least, most, c.lo1), times_up(least, most, c.hi1), zero, pay.slopes, pay)
     # the range of σ''
     err = vset1(16 * ROUND) * most + vset1(4e-308)
     cl, ch = vcopysign(pl * (one - (tl + tl)), zero - c.lo), vcopysign(ph * (one - (th + th)), zero - c.hi)
@@ -238,7 +252,7 @@ cdef inline void activate_range(const Unit *c, real *y, vf k, vf k1) noexcept no
     store_range(y + 4 * GL,
                 vsel_lt(zero, bottom, least2, most2) * bottom + times_down(least, most, c.lo2),
                 vsel_lt(top, zero, least2, most2) * top + times_up(least, most, c.hi2),
-                vset1(32 * ROUND) * most * (most2 + larger(c.lo2, c.hi2)), k1)
+                vset1(32 * ROUND) * most * (most2 + larger(c.lo2, c.hi2)), pay.slopes, pay)
 
 
 cdef inline void along(vf a, vf s, vf es, double t, vf *z, vf *e) noexcept nogil:
@@ -265,10 +279,22 @@ cdef inline void first_units(const Flow *w, ix i, double l, double m, double r, 
         c.lo1, c.hi1, c.lo2, c.hi2 = a, a, vset1(0), vset1(0)
 
 
-cdef inline void activate(const Unit *c, real *y, vf k, vf k1, const bint ranged) noexcept nogil:
-    activate_point(c, y, k, k1)
+cdef inline void activate(const Unit *c, real *y, const Toll *pay, const bint ranged) noexcept nogil:
+    activate_point(c, y, pay)
     if ranged:
-        activate_range(c, y + POINT * GL, k, k1)
+        activate_range(c, y + POINT * GL, pay)
+
+
+cdef inline ix roundings(ix n) noexcept nogil:
+    """D of a map of n inputs."""
+    return GL + (n + GL - 1) // GL + 2
+
+
+cdef inline Toll toll(ix n) noexcept nogil:
+    cdef Toll pay
+    pay.sums, pay.values = vset1(1 + (n + 32) * ROUND), vset1((roundings(n) + 14) * ROUND)
+    pay.slopes = vset1((roundings(n) + 30) * ROUND)
+    return pay
 
 
 cdef inline ix cell(ix v) noexcept nogil:
@@ -276,9 +302,10 @@ cdef inline ix cell(ix v) noexcept nogil:
     return v // NS * CELL + v % NS * VL
 
 
-cdef inline void map_layer(const Layer *l, const real *y, real *z, double k, const bint ranged) noexcept nogil:
+cdef inline void map_layer(const Layer *l, const real *y, real *z, const bint ranged) noexcept nogil:
     """IN y, the streams of n_in units; OUT z, of n_out sums."""
     cdef ix v = 0, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
+    cdef double k = (roundings(l.n_in) + 14) * ROUND
     cdef const real *w
     while v < vectors:
         w = l.w + v // NS * panel + v % NS * VL
@@ -295,19 +322,19 @@ cdef inline void enclose_as(const Flow *w, double l, double m, double r, Margin 
     cdef const Net *net = w.net
     cdef vf h = vset1(max(r - m, m - l) * (1 + 4 * ROUND))
     cdef ix i, v, n = net.layers[0].n_out
-    cdef vf k = vset1((n + 16) * ROUND), k1 = vset1((n + 32) * ROUND)
+    cdef Toll pay = toll(n)
     cdef Unit c
     for v in range(padded(n) // VL):
         first_units(w, v * VL, l, m, r, &c, ranged)
-        activate(&c, w.y + cell(v), k, k1, ranged)
+        activate(&c, w.y + cell(v), &pay, ranged)
     for i in range(1, net.depth - 1):
-        map_layer(&net.layers[i], w.y, w.z, (n + 16) * ROUND, ranged)
+        map_layer(&net.layers[i], w.y, w.z, ranged)
         n = net.layers[i].n_out
-        k, k1 = vset1((n + 16) * ROUND), vset1((n + 32) * ROUND)
+        pay = toll(n)
         for v in range(padded(n) // VL):
             load_sums(w.z + cell(v), h, &c, ranged)
-            activate(&c, w.y + cell(v), k, k1, ranged)
-    map_layer(&net.layers[net.depth - 1], w.y, w.z, (n + 16) * ROUND, ranged)
+            activate(&c, w.y + cell(v), &pay, ranged)
+    map_layer(&net.layers[net.depth - 1], w.y, w.z, ranged)
     load_sums(w.z, h, &c, ranged)
     f.f.mid, f.f.rad, f.slope.mid, f.slope.rad = vget(c.z, 0), vget(c.e, 0), vget(c.g, 0), vget(c.ge, 0)
     if ranged:
