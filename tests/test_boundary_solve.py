@@ -186,8 +186,9 @@ def near_double_rows(seed, m):
     for row, top in zip(x[:, 0], tops, strict=False):
         s = w[1] * row + b
         for _ in range(50):  # Newton for f' = 0
-            y = 1 / (1 + np.exp(-np.clip(w[0] * top + s, -700, 700)))
-            top -= (w[0] * d) @ (y * (1 - y)) / ((w[0] ** 2 * d) @ (y * (1 - y) * (1 - 2 * y)))
+            y = 1 / (1 + np.exp(-np.clip(np.nan_to_num(w[0] * top + s), -700, 700)))
+            with np.errstate(all="ignore"):
+                top -= (w[0] * d) @ (y * (1 - y)) / ((w[0] ** 2 * d) @ (y * (1 - y) * (1 - 2 * y)))
         if abs(top) < 20:
             height = rng.choice([-1, 1]) * 10.0 ** rng.uniform(-17, -9)
             yield fd.SigmoidMLP(net.weights, [b, [height - d @ (1 / (1 + np.exp(-(w[0] * top + s)))), 0.0]]), [row]
