@@ -130,6 +130,19 @@ def test_a_limit_of_zero_is_no_tie(net, ties):
 
 
 @pytest.mark.parametrize(
+    ("net", "tie"),
+    [
+        (along([-1], [0], [1], -(2.0**-60)), 60 * np.log(2)),  # where f is below float64's error for good
+        (along([1], [0], [-1], 2.0**-60), -60 * np.log(2)),
+        (along([-1, -1.1], [0, 0], [1, -(2.0**40)], 0), 400 * np.log(2)),  # its limit is 0
+    ],
+)
+def test_a_tie_far_out_is_in_a_cluster(net, tie):
+    crossings = alone(net)
+    assert any(lower <= tie <= upper for lower, upper in zip(crossings.lower, crossings.upper, strict=True))
+
+
+@pytest.mark.parametrize(
     ("net", "ties"),
     [
         (along([1e300, 1e-300, 1], [0, 1, 2], [1, -2, 0.4], 0.3), 3),
