@@ -1,6 +1,6 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -19,6 +19,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "ChunkSummary",
+    "Crossings",
     "ExponentialSum",
     "RootResults",
     "S6Grads",
@@ -32,6 +33,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "solve_x1",
     "subset_logsumexp",
     "subset_sums",
     "transition_product",
