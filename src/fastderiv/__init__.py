@@ -9,7 +9,7 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -19,7 +19,7 @@ How data flows::
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .ssm import (
     S6,
     ChunkSummary,
@@ -37,6 +37,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
     "ExponentialSum",
     "RootResults",
@@ -56,5 +57,6 @@ __all__ = [
     "show_config",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
     "transition_product",
 ]

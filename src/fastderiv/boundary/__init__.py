@@ -3,5 +3,6 @@
 from ._expsum import ExponentialSum
 from ._network import SigmoidMLP
 from ._roots import RootResults, find_x1
+from ._trace import BoundaryCurves, trace_boundary
 
-__all__ = ["ExponentialSum", "RootResults", "SigmoidMLP", "find_x1"]
+__all__ = ["BoundaryCurves", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "trace_boundary"]
