@@ -39,6 +39,10 @@ def root():
     return fd.find_x1(net, np.array([0.3]), (grid[cell], grid[cell + 1]))
 
 
+def curves():
+    return fd.trace_boundary(net, ((-3, 3), (-3, 3)))
+
+
 def exponential_sum():
     sums = fd.ExponentialSum.from_network(net)
     return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
@@ -71,6 +75,8 @@ CALLS = {
     "ExponentialSum": exponential_sum,
     "find_x1": lambda: [root().x],
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
+    "trace_boundary": lambda: curves().points,
+    "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
     "get_num_threads": lambda: [fd.get_num_threads()],
     "show_config": lambda: [len(fd.show_config())],

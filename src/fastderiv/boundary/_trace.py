@@ -23,7 +23,7 @@ _COARSEST = 4  # and a cell with an arc in it is at most 2**-_COARSEST of the bo
 _MARGIN = 2.0**-40  # by how much more than its width the box is judged, on each side
 _CHORD = 1e-3  # of the box: how far a curve may be from a chord at its middle
 _BEND = np.array([0.0371, -0.0523])  # of the grid lines
-_CELLS, _WORK = 2**18, 4e10  # limits of the subdivision: cells judged, and multiply–adds
+_CELLS, _WORK = 2**19, 4e10  # limits of the subdivision: cells judged, and multiply–adds
 _EDGES = np.array([[0, 1], [2, 3], [0, 2], [1, 3]])  # bottom, top, left, right, by corners: (x0, y0), (x1, y0), (x0, y1), (x1, y1)
 
 
@@ -100,8 +100,8 @@ def trace_boundary(
     proven bounds on rounding; only what they leave open is cut further.  The certificate is about the exact function of the
     given parameters, on a box that holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths: where the boundary runs
     along an edge, or touches it, curves are complete up to that.  No proof is possible where a curve crosses itself, or where
-    the margin vanishes on an area up to rounding; these places are listed, as is what is left when a limit of 2¹⁸ cells (fewer
-    for networks beyond about 10⁵ weights) is reached.
+    the margin vanishes on an area up to rounding; these places are listed, as is what is left when a limit of 2¹⁹ cells (fewer
+    for networks of more than 75 000 weights) is reached.
 
     The time grows with the length of the curves, not with the area of the box: 1 to 3 ms for small networks, some 10⁴ cells of
     1 to 3 ns a weight for large ones.  Memory is in proportion to the cells judged, at most some 100 MiB.
@@ -186,32 +186,34 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
         raise ValueError(f"net has {net.n_inputs} input; expected at least two")
     pair = list(_pair("coordinates", coordinates, net.n_inputs, "inputs"))
     box = _box(bounds)
-    others = _others(net, at)
-    others[pair] = 0
+    others = _others(net, at, pair)
     d, dc = net._last_difference(net._columns(outputs))
     weights, biases = (*net.weights[:-1], d[:, None]), (*net.biases[:-1], dc)
     with np.errstate(all="ignore"):
-        shift = biases[0] + others @ weights[0]
-        shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(others) @ np.abs(weights[0]))
+        terms = others[:, None] * weights[0]  # summed by NumPy, not BLAS: the same bits for any number of threads
+        shift = biases[0] + terms.sum(axis=0)
+        shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
         weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
         wide, rounding = _rounding(weights, biases, shift_error, box)
     return _Plane(_kernels.Program(weights, biases), sum(w.size for w in weights), wide, rounding, box)
 
 
 def _rounding(weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, float]:
-    """What a sum of each unit, computed from exact inputs, may be off by, as the kernel wants it; and the margin at a point.
+    """For every unit what its sum, over exact terms, may be off by, and what its value at a point is, as the kernel wants them;
+    and the latter for the margin.
 
     The first layer's s + a x + b y: 5u (|s| + |a x| + |b y|) and the error of s.  Sums of n terms: (n + 4) u of the terms'
     magnitudes, σ ≤ 1.  Through σ an error shrinks to a quarter at least, and σ itself is off by 3u.
     """
     reach = np.abs(box).max(axis=1) * (1 + 1e-6)
-    wide = [shift_error + 5 * _U * (np.abs(biases[0]) + reach @ np.abs(weights[0]))]
-    error = wide[0]
+    sums = shift_error + 5 * _U * (np.abs(biases[0]) + reach @ np.abs(weights[0]))
+    bounds, values = [sums, sums], sums
     for w, b in zip(weights[1:], biases[1:], strict=True):
-        wide.append((len(w) + 4) * _U * (np.abs(b) + np.abs(w).sum(axis=0)))
-        error = (np.minimum(error / 4, 1) + 3 * _U) @ np.abs(w) + wide[-1]
-    padded = [np.pad(1.001 * w, (0, -len(w) % 8)) for w in wide]
-    return np.concatenate(padded), float(np.nan_to_num(1.001 * error[0], nan=np.inf))
+        sums = (len(w) + 4) * _U * (np.abs(b) + np.abs(w).sum(axis=0))
+        values = (np.minimum(values / 4, 1) + 3 * _U) @ np.abs(w) + sums
+        bounds += [sums, values]
+    padded = [np.pad(1.001 * bound, (0, -len(bound) % 8)) for bound in bounds]
+    return np.concatenate(padded), float(np.nan_to_num(1.001 * values[0], nan=np.inf))
 
 
 def _box(bounds: Any) -> np.ndarray:
@@ -226,15 +228,16 @@ def _box(bounds: Any) -> np.ndarray:
     return box
 
 
-def _others(net: SigmoidMLP, at: ArrayLike | None) -> np.ndarray:
-    """A copy of `at`; where it is ignored it may hold anything finite."""
+def _others(net: SigmoidMLP, at: ArrayLike | None, pair: list[int]) -> np.ndarray:
+    """The inputs that are fixed, 0 at the `pair` that is not."""
     if at is None:
         if net.n_inputs > 2:
-            raise ValueError(f"at is None; expected (n_inputs,) = ({net.n_inputs},) values for the other inputs")
-        return np.zeros(net.n_inputs)
-    given = arrays.float64("at", at)
-    arrays.expect("at", given, (net.n_inputs,), "(n_inputs,)")
-    return arrays.finite("at", given).copy()
+            raise ValueError(f"at is None; expected (n_inputs,) = ({net.n_inputs},), the values of the other inputs")
+        return np.zeros(2)
+    others = np.array(arrays.float64("at", at))
+    arrays.expect("at", others, (net.n_inputs,), "(n_inputs,)")
+    others[pair] = 0
+    return arrays.finite("at", others)
 
 
 # ---- subdivision --------------------------------------------------------------------------------------------------
@@ -516,7 +519,7 @@ def _distance(p: np.ndarray, a: np.ndarray, b: np.ndarray, width: np.ndarray) ->
 
 
 def _finished(plane: _Plane, curves: list[np.ndarray], closed: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Inside the bounds, no point twice in a row, and nothing that is only a point."""
+    """Inside the bounds, no point twice in a row, and nothing that only touches the box from outside."""
     lo, hi = plane.bounds.T
     ends = [row for curve in curves for row in (curve[0], curve[-1])]
     corrected = _on_the_edges(plane, np.array(ends))
@@ -526,7 +529,7 @@ def _finished(plane: _Plane, curves: list[np.ndarray], closed: np.ndarray) -> tu
         if not is_closed:
             curve[0], curve[-1] = corrected[2 * k], corrected[2 * k + 1]
         curve = curve[np.append(True, (curve[1:] != curve[:-1]).any(axis=1))]
-        if (np.ptp(curve, axis=0) / plane.width).max() > 16 * _MARGIN:
+        if is_closed or (np.ptp(curve, axis=0) / plane.width).max() > 16 * _MARGIN:
             points.append(curve)
             kept.append(is_closed)
     return points, np.array(kept, bool)

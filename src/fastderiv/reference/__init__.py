@@ -1,6 +1,6 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .ssm import (
     S6,
     ChunkSummary,
@@ -18,6 +18,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
     "ExponentialSum",
     "RootResults",
@@ -34,5 +35,6 @@ __all__ = [
     "selective_state_update",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
     "transition_product",
 ]
