@@ -482,17 +482,15 @@ def _refine(plane: _Plane, cells: _Cells, a: np.ndarray, b: np.ndarray, tol: flo
     longer than the chord's tolerance is cut twice at least: the middle of an S lies on its chord.
     """
     one_way = (cells.slopes == 0).any(axis=0)
-    box = plane.boxes(cells.where)
-    size = cells.where[2] * 2.0**-_FINEST
-    arc, s, t = np.arange(len(a)), np.zeros(len(a)), np.ones(len(a))
+    box, wide = plane.boxes(cells.where), cells.where[2] > _CHORD * 2**_FINEST
+    arc: np.ndarray = np.arange(len(a))
+    s: np.ndarray = np.zeros(len(a))
+    t, wanted = s + 1, s > 0
     found: list[tuple[np.ndarray, ...]] = [(arc[:0], s[:0], a[:0])]
-    wanted = np.ones(len(a), bool)
     for turn in range(40):
         chord = np.abs(b - a) / plane.width
         if turn < 2:
-            wanted |= (chord.max(axis=1) > _CHORD) | (one_way[arc] & (size[arc] > _CHORD))
-            if turn == 0:
-                wanted = (chord.max(axis=1) > _CHORD) | (one_way & (size > _CHORD))
+            wanted |= np.where(one_way[arc], wide[arc], chord.max(axis=1) > _CHORD)
         arc, s, t, a, b, chord = (v[wanted] for v in (arc, s, t, a, b, chord))
         if not len(arc):
             break

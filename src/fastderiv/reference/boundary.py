@@ -197,7 +197,7 @@ def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *, co
     """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid does, and proves nothing."""
     n = 120
     box = np.array(bounds, np.float64)
-    x, y = (np.linspace(*side, n + 1) for side in box)
+    x, y = np.linspace(box[:, 0], box[:, 1], n + 1).T
     fixed = np.zeros(net.n_inputs) if at is None else np.array(at, np.float64)
 
     def f(u, v):
