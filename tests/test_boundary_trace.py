@@ -113,6 +113,11 @@ def exact(net, x, y):
         return (f - others[0], gf[0] - go[0][0], gf[1] - go[0][1]) if others else (f, *gf)
 
 
+def points_on_curves(net, count):
+    points = np.concatenate([[(0.3, -0.2)] * count, *fd.trace_boundary(net, ((-2, 2), (-2, 2))).points])
+    return points[:: len(points) // count][:count]
+
+
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 1, 1), (2, 3, 2), (2, 11, 1), (2, 4, 3, 2)])
 def test_enclosures_hold_the_exact_values(sizes, scale):
@@ -121,6 +126,7 @@ def test_enclosures_hold_the_exact_values(sizes, scale):
     plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
     lo = rng.uniform(-1, 1, (2, 24)) * 2.0 ** rng.integers(-9, 1, 24)
     hi = np.minimum(lo + np.where(np.arange(24) < 12, 0, 2.0 ** rng.integers(-30, 0, (2, 24))), 2)
+    lo[:, :6] = hi[:, :6] = points_on_curves(net, 6).T  # where terms cancel
     boxes = np.stack([lo[0], hi[0], lo[1], hi[1]])
     out = plane.judge(boxes)
     assert (out[:3] != 0).any()
@@ -238,6 +244,39 @@ def test_saddle_is_left_open_and_the_curves_that_run_into_it_are_given():
     for points in curves.points:  # on the diagonals, from the box to the saddle
         assert np.abs(np.abs(points[:, 0]) - np.abs(points[:, 1])).max() < 2e-6
         assert on_box(points[[0, -1]], ((-2, 2), (-1.9, 2))).sum() == 1 and np.abs(points[[0, -1]]).max(axis=1).min() < 1e-5
+
+
+def test_curves_that_nearly_cross_are_told_apart_or_left_open():
+    """f = hill(x) − hill(y) + ε: above and below the saddle its two curves join other corners of the box."""
+    for k in range(1, 16):
+        for sign in (1, -1):
+            last = [[1.0], [1], [-1], [-1]]
+            net = fd.SigmoidMLP([[[3.0, -3, 0, 0], [0, 0, 3, -3]], last], [[2.0, 2, 2, 2], [sign * 10.0**-k]])
+            curves = fd.trace_boundary(net, ((-2, 2), (-1.9, 2)))
+            assert curves.certified or k > 11
+            if curves.certified:
+                ends = np.sign([p[[0, -1]] for p in curves.points])[..., 0 if sign > 0 else 1]
+                assert len(curves.points) == 2 and sorted(map(tuple, ends)) == [(-1, -1), (1, 1)]
+            else:
+                assert np.abs(curves.undecided).max() < 1e-3 and len(curves.points) >= 2
+
+
+def test_small_closed_curves_are_found_or_left_open_and_never_invented():
+    """A hill whose top is ε above zero or below it: a loop of size √ε or none."""
+    with mpmath.workdps(40):
+        top = 4 / (1 + mpmath.exp(-4))
+        for k in range(1, 16):
+            for sign in (1, -1):
+                shift = float(sign * mpmath.mpf(10) ** -k - top)
+                height = float(top + mpmath.mpf(shift))  # of the network's own top, which is not quite ε
+                net = fd.SigmoidMLP([ring().weights[0], np.ones((4, 1))], [[4.0] * 4, [shift]])
+                curves = fd.trace_boundary(net, ((-2, 2), (-1.7, 2)))
+                assert curves.certified or k > 11
+                if curves.certified:
+                    assert curves.closed.tolist() == [True] * (height > 0)
+                    assert all(abs(np.ptp(p[:, 0]) / np.sqrt(height) - 3.8) < 0.4 for p in curves.points if k > 2)
+                else:
+                    assert np.abs(curves.undecided).max() < 1e-3
 
 
 # ---- every curve, and nothing else --------------------------------------------------------------------------------

@@ -377,7 +377,6 @@ class _Ends(NamedTuple):
     line: np.ndarray  # which grid line the edge lies on
     start: np.ndarray  # where on it the edge begins
     side: np.ndarray  # its length
-    upper: np.ndarray  # bool: the cell lies below the line, or to its left
     rising: np.ndarray  # bool: f rises along the edge
     forward: np.ndarray  # bool: entering the cell here, f > 0 is to the left
 
@@ -389,20 +388,21 @@ def _ends(cells: _Cells) -> _Ends:
     vertical, upper = edge >= 2, edge % 2 == 1
     line = np.where(vertical, i, j) + np.where(upper, side, 0)
     rising = positive[cell, edge, 1]
-    return _Ends(cell, vertical, line, np.where(vertical, j, i), side, upper, rising, rising == (vertical ^ upper))
+    return _Ends(cell, vertical, line, np.where(vertical, j, i), side, rising, rising == (vertical ^ upper))
 
 
 def _meetings(ends: _Ends) -> tuple[np.ndarray, np.ndarray]:
     """For every end the one it meets across the edge, or -1; and the number of the end whose edge is the shorter of the two.
 
     Edges with a change of sign on one side of a line are disjoint, each with one zero, and so are those on the other side; of
-    two that share a zero one holds the other, as cells are nested.  In the order along the line they are neighbours.
+    two that share a zero one holds the other, as cells are nested.  So in the order along the line they are neighbours, and
+    neighbours that overlap share a zero.
     """
     order = np.lexsort((ends.start, ends.line, ends.vertical))
     sorted_ends = _Ends(*(field[order] for field in ends))
     a, b = (_Ends(*(field[cut] for field in sorted_ends)) for cut in (slice(None, -1), slice(1, None)))
     same_line = (a.vertical == b.vertical) & (a.line == b.line)
-    meet = same_line & (a.upper != b.upper) & (b.start < a.start + a.side)
+    meet = same_line & (b.start < a.start + a.side)
     p, q = order[:-1][meet], order[1:][meet]
     partner, number = np.full(len(order), -1), np.arange(len(order))
     partner[p], partner[q] = q, p
