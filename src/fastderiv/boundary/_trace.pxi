@@ -204,7 +204,7 @@ def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes):
     cdef ix n = boxes.shape[1], m = padded(n)
     cdef cnp.ndarray box = np.zeros((4, m))
     cdef cnp.ndarray out = np.empty((4, m))
-    cdef double each = (4e-9 * program.net.macs + 30e-9 * program.net.sigmoids + 20e-9) / VL
+    cdef double each = (2.5e-9 * program.net.macs + 35e-9 * program.net.sigmoids + 50e-9) / VL
     box[:, :n] = boxes
     a.net, a.wide, a.m = &program.net, <const real *>cnp.PyArray_DATA(wide), m
     a.box, a.out = <const real *>cnp.PyArray_DATA(box), <real *>cnp.PyArray_DATA(out)
