@@ -134,7 +134,8 @@ def contoured(net, n):
 
 
 def curves(rounds):
-    """Every tie in a box, certified and to 1e-10, against a contour of the margin on 1000 × 1000 points, that sees to 1e-5."""
+    """Every tie in a box, certified and to 1e-10, against a contour of the margin on 1000 × 1000 points, that sees to
+    1e-5."""
     if contour_generator is None:
         return
     for name, sizes in CURVES.items():

@@ -1,14 +1,14 @@
-"""Where a classifier's decision flips, exactly: breast cancer in two measurements, and digits in the plane of three images.
+"""Where a classifier's decision flips, exactly: breast cancer by two measurements, digits in the plane of three images.
 
     python examples/decision_boundary.py [--plot FILE]
 
 Both networks are trained here, by scikit-learn, on data that come with it.
 
-1. Breast cancer: two measurements of a biopsy, a network with one hidden layer, and its boundary: the curve on which it calls a
-   tumour benign as readily as malignant.  For some patients the nearest point of that curve: the least change of both
+1. Breast cancer: two measurements of a biopsy, a network with one hidden layer, and its boundary: the curve on which
+   it calls a tumour benign as readily as malignant.  For some patients the nearest point of that curve: the least change of both
    measurements, in standard deviations, that turns the verdict.
-2. Digits: a network of 64 pixels.  A plane through three images is folded into its first layer, and every curve on which
-   the two leading digits tie is traced in it: what the network sees on the way from one image to another.
+2. Digits: a network of 64 pixels.  A plane through three images is folded into its first layer, and every curve on
+   which the two leading digits tie is traced in it: what the network sees on the way from one image to another.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def nearest_on(curves, point, scale):
 
 
 def cancer():
-    """X, y, the network in the units of X, its boundary, its accuracy, the standard deviations, and the box that was traced."""
+    """X, y, the network in the units of X, its boundary, its accuracy, the standard deviations, and the box."""
     data = load_breast_cancer()
     X = data.data[:, [list(data.feature_names).index(name) for name in MEASUREMENTS]]
     train, test, y_train, y_test = train_test_split(X, data.target, random_state=0, stratify=data.target)
@@ -75,7 +75,7 @@ def cancer():
 
 
 def flips(X, y, net, curves, scale, count=3):
-    """For the patients of each class who are called rightly, from the nearest to the boundary on: (x, nearest tie, distance)."""
+    """(x, nearest tie, distance) of some patients of each class, of those who are called rightly."""
     found = []
     for kind in (0, 1):
         rows = X[(y == kind) & ((net.margin(X) > 0) == kind)]
@@ -113,12 +113,20 @@ def plane_through(images):
 def draw_cancer(axes, X, y, net, bounds, nearest):
     from fastderiv.integrations.matplotlib import COLOURS, BoundaryDisplay
 
-    BoundaryDisplay.from_network(net, bounds, class_names=("malignant", "benign"), ax=axes, class_colors=(COLOURS[1], COLOURS[0]))
+    BoundaryDisplay.from_network(
+        net, bounds, class_names=("malignant", "benign"), ax=axes, class_colors=(COLOURS[1], COLOURS[0])
+    )
     for kind, colour in ((0, COLOURS[1]), (1, COLOURS[0])):
         axes.scatter(*X[y == kind].T, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=1.5)
     for x, tie, _ in nearest:
-        axes.annotate("", tie, x, zorder=4, arrowprops={"arrowstyle": "->", "color": "#1f2933", "shrinkA": 0, "shrinkB": 0})
-    axes.set(xlabel=f"{MEASUREMENTS[0]} [mm]", ylabel=MEASUREMENTS[1], title="Breast cancer: the least change that flips the verdict")
+        axes.annotate(
+            "", tie, x, zorder=4, arrowprops={"arrowstyle": "->", "color": "#1f2933", "shrinkA": 0, "shrinkB": 0}
+        )
+    axes.set(
+        xlabel=f"{MEASUREMENTS[0]} [mm]",
+        ylabel=MEASUREMENTS[1],
+        title="Breast cancer: the least change that flips the verdict",
+    )
 
 
 def draw_digits(axes, net, images, places, bounds):
@@ -151,7 +159,7 @@ def main():
     options = parser.parse_args()
 
     X, y, net, curves, right, scale, box = cancer()
-    print(f"breast cancer, {MEASUREMENTS[0]} and {MEASUREMENTS[1]}: {100 * right:.1f} % of the held-out patients called rightly")
+    print(f"breast cancer by {' and '.join(MEASUREMENTS)}: {100 * right:.1f} % of the held-out patients called rightly")
     print(f"  {len(curves.points)} curve(s), {sum(map(len, curves.points))} points, certified: {curves.certified}")
     nearest = flips(X, y, net, curves, scale)
     for x, tie, distance in nearest:
@@ -164,9 +172,10 @@ def main():
     flat = in_plane(seen, origin, directions)
     reach = 1.5 * np.abs(places).max()
     bounds = ((-reach, reach), (-reach, reach))
-    print(f"digits: {100 * accuracy:.1f} % of the held-out images; the plane of a {DIGITS[0]}, a {DIGITS[1]} and a {DIGITS[2]}")
+    print(f"digits: {100 * accuracy:.1f} % of the held-out images; the plane of the digits {', '.join(map(str, DIGITS))}")
     curves = [fd.trace_boundary(flat, bounds, outputs=(i, j)) for i in range(10) for j in range(i)]
-    print(f"  {sum(len(c.points) for c in curves)} curves on which two of the ten logits tie, certified: {all(c.certified for c in curves)}")
+    number, certified = sum(len(c.points) for c in curves), all(c.certified for c in curves)
+    print(f"  {number} curves on which two of the ten logits tie, certified: {certified}")
     if options.plot:
         draw(options.plot, ((X, y, net, box, nearest), (flat, images, places, bounds)))
 

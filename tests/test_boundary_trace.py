@@ -1,4 +1,4 @@
-"""trace_boundary: the enclosures against mpmath, curves against known ones, fine grids and the reference, and the certificate."""
+"""trace_boundary: enclosures against mpmath, curves against known ones, fine grids and the reference, the certificate."""
 
 import pickle
 from itertools import pairwise
@@ -33,7 +33,7 @@ def network(sizes, seed, scale=2.0, through=(0.3, -0.2)):
 
 
 def bumps(centres, width=0.5, steep=12.0, level=0.75):
-    """f > 0 in a round hill around each centre: four units make one hill in the first layer, a unit each tells it in the second."""
+    """f > 0 on a hill around each centre: of four units of the first layer, told by one of the second."""
     first, shift, second = [], [], np.zeros((4 * len(centres), len(centres)))
     for k, (x, y) in enumerate(centres):
         for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -99,7 +99,10 @@ def on_box(points, box=BOX):
 def exact(net, x, y):
     """f and its gradient with 80 digits."""
     with mpmath.workdps(80):
-        values, slopes = [mpmath.mpf(x), mpmath.mpf(y)], [(mpmath.mpf(1), mpmath.mpf(0)), (mpmath.mpf(0), mpmath.mpf(1))]
+        values, slopes = (
+            [mpmath.mpf(x), mpmath.mpf(y)],
+            [(mpmath.mpf(1), mpmath.mpf(0)), (mpmath.mpf(0), mpmath.mpf(1))],
+        )
         for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
             w, n = [[mpmath.mpf(v) for v in row] for row in w.tolist()], len(b)
             z = [b[o] + mpmath.fsum(w[i][o] * v for i, v in enumerate(values)) for o in range(n)]
@@ -243,7 +246,10 @@ def test_saddle_is_left_open_and_the_curves_that_run_into_it_are_given():
     assert np.abs(curves.undecided).max() < 1e-5 and (curves.undecided[..., 0] < curves.undecided[..., 1]).all()
     for points in curves.points:  # on the diagonals, from the box to the saddle
         assert np.abs(np.abs(points[:, 0]) - np.abs(points[:, 1])).max() < 2e-6
-        assert on_box(points[[0, -1]], ((-2, 2), (-1.9, 2))).sum() == 1 and np.abs(points[[0, -1]]).max(axis=1).min() < 1e-5
+        assert (
+            on_box(points[[0, -1]], ((-2, 2), (-1.9, 2))).sum() == 1
+            and np.abs(points[[0, -1]]).max(axis=1).min() < 1e-5
+        )
 
 
 def test_curves_that_nearly_cross_are_told_apart_or_left_open():
@@ -357,7 +363,9 @@ def test_plane_of_two_chosen_inputs_of_many():
     shifted = fd.SigmoidMLP(net.weights, (net.biases[0], net.biases[1] - [0, 0, 0, net.margin([middle], outputs)[0]]))
     curves = fd.trace_boundary(shifted, BOX, outputs=outputs, **where)
     assert curves.certified and len(curves.points)
-    assert np.array_equal(curves.points[0], fd.trace_boundary(shifted, BOX, coordinates=[-2, 1], at=at, outputs=outputs).points[0])
+    assert np.array_equal(
+        curves.points[0], fd.trace_boundary(shifted, BOX, coordinates=[-2, 1], at=at, outputs=outputs).points[0]
+    )
     for points in curves.points:
         assert residual(shifted, points, outputs, coordinates=(4, 1), at=middle).max() < 1e-10
 
@@ -393,7 +401,9 @@ def test_steep_networks_are_certified(scale):
 def test_tie_that_no_box_holds_gives_no_curve():
     net = fd.SigmoidMLP([[[1.0], [1.0]], [[1.0]]], [[0.0], [0.5]])
     curves = fd.trace_boundary(net, BOX)
-    assert curves.certified and curves.points == [] and curves.closed.shape == (0,) and curves.undecided.shape == (0, 2, 2)
+    assert (
+        curves.certified and curves.points == [] and curves.closed.shape == (0,) and curves.undecided.shape == (0, 2, 2)
+    )
 
 
 @pytest.mark.parametrize("last", [[[1.0], [-1.0]], [[0.0], [0.0]]])
@@ -403,7 +413,10 @@ def test_margin_that_vanishes_everywhere_is_left_open_as_one_box(last):
     assert not curves.certified and not curves.points and np.array_equal(curves.undecided, [[(-1, 2), (0, 5)]])
 
 
-@pytest.mark.parametrize("box", [((-1e9, 1e9), (-1e9, 1e9)), ((-1e300, 1e300), (-1, 1)), ((1e8, 1e8 + 1), (-1, 1)), ((0, 1e-300), (0, 1e-12))])
+@pytest.mark.parametrize(
+    "box",
+    [((-1e9, 1e9), (-1e9, 1e9)), ((-1e300, 1e300), (-1, 1)), ((1e8, 1e8 + 1), (-1, 1)), ((0, 1e-300), (0, 1e-12))],
+)
 def test_extreme_boxes_end_and_never_certify_what_is_not_so(box):
     net = fd.SigmoidMLP([[[1.0, 0.5], [0.5, -1.0]], np.eye(2)], [[-1e8, 0.0], [0.1, 0.0]])
     curves = fd.trace_boundary(net, box)
@@ -432,7 +445,9 @@ def test_work_limit_leaves_boxes_that_hold_what_is_missing(monkeypatch):
     assert not some.certified and len(some.undecided)
     found, missing = cKDTree(dense(some.points)), dense(all_of_it.points)
     far = missing[found.query(missing)[0] > 0.02] if len(some.points) else missing
-    inside = ((far[:, None] >= some.undecided[..., 0]) & (far[:, None] <= some.undecided[..., 1])).all(axis=2).any(axis=1)
+    inside = (
+        ((far[:, None] >= some.undecided[..., 0]) & (far[:, None] <= some.undecided[..., 1])).all(axis=2).any(axis=1)
+    )
     assert inside.all()
     (lo, hi), (low, high) = some.undecided[0]
     assert fd.trace_boundary(net, some.undecided[0]).certified and lo < hi and low < high  # a box like `bounds`
@@ -470,7 +485,9 @@ def test_invariances(seed, sizes, scale):
     others = [
         fd.trace_boundary(permuted, BOX),
         (c := fd.trace_boundary(net, BOX, coordinates=(1, 0)))._replace(points=[p[:, ::-1] for p in c.points]),
-        (c := fd.trace_boundary(moved, ((-2.5, 3.5), (-3.25, 2.75))))._replace(points=[p - [0.5, -0.25] for p in c.points]),
+        (c := fd.trace_boundary(moved, ((-2.5, 3.5), (-3.25, 2.75))))._replace(
+            points=[p - [0.5, -0.25] for p in c.points]
+        ),
         (c := fd.trace_boundary(scaled, ((-6, 6), (-6, 6))))._replace(points=[p / 2 for p in c.points]),
     ]
     for other in others:
@@ -528,10 +545,18 @@ ERRORS = [
     (ValueError, {"bounds": (-1, 1)}, r"bounds has shape \(2,\); expected \(\(lo, hi\), \(lo, hi\)\) = \(2, 2\)"),
     (ValueError, {"bounds": ((0, 1), (1, 1))}, r"bounds\[1\] is \(1.0, 1.0\); expected lo < hi"),
     (ValueError, {"bounds": ((0, np.inf), (0, 1))}, r"bounds\[0, 1\] is inf; expected finite numbers"),
-    (ValueError, {"bounds": ((-1.7e308, 1.7e308), (0, 1))}, r"bounds\[0\] is too wide: 1.7e\+308 - -1.7e\+308 overflows"),
+    (
+        ValueError,
+        {"bounds": ((-1.7e308, 1.7e308), (0, 1))},
+        r"bounds\[0\] is too wide: 1.7e\+308 - -1.7e\+308 overflows",
+    ),
     (TypeError, {"bounds": ((0, 1j), (0, 1))}, "bounds has dtype complex128; expected float32, float64 or integers"),
     (ValueError, {"coordinates": (0, 0)}, "expected two different inputs"),
-    (ValueError, {"coordinates": (0, 3)}, r"coordinates\[1\] is 3; expected an integer from -3 to 2, there being 3 inputs"),
+    (
+        ValueError,
+        {"coordinates": (0, 3)},
+        r"coordinates\[1\] is 3; expected an integer from -3 to 2, there being 3 inputs",
+    ),
     (TypeError, {"coordinates": 1}, "coordinates is 1; expected a pair of integers"),
     (ValueError, {"at": None}, r"at is None; expected \(n_inputs,\) = \(3,\)"),
     (ValueError, {"at": [1.0, 2.0]}, r"at has shape \(2,\); expected \(n_inputs,\) = \(3,\)"),

@@ -1,4 +1,4 @@
-"""BoundaryDisplay: the curves it shows are those on which two outputs tie and lead, all of them, and labelled rightly."""
+"""BoundaryDisplay: its curves are those on which two outputs tie and lead, all of them, and rightly labelled."""
 
 import subprocess
 import sys
@@ -61,7 +61,10 @@ def test_curves_of_many_outputs_lead_end_at_triple_points_and_are_all(seed):
     grid = np.stack(np.meshgrid(*sides), axis=-1)
     best = net.logits(grid.reshape(-1, 2)).argmax(axis=1).reshape(160, 160)
     seen = 0
-    for a, b, p, q in ((best[1:], best[:-1], grid[1:], grid[:-1]), (best[:, 1:], best[:, :-1], grid[:, 1:], grid[:, :-1])):
+    for a, b, p, q in (
+        (best[1:], best[:-1], grid[1:], grid[:-1]),
+        (best[:, 1:], best[:, :-1], grid[:, 1:], grid[:, :-1]),
+    ):
         change = a != b
         for i, j, middle in zip(a[change], b[change], ((p + q) / 2)[change], strict=True):
             parts = display.curves[min(i, j), max(i, j)]
@@ -97,7 +100,9 @@ def test_estimator_gives_names_labels_and_box():
     datasets = pytest.importorskip("sklearn.datasets")
     X, y = datasets.load_iris(return_X_y=True)
     names = np.array(["setosa", "versicolor", "virginica"])
-    model = neural_network.MLPClassifier((5,), activation="logistic", solver="lbfgs", max_iter=80, random_state=1, tol=1e-2)
+    model = neural_network.MLPClassifier(
+        (5,), activation="logistic", solver="lbfgs", max_iter=80, random_state=1, tol=1e-2
+    )
     model.fit(X, names[y])
     model.feature_names_in_ = np.array(["sepal length", "sepal width", "petal length", "petal width"])
     display = BoundaryDisplay.from_estimator(model, X, coordinates=(2, 3), ax=Figure().subplots())
@@ -118,7 +123,9 @@ def test_undecided_boxes_are_shown():
     saddle = fd.SigmoidMLP([[[3.0, -3, 0, 0], [0, 0, 3, -3]], [[1.0], [1], [-1], [-1]]], [[2.0, 2, 2, 2], [0.0]])
     display = shown(saddle)
     assert display.undecided_ in display.ax_.collections
-    assert len(display.undecided_.get_paths()) == len(display.undecided) == len(fd.trace_boundary(saddle, BOX).undecided)
+    assert (
+        len(display.undecided_.get_paths()) == len(display.undecided) == len(fd.trace_boundary(saddle, BOX).undecided)
+    )
     assert "undecided" in [t.get_text() for t in display.legend_.get_texts()]
 
 
@@ -145,7 +152,11 @@ def test_axes_of_a_new_figure_and_labels_that_are_there_stay():
     [
         (TypeError, {"net": 1}, "net is a int; expected a SigmoidMLP"),
         (ValueError, {"bounds": None}, "bounds and X are None; expected one of them"),
-        (ValueError, {"bounds": None, "X": np.zeros((3, 4))}, r"X has shape \(3, 4\); expected \(m, n_inputs\) = \(m, 2\)"),
+        (
+            ValueError,
+            {"bounds": None, "X": np.zeros((3, 4))},
+            r"X has shape \(3, 4\); expected \(m, n_inputs\) = \(m, 2\)",
+        ),
         (ValueError, {"class_names": ["a"]}, "class_names has 1 elements; expected one per class = 3"),
         (ValueError, {"bounds": ((0, 0), (0, 1))}, r"bounds\[0\] is \(0.0, 0.0\); expected lo < hi"),
         (ValueError, {"net": network(3, inputs=4)}, "at is None"),

@@ -13,7 +13,7 @@ How data flows::
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
-    integrations/   PyTorch and transformers on fastderiv, imported only when asked for
+    integrations/   PyTorch and transformers on fastderiv, boundaries in matplotlib; imported only when asked for
 """
 
 __version__ = "0.1.0"

@@ -1,16 +1,18 @@
 # ---- a plane of two inputs: enclosures over boxes ------------------------------------------------------------------
 #
-# Ranges of f, ∂f/∂x and ∂f/∂y over a box [x0, x1] × [y0, y1], lanes = boxes.  Every number below is an end of an interval that
-# holds the exact range, whatever the rounding; u = 2⁻⁵³.
-# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 2) u (|b| + Σ |w|), fused or not, in any order; the first
-#   layer's s + a x + b y by at most 5u (|s| + |a x| + |b y|), plus what s is off by.  These are constants of a unit, `wide`, and
-#   its interval is made so much wider.  So nothing that follows knows of errors in z.
-# - The tail t = σ(−|z|) is off by 4.2u relatively; 1 − t, at least ½, by 5.2u; so σ by 5.2u and σ' = t (1 − t) by 10.4u.
-#   `below` and `above` go 32u further out, and a product has room there.  Tails below the smallest normal number are 0: TINY.
-# - A sum of slopes is off by (n + 4) u Σ |w| |g|, relative to the slopes present: where a single steep unit is left, its sign is
-#   known for as long as its slope is a normal number.
-# The last layer's weights are differences of two parameters and may be off by u relatively: `wide` and (n + 4) include it.
-# derivations §2.
+# Ranges of f, ∂f/∂x and ∂f/∂y over a box [x0, x1] × [y0, y1], lanes = boxes.  Every number below is an end of an
+# interval that holds the exact range, whatever the rounding; u = 2⁻⁵³.
+# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 2) u (|b| + Σ |w|), fused or not, in any
+#   order; the first layer's s + a x + b y by at most 5u (|s| + |a x| + |b y|), plus what s is off by.  These are
+#   constants of a unit, `wide`, and its interval is made so much wider.  So nothing that follows knows of errors in
+#   z.
+# - The tail t = σ(−|z|) is off by 4.2u relatively; 1 − t, at least ½, by 5.2u; so σ by 5.2u and σ' = t (1 − t) by
+#   10.4u. `below` and `above` go 32u further out, and a product has room there.  Tails below the smallest normal
+#   number are 0: TINY.
+# - A sum of slopes is off by (n + 4) u Σ |w| |g|, relative to the slopes present: where a single steep unit is left,
+#   its sign is known for as long as its slope is a normal number.
+# The last layer's weights are differences of two parameters and may be off by u relatively: `wide` and (n + 4) have
+# room for it.  derivations §2.
 from libc.math cimport INFINITY
 
 from fastderiv._core.simd cimport vabs, vfma, vmax, vmin, vsel_lt, vset1, vsigmoid, vtail
@@ -32,8 +34,8 @@ cdef enum:
 
 cdef struct Boxes:
     const Net *net                      # two inputs, one output
-    const real *wide                    # (layers, twice, n_out padded to GL): what sums of the layer's units may be off by,
-    const real *box                     # and the values at a point; (4, m): x0, x1, y0, y1
+    const real *wide                    # layer by layer: what sums may be off by, then values at a point; padded to GL
+    const real *box                     # (4, m): x0, x1, y0, y1
     real *out                           # (4, m), see `judge`
     ix m, task                          # m is a multiple of GL; boxes of a task
 
@@ -75,9 +77,10 @@ cdef inline void activate(real *p) noexcept nogil:
     scale_slope(p + YS, p + LARGEST + VL, least, most)
 
 
-cdef inline void store_sum(real *z, vf z0, vf z1, vf x0, vf x1, vf y0, vf y1, vf c, const Box *box, real off) noexcept nogil:
-    """OUT z: the slopes, the value at the centre, and of two ranges of the sum the part that is in both: z0 to z1, and c ± off ±
-    |∂z/∂x| hx ± |∂z/∂y| hy, the mean value form."""
+cdef inline void store_sum(real *z, vf z0, vf z1, vf x0, vf x1, vf y0, vf y1, vf c, const Box *box,
+                           real off) noexcept nogil:
+    """OUT z: the slopes, the value at the centre, and of two ranges of the sum the part that is in both: z0 to z1, and
+    c ± off ± |∂z/∂x| hx ± |∂z/∂y| hy, the mean value form."""
     cdef vf reach
     vstore(z + XS, x0)
     vstore(z + XS + UP, x1)
@@ -89,12 +92,12 @@ cdef inline void store_sum(real *z, vf z0, vf z1, vf x0, vf x1, vf y0, vf y1, vf
     vstore(z + UP, vmin(above(c + above(reach)), z1))
 
 
-cdef inline void weighted_sum(const real *w, ix n, real bias, real wide, real off, const real *y, const Box *box, real *z,
-                              const bint last) noexcept nogil:
+cdef inline void weighted_sum(const real *w, ix n, real bias, real wide, real off, const real *y, const Box *box,
+                              real *z, const bint last) noexcept nogil:
     """IN y: n units; OUT z: bias + Σ w y and its slopes, w[k] being GL apart.  A negative weight swaps the ends.
 
-    What rounding does to either end of the slopes is judged by the magnitudes of that end's terms in the `last` layer; in the
-    others, whose weights are many, for half the work by the larger ones of both ends.
+    What rounding does to either end of the slopes is judged by the magnitudes of that end's terms in the `last` layer;
+    in the others, whose weights are many, for half the work by the larger ones of both ends.
     """
     cdef vf z0 = vset1(bias), z1 = z0, c = z0, x0 = vset1(0), x1 = x0, y0 = x0, y1 = x0, v, a
     cdef vf xm0 = x0, xm1 = x0, ym0 = x0, ym1 = x0, gamma = vset1((n + 4) * UNIT)
@@ -130,7 +133,8 @@ cdef inline void first_sum(const real *w, real s, real wide, const Box *box, rea
     """OUT z: s + a x + b y and its slopes a, b, which lie GL apart at w; ends of the box by their signs."""
     cdef vf a = vset1(w[0]), b = vset1(w[GL]), shift = vset1(s)
     cdef int x = 0 if w[0] >= 0 else 1, y = 2 if w[GL] >= 0 else 3
-    cdef vf z0 = vfma(a, box.end[x], vfma(b, box.end[y], shift)), z1 = vfma(a, box.end[1 - x], vfma(b, box.end[5 - y], shift))
+    cdef vf z0 = vfma(a, box.end[x], vfma(b, box.end[y], shift))
+    cdef vf z1 = vfma(a, box.end[1 - x], vfma(b, box.end[5 - y], shift))
     store_sum(z, below(z0 - vset1(wide)), above(z1 + vset1(wide)), below(a), above(a), below(b), above(b),
               vfma(a, box.x, vfma(b, box.y, shift)), box, wide)
 
@@ -159,8 +163,8 @@ cdef inline real *enclose(const Net *net, const real *wide, const Box *box, real
 
 cdef inline vf signed_gap(vf a, vf b) noexcept nogil:
     """The end of [a, b] next to zero, or 0 if zero is inside; 0 where an end is NaN."""
-    cdef vf zero = vset1(0)
-    return vsel_lt(zero, a, vsel_lt(a, vset1(INFINITY), a, zero), vsel_lt(b, zero, vsel_lt(vset1(-INFINITY), b, b, zero), zero))
+    cdef vf zero = vset1(0), largest = vset1(INFINITY)
+    return vsel_lt(zero, a, vsel_lt(a, largest, a, zero), vsel_lt(b, zero, vsel_lt(-largest, b, b, zero), zero))
 
 
 cdef inline void load_boxes(const Boxes *a, ix first, Box *box) noexcept nogil:
@@ -197,8 +201,8 @@ cdef void boxes_task(void *args, ix i, Worker *worker) noexcept nogil:
 def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes):
     """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the largest |f| there.
 
-    `program` has two inputs and one output; wide: float64, layer after layer what its units' sums may be off by, padded to
-    GL = 8, then what their values at a point may be off by; boxes (4, n): x0, x1, y0, y1, finite.
+    `program` has two inputs and one output; wide: float64, layer after layer what its units' sums may be off by, padded
+    to GL = 8, then what their values at a point may be off by; boxes (4, n): x0, x1, y0, y1, finite.
     """
     cdef Boxes a
     cdef ix n = boxes.shape[1], m = padded(n)

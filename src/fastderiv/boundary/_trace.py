@@ -1,9 +1,10 @@
 """trace_boundary: every curve on which two outputs tie, in a box of two inputs, with a certificate.
 
-The plane is cut into cells until each is decided: f ≠ 0 on it, or f strictly monotone in one of the two inputs with at most
-one zero on each of its four edges.  Then the signs of f at its corners tell everything: they are all the same and no curve
-comes by, or they change on exactly two edges and one arc joins these.  (Were there four changes, two opposite edges would
-rise in opposite directions.)  Arcs meet where cells meet, and are refined along the input in which f is monotone.
+The plane is cut into cells until each is decided: f ≠ 0 on it, or f strictly monotone in one of the two inputs with at
+most one zero on each of its four edges.  Then the signs of f at its corners tell everything: they are all the same and
+no curve comes by, or they change on exactly two edges and one arc joins these.  (Were there four changes, two opposite
+edges would rise in opposite directions.)  Arcs meet where cells meet, and are refined along the input in which f is
+monotone.
 """
 
 import math
@@ -24,7 +25,8 @@ _MARGIN = 2.0**-40  # by how much more than its width the box is judged, on each
 _CHORD = 1e-3  # of the box: how far a curve may be from a chord at its middle
 _BEND = np.array([0.0371, -0.0523])  # of the grid lines
 _CELLS, _WORK = 2**19, 4e10  # limits of the subdivision: cells judged, and multiply–adds
-_EDGES = np.array([[0, 1], [2, 3], [0, 2], [1, 3]])  # bottom, top, left, right, by corners: (x0, y0), (x1, y0), (x0, y1), (x1, y1)
+# bottom, top, left, right, by corners: (x0, y0), (x1, y0), (x0, y1), (x1, y1)
+_EDGES = np.array([[0, 1], [2, 3], [0, 2], [1, 3]])
 
 
 class BoundaryCurves(NamedTuple):
@@ -84,8 +86,8 @@ def trace_boundary(
     Returns
     -------
     curves : BoundaryCurves
-        Chords stay within about 0.1 % of the box's sides of the curve.  Open curves end on the box's edges, at `undecided`
-        boxes, or at both.
+        Chords stay within about 0.1 % of the box's sides of the curve.  Open curves end on the box's edges, at
+        `undecided` boxes, or at both.
 
     Raises
     ------
@@ -96,22 +98,22 @@ def trace_boundary(
 
     Notes
     -----
-    A cell of the plane is decided by enclosures of the margin and its gradient over all of it, propagated layer by layer with
-    proven bounds on rounding; only what they leave open is cut further.  The certificate is about the exact function of the
-    given parameters, on a box that holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths: where the boundary runs
-    along an edge, or touches it, curves are complete up to that.  No proof is possible where a curve crosses itself, or where
-    the margin vanishes on an area up to rounding; these places are listed, as is what is left when a limit of 2¹⁹ cells (fewer
-    for networks of more than 75 000 weights) is reached.
+    A cell of the plane is decided by enclosures of the margin and its gradient over all of it, propagated layer by
+    layer with proven bounds on rounding; only what they leave open is cut further.  The certificate is about the exact
+    function of the given parameters, on a box that holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths:
+    where the boundary runs along an edge, or touches it, curves are complete up to that.  No proof is possible where a
+    curve crosses itself, or where the margin vanishes on an area up to rounding; these places are listed, as is what is
+    left when a limit of 2¹⁹ cells (fewer for networks of more than 75 000 weights) is reached.
 
-    The time grows with the length of the curves, not with the area of the box: 1 to 3 ms for a few units; beyond, about 0.3 ns
-    (AVX-512) for each weight and cell, some hundred cells for one hidden layer and 10⁴ to 10⁵ for three of 64.  Enclosures widen
-    with every layer: five layers of 256 are mostly left undecided, after some ten seconds.  Memory is in proportion to the
-    cells judged, at most some 60 MiB beside the result.
+    The time grows with the length of the curves, not with the area of the box: 1 to 3 ms for a few units; beyond, about
+    0.3 ns (AVX-512) for each weight and cell, some hundred cells for one hidden layer and 10⁴ to 10⁵ for three of 64.
+    Enclosures widen with every layer: five layers of 256 are mostly left undecided, after some ten seconds.  Memory is
+    in proportion to the cells judged, at most some 60 MiB beside the result.
 
     References
     ----------
-    docs/derivations.md §2.  Subdivision with monotonicity tests: S. Plantinga, G. Vegter, "Isotopic approximation of implicit
-    curves and surfaces", Symposium on Geometry Processing, 2004.
+    docs/derivations.md §2.  Subdivision with monotonicity tests: S. Plantinga, G. Vegter, "Isotopic approximation of
+    implicit curves and surfaces", Symposium on Geometry Processing, 2004.
 
     Examples
     --------
@@ -140,9 +142,10 @@ def trace_boundary(
 
 
 class _Plane:
-    """The margin as a function of two inputs, over a box a little wider than the bounds, in a grid of 2**_FINEST cells a side.
+    """The margin as a function of two inputs, over a box a little wider than the bounds.
 
-    Grid lines lie beside the middles: networks with symmetries have their boundary exactly there.
+    It is cut by a grid of 2**_FINEST cells a side.  Grid lines lie beside the middles: networks with symmetries have
+    their boundary exactly there.
     """
 
     def __init__(self, program: Any, work: int, wide: np.ndarray, rounding: float, bounds: np.ndarray) -> None:
@@ -192,7 +195,7 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
     d, dc = net._last_difference(net._columns(outputs))
     weights, biases = (*net.weights[:-1], d[:, None]), (*net.biases[:-1], dc)
     with np.errstate(all="ignore"):
-        terms = others[:, None] * weights[0]  # summed by NumPy, not BLAS: the same bits for any number of threads
+        terms = others[:, None] * weights[0]  # here and below not by BLAS, whose bits may depend on its threads
         shift = biases[0] + terms.sum(axis=0)
         shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
         weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
@@ -201,18 +204,17 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
 
 
 def _rounding(weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, float]:
-    """For every unit what its sum, over exact terms, may be off by, and what its value at a point is, as the kernel wants them;
-    and the latter for the margin.
+    """For every unit what its sum over exact terms may be off by, and its value at a point; and the margin's.
 
-    The first layer's s + a x + b y: 5u (|s| + |a x| + |b y|) and the error of s.  Sums of n terms: (n + 4) u of the terms'
-    magnitudes, σ ≤ 1.  Through σ an error shrinks to a quarter at least, and σ itself is off by 3u.
+    The first layer's s + a x + b y: 5u (|s| + |a x| + |b y|) and the error of s.  Sums of n terms: (n + 4) u of the
+    terms' magnitudes, σ ≤ 1.  Through σ an error shrinks to a quarter at least, and σ itself is off by 3u.
     """
     reach = np.abs(box).max(axis=1) * (1 + 1e-6)
-    sums = shift_error + 5 * _U * (np.abs(biases[0]) + reach @ np.abs(weights[0]))
+    sums = shift_error + 5 * _U * (np.abs(biases[0]) + (reach[:, None] * np.abs(weights[0])).sum(axis=0))
     bounds, values = [sums, sums], sums
     for w, b in zip(weights[1:], biases[1:], strict=True):
         sums = (len(w) + 4) * _U * (np.abs(b) + np.abs(w).sum(axis=0))
-        values = (np.minimum(values / 4, 1) + 3 * _U) @ np.abs(w) + sums
+        values = ((np.minimum(values / 4, 1) + 3 * _U)[:, None] * np.abs(w)).sum(axis=0) + sums
         bounds += [sums, values]
     padded = [np.pad(1.001 * bound, (0, -len(bound) % 8)) for bound in bounds]
     return np.concatenate(padded), max(1e-300, float(np.nan_to_num(1.001 * values[0], nan=np.inf)))
@@ -254,7 +256,10 @@ class _Cells(NamedTuple):
 
 
 def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
-    """The cells with an arc, and the boxes that could not be decided, breadth first: what a limit leaves open is everywhere as fine."""
+    """The cells with an arc, and the boxes that could not be decided.
+
+    Breadth first: what a limit leaves open is as fine everywhere.
+    """
     side = 2 ** (_FINEST - _FIRST)
     grid = np.arange(2**_FIRST) * side
     cells = np.stack([*(a.ravel() for a in np.meshgrid(grid, grid)), np.full(4**_FIRST, side)])
@@ -279,11 +284,11 @@ def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
 
 
 def _decide(plane: _Plane, cells: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray, _Cells]:
-    """Of `cells`: what must be cut further, what is zero up to rounding and will not be decided, and the decided ones with an arc.
+    """Of `cells`: what must be cut further, what is zero up to rounding and stays open, what is decided and has an arc.
 
-    The sign of f at a corner is not known where |f| ≤ 2·rounding.  A cell that has such a corner is decided as if f were moved by
-    so much around it: all cells there see the same sign, and if slopes times sides are well beyond (16·rounding), the moved f
-    is as monotone as f is, and its curves lie as those of f.
+    The sign of f at a corner is not known where |f| ≤ 2·rounding.  A cell that has such a corner is decided as if f
+    were moved by so much around it: all cells there see the same sign, and if slopes times sides are well beyond
+    (16·rounding), the moved f is as monotone as f is, and its curves lie as those of f.
     """
     noise = plane.rounding
     boxes = plane.boxes(cells)
@@ -326,7 +331,8 @@ def _edges_decided(plane: _Plane, box: np.ndarray, axis: int, least: np.ndarray)
 def _quarters(cells: np.ndarray) -> np.ndarray:
     i, j, side = cells
     half = side // 2
-    return np.stack([np.concatenate([i, i + half, i, i + half]), np.concatenate([j, j, j + half, j + half]), np.tile(half, 4)])
+    columns, rows = (i, i + half, i, i + half), (j, j, j + half, j + half)
+    return np.stack([np.concatenate(columns), np.concatenate(rows), np.tile(half, 4)])
 
 
 def _joined(cells: np.ndarray) -> np.ndarray:
@@ -349,7 +355,7 @@ def _joined(cells: np.ndarray) -> np.ndarray:
 
 
 def _curves(plane: _Plane, cells: _Cells, tol: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """1. where arcs leave their cells  2. which meet there  3. arcs in the order of curves  4. points between  5. the box."""
+    """1. where arcs leave their cells  2. who meets there  3. in the order of curves  4. points between  5. the box."""
     if not cells.where.size:
         return [], np.zeros(0, bool)
     ends = _ends(cells)
@@ -394,11 +400,11 @@ def _ends(cells: _Cells) -> _Ends:
 
 
 def _meetings(ends: _Ends) -> tuple[np.ndarray, np.ndarray]:
-    """For every end the one it meets across the edge, or -1; and the number of the end whose edge is the shorter of the two.
+    """For every end the one it meets across the edge, or -1; and the one of the two whose edge is shorter.
 
-    Edges with a change of sign on one side of a line are disjoint, each with one zero, and so are those on the other side; of
-    two that share a zero one holds the other, as cells are nested.  So in the order along the line they are neighbours, and
-    neighbours that overlap share a zero.
+    Edges with a change of sign on one side of a line are disjoint, each with one zero, and so are those on the other
+    side; of two that share a zero one holds the other, as cells are nested.  So in the order along the line they are
+    neighbours, and neighbours that overlap share a zero.
     """
     order = np.lexsort((ends.start, ends.line, ends.vertical))
     sorted_ends = _Ends(*(field[order] for field in ends))
@@ -424,8 +430,10 @@ def _crossings(plane: _Plane, ends: _Ends, number: np.ndarray, tol: float) -> np
     return points
 
 
-def _solve(plane: _Plane, points: np.ndarray, axis: np.ndarray, lo: np.ndarray, hi: np.ndarray, rising: np.ndarray, tol: float) -> np.ndarray:
-    """Move points along `axis` to the only zero in [lo, hi]: Newton's method inside the bracket, bisection where it fails."""
+def _solve(
+    plane: _Plane, points: np.ndarray, axis: np.ndarray, lo: np.ndarray, hi: np.ndarray, rising: np.ndarray, tol: float
+) -> np.ndarray:
+    """Move points along `axis` to the only zero in [lo, hi]: Newton's steps in it, bisection where they fail."""
     result, rows = points, np.arange(len(points))
     lo, hi = lo.copy(), hi.copy()
     p, slow = points.copy(), np.zeros(len(points), np.intp)
@@ -455,7 +463,7 @@ def _solve(plane: _Plane, points: np.ndarray, axis: np.ndarray, lo: np.ndarray, 
 
 
 def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Arcs in the order of curves, which arcs are walked backwards, where each curve begins in them, and whether it is closed.
+    """Arcs in the order of curves, which are walked backwards, where each curve begins, and whether it is closed.
 
     Arc r has the ends 2r and 2r + 1, one of which is forward.
     """
@@ -477,11 +485,13 @@ def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarr
     return np.array(arcs, np.intp), np.array(backwards, bool), np.array(first, np.intp), np.array(closed, bool)
 
 
-def _refine(plane: _Plane, cells: _Cells, a: np.ndarray, b: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points between the ends of every arc until chords are close: their arcs, their places in (0, 1) along it, and they.
+def _refine(
+    plane: _Plane, cells: _Cells, a: np.ndarray, b: np.ndarray, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points between the ends of arcs until chords are close: whose each is, where in (0, 1) along it, and the points.
 
-    A piece is cut where one input, in which f is not needed to be monotone, is half way; the other is solved for.  Every arc
-    longer than the chord's tolerance is cut twice at least: the middle of an S lies on its chord.
+    A piece is cut where one input, in which f is not needed to be monotone, is half way; the other is solved for.
+    Every arc longer than the chord's tolerance is cut twice at least: the middle of an S lies on its chord.
     """
     one_way = (cells.slopes == 0).any(axis=0)
     box, wide = plane.boxes(cells.where), cells.where[2] > _CHORD * 2**_FINEST

@@ -1,4 +1,5 @@
-"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the manner of scikit-learn's displays."""
+"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the manner of scikit-learn's
+displays."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -30,8 +31,8 @@ COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e
 class BoundaryDisplay:
     """Where a network's decision changes in a plane of two inputs: every curve, exact, instead of a grid of pixels.
 
-    Use `from_estimator` or `from_network` to make one.  With more than two outputs the curve between each two is shown where
-    these are the largest, and ends where a third takes over.
+    Use `from_estimator` or `from_network` to make one.  With more than two outputs the curve between each two is shown
+    where these are the largest, and ends where a third takes over.
 
     Parameters
     ----------
@@ -171,7 +172,9 @@ class BoundaryDisplay:
         return display.plot(ax=ax, regions=regions, class_colors=class_colors, legend=legend, **kwargs)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, *, xlabel: str | None = None, ylabel: str | None = None, **kwargs: Any) -> Self:
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, xlabel: str | None = None, ylabel: str | None = None, **kwargs: Any
+    ) -> Self:
         """Trace the decision boundary of a fitted `sklearn.neural_network.MLPClassifier` and draw it.
 
         Parameters
@@ -241,7 +244,13 @@ class BoundaryDisplay:
         names = _names(self.class_names, self.network)
         palette = list(COLOURS if class_colors is None else class_colors)
         palette = [palette[k % len(palette)] for k in range(len(names))]
-        style: dict[str, Any] = {"colors": INK, "linewidths": 1.4, "capstyle": "round", "joinstyle": "round", "zorder": 2} | kwargs
+        style: dict[str, Any] = {
+            "colors": INK,
+            "linewidths": 1.4,
+            "capstyle": "round",
+            "joinstyle": "round",
+            "zorder": 2,
+        } | kwargs
         self.lines_ = {pair: LineCollection(curves, **style) for pair, curves in self.curves.items()}
         for line in self.lines_.values():
             ax.add_collection(line, autolim=False)
@@ -277,7 +286,9 @@ class BoundaryDisplay:
                 put(label)
 
     def _legend(self, ax: Axes, names: Sequence[Any], palette: Sequence[Any]) -> Any:
-        handles: list[Any] = [Patch(color=palette[k], alpha=0.35, linewidth=0, label=str(names[k])) for k in self.regions_]
+        handles: list[Any] = [
+            Patch(color=palette[k], alpha=0.35, linewidth=0, label=str(names[k])) for k in self.regions_
+        ]
         shown = [line for pair, line in self.lines_.items() if self.curves[pair]]
         labels = [handle.get_label() for handle in handles]
         if shown:
@@ -346,7 +357,8 @@ def _triple(net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], p
 
 
 def _may_lead(net: SigmoidMLP, boxes: np.ndarray, place: dict) -> np.ndarray:
-    """Whether the two largest outputs are close in the middle of each box: a tie of two that do not lead is of no interest."""
+    """Whether the two largest outputs are close in the middle of each box: a tie of two that do not lead is of no
+    interest."""
     if not len(boxes):
         return np.zeros(0, bool)
     top = np.sort(net.logits(_plane(boxes.mean(axis=2), **place)), axis=1)

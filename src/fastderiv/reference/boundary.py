@@ -192,9 +192,10 @@ class BoundaryCurves(NamedTuple):
     undecided: NDArray
 
 
-def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *, coordinates: Sequence[int] | NDArray = (0, 1),
-                   at: ArrayLike | None = None, outputs: Sequence[int] = (0, 1), tol: float = 1e-10) -> BoundaryCurves:  # fmt: skip
-    """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid does, and proves nothing."""
+def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *,
+                   coordinates: Sequence[int] | NDArray = (0, 1), at: ArrayLike | None = None,
+                   outputs: Sequence[int] = (0, 1), tol: float = 1e-10) -> BoundaryCurves:  # fmt: skip
+    """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid sees, no proof."""
     n = 120
     box = np.array(bounds, np.float64)
     x, y = np.linspace(box[:, 0], box[:, 1], n + 1).T
