@@ -10,16 +10,18 @@ How data flows::
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
-    integrations/   PyTorch and transformers on fastderiv, imported only when asked for
+    integrations/   PyTorch and transformers on fastderiv, boundaries in matplotlib; imported only when asked for
 """
 
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .ssm import (
     S6,
     ChunkSummary,
@@ -37,6 +39,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
     "Crossings",
     "ExponentialSum",
@@ -58,5 +61,6 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
     "transition_product",
 ]
