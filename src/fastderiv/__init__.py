@@ -9,7 +9,8 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, follow_boundary, nearest_tie, counterfactuals, decision_intervals,
+                tie_sensitivity
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -19,7 +20,21 @@ How data flows::
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import (
+    Counterfactuals,
+    DecisionIntervals,
+    ExponentialSum,
+    NearestTie,
+    RootResults,
+    SigmoidMLP,
+    TieSensitivity,
+    counterfactuals,
+    decision_intervals,
+    find_x1,
+    follow_boundary,
+    nearest_tie,
+    tie_sensitivity,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -38,16 +53,24 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "ChunkSummary",
+    "Counterfactuals",
+    "DecisionIntervals",
     "ExponentialSum",
+    "NearestTie",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "TieSensitivity",
     "chunk_summary",
     "combine_summaries",
+    "counterfactuals",
+    "decision_intervals",
     "find_x1",
+    "follow_boundary",
     "get_num_threads",
     "iter_subset_sums",
+    "nearest_tie",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -56,5 +79,6 @@ __all__ = [
     "show_config",
     "subset_logsumexp",
     "subset_sums",
+    "tie_sensitivity",
     "transition_product",
 ]

@@ -1,7 +1,26 @@
 """Sigmoid networks and where two of their outputs tie: docs/derivations.md §2."""
 
+from ._counterfactuals import Counterfactuals, counterfactuals
 from ._expsum import ExponentialSum
+from ._follow import follow_boundary
+from ._intervals import DecisionIntervals, decision_intervals
+from ._nearest import NearestTie, nearest_tie
 from ._network import SigmoidMLP
 from ._roots import RootResults, find_x1
+from ._sensitivity import TieSensitivity, tie_sensitivity
 
-__all__ = ["ExponentialSum", "RootResults", "SigmoidMLP", "find_x1"]
+__all__ = [
+    "Counterfactuals",
+    "DecisionIntervals",
+    "ExponentialSum",
+    "NearestTie",
+    "RootResults",
+    "SigmoidMLP",
+    "TieSensitivity",
+    "counterfactuals",
+    "decision_intervals",
+    "find_x1",
+    "follow_boundary",
+    "nearest_tie",
+    "tie_sensitivity",
+]

@@ -318,14 +318,14 @@ def _parameter(name: str, value: ArrayLike) -> np.ndarray:
     return own
 
 
-def _pair(name: str, value: Outputs, size: int) -> tuple[int, int]:
+def _pair(name: str, value: Outputs, size: int, what: str = "outputs") -> tuple[int, int]:
     try:
         a, b = value
     except (TypeError, ValueError):
         raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
             f"{name} is {value!r}; expected a pair of integers"
         ) from None
-    a, b = (arrays.position(f"{name}[{k}]", o, size, "outputs") for k, o in enumerate((a, b)))
+    a, b = (arrays.position(f"{name}[{k}]", o, size, what) for k, o in enumerate((a, b)))
     if a == b:
-        raise ValueError(f"{name} is {value!r}; expected two different outputs")
+        raise ValueError(f"{name} is {value!r}; expected two different {what}")
     return a, b

@@ -1,6 +1,20 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .boundary import (
+    Counterfactuals,
+    DecisionIntervals,
+    ExponentialSum,
+    NearestTie,
+    RootResults,
+    SigmoidMLP,
+    TieSensitivity,
+    counterfactuals,
+    decision_intervals,
+    find_x1,
+    follow_boundary,
+    nearest_tie,
+    tie_sensitivity,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -19,20 +33,29 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "ChunkSummary",
+    "Counterfactuals",
+    "DecisionIntervals",
     "ExponentialSum",
+    "NearestTie",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "TieSensitivity",
     "chunk_summary",
     "combine_summaries",
+    "counterfactuals",
+    "decision_intervals",
     "find_x1",
+    "follow_boundary",
     "iter_subset_sums",
+    "nearest_tie",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
     "subset_logsumexp",
     "subset_sums",
+    "tie_sensitivity",
     "transition_product",
 ]

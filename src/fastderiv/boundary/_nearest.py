@@ -1,0 +1,290 @@
+"""nearest_tie: the nearest point of the boundary, by SciPy's optimiser from many certified starts."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._counterfactuals import counterfactuals
+from ._network import Outputs, SigmoidMLP
+from ._points import check_box, check_network, check_point, margin_and_gradient, rounding
+from ._solve import solve_x1
+
+_LINES = 24  # straight ways into the space that are searched for ties, beside those along the inputs and the gradient
+_POLISHED = 6  # the nearest starts from which the optimiser is run
+_ROUNDS = 8  # of looking for a tie nearer than the one found
+_PROBES = 12  # directions beside the found one, each time
+_SURE = 1e-6  # a residual below makes a tie converged
+
+
+class NearestTie(NamedTuple):
+    """What `nearest_tie` returns.
+
+    Attributes
+    ----------
+    x : ndarray, shape (n_inputs,)
+        The tie; NaN if none was found.
+    distance : float
+        From the given point, in the Euclidean norm; NaN if none was found.
+    margin : float
+        The margin at `x`: zero but for rounding.
+    residual : float
+        How far x is from the conditions of a nearest point, relative to the distance: x is the point of the box that
+        lies nearest to "the given point plus a multiple of the margin's gradient at x".
+    converged : bool
+        Whether both are as small as they should be: residual ≤ 1e-6, and x a tie to within rounding.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> fd.nearest_tie(fd.SigmoidMLP([[[3.0], [4.0]]], [[-5.0]]), [0.0, 0.0]).x.round(9)
+    array([0.6, 0.8])
+    """
+
+    x: np.ndarray
+    distance: float
+    margin: float
+    residual: float
+    converged: bool
+
+
+def nearest_tie(
+    net: SigmoidMLP, x: ArrayLike, *, outputs: Outputs = (0, 1), bounds: ArrayLike | None = None
+) -> NearestTie:
+    """The point nearest to `x` at which two outputs tie, in the Euclidean norm.
+
+    Parameters
+    ----------
+    net : SigmoidMLP
+    x : array_like, shape (n_inputs,)
+    outputs : pair of int, optional
+        As in `SigmoidMLP.margin`.
+    bounds : array_like, shape (n_inputs, 2) or (2,), optional
+        The box lo ≤ hi that the tie has to lie in, one pair for each input or for all; lo = hi holds an input.  It need
+        not hold `x`.  By default there is none.
+
+    Returns
+    -------
+    result : NearestTie
+        `x`, `distance`, `margin`, `residual`, `converged`.  It is never further away than the nearest of
+        `counterfactuals` within the bounds.  Where no tie is found, NaN and False.
+
+    Raises
+    ------
+    TypeError
+        If `net` is no SigmoidMLP or an argument has another type.
+    ValueError
+        For a wrong shape, option or bound, and NaN and inf in `x`.
+
+    Notes
+    -----
+    The starts are the nearest ties along straight lines: along every input, along the gradient, and in fixed random
+    directions, all by `solve_x1`, which overlooks none on its line.  From the nearest of them
+    `scipy.optimize.minimize` (SLSQP) goes on with exact gradients; then lines beside the way to the best one are searched
+    for ties that are nearer still.  What is found is a local minimum of the distance, the best of all starts; that no
+    other part of the boundary is nearer is likely, and not certified.  The result is the same each time.
+
+    Without bounds, only the way the first layer's weights span matters, and the search takes place in no more dimensions
+    than that layer has units.
+
+    References
+    ----------
+    docs/derivations.md §2.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[1.0], [1.0]], [[1.0]]], [[0.0], [-0.5]])       # a tie where x1 + x2 = 0
+    >>> tie = fd.nearest_tie(net, [1.0, 2.0])
+    >>> tie.x.round(9), round(tie.distance, 9), tie.converged
+    (array([-0.5,  0.5]), 2.12132034..., True)
+    >>> fd.nearest_tie(net, [1.0, 2.0], bounds=[(0, 9), (-9, 9)]).x.round(9) + 0
+    array([0., 0.])
+    """
+    check_network(net)
+    x = check_point("x", net, x)
+    box = None if bounds is None else check_box("bounds", bounds, net.n_inputs, "(n_inputs, 2)", equal=True)
+    net._columns(outputs)
+    with np.errstate(all="ignore"):  # what overflows on the way is no candidate
+        return _Search(net, x, outputs, box).best()
+
+
+class _Search:
+    """A nearest tie among y = origin + Q z: z nearest to `target` with f(z) = 0, anywhere or in a box around 0.
+
+    Q has orthonormal columns, so that distances of z are distances of y: those of the inputs that are free in a box, or,
+    without one, a basis of what the first layer's weights span.  On the way out of that span f does not change, and so
+    neither does the nearest tie leave it.
+    """
+
+    def __init__(self, net: SigmoidMLP, x: np.ndarray, outputs: Outputs, box: np.ndarray | None) -> None:
+        self.net, self.x, self.outputs, self.noise = net, x, outputs, rounding(net, outputs)
+        self.box = np.tile((-np.inf, np.inf), (net.n_inputs, 1)) if box is None else box
+        self.free = self.box[:, 0] < self.box[:, 1]
+        self.origin = np.clip(x, *self.box.T)
+        self.Q = _span(net.weights[0]) if box is None else np.eye(net.n_inputs)[:, self.free]
+        ends = np.inf * np.ones((self.Q.shape[1], 2)) * (-1, 1) if box is None else (box - self.origin[:, None])[self.free]
+        self.lo, self.hi = ends.T
+        self.target = self.Q.T @ (x - self.origin)
+        self.random = np.random.default_rng(0)
+
+    def best(self) -> NearestTie:
+        f, g = self.evaluate(0 * self.target)
+        if f == 0:
+            return self.result(0 * self.target)
+        starts = [*self.along_inputs(), *self.along_lines(self.spread(g))] or list(self.along_lines(self.downhill(f)))
+        if not starts:
+            return NearestTie(np.full(len(self.x), np.nan), np.nan, np.nan, np.nan, False)
+        starts.sort(key=self.distance)
+        z = min(map(self.polished, starts[:_POLISHED]), key=self.distance)
+        for _ in range(_ROUNDS):
+            nearer = min(self.along_lines(self.beside(z)), key=self.distance, default=z)
+            if not self.distance(nearer) < self.distance(z) * (1 - 1e-9):
+                break
+            z = self.polished(nearer)
+        return self.result(z)
+
+    # ---- the problem
+
+    def at(self, z: np.ndarray) -> np.ndarray:
+        return np.clip(self.origin + self.Q @ z, *self.box.T)
+
+    def distance(self, z: np.ndarray) -> float:
+        return float(np.linalg.norm(z - self.target))
+
+    def evaluate(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """f and its gradient at z."""
+        f, g = margin_and_gradient(self.net, self.at(z), self.outputs)
+        return f, self.Q.T @ g
+
+    def residual(self, z: np.ndarray) -> float:
+        """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the ends not reached."""
+        _, g = self.evaluate(z)
+        inside, away = (self.lo < z) & (z < self.hi), z - self.target
+        u = g / np.linalg.norm(g[inside])
+        pull = self.target + (u[inside] @ away[inside]) * u if inside.any() else z
+        return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / np.linalg.norm(away))
+
+    def result(self, z: np.ndarray) -> NearestTie:
+        x = self.at(z)
+        (margin,), (_, g) = self.net.margin(x[None], self.outputs), self.evaluate(z)
+        distance = float(np.linalg.norm(x - self.x))
+        here = 16 * np.finfo(float).eps * max(1.0, float(abs(x).max(initial=0)))  # as exactly as x can be placed
+        residual = self.residual(z) if distance > here else 0.0
+        tie = abs(margin) <= self.noise + here * np.linalg.norm(g)
+        return NearestTie(x, distance, float(margin), residual, bool(tie and residual <= _SURE))
+
+    # ---- starts
+
+    def along_inputs(self) -> Iterator[np.ndarray]:
+        features = np.flatnonzero(self.free)
+        found = counterfactuals(self.net, self.origin, features=features, outputs=self.outputs, bounds=self.box[features])
+        for j, change in zip(features, found.change, strict=True):
+            if np.isfinite(change):
+                yield self.Q[j] * change
+
+    def along_lines(self, directions: np.ndarray) -> Iterator[np.ndarray]:
+        """The nearest tie on each line z = s v, for the unit vectors v among `directions` (k, d)."""
+        w, b = self.net.weights, self.net.biases
+        offset = b[0] + self.origin @ w[0]
+        for v in directions:
+            along = (self.Q @ v) @ w[0]
+            ends = np.concatenate([self.lo / v, self.hi / v])[np.tile(v != 0, 2)]
+            lo, hi = (ends[ends <= 0].max(initial=-np.inf), ends[ends >= 0].min(initial=np.inf))
+            if not (lo < hi and np.isfinite(along).all() and np.isfinite(offset).all()):
+                continue
+            line = SigmoidMLP((along[None], *w[1:]), (offset, *b[1:]))
+            z = solve_x1(line, np.zeros((1, 0)), outputs=self.outputs, bounds=(lo, hi)).x[:, None] * v
+            z = z[np.isfinite(z).all(1)]
+            if len(z):
+                nearest = self.projected(z[np.linalg.norm(z - self.target, axis=1).argmin()])
+                if self.is_tie(nearest):
+                    yield nearest
+
+    def spread(self, g: np.ndarray) -> np.ndarray:
+        """Directions into the space: the gradient's, and others evenly (in a plane) or at random."""
+        d = len(self.target)
+        if d == 2:
+            angles = np.arange(0.5, _LINES) * np.pi / _LINES
+            others = np.column_stack([np.cos(angles), np.sin(angles)])
+        else:
+            others = self.random.standard_normal((_LINES if d > 1 else 1, d))
+        return _units(np.vstack([g, self.target, others]))
+
+    def beside(self, z: np.ndarray) -> np.ndarray:
+        """Directions around the one of z, from close by to far off."""
+        spread = np.geomspace(0.02, 2, _PROBES)[:, None]
+        u = z / np.linalg.norm(z)
+        return _units(u + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
+
+    def downhill(self, f: float) -> np.ndarray:
+        """Directions to points on the other side of the boundary, by descent: where it meets no line."""
+        from scipy.optimize import minimize
+
+        def height(z: np.ndarray) -> tuple[float, np.ndarray]:
+            value, g = self.evaluate(z)
+            return value / f, g / f
+
+        begins = np.vstack([0 * self.target, self.random.standard_normal((_PROBES, len(self.target)))])
+        begins = np.clip(begins, self.lo, self.hi)
+        bounds = np.column_stack([self.lo, self.hi])
+        ends = [minimize(height, z, jac=True, method="L-BFGS-B", bounds=bounds).x for z in begins]
+        return _units(np.array([z for z in ends if height(z)[0] <= 0]).reshape(-1, len(self.target)))
+
+    # ---- from a start to the nearest tie
+
+    def polished(self, start: np.ndarray) -> np.ndarray:
+        """A local minimum of the distance, from a tie; that tie itself if nothing better is found.
+
+        In units of the start's distance and of the gradient there, both the distance and the constraint are of size 1.
+        """
+        from scipy.optimize import minimize
+
+        size = self.distance(start)
+        _, g = self.evaluate(start)
+        slope = np.linalg.norm(g)
+        if not (size > 0 and slope > 0):
+            return start
+        constraint = {
+            "type": "eq",
+            "fun": lambda u: self.evaluate(self.target + size * u)[0] / (size * slope),
+            "jac": lambda u: self.evaluate(self.target + size * u)[1] / slope,
+        }
+        bounds = [((a - t) / size, (b - t) / size) for a, b, t in zip(self.lo, self.hi, self.target, strict=True)]
+        u = minimize(
+            lambda u: (u @ u / 2, u), (start - self.target) / size, jac=True, method="SLSQP", bounds=bounds,
+            constraints=constraint, options={"ftol": 1e-15, "maxiter": 200},
+        ).x  # fmt: skip
+        z = self.projected(np.clip(self.target + size * u, self.lo, self.hi))
+        return z if self.is_tie(z) and self.distance(z) < size else start
+
+    def projected(self, z: np.ndarray) -> np.ndarray:
+        """z on the boundary, by Newton's method along the gradient within the box, as long as it comes closer."""
+        f, g = self.evaluate(z)
+        for _ in range(30):
+            inside = ((self.lo < z) | (g * f < 0)) & ((z < self.hi) | (g * f > 0))
+            slope = np.linalg.norm(g[inside])
+            new = np.clip(z - f / slope * np.where(inside, g / slope, 0), self.lo, self.hi)
+            f_new, g_new = self.evaluate(new)
+            if not abs(f_new) < abs(f):
+                break
+            z, f, g = new, f_new, g_new
+        return z
+
+    def is_tie(self, z: np.ndarray) -> bool:
+        f, g = self.evaluate(z)
+        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (1 + abs(self.at(z)).max(initial=0)))
+
+
+def _units(V: np.ndarray) -> np.ndarray:
+    """The rows of V that have a direction, as unit vectors."""
+    size = np.linalg.norm(V, axis=1)
+    return V[size > 0] / size[size > 0, None]
+
+
+def _span(w: np.ndarray) -> np.ndarray:
+    """Orthonormal columns that span those of w (n, h); all of space if h ≥ n."""
+    if w.shape[1] >= w.shape[0]:
+        return np.eye(w.shape[0])
+    return np.linalg.qr(w / np.maximum(abs(w).max(0, initial=0), np.finfo(float).tiny))[0]
