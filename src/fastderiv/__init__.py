@@ -11,6 +11,7 @@ How data flows::
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1, follow_boundary, nearest_tie, counterfactuals, decision_intervals,
                 tie_sensitivity
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -35,6 +36,7 @@ from .boundary import (
     nearest_tie,
     tie_sensitivity,
 )
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -55,6 +57,7 @@ __all__ = [
     "ChunkSummary",
     "Counterfactuals",
     "DecisionIntervals",
+    "Crossings",
     "ExponentialSum",
     "NearestTie",
     "RootResults",
@@ -77,6 +80,7 @@ __all__ = [
     "selective_state_update",
     "set_num_threads",
     "show_config",
+    "solve_x1",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -140,6 +140,18 @@ VINL vf vfma(vf a, vf b, vf c) { return a * b + c; }
 VINL vf vfms(vf a, vf b, vf c) { return a * b - c; }
 #endif
 
+VINL vf vfma_once(vf a, vf b, vf c)                    /* rounded once on every level: a proof rests on it */
+{
+#ifdef SIMD_FMA
+    return vfma(a, b, c);
+#else
+    real y[VL];
+    int i;
+    for (i = 0; i < VL; i++) y[i] = (real)fma(vget(a, i), vget(b, i), vget(c, i));
+    return vload(y);
+#endif
+}
+
 /* a < b ? x : y, lane by lane (false where a or b is NaN) */
 #if VB == 64
 # ifdef SIMD_F64
@@ -171,6 +183,20 @@ VINL vf vcopysign(vf a, vf b)                                               /* |
 {
     const vi m = viset1((rint_t)-1 >> 1);
     return as_f((as_i(a) & m) | (as_i(b) & ~m));
+}
+
+VINL vf vxor(vf a, vf b) { return as_f(as_i(a) ^ as_i(b)); }
+VINL vf vsel_neg(vf s, vf x, vf y)                                          /* x where the sign bit of s is set, else y */
+{
+#if VB == 64 && defined(SIMD_F64)
+    return (vf)_mm512_mask_blend_pd(_mm512_movepi64_mask((__m512i)s), y, x);
+#elif VB == 64
+    return (vf)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)s), y, x);
+#elif VB == 32
+    return (vf)X256(blendv)(y, x, s);
+#else
+    return vpick(-(as_i(s) >> (8 * sizeof(real) - 1)), x, y);
+#endif
 }
 
 /* ---- lanes as bits, lane 0 the lowest ------------------------------------------------------------------------- */
@@ -208,6 +234,20 @@ VINL void vcompress(real *p, vf v, unsigned lanes)
     vstore(p, (vf)_mm512_maskz_compress_ps((__mmask16)lanes, v));
 #else
     for (; lanes; lanes &= lanes - 1) *p++ = vget(v, vfirst(lanes));
+#endif
+}
+
+VINL vf vgather(const real *p, vf at)                                       /* p[at], at whole numbers below 2**31 */
+{
+#if VB == 64 && defined(SIMD_F64)
+    return (vf)_mm512_i64gather_pd(_mm512_cvttpd_epi64(at), p, 8);
+#elif VB == 32 && defined(SIMD_F64)
+    return (vf)_mm256_i32gather_pd(p, _mm256_cvttpd_epi32(at), 8);
+#else
+    real y[VL];
+    int i;
+    for (i = 0; i < VL; i++) y[i] = p[(ptrdiff_t)vget(at, i)];
+    return vload(y);
 #endif
 }
 

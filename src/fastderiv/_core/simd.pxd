@@ -22,7 +22,11 @@ cdef extern from "simd.h" nogil:
     vf vmax(vf a, vf b)
     vf vmin(vf a, vf b)
     vf vcopysign(vf a, vf b)            # |a| with the sign of b
+    vf vxor(vf a, vf b)
+    vf vsel_neg(vf s, vf x, vf y)       # x where the sign bit of s is set
     vf vfma(vf a, vf b, vf c)           # a·b + c
+    vf vfma_once(vf a, vf b, vf c)      # the same rounded once on every level
+    vf vgather(const real *p, vf at)    # p[at], whole numbers
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
     bint vall_lt(vf a, vf b)
     real vget(vf v, int i)

@@ -24,3 +24,6 @@ __all__ = [
     "nearest_tie",
     "tie_sensitivity",
 ]
+from ._solve import Crossings, solve_x1
+
+__all__ = ["Crossings", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "solve_x1"]

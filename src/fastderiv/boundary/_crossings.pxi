@@ -1,18 +1,114 @@
-# ---- roots as they are found --------------------------------------------------------------------------------------
+# ---- enclosures as they are found, and in order -------------------------------------------------------------------
 
 cdef enum:
-    CLUSTER, UNIQUE                     # what an enclosure is known to hold: all roots near there, or exactly one, simple
+    CLUSTER, UNIQUE                     # what an enclosure is known to hold: any roots, or exactly one, simple
 
-cdef struct Sink:                       # OUT the enclosures of one task's rows, row by row and ascending when it ends
-    ix *row
-    double *lower
-    double *upper
-    double *x
-    char *kind
-    ix n, cap                           # n counts on beyond cap, where nothing is stored: the task is then run again
+cdef struct Sink:                       # enclosures of one task in any order, numbers throughout for vcompress
+    real *row
+    real *lower
+    real *upper
+    real *x
+    real *kind
+    ix n, cap                           # n counts on beyond cap, where nothing is stored
+
+cdef struct Found:                      # OUT of a call: task i's enclosures from i·cap on, ordered
+    real *lower
+    real *upper
+    real *x
+    char *unique
+    ix *count                           # (rows,)
+    ix *needed                          # (tasks,) beyond cap: some are missing, the task wants that much
+    ix cap
 
 
-cdef inline void emit(Sink *s, ix row, double lower, double upper, double x, char kind) noexcept nogil:
+cdef inline void emit(Sink *s, ix row, real lower, real upper, real x, char kind) noexcept nogil:
     if s.n < s.cap:
         s.row[s.n], s.lower[s.n], s.upper[s.n], s.x[s.n], s.kind[s.n] = row, lower, upper, x, kind
     s.n += 1
+
+
+cdef inline real inside(real lower, real upper) noexcept nogil:
+    """A finite number in the middle of [lower, upper], at its only finite end, or 0."""
+    if lower == -INFINITY:
+        return 0 if upper == INFINITY else upper
+    return lower if upper == INFINITY else 0.5 * lower + 0.5 * upper
+
+
+cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix *start, ix *order) noexcept nogil:
+    """OUT the enclosures of the task's rows [first, first + rows), each row's ascending, clusters that touch as one.
+
+    start (rows + 1,) and order (cap,) are scratch.
+    """
+    cdef ix i, j, k, row, at = task * found.cap, end
+    found.needed[task] = s.n
+    memset(&found.count[first], 0, rows * sizeof(ix))
+    if s.n > found.cap:
+        return
+    memset(start, 0, (rows + 1) * sizeof(ix))
+    for i in range(s.n):
+        start[<ix>s.row[i] + 1] += 1
+    for row in range(rows):
+        start[row + 1] += start[row]
+    for i in range(s.n - 1, -1, -1):                    # into place by row, and by lower end within a row
+        row = <ix>s.row[i]
+        k = start[row] + found.count[first + row]
+        found.count[first + row] += 1
+        while k > start[row] and s.lower[order[k - 1]] > s.lower[i]:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = i
+    for row in range(rows):
+        k = at
+        end = start[row] + found.count[first + row]
+        for j in range(start[row], end):
+            i = order[j]
+            if at > k and s.kind[i] == CLUSTER and not found.unique[at - 1] and found.upper[at - 1] >= s.lower[i]:
+                found.upper[at - 1] = max(found.upper[at - 1], s.upper[i])
+                found.x[at - 1] = inside(found.lower[at - 1], found.upper[at - 1])
+            else:
+                found.lower[at], found.upper[at], found.x[at], found.unique[at] = s.lower[i], s.upper[i], s.x[i], s.kind[i] == UNIQUE
+                at += 1
+        found.count[first + row] = at - k
+
+
+cdef class Segments:
+    """Memory for the enclosures of so many rows in so many tasks."""
+    cdef Found found
+    cdef ix tasks, rows, task_rows
+    cdef cnp.ndarray count, needed, lower, upper, x, unique
+
+    def __cinit__(self, ix rows, ix task_rows, ix cap):
+        self.rows, self.task_rows, self.tasks = rows, task_rows, (rows + task_rows - 1) // task_rows
+        self.count, self.needed = np.empty(rows, np.intp), np.empty(self.tasks, np.intp)
+        self.lower, self.upper, self.x = (np.empty(self.tasks * cap) for _ in range(3))
+        self.unique = np.empty(self.tasks * cap, np.bool_)
+        self.found.count, self.found.needed = <ix *>cnp.PyArray_DATA(self.count), <ix *>cnp.PyArray_DATA(self.needed)
+        self.found.lower, self.found.upper = <real *>cnp.PyArray_DATA(self.lower), <real *>cnp.PyArray_DATA(self.upper)
+        self.found.x, self.found.unique = <real *>cnp.PyArray_DATA(self.x), <char *>cnp.PyArray_DATA(self.unique)
+        self.found.cap = cap
+
+    cdef ix most(self) noexcept:
+        """What the greediest task needed."""
+        cdef ix i, most = 0
+        for i in range(self.tasks):
+            most = max(most, self.found.needed[i])
+        return most
+
+    cdef tuple collect(self):
+        """count (rows,), lower, upper, x, unique (k,), the segments one behind the other."""
+        cdef const Found *f = &self.found
+        cdef ix total = 0, i, n, row, at = 0
+        cdef cnp.ndarray lower, upper, x, unique
+        for row in range(self.rows):
+            total += f.count[row]
+        lower, upper, x, unique = np.empty(total), np.empty(total), np.empty(total), np.empty(total, np.bool_)
+        for i in range(self.tasks):
+            n = 0
+            for row in range(i * self.task_rows, min(self.rows, (i + 1) * self.task_rows)):
+                n += f.count[row]
+            memcpy(<real *>cnp.PyArray_DATA(lower) + at, f.lower + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(upper) + at, f.upper + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(x) + at, f.x + i * f.cap, n * sizeof(real))
+            memcpy(<char *>cnp.PyArray_DATA(unique) + at, f.unique + i * f.cap, n)
+            at += n
+        return self.count, lower, upper, x, unique

@@ -1,0 +1,655 @@
+# ---- all roots of f(t) = c + Σ d_i σ(a_i t + s_i) in [lo, hi], for many rows s ------------------------------------
+#
+# Lanes are (row, interval).  At a point t only q_i = σ(−|z_i|) with the sign of z_i = a_i t + s_i is kept: σ and σ' at
+# t come from it, and so do the ranges of every term of f (monotone) and of f' (unimodal) on an interval, from its two ends.
+# t = ±∞ is a point like others.  An interval is excluded, or a bracket of exactly one simple root, or a cluster, or split.
+#
+# Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.  No statement is made unless it clears
+#     |f̂ − f| ≤ E = 1.001 (u D (0.225 + 2.5) + (H + 3) u (|c| + D) + edc) + 0.251 es D
+#   0.225: ẑ = z(1 + δ) as the multiply–add rounds once, and sup |z σ'(z)| = 0.2239.  2.5: vtail has 2.1 ulp, 1.05u where it is
+#   ½, and 1 − t adds u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
+#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + 1e−320,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
+#   (log σ')' = 1 − 2σ is in [−1, 1]: the rounding of z costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
+#   costs e^es − 1.  7u for t(1 − t), 3u for a d and the product, H u for the sum.  es²/15: a centre within es of an end may
+#   seem to lie outside.  For larger es, 0.0964 es G.  1e−320: products that underflow, times the widest interval.
+#     |f''| ≤ M₂ = 0.0964 Σ a_i² |d_i|,   sup |σ''| = 1/(6√3)
+# Everything is scaled so that the largest of |d_i| and |c| is about 1.
+
+cdef struct Sigmoids:
+    ix units
+    const real *a
+    const real *d
+    const real *g                       # a·d
+    real c
+    real E, E_s                         # E = E + E_s·es
+    real slope_u, slopes, least_slope   # (750 + H)u, G, and what does not depend on T or es
+    real curvature                      # M₂
+    real beyond[2]                      # how far from an end the way to −∞ or ∞ is split
+    real limit[2]                       # the sign of f(±∞), exactly; NaN where a unit stays in between
+    real narrow, slowest                # 16/max|a|, nothing happens on a smaller scale; the least |a| but 0
+    bint few                            # every row has one root at most, and then it is simple
+
+cdef struct Stack:                      # fields of `cap` numbers each
+    real *p
+    ix n, cap
+
+cdef struct Isolate:                    # a call
+    const Sigmoids *f
+    Batch other                         # the other inputs; its net makes the offsets s
+    const Layer *magnitudes             # the same with absolute values
+    real lo, hi, xtol
+    ix block                            # rows of a task
+    ix breaks                           # points at which every row is cut to begin with
+    ix todo_cap, bracket_cap
+    Found found
+
+cdef struct Block:                      # one task, in scratch
+    const Isolate *a
+    Worker *worker
+    ix rows
+    real *s                             # (units, block)
+    real *es                            # (block,)
+    real *spent                         # (block,) splits
+    real *points                        # (2, units, VL) the q of two neighbours
+    real *item                          # (3 + 2·units, VL)
+    real *t                             # (MOST_BREAKS + 2, VL)
+    real *x                             # (n_in, block) the other inputs
+    real *magnitudes                    # (units, block) the sums of absolute values
+    Stack todo                          # undecided: row, l, r, q at l, q at r
+    Stack bracket                       # row, the end with f < 0, the end with f > 0, first guess, least |f'|
+    Sink sink
+    ix *start
+    ix *order
+
+cdef struct Verdict:                    # bit i: lane i
+    unsigned none, one, any
+    vf guess, slope, negative           # where the root may be, least |f'|, and f at the left end
+
+cdef enum:
+    MOST_BREAKS = 16
+    BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
+    DEPTH = 192                         # items that one lane at a time may add to a full stack
+    STEPS = 100                         # of Newton's method; bisections among them
+
+cdef real U = 1.1102230246251565e-16
+
+
+cdef inline vf sigma(vf q) noexcept nogil:
+    return vsel_neg(q, vabs(q), vset1(1) - vabs(q))
+
+
+cdef inline vf dsigma(vf q) noexcept nogil:
+    return vabs(q) * (vset1(1) - vabs(q))
+
+
+cdef inline ix count_units(const Sigmoids *f, const int H) noexcept nogil:
+    return H if H else f.units
+
+
+cdef inline vf preactivation(const Sigmoids *f, ix i, vf t, vf s) noexcept nogil:
+    if f.a[i] == 0:                     # 0·∞
+        return s
+    return vfma_once(vset1(f.a[i]), t, s)
+
+
+cdef inline vf error(const Sigmoids *f, vf es) noexcept nogil:
+    return vfma(vset1(f.E_s), es, vset1(f.E))
+
+
+cdef inline vf slope_error(const Sigmoids *f, vf T, vf es) noexcept nogil:
+    cdef vf G = vset1(f.slopes), near = T * (1.02 * es) + es * es * (0.0667 * G), far = es * (0.0964 * G)
+    return T * vset1(f.slope_u) + vsel_lt(es, vset1(0.01), near, far) + vset1(f.least_slope)
+
+
+# 1. What is known about an interval
+
+cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real *qr, vf es, Verdict *v, const int H) noexcept nogil:
+    """IN q at both ends; OUT v: the lanes whose interval holds no root, exactly one simple root, or stays a cluster.
+
+    Two slopes: where f > 0 at both ends and m ≤ f' ≤ M, m < 0 < M, f is nowhere below the point where the line with m from
+    the left meets that with M from the right.  |f| is taken 3E smaller, 2E more than needed: that pays for its rounding.
+    """
+    cdef const Sigmoids *f = a.f
+    cdef vf fl = vset1(f.c), fr = fl, low = fl, high = fl, m = vset1(0), M = m, T = m
+    cdef vf yl, yr, pl, pr, top, bottom, E, Ep, w, A, B, p, drop, zero = vset1(0)
+    cdef ix i
+    cdef unsigned same, monotone, two_slopes, flat
+    for i in range(count_units(f, H)):
+        yl, yr = vload(ql + i * VL), vload(qr + i * VL)
+        pl, pr = dsigma(yl), dsigma(yr)
+        top = vsel_neg(vxor(yl, yr), vset1(0.25), vmax(pl, pr)) * vset1(f.g[i])
+        bottom = vmin(pl, pr) * vset1(f.g[i])
+        T += vabs(top)
+        yl = sigma(yl) * vset1(f.d[i])
+        yr = sigma(yr) * vset1(f.d[i])
+        fl += yl
+        fr += yr
+        if (f.a[i] < 0) == (f.d[i] < 0):
+            low, high, m, M = low + yl, high + yr, m + bottom, M + top
+        else:
+            low, high, m, M = low + yr, high + yl, m + top, M + bottom
+    E, Ep, w = error(f, es), slope_error(f, T, es), r - l
+    m, M = m - Ep, M + Ep
+    same = (vlt(E, fl) & vlt(E, fr)) | (vlt(fl, -E) & vlt(fr, -E))
+    monotone = vlt(zero, m) | vlt(M, zero)
+    v.slope = vmax(vmax(m, -M), zero)
+    if f.few:
+        monotone = ~0
+    flat = vlt(vmax(vabs(fl), vabs(fr)) + 0.5 * w * vmax(M, -m), 4.0 * E)
+    A, B, p = vabs(fl) - 3.0 * E, vabs(fr) - 3.0 * E, m
+    m, M = vsel_neg(fl, -M, m), vsel_neg(fl, -p, M)     # f < 0: turned around
+    p = M / (M - m)
+    drop = (m * w) * p
+    two_slopes = vlt(zero, (A * p + B * (vset1(1) - p)) + drop) & vlt(zero, A) & vlt(zero, B) & vlt(m, zero) & vlt(zero, M)
+    v.none = vlt(E, low) | vlt(high, -E) | (same & (monotone | two_slopes))
+    v.one = ((vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))) & monotone & ~v.none
+    v.any = flat | ~(vlt(4.0 * E, high) | vlt(low, -4.0 * E)) | vlt(w, vset1(1e-300))
+    v.any = (v.any | (vlt(w, 8 * U * vmax(vabs(l), vabs(r))) & vlt(w, vset1(INFINITY)))) & ~v.none & ~v.one
+    v.guess = vmin(vmax(vfma(w, fl / (fl - fr), l), l), r)
+    v.negative = fl
+
+
+cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
+    vcompress(s.p + field * s.cap + s.n, v, lanes)
+
+
+cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real *qr, vf es, unsigned live, const int H) noexcept nogil:
+    """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks, clusters to the sink."""
+    cdef const Isolate *a = b.a
+    cdef Verdict v
+    cdef ix n = count_units(a.f, H), i
+    cdef unsigned one, rest, lanes
+    judge(a, l, r, ql, qr, es, &v, H)
+    live &= vlt(l, r) & ~v.none
+    one = live & v.one & vlt(vset1(-INFINITY), l) & vlt(r, vset1(INFINITY))     # an infinite end is no bracket: split once more
+    rest = live & ~one & ~v.any
+    if one:
+        push(&b.bracket, 0, row, one)
+        push(&b.bracket, 1, vsel_neg(v.negative, l, r), one)
+        push(&b.bracket, 2, vsel_neg(v.negative, r, l), one)
+        push(&b.bracket, 3, v.guess, one)
+        push(&b.bracket, 4, v.slope, one)
+        b.bracket.n += vcount(one)
+    if rest:
+        push(&b.todo, 0, row, rest)
+        push(&b.todo, 1, l, rest)
+        push(&b.todo, 2, r, rest)
+        for i in range(n):
+            push(&b.todo, 3 + i, vload(ql + i * VL), rest)
+            push(&b.todo, 3 + n + i, vload(qr + i * VL), rest)
+        b.todo.n += vcount(rest)
+    lanes = live & v.any
+    while lanes:
+        i = vfirst(lanes)
+        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
+        lanes &= lanes - 1
+
+
+# 2. From the bounds and a few points in between
+
+cdef inline void centres(const Block *b, ix row, const int H) noexcept nogil:
+    """b.t = lo, the points, hi, for VL rows: the units' centres, or quantiles of some of them, within the bounds.
+
+    Beside the centres: symmetric networks have roots exactly at them.
+    """
+    cdef const Isolate *a = b.a
+    cdef const Sigmoids *f = a.f
+    cdef ix n = count_units(f, H), picked = min(n, <ix>MOST_BREAKS), i, k, unit
+    cdef vf lo = vset1(a.lo), hi = vset1(a.hi), t, other
+    cdef real *at = b.t + VL
+    for i in range(picked):
+        unit = i * n // picked
+        t = vset1(0)
+        if f.a[unit] != 0:
+            t = (vset1(0.0371) - vload(b.s + unit * a.block + row)) / vset1(f.a[unit])
+        t = vmin(vmax(t, lo), hi)
+        for k in range(i):                              # insertion sort
+            other = vload(at + k * VL)
+            vstore(at + k * VL, vmin(t, other))
+            t = vmax(t, other)
+        vstore(at + i * VL, t)
+    if a.breaks < picked:
+        for k in range(a.breaks):
+            vstore(at + k * VL, vload(at + ((2 * k + 1) * picked // (2 * a.breaks)) * VL))
+    vstore(b.t, lo)
+    vstore(at + a.breaks * VL, hi)
+
+
+cdef inline void at_point(const Block *b, ix row, vf t, real *q, const int H) noexcept nogil:
+    """OUT q of VL rows from `row` at t."""
+    cdef const Sigmoids *f = b.a.f
+    cdef ix i
+    for i in range(count_units(f, H)):
+        vstore(q + i * VL, vtail(preactivation(f, i, t, vload(b.s + i * b.a.block + row))))
+
+
+cdef inline void at_infinity(const Block *b, ix row, real side, real *q, const int H) noexcept nogil:
+    """The same at t = ±∞: every exponential but those of units that do not see t is 0."""
+    cdef const Sigmoids *f = b.a.f
+    cdef ix i
+    for i in range(count_units(f, H)):
+        if f.a[i] == 0:
+            vstore(q + i * VL, vtail(vload(b.s + i * b.a.block + row)))
+        else:
+            vstore(q + i * VL, vset1(0.0 if (f.a[i] > 0) == (side > 0) else -0.0))
+
+
+cdef inline void begin(Block *b, const int H) noexcept nogil:
+    """Judge the intervals between a row's first points, row by row in lanes."""
+    cdef const Isolate *a = b.a
+    cdef ix row, k, j, n = count_units(a.f, H)
+    cdef real numbers[VL]
+    cdef vf t, before, rows
+    cdef real *q
+    cdef real *last
+    for k in range(VL):
+        numbers[k] = k
+    for j in range((b.rows + VL - 1) // VL):
+        row = j * VL
+        centres(b, row, H)
+        rows = vload(numbers) + vset1(row)
+        before = vset1(a.lo)
+        for k in range(a.breaks + 2):
+            q, last = b.points + (k & 1) * n * VL, b.points + (~k & 1) * n * VL
+            t = vload(b.t + k * VL)
+            if (k == 0 and a.lo == -INFINITY) or (k == a.breaks + 1 and a.hi == INFINITY):
+                at_infinity(b, row, a.hi if k else a.lo, q, H)
+            else:
+                at_point(b, row, t, q, H)
+            if k:
+                decide(b, rows, before, t, last, q, vload(b.es + row), vlt(rows, vset1(b.rows)), H)
+            before = t
+        make_room(b, H)
+
+
+# 3. Splitting
+
+cdef inline real split_point(const Sigmoids *f, real l, real r) noexcept nogil:
+    """Where an infinite interval is cut, or one so wide that its exponents are halved."""
+    cdef real near, far, t
+    if l == -INFINITY:
+        return 0 if r == INFINITY else max(r - max(f.beyond[0], 0.5 * fabs(r)), -DBL_MAX)
+    if r == INFINITY:
+        return min(l + max(f.beyond[1], 0.5 * fabs(l)), DBL_MAX)
+    if l < 0 < r:
+        return 0
+    near, far = max(min(fabs(l), fabs(r)), f.narrow), max(fabs(l), fabs(r))
+    t = sqrt(near) * sqrt(far)
+    return -t if l < 0 else t
+
+
+cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
+    cdef vf w = r - l
+    cdef unsigned lanes = vlt(64.0 * (vmin(vabs(l), vabs(r)) + vset1(f.narrow)), w) | ~vlt(w, vset1(1e308))
+    cdef real t[VL]
+    cdef int i
+    vstore(t, 0.5 * l + 0.5 * r)
+    lanes &= (1 << VL) - 1
+    while lanes:
+        i = vfirst(lanes)
+        t[i] = split_point(f, vget(l, i), vget(r, i))
+        lanes &= lanes - 1
+    return vload(t)
+
+
+cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live) noexcept nogil:
+    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters."""
+    cdef unsigned lanes = live
+    cdef bint full = b.todo.n + 3 * VL > b.todo.cap
+    cdef ix i, at
+    while lanes:
+        i = vfirst(lanes)
+        lanes &= lanes - 1
+        at = <ix>vget(row, i)
+        b.spent[at] += 1
+        if full or b.spent[at] > BUDGET:
+            emit(&b.sink, at, vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
+            live &= ~(1u << i)
+    return live
+
+
+cdef inline void split(Block *b, const int H) noexcept nogil:
+    """Split undecided intervals, newest first, VL at a time, until none is left; one at a time where memory is short."""
+    cdef const Isolate *a = b.a
+    cdef const Sigmoids *f = a.f
+    cdef ix n = count_units(f, H), i, take, at, rounds = 0
+    cdef real *ql = b.item
+    cdef real *qr = b.item + n * VL
+    cdef vf row, l, r, t, es
+    cdef unsigned live
+    while b.todo.n > 0:
+        take = min(<ix>VL, b.todo.n) if b.todo.n + DEPTH < b.todo.cap else 1
+        b.todo.n -= take
+        at = b.todo.n
+        row, l, r = vload(b.todo.p + at), vload(b.todo.p + b.todo.cap + at), vload(b.todo.p + 2 * b.todo.cap + at)
+        live = afford(b, row, l, r, (1u << take) - 1)
+        if not live:
+            continue
+        row = vmax(vmin(row, vset1(b.rows - 1)), vset1(0))      # what lies behind the last item may be anything
+        es, t = vgather(b.es, row), middle(f, l, r)
+        for i in range(n):
+            vstore(ql + i * VL, vload(b.todo.p + (3 + i) * b.todo.cap + at))
+            vstore(qr + i * VL, vload(b.todo.p + (3 + n + i) * b.todo.cap + at))
+        for i in range(n):
+            vstore(b.points + i * VL, vtail(preactivation(f, i, t, vgather(b.s + i * a.block, row))))
+        decide(b, row, l, t, ql, b.points, es, live, H)
+        decide(b, row, t, r, b.points, qr, es, live, H)
+        make_room(b, H)
+        rounds += 1
+        if rounds % 64 == 0 and interrupted(b.worker):
+            return
+
+
+cdef inline void make_room(Block *b, const int H) noexcept nogil:
+    if b.bracket.n > b.bracket.cap - (MOST_BREAKS + 2) * VL:
+        refine(b, H)
+
+
+# 4. Newton's method, with a proof
+
+cdef inline void values(const Block *b, vf row, vf x, vf *f, vf *slope, vf *T, vf *curve, const int H) noexcept nogil:
+    """OUT f, f', T and f''/2 at x."""
+    cdef const Sigmoids *p = b.a.f
+    cdef vf q, y, e
+    cdef ix i
+    f[0] = vset1(p.c)
+    slope[0] = T[0] = curve[0] = vset1(0)
+    for i in range(count_units(p, H)):
+        q = vtail(preactivation(p, i, x, vgather(b.s + i * b.a.block, row)))
+        y = sigma(q)
+        e = dsigma(q) * vset1(p.g[i])
+        f[0] = vfma(vset1(p.d[i]), y, f[0])
+        slope[0] += e
+        T[0] += vabs(e)
+        curve[0] = vfma(e * vset1(p.a[i]), vset1(0.5) - y, curve[0])
+
+
+cdef inline void refine(Block *b, const int H) noexcept nogil:
+    """From brackets to enclosures: one step of all of them at a time, those that need another move up.
+
+    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'| the root is there, and no
+    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end.
+    """
+    cdef const Isolate *a = b.a
+    cdef Stack *s = &b.bracket
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, middle, tol, ends, one = vset1(1)
+    cdef ix i, j, kept, step_number = 0
+    cdef unsigned live, done
+    while s.n > 0:
+        kept = 0
+        for j in range((s.n + VL - 1) // VL):
+            i = j * VL
+            live = ((1 << min(<ix>VL, s.n - i)) - 1)
+            row, n, p = vload(s.p + i), vload(s.p + s.cap + i), vload(s.p + 2 * s.cap + i)
+            x, least = vload(s.p + 3 * s.cap + i), vload(s.p + 4 * s.cap + i)
+            row = vmax(vmin(row, vset1(b.rows - 1)), vset1(0))
+            es = vgather(b.es, row)
+            values(b, row, x, &f, &slope, &T, &curve, H)
+            E, size = error(a.f, es), vabs(slope)
+            t = 2.0001 * (vabs(f) + E) / size
+            t = vsel_lt(slope_error(a.f, T, es) + a.f.curvature * t, 0.4999 * size, t, vset1(INFINITY))
+            tol = vmin(t, 1.0001 * (vabs(f) + E) / least)
+            p, n = vsel_lt(E, f, x, p), vsel_lt(f, -E, x, n)
+            l, r = vmin(n, p), vmax(n, p)
+            step = f / slope                            # Halley's, its factor kept tame
+            next = x - step / vmin(vmax(one - step * (curve / slope), vset1(0.5)), vset1(2))
+            ends = tol * (1 + 4 * U) + 2 * U * vabs(x)
+            done = vlt(ends, 0.4999 * a.xtol * vmax(one, vabs(x))) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * U * vabs(x))
+            if step_number >= STEPS:
+                done = ~0
+            done &= live
+            live &= ~done
+            if done:
+                put(b, row, vmax(l, x - ends), vmin(r, x + ends), vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x), done)
+            middle = 0.5 * l + 0.5 * r
+            x = vsel_lt(l, next, vsel_lt(next, r, next, middle), middle)
+            if live:
+                vcompress(s.p + kept, row, live)
+                vcompress(s.p + s.cap + kept, n, live)
+                vcompress(s.p + 2 * s.cap + kept, p, live)
+                vcompress(s.p + 3 * s.cap + kept, x, live)
+                vcompress(s.p + 4 * s.cap + kept, least, live)
+                kept += vcount(live)
+        s.n = kept
+        step_number += 1
+
+
+cdef inline void put(Block *b, vf row, vf lower, vf upper, vf x, unsigned lanes) noexcept nogil:
+    """Enclosures of one root each to the sink, which has room for VL more than its cap."""
+    cdef Sink *s = &b.sink
+    if s.n <= s.cap:
+        vcompress(s.row + s.n, row, lanes)
+        vcompress(s.lower + s.n, lower, lanes)
+        vcompress(s.upper + s.n, upper, lanes)
+        vcompress(s.x + s.n, vmin(vmax(x, lower), upper), lanes)
+        vcompress(s.kind + s.n, vset1(UNIQUE), lanes)
+    s.n += vcount(lanes)
+
+
+# 5. Clusters, once more
+
+cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil:
+    """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so have the slowest units.
+
+    Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).  Further on, all of these shrink at
+    least as fast as the slowest: if its sum outweighs the others at t, it does for good.
+    """
+    cdef const Sigmoids *f = b.a.f
+    cdef real z, e, delta, nearest = INFINITY, slow = 0, size = 0, rest = 0
+    cdef ix i
+    if not (f.limit[side] == f.limit[side]) or not b.es[row] < 1e-6:
+        return False
+    for i in range(f.units):
+        z = f.a[i] * t + b.s[i * b.a.block + row]
+        if not 1 < (z if (f.a[i] > 0) == (side > 0) else -z) < 1e9:
+            return False
+        if fabs(f.a[i]) == f.slowest:
+            nearest = min(nearest, fabs(z))
+    for i in range(f.units):
+        z = fabs(f.a[i] * t + b.s[i * b.a.block + row])
+        e = exp(nearest - z)
+        delta = -f.d[i] if (f.a[i] > 0) == (side > 0) else f.d[i]
+        if fabs(f.a[i]) == f.slowest:
+            slow += delta * e
+            size += fabs(delta) * e
+            rest += fabs(delta) * e * exp(-z)
+        else:
+            rest += fabs(delta) * e
+    return fabs(slow) > 1.001 * rest + 1e-5 * size and f.limit[side] * slow >= 0
+
+
+cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
+    """Take from a cluster what is decided on the way to ±∞; whether anything is left."""
+    cdef real far = 32 / b.a.f.slowest, end
+    cdef ix k
+    if upper[0] == INFINITY and lower[0] > -INFINITY:
+        for k in range(24):
+            end = lower[0] + far * ((1 << k) - 1)
+            if decided_beyond(b, row, end, 1):
+                upper[0] = end
+                return k > 0
+    elif lower[0] == -INFINITY and upper[0] < INFINITY:
+        for k in range(24):
+            end = upper[0] - far * ((1 << k) - 1)
+            if decided_beyond(b, row, end, 0):
+                lower[0] = end
+                return k > 0
+    return True
+
+
+cdef bint prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *x) noexcept nogil:
+    """Try to make a cluster the enclosure of exactly one root, as in 4, strictly between its neighbours and the bounds."""
+    cdef const Isolate *a = b.a
+    cdef vf f, slope, T, curve, es = vset1(b.es[row])
+    cdef real size, t, E
+    x[0] = inside(lower[0], upper[0])
+    values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
+    E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
+    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0])) * (1 + 4 * U) + 2 * U * fabs(x[0])
+    if not (vget(slope_error(a.f, T, es), 0) + a.f.curvature * t < 0.4999 * size and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0]))
+            and after < x[0] - t and x[0] + t < before and a.lo <= x[0] - t and x[0] + t <= a.hi):
+        return False
+    lower[0], upper[0] = x[0] - t, x[0] + t
+    return True
+
+
+cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
+    """Clusters that reach to ±∞ end where f is decided; those that prove to be one root are."""
+    cdef ix row, j, at = task * found.cap, end, out = at, first = task * b.a.block, start
+    cdef real after, before
+    for row in range(b.rows):
+        end, start = at + found.count[first + row], out
+        for j in range(at, end):
+            if not found.unique[j]:
+                if not cut(b, row, &found.lower[j], &found.upper[j]):
+                    continue
+                after = found.upper[out - 1] if out > start else -INFINITY
+                before = found.lower[j + 1] if j + 1 < end else INFINITY
+                found.x[j] = inside(found.lower[j], found.upper[j])
+                if isfinite(found.lower[j]) and isfinite(found.upper[j]):
+                    found.unique[j] = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+            found.lower[out], found.upper[out], found.x[out], found.unique[out] = found.lower[j], found.upper[j], found.x[j], found.unique[j]
+            out += 1
+        found.count[first + row] = out - start
+        at = end
+
+
+# 6. A task: a block of rows
+
+cdef void offsets(Block *b, ix first) noexcept nogil:
+    """OUT s and es.  A sum of n products and a bias is wrong by (n + 1)u times that of the magnitudes at most."""
+    cdef const Isolate *a = b.a
+    cdef const Layer *l = &a.other.net.layers[0]
+    cdef ix i, j, r, ts = a.block
+    cdef vf most, bound = vset1(1.01 * (l.n_in + 2) * U if l.n_in else 0.0), s
+    load_rows(&a.other, first, b.rows, b.x, ts)
+    dense(l, b.x, b.s, ts, b.worker)
+    if l.n_in == 0:
+        memset(b.es, 0, ts * sizeof(real))
+        return
+    for i in range(l.n_in * ts):
+        b.x[i] = fabs(b.x[i])
+    dense(a.magnitudes, b.x, b.magnitudes, ts, b.worker)
+    for j in range(ts // VL):
+        r = j * VL
+        most = vset1(0)
+        for i in range(l.n_out):
+            most = vmax(most, vload(b.magnitudes + i * ts + r))
+        most = vsel_lt(most, vset1(1e300), most * bound, vset1(INFINITY))       # beyond, nothing can be known
+        vstore(b.es + r, most)
+        if vall_lt(most, vset1(INFINITY)):
+            continue
+        for i in range(l.n_out):
+            s = vload(b.s + i * ts + r)
+            vstore(b.s + i * ts + r, vsel_lt(most, vset1(INFINITY), s, vset1(0)))
+
+
+cdef inline real *carve(real **at, ix size) noexcept nogil:
+    """The next `size` numbers of the scratch, cache lines of their own."""
+    cdef real *p = at[0]
+    at[0] = p + (size + GL - 1) // GL * GL
+    return p
+
+
+cdef ix lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
+    """Where everything of a task is in the scratch; how many numbers that takes."""
+    cdef real *at = scratch
+    cdef ix n = a.f.units, sink = a.found.cap + VL
+    b.a = a
+    b.s, b.es, b.spent = carve(&at, padded(n) * a.block), carve(&at, a.block), carve(&at, a.block)
+    b.x, b.magnitudes = carve(&at, a.other.net.layers[0].n_in * a.block), carve(&at, padded(n) * a.block)
+    b.points, b.item, b.t = carve(&at, 2 * n * VL), carve(&at, 2 * n * VL), carve(&at, (MOST_BREAKS + 2) * VL)
+    b.todo.cap, b.bracket.cap = a.todo_cap, a.bracket_cap
+    b.todo.p, b.bracket.p = carve(&at, (3 + 2 * n) * a.todo_cap + VL), carve(&at, 5 * a.bracket_cap + VL)
+    b.sink.row, b.sink.lower, b.sink.upper = carve(&at, sink), carve(&at, sink), carve(&at, sink)
+    b.sink.x, b.sink.kind, b.sink.cap = carve(&at, sink), carve(&at, sink), a.found.cap
+    b.start, b.order = <ix *>carve(&at, a.block + 1), <ix *>carve(&at, a.found.cap + 1)
+    return at - scratch
+
+
+cdef inline void isolate(Block *b, const int H) noexcept nogil:
+    begin(b, H)
+    split(b, H)
+    refine(b, H)
+
+
+cdef void isolate_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef Isolate *a = <Isolate *>args
+    cdef Block b
+    cdef ix first = i * a.block
+    lay_out(a, &b, <real *>worker.scratch)
+    b.worker, b.rows = worker, min(a.block, a.other.m - first)
+    b.todo.n = b.bracket.n = b.sink.n = 0
+    memset(b.spent, 0, a.block * sizeof(real))
+    offsets(&b, first)
+    if a.f.units == 3:
+        isolate(&b, 3)
+    else:
+        isolate(&b, 0)
+    order_rows(&b.sink, b.rows, first, i, &a.found, b.start, b.order)
+    if b.sink.n <= a.found.cap:
+        sharpen(&b, i, &a.found)
+
+
+cdef class Isolator:
+    """The ties of a network with one hidden layer along one input, packed once.
+
+    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs of f(±∞), exactly.
+    offsets: the network of one layer that makes s from the other inputs, magnitudes: the same of absolute values.
+    """
+    cdef Sigmoids f
+    cdef Program net, sizes
+    cdef cnp.ndarray store
+
+    def __cinit__(self, cnp.ndarray a, cnp.ndarray d, double c, double error, bint few, tuple limits, Program offsets,
+                  Program magnitudes):
+        cdef Sigmoids *f = &self.f
+        cdef ix n = a.shape[0], i
+        cdef real *at
+        cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size
+        self.net, self.sizes, self.store = offsets, magnitudes, reals(3 * n)
+        at = aligned(self.store)
+        f.units, f.a, f.d, f.g, f.c, f.few = n, at, at + n, at + 2 * n, c, few
+        for i in range(n):
+            at[i], at[n + i] = (<real *>cnp.PyArray_DATA(a))[i], (<real *>cnp.PyArray_DATA(d))[i]
+            at[2 * n + i] = at[i] * at[n + i]
+            size = fabs(at[i])
+            D, G, curvature = D + fabs(at[n + i]), G + fabs(at[2 * n + i]), curvature + size * fabs(at[2 * n + i])
+            if size > 0:
+                widest, slowest = max(widest, size), min(slowest, size)
+        f.E = 1.001 * (U * D * 2.725 + (n + 3) * U * (fabs(c) + D) + error)
+        f.E_s, f.slope_u, f.slopes, f.curvature = 0.251 * D, (750 + n) * U, G, 0.0964 * curvature
+        f.least_slope = G * 4e-308 + 1e-320
+        f.narrow, f.slowest = 16 / widest if widest else 1, slowest if widest else 1
+        for i in range(2):
+            f.limit[i] = limits[i]
+            f.beyond[i] = log(min(2 * D / max(fabs(f.limit[i]), <real>1e-18) + 1.1, <real>1e18)) / f.slowest
+            if not f.beyond[i] > 0:
+                f.beyond[i] = 1 / f.slowest
+
+    def solve(self, cnp.ndarray X, double lo, double hi, double xtol):
+        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,)."""
+        return self.part(X, lo, hi, xtol, 0)
+
+    cdef tuple part(self, cnp.ndarray X, double lo, double hi, double xtol, ix cap):
+        cdef Isolate a
+        cdef Block b
+        cdef Segments out
+        cdef ix n = self.f.units, half, m = X.shape[0]
+        cdef double row = 4e-9 * (n + 2) * (n + 8) ** 0.5 * 8 / VL
+        fill(&a.other, &self.net.net, X, X)
+        a.f, a.magnitudes, a.lo, a.hi, a.xtol = &self.f, &self.sizes.net.layers[0], lo, hi, xtol
+        a.block = MAX_ROWS if n <= 16 else 2 * STEP if n <= 64 else STEP
+        a.breaks = n if n <= 4 else 4 if n <= 16 else 7
+        a.todo_cap, a.bracket_cap = (a.breaks + 1) * a.block + DEPTH + 4 * VL, a.block + 2 * (MOST_BREAKS + 2) * VL
+        if not cap:
+            cap = 8 * a.block
+        out = Segments(m, a.block, cap)
+        a.found = out.found
+        run(isolate_task, &a, out.tasks, lay_out(&a, &b, NULL) * sizeof(real), m * row)
+        if out.most() <= cap:
+            return out.collect()
+        if out.tasks == 1:
+            return self.part(X, lo, hi, xtol, out.most())
+        half = out.tasks // 2 * a.block
+        return tuple(map(np.concatenate, zip(self.part(X[:half], lo, hi, xtol, cap), self.part(X[half:], lo, hi, xtol, cap))))

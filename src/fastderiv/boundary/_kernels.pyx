@@ -8,10 +8,13 @@ in the tile kernels and in the single-row kernels alike: one row has the same bi
 import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
+from libc.float cimport DBL_MAX
+from libc.math cimport INFINITY, exp, fabs, isfinite, log, sqrt
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
-from fastderiv._core.simd cimport GL, VL, ix, real, vf, vload, vsigmoid, vsigmoid_grad, vstore
+from fastderiv._core.simd cimport (GL, VL, ix, real, vabs, vall_lt, vcompress, vcount, vf, vfirst, vfma, vfma_once, vgather, vget, vload,
+                                   vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad, vstore, vtail, vxor)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
 cnp.import_array()

@@ -1,0 +1,247 @@
+"""solve_x1: every tie along one input, with a certificate, for many rows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._core import arrays
+from .._core.progress import Progress, reporting
+from ._expsum import ExponentialSum
+from ._network import Outputs, SigmoidMLP, _kernels
+from ._roots import _others
+
+_BLOCK = 1 << 15  # rows at a time: their enclosures take some MiB before they are joined
+_BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
+_TINY = 5e-324
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Crossings:
+    """Every tie of every row: what `solve_x1` returns, row by row as in a sparse matrix.
+
+    ``len(c)`` is the number of rows m, ``c[i]`` the ties of row i.
+
+    Attributes
+    ----------
+    indptr : ndarray of intp, shape (m + 1,)
+        Row i has the ties ``indptr[i]`` to ``indptr[i + 1]``.
+    x, lower, upper : ndarray, shape (k,)
+        The ties, ascending within a row, and enclosures of them, which overlap at most at an end.  An enclosure may
+        reach to ±∞; its `x` is finite then too.
+    unique : ndarray of bool, shape (k,)
+        True: the enclosure holds exactly one tie, and a simple one.  False, a cluster: it holds all that are near there,
+        perhaps none; float64 cannot tell.
+    complete : ndarray of bool, shape (m,)
+        Whether it is proven that all ties of the row are in its enclosures.
+    root_bound : int or None
+        At most how many ties a row has, from `ExponentialSum.root_bound`; None if the network has not one hidden layer
+        of four units or less.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[1.0, 2.0], [0.5, -0.5]], [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])
+    >>> crossings = fd.solve_x1(net, [0.0, 1.0])
+    >>> len(crossings), crossings[0].round(9) + 0.0, crossings.status
+    (2, array([0.]), array(['unique', 'unique'], dtype='<U7'))
+    """
+
+    indptr: np.ndarray
+    x: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    unique: np.ndarray
+    complete: np.ndarray
+    root_bound: int | None = None
+
+    @property
+    def status(self) -> np.ndarray:
+        """``"unique"`` or ``"cluster"`` for every enclosure, shape (k,)."""
+        return np.where(self.unique, "unique", "cluster")
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        i = arrays.index("row", i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} is out of range, there being {len(self)} rows")
+        i %= len(self)
+        return self.x[self.indptr[i] : self.indptr[i + 1]]
+
+
+def solve_x1(
+    net: SigmoidMLP,
+    x_other: ArrayLike,
+    *,
+    coordinate: int = 0,
+    outputs: Outputs = (0, 1),
+    bounds: Sequence[float] | np.ndarray = (-math.inf, math.inf),
+    xtol: float = 1e-12,
+    progress: Progress = None,
+) -> Crossings:
+    """All solutions of z1 = z2 along one input, certified, for every row of the other inputs.
+
+    Parameters
+    ----------
+    net : SigmoidMLP
+        Any depth and width.
+    x_other : array_like, shape (m, n_inputs - 1)
+        The inputs except `coordinate`, ``np.delete(X, coordinate, axis=1)``; with two inputs also (m,) or a scalar.
+    coordinate : int, optional
+        The input to solve for, by default the first; negative ones count from the last.
+    outputs : pair of int, optional
+        As in `SigmoidMLP.margin`; a network with a single output ties where its logit is 0.
+    bounds : pair of float, optional
+        Where to look, lo < hi, both ends included; by default the whole line.
+    xtol : float, optional
+        How wide the enclosure of a single tie may be, relative to max(1, |x|).  Where rounding forbids that, the
+        enclosure is as wide as what is proven.
+    progress : bool or callable, optional
+        True for a bar (needs tqdm), or a function called with (rows done, rows).
+
+    Returns
+    -------
+    crossings : Crossings
+        ``crossings[i]`` are the ties of row i, ascending; enclosures, certificates and what else is known are its arrays.
+
+    Raises
+    ------
+    TypeError
+        If `net` is no SigmoidMLP or an argument has another type.
+    ValueError
+        For a wrong shape or number; NaN and infinite inputs and NaN bounds are among them: no certificate rests on them.
+
+    Notes
+    -----
+    What is certified is the exact real function of the given parameters, every float an exact number.  Intervals are
+    excluded, accepted or split by the ranges of the margin and its derivative on them, which cost two evaluations per
+    unit, as σ is monotone and σ' unimodal; ±∞ are ordinary points.  Every computed number comes with a bound of its
+    rounding error (derived in ``_isolate.pxi`` and ``_deep.pxi``), and no statement is made that does not clear it.
+    Newton's method then ends with a proof of its own.  What float64 cannot separate, such as a tie where the
+    margin only touches zero, is one cluster; a margin that is zero along the whole line is one cluster over the bounds.
+    A row gets 4000 splits, then what is undecided becomes a cluster.
+
+    One row costs about 0.1 µs with three hidden units and 0.8 µs with 16, and with more layers some ten evaluations a
+    layer.  A row's result does not depend on the others, the strides or the number of threads.  Memory beside the
+    result is one copy of it, some MiB, and at most 1 MiB a thread up to width 256.
+
+    References
+    ----------
+    docs/derivations.md §2.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[0.25, 50, 51]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]])
+    >>> ties = fd.solve_x1(net, [[]])                           # five ties with three hidden units
+    >>> ties[0].round(6) + 0.0
+    array([-4.394449, -2.006803,  0.      ,  2.006671,  4.394449])
+    >>> bool(ties.unique.all()), bool(ties.complete.all()), ties.root_bound
+    (True, True, 7)
+    """
+    if not isinstance(net, SigmoidMLP):
+        raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+    coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
+    pair, x = net._columns(outputs), _others(net, x_other)
+    lo, hi = _bounds(bounds)
+    xtol = arrays.number("xtol", xtol)
+    if not 0 < xtol < math.inf:
+        raise ValueError(f"xtol is {xtol}; expected a positive number")
+    solver, root_bound = _solver(net, pair, coordinate)
+    parts = []
+    with reporting(progress, len(x), "solve_x1") as done:
+        for first in range(0, len(x), _BLOCK):
+            parts.append(solver.solve(x[first : first + _BLOCK], lo, hi, xtol))
+            if done:
+                done(min(first + _BLOCK, len(x)))
+    return _joined(parts, root_bound)
+
+
+def _joined(parts: list, root_bound: int | None) -> Crossings:
+    if not parts:
+        parts = [(np.empty(0, np.intp), *(np.empty(0) for _ in range(3)), np.empty(0, np.bool_))]
+    count, lower, upper, x, unique = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    indptr = np.zeros(len(count) + 1, np.intp)
+    np.cumsum(count, out=indptr[1:])
+    return Crossings(indptr, x, lower, upper, unique, np.ones(len(count), np.bool_), root_bound)
+
+
+def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    try:
+        lo, hi = bounds
+    except TypeError:
+        raise TypeError(f"bounds is a {type(bounds).__name__}; expected a pair (lo, hi)") from None
+    except ValueError:
+        raise ValueError(f"bounds has {len(bounds)} elements; expected a pair (lo, hi)") from None
+    lo, hi = arrays.number("bounds[0]", lo), arrays.number("bounds[1]", hi)
+    if not lo < hi:
+        raise ValueError(f"bounds is ({lo}, {hi}); expected lo < hi")
+    return lo, hi
+
+
+def _solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+    """What solves rows, packed once, and Descartes' bound where it is worth its time."""
+    key = ("solver", pair, coordinate)
+    if key not in net._programs:
+        if len(net.weights) == 2:
+            net._programs[key] = _isolator(net, pair, coordinate)
+        else:
+            raise NotImplementedError
+    return net._programs[key]
+
+
+def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+    last = LastLayer(net, pair)
+    W, b = net.weights[0][:, last.used], net.biases[0][last.used]
+    others, bound = np.ascontiguousarray(np.delete(W, coordinate, axis=0)), _root_bound(net, pair, coordinate)
+    packed = _kernels.Isolator(
+        np.ascontiguousarray(W[coordinate]), last.d[last.used], last.c, last.error, bound is not None and bound <= 1,
+        (last.limit(W[coordinate] < 0), last.limit(W[coordinate] > 0)) if W[coordinate].all() else (math.nan, math.nan),
+        _kernels.Program((others,), (b,)), _kernels.Program((np.abs(others),), (np.abs(b),)),
+    )  # fmt: skip
+    return packed, bound
+
+
+class LastLayer:
+    """The margin's last layer Σ d_i y_i + c, times a power of two so that its largest number is about 1.
+
+    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  `used`: the units that are not exactly 0.
+    """
+
+    def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
+        first, second = self._columns(net, pair)
+        exponent = max(0, math.frexp(max(np.abs(first).max(), np.abs(second).max()))[1] - 1000)
+        lost = len(first) * _TINY if exponent else 0.0  # bits that are shifted out to avoid an overflow
+        self._first, self._second = np.ldexp(first, -exponent), np.ldexp(second, -exponent)
+        difference = self._first - self._second
+        back = difference - self._first
+        rest = (self._first - (difference - back)) - (self._second + back)  # exactly
+        self._exponent = math.frexp(np.abs(difference).max())[1]
+        *_, self.c = self.d = np.ldexp(difference, -self._exponent)
+        self.d = self.d[:-1]
+        self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -self._exponent)
+        self.used = ((difference != 0) | (rest != 0))[:-1]
+
+    def limit(self, on: np.ndarray) -> float:
+        """The correctly rounded margin where the used units `on` give 1 and the others 0."""
+        on = np.append(np.flatnonzero(self.used)[on], len(self.d))
+        return math.ldexp(math.fsum([*self._first[on], *-self._second[on]]), -self._exponent)
+
+    @staticmethod
+    def _columns(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+        v = np.vstack([net.weights[-1], net.biases[-1]])
+        return (v[:, 0], np.zeros(len(v))) if pair is None else (v[:, pair[0]], v[:, pair[1]])
+
+
+def _root_bound(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> int | None:
+    if net.hidden_widths[0] > _BOUNDED_UNITS:
+        return None
+    try:
+        return ExponentialSum(net, pair or (0, 1)).root_bound(coordinate)
+    except ValueError:  # zero everywhere
+        return None
