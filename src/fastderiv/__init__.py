@@ -9,9 +9,8 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1, follow_boundary, nearest_tie, counterfactuals, decision_intervals,
-                tie_sensitivity
-    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
+                follow_boundary, tie_sensitivity
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -23,6 +22,7 @@ __version__ = "0.1.0"
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import (
     Counterfactuals,
+    Crossings,
     DecisionIntervals,
     ExponentialSum,
     NearestTie,
@@ -34,9 +34,9 @@ from .boundary import (
     find_x1,
     follow_boundary,
     nearest_tie,
+    solve_x1,
     tie_sensitivity,
 )
-from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -56,8 +56,8 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "Counterfactuals",
-    "DecisionIntervals",
     "Crossings",
+    "DecisionIntervals",
     "ExponentialSum",
     "NearestTie",
     "RootResults",

@@ -8,9 +8,11 @@ from ._nearest import NearestTie, nearest_tie
 from ._network import SigmoidMLP
 from ._roots import RootResults, find_x1
 from ._sensitivity import TieSensitivity, tie_sensitivity
+from ._solve import Crossings, solve_x1
 
 __all__ = [
     "Counterfactuals",
+    "Crossings",
     "DecisionIntervals",
     "ExponentialSum",
     "NearestTie",
@@ -22,8 +24,6 @@ __all__ = [
     "find_x1",
     "follow_boundary",
     "nearest_tie",
+    "solve_x1",
     "tie_sensitivity",
 ]
-from ._solve import Crossings, solve_x1
-
-__all__ = ["Crossings", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "solve_x1"]

@@ -210,7 +210,7 @@ class _Curve:
             taken = solver.t
             if solver.status != "failed":
                 way = solver.dense_output()
-                samples = self.looked_at(way, solver.y, taken)
+                samples = self.looked_at(way, solver.y, taken, taken < left)
                 if samples is not None:
                     break
                 taken, taken_back = solver.t / 4, True
@@ -222,19 +222,23 @@ class _Curve:
                 )
             h = taken
         s, self.p = self.s, self.plane.project(solver.y[None])[0]
-        self.s = self.length if solver.t == left else s + solver.t
+        self.s = self.length if left - solver.t <= 4 * _EPS * self.length else s + solver.t
         self.h = solver.t if taken_back else solver.h_abs  # which is what the integrator would try next
         return s, way, samples
 
-    def looked_at(self, way: Callable, q: np.ndarray, h: float) -> np.ndarray | None:
-        """Where a step to q was sampled, if all of it lies on the boundary and turns gently; else None."""
+    def looked_at(self, way: Callable, q: np.ndarray, h: float, chosen: bool) -> np.ndarray | None:
+        """Where a step to q was sampled, if all of it lies on the boundary and turns gently; else None.
+
+        Where a step as short as the integrator has `chosen` is not long beside what rounding moves the boundary, it says
+        nothing about where that goes.
+        """
         t = np.sort(np.concatenate([_EVENLY, self.plane.transitions(self.p, q)])) * h
         P = way(t).T
         f, g = self.plane.evaluate(P)
         size = np.hypot(*g.T)
         tangents = np.vstack([self.field(0, self.p), np.column_stack([-g[:, 1], g[:, 0]]) * (self.sign / size)[:, None]])
         on = abs(f) <= _OFF * np.maximum(1.0, abs(P).max(1)) * size
-        told = self.plane.noise <= min(CLOSE, h / 16) * size  # or the step says nothing about where the boundary goes
+        told = self.plane.noise <= (min(CLOSE, h / 16) if chosen else CLOSE) * size
         gentle = (tangents[1:] * tangents[:-1]).sum(1) >= _TURN
         return t if (on & told & gentle).all() else None
 

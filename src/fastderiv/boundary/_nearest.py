@@ -15,6 +15,7 @@ _LINES = 24  # straight ways into the space that are searched for ties, beside t
 _POLISHED = 6  # the nearest starts from which the optimiser is run
 _ROUNDS = 8  # of looking for a tie nearer than the one found
 _PROBES = 12  # directions beside the found one, each time
+_ROUGH, _FINE = 1e-3, 1e-15  # what the optimiser may leave of the squared distance, to compare starts and in the end
 _SURE = 1e-6  # a residual below makes a tie converged
 
 
@@ -137,12 +138,13 @@ class _Search:
         if not starts:
             return NearestTie(np.full(len(self.x), np.nan), np.nan, np.nan, np.nan, False)
         starts.sort(key=self.distance)
-        z = min(map(self.polished, starts[:_POLISHED]), key=self.distance)
+        z = min((self.polished(start, _ROUGH) for start in starts[:_POLISHED]), key=self.distance)
         for _ in range(_ROUNDS):
+            z = self.polished(z, _FINE)
             nearer = min(self.along_lines(self.beside(z)), key=self.distance, default=z)
             if not self.distance(nearer) < self.distance(z) * (1 - 1e-9):
                 break
-            z = self.polished(nearer)
+            z = nearer
         return self.result(z)
 
     # ---- the problem
@@ -234,7 +236,7 @@ class _Search:
 
     # ---- from a start to the nearest tie
 
-    def polished(self, start: np.ndarray) -> np.ndarray:
+    def polished(self, start: np.ndarray, ftol: float) -> np.ndarray:
         """A local minimum of the distance, from a tie; that tie itself if nothing better is found.
 
         In units of the start's distance and of the gradient there, both the distance and the constraint are of size 1.
@@ -251,11 +253,16 @@ class _Search:
             "fun": lambda u: self.evaluate(self.target + size * u)[0] / (size * slope),
             "jac": lambda u: self.evaluate(self.target + size * u)[1] / slope,
         }
-        bounds = [((a - t) / size, (b - t) / size) for a, b, t in zip(self.lo, self.hi, self.target, strict=True)]
+        bounds = np.column_stack([self.lo - self.target, self.hi - self.target]) / size
         u = minimize(
-            lambda u: (u @ u / 2, u), (start - self.target) / size, jac=True, method="SLSQP", bounds=bounds,
-            constraints=constraint, options={"ftol": 1e-15, "maxiter": 200},
-        ).x  # fmt: skip
+            lambda u: (u @ u / 2, u),
+            (start - self.target) / size,
+            jac=True,
+            method="SLSQP",
+            bounds=bounds if np.isfinite(bounds).any() else None,
+            constraints=constraint,
+            options={"ftol": ftol, "maxiter": 200},
+        ).x
         z = self.projected(np.clip(self.target + size * u, self.lo, self.hi))
         return z if self.is_tie(z) and self.distance(z) < size else start
 
