@@ -163,10 +163,14 @@ class _Search:
     def residual(self, z: np.ndarray) -> float:
         """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the ends not reached."""
         _, g = self.evaluate(z)
-        inside, away = (self.lo < z) & (z < self.hi), z - self.target
+        inside, away = ~self.reached(z, 1e-12), z - self.target
         u = g / np.linalg.norm(g[inside])
         pull = self.target + (u[inside] @ away[inside]) * u if inside.any() else z
         return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / np.linalg.norm(away))
+
+    def reached(self, z: np.ndarray, tolerance: float) -> np.ndarray:
+        """Which of z are at an end of the box, to within a part of the distance."""
+        return np.minimum(z - self.lo, self.hi - z) <= tolerance * self.distance(z)
 
     def result(self, z: np.ndarray) -> NearestTie:
         x = self.at(z)
@@ -212,7 +216,8 @@ class _Search:
             others = np.column_stack([np.cos(angles), np.sin(angles)])
         else:
             others = self.random.standard_normal((_LINES if d > 1 else 1, d))
-        return _units(np.vstack([g, self.target, others]))
+        corners = np.where(others > 0, self.hi, self.lo)  # of the box, where a boundary may only cut one off
+        return _units(np.vstack([g, self.target, others, corners[np.isfinite(corners).all(1)]]))
 
     def beside(self, z: np.ndarray) -> np.ndarray:
         """Directions around the one of z, from close by to far off."""
@@ -228,6 +233,8 @@ class _Search:
             value, g = self.evaluate(z)
             return value / f, g / f
 
+        if not len(self.target):
+            return np.empty((0, 0))
         begins = np.vstack([0 * self.target, self.random.standard_normal((_PROBES, len(self.target)))])
         begins = np.clip(begins, self.lo, self.hi)
         bounds = np.column_stack([self.lo, self.hi])
@@ -263,7 +270,9 @@ class _Search:
             constraints=constraint,
             options={"ftol": ftol, "maxiter": 200},
         ).x
-        z = self.projected(np.clip(self.target + size * u, self.lo, self.hi))
+        z = np.clip(self.target + size * u, self.lo, self.hi)
+        end = np.where(z - self.lo < self.hi - z, self.lo, self.hi)
+        z = self.projected(np.where(self.reached(z, 1e-9), end, z))
         return z if self.is_tie(z) and self.distance(z) < size else start
 
     def projected(self, z: np.ndarray) -> np.ndarray:
