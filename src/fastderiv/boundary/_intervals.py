@@ -170,8 +170,9 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
     at = np.full(len(winner), lo)
     at[before + 1] = cut
     lower, row = at[begins], gap_row[begins]
-    upper = np.append(lower[1:], hi)
-    upper[np.flatnonzero(np.diff(row, append=m))] = hi
+    upper = np.full(len(lower), hi)
+    inner = np.flatnonzero(row[1:] == row[:-1])
+    upper[inner] = lower[inner + 1]
     return np.bincount(row, minlength=m), lower, upper, winner[begins], complete
 
 

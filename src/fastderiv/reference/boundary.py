@@ -311,13 +311,17 @@ def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1
     constraint = {"type": "eq", "fun": lambda y: net.margin([y], outputs)[0],
                   "jac": lambda y: net.margin_gradient([y], outputs)[0]}  # fmt: skip
     for v in rng.standard_normal((10, len(x))):
-        for t in _sampled_roots(lambda t, v=v: net.margin([np.clip(middle + t * v, *box.T)], outputs)[0], -50, 50):
+
+        def f(t, v=v):
+            return net.margin([np.clip(middle + t * v, *box.T)], outputs)[0]
+
+        for t in _sampled_roots(f, -50, 50):
             y = optimize.minimize(off, np.clip(middle + t * v, *box.T), jac=True, method="SLSQP", bounds=box,
                                   constraints=constraint, options={"ftol": 1e-14}).x  # fmt: skip
-            f, g, distance = net.margin([y], outputs)[0], net.margin_gradient([y], outputs)[0], np.linalg.norm(y - x)
+            margin, g, distance = net.margin([y], outputs)[0], net.margin_gradient([y], outputs)[0], np.linalg.norm(y - x)
             pull = np.clip(x + g * (g @ (y - x)) / (g @ g), *box.T)
-            if abs(f) < 1e-9 and not distance >= best.distance:
-                best = NearestTie(y, float(distance), float(f), float(np.linalg.norm(y - pull) / distance), True)
+            if abs(margin) < 1e-9 and not distance >= best.distance:
+                best = NearestTie(y, float(distance), float(margin), float(np.linalg.norm(y - pull) / distance), True)
     return best
 
 
