@@ -39,6 +39,10 @@ def root():
     return fd.find_x1(net, np.array([0.3]), (grid[cell], grid[cell + 1]))
 
 
+def crossings(c):
+    return c.indptr, c.x, c.lower, c.upper, c.unique, c.complete, c[3]
+
+
 def exponential_sum():
     sums = fd.ExponentialSum.from_network(net)
     return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
@@ -81,6 +85,8 @@ CALLS = {
     "subset_logsumexp": lambda: [fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")],
     "SigmoidMLP": lambda: [net.logits(X), net.forward(X), net.margin(X), net.margin_gradient(X)],
     "ExponentialSum": exponential_sum,
+    "solve_x1": lambda: crossings(fd.solve_x1(net, x)),
+    "Crossings": lambda: crossings(pickle.loads(pickle.dumps(fd.solve_x1(net, x, bounds=(-1, 2))))),
     "find_x1": lambda: [root().x],
     "counterfactuals": lambda: fd.counterfactuals(*tie()),
     "Counterfactuals": lambda: pickle.loads(pickle.dumps(fd.counterfactuals(*tie()))),

@@ -96,6 +96,7 @@ CALLS = {
     "scan_attention": lambda f, a: f(a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(a((2, 4, 3)), a((2, 3, 2))),
+    "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
     "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0]),
     "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,

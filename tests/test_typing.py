@@ -75,6 +75,9 @@ print(net.weights[0].shape, net.n_inputs + net.n_outputs, len(net.hidden_widths)
 X = load_iris_pair().X
 print(net.logits(X).shape, net.forward(X.tolist()).shape, net.margin(X, [1, 0]).shape, net.margin_gradient(X, (1, 0)).shape)
 roots: fd.RootResults = fd.find_x1(net, [1.5, 1.6], [4.5, 6.0])
+crossings: fd.Crossings = fd.solve_x1(net, [1.5, 1.6], coordinate=-2, outputs=[0, 1], bounds=(0, np.inf), xtol=1e-9, progress=print)
+row: Floats = crossings[0]
+print(len(crossings), crossings.unique.all(), crossings.status.tolist(), crossings.root_bound, row.shape)
 roots = fd.find_x1(net, 1.5, (np.array([4.5]), 6), coordinate=0, outputs=[0, 1], method="bisect", xtol=1e-9, maxiter=50)
 print(roots.x.shape, roots.converged.all(), roots.iterations.max() + roots.function_calls.sum())
 flips: fd.Counterfactuals = fd.counterfactuals(net, [4.5, 1.5], features=[0, -1], outputs=[1, 0], bounds=[(0, 9), (0, 3)])

@@ -34,6 +34,21 @@ cdef inline real inside(real lower, real upper) noexcept nogil:
     return lower if upper == INFINITY else 0.5 * lower + 0.5 * upper
 
 
+cdef void by_lower(const Sink *s, ix *order, ix n) noexcept nogil:
+    """Sort the enclosures that `order` (n,) names: Shell's method, as rows mostly have one and rarely thousands."""
+    cdef ix gap = 1, i, k, one
+    while gap < n // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, n):
+            k, one = i, order[i]
+            while k >= gap and s.lower[order[k - gap]] > s.lower[one]:
+                order[k] = order[k - gap]
+                k -= gap
+            order[k] = one
+        gap //= 3
+
+
 cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix *start, ix *order) noexcept nogil:
     """OUT the enclosures of the task's rows [first, first + rows), each row's ascending, clusters that touch as one.
 
@@ -49,17 +64,14 @@ cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix
         start[<ix>s.row[i] + 1] += 1
     for row in range(rows):
         start[row + 1] += start[row]
-    for i in range(s.n - 1, -1, -1):                    # into place by row, and by lower end within a row
+    for i in range(s.n):
         row = <ix>s.row[i]
-        k = start[row] + found.count[first + row]
+        order[start[row] + found.count[first + row]] = i
         found.count[first + row] += 1
-        while k > start[row] and s.lower[order[k - 1]] > s.lower[i]:
-            order[k] = order[k - 1]
-            k -= 1
-        order[k] = i
     for row in range(rows):
         k = at
         end = start[row] + found.count[first + row]
+        by_lower(s, order + start[row], end - start[row])
         for j in range(start[row], end):
             i = order[j]
             if at > k and s.kind[i] == CLUSTER and not found.unique[at - 1] and found.upper[at - 1] >= s.lower[i]:

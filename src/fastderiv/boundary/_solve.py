@@ -140,7 +140,7 @@ def solve_x1(
     >>> net = fd.SigmoidMLP([[[0.25, 50, 51]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]])
     >>> ties = fd.solve_x1(net, [[]])                           # five ties with three hidden units
     >>> ties[0].round(6) + 0.0
-    array([-4.394449, -2.006803,  0.      ,  2.006671,  4.394449])
+    array([-4.394449, -1.999171,  0.      ,  1.999188,  4.394449])
     >>> bool(ties.unique.all()), bool(ties.complete.all()), ties.root_bound
     (True, True, 7)
     """

@@ -15,6 +15,7 @@ from .boundary import (
     nearest_tie,
     tie_sensitivity,
 )
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -35,6 +36,7 @@ __all__ = [
     "ChunkSummary",
     "Counterfactuals",
     "DecisionIntervals",
+    "Crossings",
     "ExponentialSum",
     "NearestTie",
     "RootResults",
@@ -54,6 +56,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "solve_x1",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -330,6 +330,17 @@ class DecisionIntervals:
 
     def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray) -> None:
         self.indptr, self.lower, self.upper, self.output, self.complete = indptr, lower, upper, output, complete
+class Crossings:
+    """Row i has the ties x[indptr[i]:indptr[i + 1]]."""
+
+    def __init__(self, indptr: NDArray, x: NDArray, lower: NDArray, upper: NDArray, unique: NDArray, complete: NDArray,
+                 root_bound: int | None = None) -> None:  # fmt: skip
+        self.indptr, self.x, self.lower, self.upper = indptr, x, lower, upper
+        self.unique, self.complete, self.root_bound = unique, complete, root_bound
+
+    @property
+    def status(self) -> NDArray:
+        return np.where(self.unique, "unique", "cluster")
 
     def __len__(self) -> int:
         return len(self.complete)
@@ -368,3 +379,31 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
     flat = [pair for row in rows for pair in row]
     return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
                              np.array([output for _, output in flat], int), np.ones(len(rows), bool))  # fmt: skip
+    def __getitem__(self, i: int) -> NDArray:
+        i = range(len(self))[i]
+        return self.x[self.indptr[i] : self.indptr[i + 1]]
+
+
+def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, outputs: Sequence[int] = (0, 1),
+             bounds: Sequence[float] | NDArray = (-np.inf, np.inf), xtol: float = 1e-12,
+             progress: Any = None) -> Crossings:  # fmt: skip
+    """Dense samples where the first layer's units bend, brentq where the margin changes its sign: complete is never claimed."""
+    x_other, coordinate = np.asarray(x_other, np.float64), coordinate % net.n_inputs
+    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
+    rows = []
+    for x in np.insert(x_other, coordinate, 0, axis=1):
+        w = net.weights[0][coordinate]
+        s = x @ net.weights[0] + net.biases[0]
+        t = np.append((np.linspace(-40, 40, 201)[:, None] - s[w != 0]) / w[w != 0], 0)
+        t = np.unique(np.append(t[(t > bounds[0]) & (t < bounds[1])], [end for end in bounds if np.isfinite(end)]))
+
+        def margin(t, x=x):
+            return net.margin([np.where(np.arange(len(x)) == coordinate, t, x)], outputs)[0]
+
+        f = np.array([margin(p) for p in t])
+        cells = np.flatnonzero(f[:-1] * f[1:] < 0)
+        rows.append(sorted([*t[f == 0], *(optimize.brentq(margin, t[k], t[k + 1], xtol=xtol / 8) for k in cells)]))
+    indptr = np.cumsum([0, *map(len, rows)])
+    x = np.array([t for row in rows for t in row])
+    half = xtol / 2 * np.maximum(1, abs(x))
+    return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
