@@ -13,8 +13,9 @@ from libc.math cimport INFINITY, exp, fabs, isfinite, log, sqrt
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
-from fastderiv._core.simd cimport (GL, VL, ix, real, vabs, vall_lt, vcompress, vcount, vf, vfirst, vfma, vfma_once, vgather, vget, vload,
-                                   vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad, vstore, vtail, vxor)
+from fastderiv._core.simd cimport (GL, NS, VL, ix, real, vabs, vall_lt, vcompress, vcopysign, vcount, vf, vfirst, vfma, vfma_once,
+                                   vgather, vget, vload, vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad,
+                                   vstore, vtail, vxor)
 from fastderiv._core.threads cimport Worker, interrupted, run
 
 cnp.import_array()

@@ -17,6 +17,7 @@ from ._roots import _others
 _BLOCK = 1 << 15  # rows at a time: their enclosures take some MiB before they are joined
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
 _TINY = 5e-324
+_SMALL = 1e-290  # multiplied by a power of two, numbers above lose no bits
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -191,7 +192,7 @@ def _solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> t
         if len(net.weights) == 2:
             net._programs[key] = _isolator(net, pair, coordinate)
         else:
-            raise NotImplementedError
+            net._programs[key] = _kernels.DeepNet(_margin_program(net, pair), coordinate), None
     return net._programs[key]
 
 
@@ -205,6 +206,17 @@ def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) ->
         _kernels.Program((others,), (b,)), _kernels.Program((np.abs(others),), (np.abs(b),)),
     )  # fmt: skip
     return packed, bound
+
+
+def _margin_program(net: SigmoidMLP, pair: tuple[int, int] | None) -> Any:
+    """The network whose only output is the margin, times a power of two so that d is about 1 where that loses no bits."""
+    with np.errstate(over="ignore"):  # infinite differences make every row a cluster
+        d, c = net._last_difference(pair)
+    sizes = np.abs(np.append(d, c))
+    exponent = -math.frexp(sizes.max())[1]
+    if np.all((sizes == 0) | (np.ldexp(sizes, exponent) > _SMALL)):
+        d, c = np.ldexp(d, exponent), np.ldexp(c, exponent)
+    return _kernels.Program((*net.weights[:-1], d[:, None]), (*net.biases[:-1], c))
 
 
 class LastLayer:
