@@ -2,6 +2,7 @@
 
 from .boundary import (
     Counterfactuals,
+    Crossings,
     DecisionIntervals,
     ExponentialSum,
     NearestTie,
@@ -13,9 +14,9 @@ from .boundary import (
     find_x1,
     follow_boundary,
     nearest_tie,
+    solve_x1,
     tie_sensitivity,
 )
-from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .ssm import (
     S6,
     ChunkSummary,
@@ -35,8 +36,8 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "Counterfactuals",
-    "DecisionIntervals",
     "Crossings",
+    "DecisionIntervals",
     "ExponentialSum",
     "NearestTie",
     "RootResults",

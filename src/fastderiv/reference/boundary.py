@@ -183,6 +183,51 @@ def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
     return x, r.converged, r.iterations, r.function_calls
 
 
+class Crossings:
+    """Row i has the ties x[indptr[i]:indptr[i + 1]]."""
+
+    def __init__(self, indptr: NDArray, x: NDArray, lower: NDArray, upper: NDArray, unique: NDArray, complete: NDArray,
+                 root_bound: int | None = None) -> None:  # fmt: skip
+        self.indptr, self.x, self.lower, self.upper = indptr, x, lower, upper
+        self.unique, self.complete, self.root_bound = unique, complete, root_bound
+
+    @property
+    def status(self) -> NDArray:
+        return np.where(self.unique, "unique", "cluster")
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+    def __getitem__(self, i: int) -> NDArray:
+        i = range(len(self))[i]
+        return self.x[self.indptr[i] : self.indptr[i + 1]]
+
+
+def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, outputs: Sequence[int] = (0, 1),
+             bounds: Sequence[float] | NDArray = (-np.inf, np.inf), xtol: float = 1e-12,
+             progress: Any = None) -> Crossings:  # fmt: skip
+    """Dense samples where the first layer's units bend, brentq where the margin changes its sign: complete is never claimed."""
+    x_other, coordinate = np.asarray(x_other, np.float64), coordinate % net.n_inputs
+    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
+    rows = []
+    for x in np.insert(x_other, coordinate, 0, axis=1):
+        w = net.weights[0][coordinate]
+        s = x @ net.weights[0] + net.biases[0]
+        t = np.append((np.linspace(-40, 40, 201)[:, None] - s[w != 0]) / w[w != 0], 0)
+        t = np.unique(np.append(t[(t > bounds[0]) & (t < bounds[1])], [end for end in bounds if np.isfinite(end)]))
+
+        def margin(t, x=x):
+            return net.margin([np.where(np.arange(len(x)) == coordinate, t, x)], outputs)[0]
+
+        f = np.array([margin(p) for p in t])
+        cells = np.flatnonzero(f[:-1] * f[1:] < 0)
+        rows.append(sorted([*t[f == 0], *(optimize.brentq(margin, t[k], t[k + 1], xtol=xtol / 8) for k in cells)]))
+    indptr = np.cumsum([0, *map(len, rows)])
+    x = np.array([t for row in rows for t in row])
+    half = xtol / 2 * np.maximum(1, abs(x))
+    return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
+
+
 class TieSensitivity(NamedTuple):
     """∂x*/∂p, shaped as the network's parameters and its other inputs."""
 
@@ -255,14 +300,6 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
     return np.array([start, *middle, *last])
 
 
-def _sampled_roots(f, lo, hi):
-    """The changes of sign of f among many points, each solved by brentq."""
-    t = np.unique(np.clip(np.sinh(np.linspace(-20, 20, 1601)), lo, hi))
-    values = [f(s) for s in t]
-    pairs = zip(itertools.pairwise(t), itertools.pairwise(values), strict=True)
-    return [optimize.brentq(f, a, b, xtol=1e-14) for (a, b), (fa, fb) in pairs if fa * fb < 0]
-
-
 class Counterfactuals(NamedTuple):
     """The nearest tie along each input."""
 
@@ -277,13 +314,9 @@ def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | 
     chosen = range(len(x)) if features is None else features
     value = np.full(len(chosen), np.nan)
     for k, (j, (lo, hi)) in enumerate(zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)):
-
-        def f(t, j=j):
-            X = x[None].copy()
-            X[0, j] = t
-            return net.margin(X, outputs)[0]
-
-        value[k] = min(_sampled_roots(f, lo, hi), key=lambda t, j=j: abs(t - x[j]), default=np.nan)
+        roots = solve_x1(net, np.delete(x, j)[None], coordinate=j, outputs=outputs, bounds=(lo, hi)).x
+        if len(roots):
+            value[k] = roots[abs(roots - x[j]).argmin()]
     return Counterfactuals(value, value - x[list(chosen)])
 
 
@@ -311,11 +344,8 @@ def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1
     constraint = {"type": "eq", "fun": lambda y: net.margin([y], outputs)[0],
                   "jac": lambda y: net.margin_gradient([y], outputs)[0]}  # fmt: skip
     for v in rng.standard_normal((10, len(x))):
-
-        def f(t, v=v):
-            return net.margin([np.clip(middle + t * v, *box.T)], outputs)[0]
-
-        for t in _sampled_roots(f, -50, 50):
+        line = SigmoidMLP((v[None] @ net.weights[0], *net.weights[1:]), (net.biases[0] + middle @ net.weights[0], *net.biases[1:]))
+        for t in solve_x1(line, np.zeros((1, 0)), outputs=outputs).x:
             y = optimize.minimize(off, np.clip(middle + t * v, *box.T), jac=True, method="SLSQP", bounds=box,
                                   constraints=constraint, options={"ftol": 1e-14}).x  # fmt: skip
             margin, g, distance = net.margin([y], outputs)[0], net.margin_gradient([y], outputs)[0], np.linalg.norm(y - x)
@@ -330,17 +360,6 @@ class DecisionIntervals:
 
     def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray) -> None:
         self.indptr, self.lower, self.upper, self.output, self.complete = indptr, lower, upper, output, complete
-class Crossings:
-    """Row i has the ties x[indptr[i]:indptr[i + 1]]."""
-
-    def __init__(self, indptr: NDArray, x: NDArray, lower: NDArray, upper: NDArray, unique: NDArray, complete: NDArray,
-                 root_bound: int | None = None) -> None:  # fmt: skip
-        self.indptr, self.x, self.lower, self.upper = indptr, x, lower, upper
-        self.unique, self.complete, self.root_bound = unique, complete, root_bound
-
-    @property
-    def status(self) -> NDArray:
-        return np.where(self.unique, "unique", "cluster")
 
     def __len__(self) -> int:
         return len(self.complete)
@@ -379,31 +398,3 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
     flat = [pair for row in rows for pair in row]
     return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
                              np.array([output for _, output in flat], int), np.ones(len(rows), bool))  # fmt: skip
-    def __getitem__(self, i: int) -> NDArray:
-        i = range(len(self))[i]
-        return self.x[self.indptr[i] : self.indptr[i + 1]]
-
-
-def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, outputs: Sequence[int] = (0, 1),
-             bounds: Sequence[float] | NDArray = (-np.inf, np.inf), xtol: float = 1e-12,
-             progress: Any = None) -> Crossings:  # fmt: skip
-    """Dense samples where the first layer's units bend, brentq where the margin changes its sign: complete is never claimed."""
-    x_other, coordinate = np.asarray(x_other, np.float64), coordinate % net.n_inputs
-    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
-    rows = []
-    for x in np.insert(x_other, coordinate, 0, axis=1):
-        w = net.weights[0][coordinate]
-        s = x @ net.weights[0] + net.biases[0]
-        t = np.append((np.linspace(-40, 40, 201)[:, None] - s[w != 0]) / w[w != 0], 0)
-        t = np.unique(np.append(t[(t > bounds[0]) & (t < bounds[1])], [end for end in bounds if np.isfinite(end)]))
-
-        def margin(t, x=x):
-            return net.margin([np.where(np.arange(len(x)) == coordinate, t, x)], outputs)[0]
-
-        f = np.array([margin(p) for p in t])
-        cells = np.flatnonzero(f[:-1] * f[1:] < 0)
-        rows.append(sorted([*t[f == 0], *(optimize.brentq(margin, t[k], t[k + 1], xtol=xtol / 8) for k in cells)]))
-    indptr = np.cumsum([0, *map(len, rows)])
-    x = np.array([t for row in rows for t in row])
-    half = xtol / 2 * np.maximum(1, abs(x))
-    return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
