@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._core import maths
 from ._counterfactuals import counterfactuals
 from ._network import Outputs, SigmoidMLP
 from ._points import check_box, check_network, check_point, margin_and_gradient, rounding
@@ -15,7 +16,8 @@ _LINES = 24  # straight ways into the space that are searched for ties, beside t
 _POLISHED = 6  # the nearest starts from which the optimiser is run
 _ROUNDS = 8  # of looking for a tie nearer than the one found
 _PROBES = 12  # directions beside the found one, each time
-_ROUGH, _FINE = 1e-3, 1e-15  # what the optimiser may leave of the squared distance, to compare starts and in the end
+_ROUGH, _FINE = 1e-3, 1e-6  # what the optimiser may leave of the squared distance: to compare starts, for Newton's method
+_NEAR = 1e-5  # part of the distance within which an input is as good as at the end of its bounds
 _SURE = 1e-6  # a residual below makes a tie converged
 
 
@@ -34,7 +36,8 @@ class NearestTie(NamedTuple):
         How far x is from the conditions of a nearest point, relative to the distance: x is the point of the box that
         lies nearest to "the given point plus a multiple of the margin's gradient at x".
     converged : bool
-        Whether both are as small as they should be: residual ≤ 1e-6, and x a tie to within rounding.
+        Whether `x` is a local minimum of the distance: residual ≤ 1e-6, x a tie to within rounding, and the distance
+        not curved downwards along the boundary.
 
     Examples
     --------
@@ -82,7 +85,8 @@ def nearest_tie(
     -----
     The starts are the nearest ties along straight lines: along every input, along the gradient, and in fixed random
     directions, all by `solve_x1`, which overlooks none on its line.  From the nearest of them
-    `scipy.optimize.minimize` (SLSQP) goes on with exact gradients; then lines beside the way to the best one are searched
+    `scipy.optimize.minimize` (SLSQP) goes on with exact gradients, and from the best of those Newton's method, with exact
+    second derivatives; then lines beside the way to the best one are searched
     for ties that are nearer still.  What is found is a local minimum of the distance, the best of all starts; that no
     other part of the boundary is nearer is likely, and not certified.  The result is the same each time.
 
@@ -140,7 +144,7 @@ class _Search:
         starts.sort(key=self.distance)
         z = min((self.polished(start, _ROUGH) for start in starts[:_POLISHED]), key=self.distance)
         for _ in range(_ROUNDS):
-            z = self.polished(z, _FINE)
+            z = self.refined(self.polished(z, _FINE))
             nearer = min(self.along_lines(self.beside(z)), key=self.distance, default=z)
             if not self.distance(nearer) < self.distance(z) * (1 - 1e-9):
                 break
@@ -161,16 +165,23 @@ class _Search:
         return f, self.Q.T @ g
 
     def residual(self, z: np.ndarray) -> float:
-        """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the ends not reached."""
-        _, g = self.evaluate(z)
-        inside, away = ~self.reached(z, 1e-12), z - self.target
-        u = g / np.linalg.norm(g[inside])
-        pull = self.target + (u[inside] @ away[inside]) * u if inside.any() else z
-        return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / np.linalg.norm(away))
+        """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the inputs not held."""
+        pull = self.pull(z, ~self.held(z))
+        return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / self.distance(z))
 
-    def reached(self, z: np.ndarray, tolerance: float) -> np.ndarray:
-        """Which of z are at an end of the box, to within a part of the distance."""
-        return np.minimum(z - self.lo, self.hi - z) <= tolerance * self.distance(z)
+    def pull(self, z: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """target + λ g with the λ for which that is nearest to z, as far as the inputs `inside` go."""
+        _, g = self.evaluate(z)
+        if not inside.any():
+            return z
+        u = g / np.linalg.norm(g[inside])
+        return self.target + (u[inside] @ (z - self.target)[inside]) * u
+
+    def held(self, z: np.ndarray) -> np.ndarray:
+        """Which inputs an end of the box holds: they are at it, nearly, and are pulled beyond."""
+        near = np.minimum(z - self.lo, self.hi - z) <= _NEAR * self.distance(z)
+        pull = self.pull(z, ~near) if near.any() else z
+        return near & np.where(z - self.lo < self.hi - z, pull <= self.lo, pull >= self.hi)
 
     def result(self, z: np.ndarray) -> NearestTie:
         x = self.at(z)
@@ -179,7 +190,8 @@ class _Search:
         here = 16 * np.finfo(float).eps * max(1.0, float(abs(x).max(initial=0)))  # as exactly as x can be placed
         residual = self.residual(z) if distance > here else 0.0
         tie = abs(margin) <= self.noise + here * np.linalg.norm(g)
-        return NearestTie(x, distance, float(margin), residual, bool(tie and residual <= _SURE))
+        minimum = distance <= here or self.curvature(z) >= -_SURE
+        return NearestTie(x, distance, float(margin), residual, bool(tie and residual <= _SURE and minimum))
 
     # ---- starts
 
@@ -222,8 +234,7 @@ class _Search:
     def beside(self, z: np.ndarray) -> np.ndarray:
         """Directions around the one of z, from close by to far off."""
         spread = np.geomspace(0.02, 2, _PROBES)[:, None]
-        u = z / np.linalg.norm(z)
-        return _units(u + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
+        return _units(_units(z[None]) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
 
     def downhill(self, f: float) -> np.ndarray:
         """Directions to points on the other side of the boundary, by descent: where it meets no line."""
@@ -268,12 +279,50 @@ class _Search:
             method="SLSQP",
             bounds=bounds if np.isfinite(bounds).any() else None,
             constraints=constraint,
-            options={"ftol": ftol, "maxiter": 200},
+            options={"ftol": ftol, "maxiter": 100},
         ).x
         z = np.clip(self.target + size * u, self.lo, self.hi)
         end = np.where(z - self.lo < self.hi - z, self.lo, self.hi)
-        z = self.projected(np.where(self.reached(z, 1e-9), end, z))
+        z = self.projected(np.where(self.held(z), end, z))
         return z if self.is_tie(z) and self.distance(z) < size else start
+
+    def lagrangian(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """At z, over the inputs that no end holds: u = g/|g|, z − target + λu, I + λ ∇²f/|g|, f/|g|, with the best λ."""
+        f, g = self.evaluate(z)
+        inside = ~self.held(z)
+        slope, away = float(np.linalg.norm(g[inside])) or np.nan, (z - self.target)[inside]
+        u = g[inside] / slope
+        force = -(u @ away)
+        H = _hessian(self.net, self.at(z), self.Q[:, inside], self.net._columns(self.outputs)) / slope
+        return u, away + force * u, np.eye(len(u)) + force * H, f / slope
+
+    def refined(self, z: np.ndarray) -> np.ndarray:
+        """Newton's method on the conditions of a nearest point, as long as it comes closer to them."""
+        best = self.residual(z)
+        for _ in range(8):
+            u, rest, M, off = self.lagrangian(z)
+            if not (np.isfinite(M).all() and np.isfinite(u).all()):
+                break
+            system = np.block([[M, u[:, None]], [u, np.zeros(1)]])
+            new = z.copy()
+            try:
+                new[~self.held(z)] += np.linalg.solve(system, -np.append(rest, off))[:-1]
+            except np.linalg.LinAlgError:
+                break
+            new = self.projected(np.clip(new, self.lo, self.hi))
+            residual = self.residual(new)
+            if not (residual < best and self.is_tie(new) and self.distance(new) <= self.distance(z) * (1 + 1e-6)):
+                break
+            z, best = new, residual
+        return z
+
+    def curvature(self, z: np.ndarray) -> float:
+        """The least curvature of the squared distance along the boundary: of a minimum it is not negative."""
+        u, _, M, _ = self.lagrangian(z)
+        if len(u) < 2 or not np.isfinite(M).all():
+            return 0.0
+        along = np.linalg.qr(np.column_stack([u, np.eye(len(u))]))[0][:, 1:]
+        return float(np.linalg.eigvalsh(along.T @ M @ along)[0])
 
     def projected(self, z: np.ndarray) -> np.ndarray:
         """z on the boundary, by Newton's method along the gradient within the box, as long as it comes closer."""
@@ -291,6 +340,27 @@ class _Search:
     def is_tie(self, z: np.ndarray) -> bool:
         f, g = self.evaluate(z)
         return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (1 + abs(self.at(z)).max(initial=0)))
+
+
+def _hessian(net: SigmoidMLP, x: np.ndarray, Q: np.ndarray, pair: tuple[int, int] | None) -> np.ndarray:
+    """Qᵀ ∇²f Q of the margin at x: Σ_k J_k diag(σ''(n_k) ⊙ ȳ_k) J_kᵀ, J_k = ∂n_k/∂z for the layers' pre-activations n_k.
+
+    1. forward   n_k = b_k + y_{k-1} W_k, J_k = (J_{k-1} ⊙ σ'(n_{k-1})) W_k;  y_{-1} = x and J_{-1} = Qᵀ, whose σ' is 1
+    2. backward  ȳ_k = W_{k+1} (ȳ_{k+1} ⊙ σ'(n_{k+1})), beginning with the margin's last weights
+    """
+    y, J, layers = x, Q.T, []
+    for w, b in zip(net.weights[:-1], net.biases[:-1], strict=True):
+        n, J = b + y @ w, J @ w
+        y = maths.sigmoid(n)
+        slope = y * maths.sigmoid(-n)
+        layers.append((w, J, slope, slope * (1 - 2 * y)))
+        J = J * slope
+    dy, _ = net._last_difference(pair)
+    H = np.zeros((Q.shape[1], Q.shape[1]))
+    for w, J, slope, bend in reversed(layers):
+        H += (J * (bend * dy)) @ J.T
+        dy = w @ (dy * slope)
+    return H
 
 
 def _units(V: np.ndarray) -> np.ndarray:
