@@ -226,8 +226,8 @@ def _winners(
     net: SigmoidMLP, others: np.ndarray, c: int, row: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The largest output in the middle of every gap, and whether the gap has an inside."""
-    X = np.insert(others[row], c, _middle(lower, upper), axis=1)
-    z = net.logits(X)
+    X, z = np.insert(others, c, 0.0, axis=1), np.empty((len(row), net.n_outputs))
+    net._logits_program().along(X, row, _middle(lower, upper), c, z)
     winner = z.argmax(1) if net.n_outputs > 1 else (z[:, 0] > 0).astype(np.intp)
     return winner, lower < upper
 
