@@ -50,6 +50,18 @@ def exponential_sum():
     return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
 
 
+def tie():
+    """The net with another bias, so that it ties at 0.3, 0.2."""
+    x = np.array([0.3, 0.2])
+    bias = net.biases[1] - [net.margin(x[None])[0], 0]
+    return fd.SigmoidMLP(net.weights, [net.biases[0], bias]), x
+
+
+def intervals():
+    d = fd.decision_intervals(net, x, bounds=(-5.0, 5.0))
+    return d.indptr, d.lower, d.upper, d.output, d.complete
+
+
 CALLS = {
     "selective_scan": lambda: (
         *fd.selective_scan(u, u, A, B, B, delta_softplus=True, return_last_state=True),
@@ -78,6 +90,15 @@ CALLS = {
     "solve_x1": lambda: crossings(fd.solve_x1(net, x)),
     "Crossings": lambda: crossings(pickle.loads(pickle.dumps(fd.solve_x1(net, x, bounds=(-1, 2))))),
     "find_x1": lambda: [root().x],
+    "counterfactuals": lambda: fd.counterfactuals(*tie()),
+    "Counterfactuals": lambda: pickle.loads(pickle.dumps(fd.counterfactuals(*tie()))),
+    "decision_intervals": intervals,
+    "DecisionIntervals": lambda: [pickle.loads(pickle.dumps(fd.decision_intervals(net, x))).complete],
+    "follow_boundary": lambda: [fd.follow_boundary(*tie(), 2.0), fd.follow_boundary(*tie(), -1.0, step=0.25)],
+    "nearest_tie": lambda: fd.nearest_tie(tie()[0], [1.0, 1.0]),
+    "NearestTie": lambda: pickle.loads(pickle.dumps(fd.nearest_tie(tie()[0], [1.0, 1.0]))),
+    "tie_sensitivity": lambda: [a for part in fd.tie_sensitivity(*tie())[:2] for a in part],
+    "TieSensitivity": lambda: [pickle.loads(pickle.dumps(fd.tie_sensitivity(*tie()))).inputs],
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
     "trace_boundary": lambda: curves().points,
     "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],

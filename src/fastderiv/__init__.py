@@ -11,6 +11,8 @@ How data flows::
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
     boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
+                follow_boundary, tie_sensitivity
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -22,6 +24,23 @@ __version__ = "0.1.0"
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
 from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
+from .boundary import (
+    Counterfactuals,
+    Crossings,
+    DecisionIntervals,
+    ExponentialSum,
+    NearestTie,
+    RootResults,
+    SigmoidMLP,
+    TieSensitivity,
+    counterfactuals,
+    decision_intervals,
+    find_x1,
+    follow_boundary,
+    nearest_tie,
+    solve_x1,
+    tie_sensitivity,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -41,17 +60,25 @@ __all__ = [
     "S6",
     "BoundaryCurves",
     "ChunkSummary",
+    "Counterfactuals",
     "Crossings",
+    "DecisionIntervals",
     "ExponentialSum",
+    "NearestTie",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "TieSensitivity",
     "chunk_summary",
     "combine_summaries",
+    "counterfactuals",
+    "decision_intervals",
     "find_x1",
+    "follow_boundary",
     "get_num_threads",
     "iter_subset_sums",
+    "nearest_tie",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -62,5 +89,6 @@ __all__ = [
     "subset_logsumexp",
     "subset_sums",
     "trace_boundary",
+    "tie_sensitivity",
     "transition_product",
 ]

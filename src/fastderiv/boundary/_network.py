@@ -232,10 +232,8 @@ class SigmoidMLP:
 
     def _evaluate(self, X: ArrayLike, squash: bool) -> np.ndarray:
         X = self._inputs(X)
-        if None not in self._programs:
-            self._programs[None] = _kernels.Program(self._weights, self._biases)
         out = np.empty((len(X), self.n_outputs))
-        self._programs[None].evaluate(X, out, squash)
+        self._logits_program().evaluate(X, out, squash)
         return out
 
     def _inputs(self, X: ArrayLike) -> np.ndarray:
@@ -247,6 +245,11 @@ class SigmoidMLP:
     def _columns(self, outputs: Outputs) -> tuple[int, int] | None:
         """`outputs` as two non-negative numbers; None if there is only one output."""
         return None if self.n_outputs == 1 else _pair("outputs", outputs, self.n_outputs)
+
+    def _logits_program(self) -> Any:
+        if None not in self._programs:
+            self._programs[None] = _kernels.Program(self._weights, self._biases)
+        return self._programs[None]
 
     def _margin_program(self, outputs: Outputs) -> Any:
         """The network whose only output is the margin."""
