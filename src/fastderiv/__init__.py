@@ -10,6 +10,7 @@ How data flows::
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
+    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -20,6 +21,14 @@ __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -39,6 +48,8 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "ExponentialSum",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -47,7 +58,11 @@ __all__ = [
     "combine_summaries",
     "find_x1",
     "get_num_threads",
+    "hypergradient",
     "iter_subset_sums",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

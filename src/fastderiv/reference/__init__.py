@@ -1,6 +1,14 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -20,6 +28,8 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "ExponentialSum",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -27,7 +37,11 @@ __all__ = [
     "chunk_summary",
     "combine_summaries",
     "find_x1",
+    "hypergradient",
     "iter_subset_sums",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
