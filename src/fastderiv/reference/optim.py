@@ -42,7 +42,7 @@ class ReversibleMomentum:
             raise ValueError("0 < beta < 1 and alpha finite")
         self.beta = self.n / self.d
         self.shape = theta.shape
-        self._theta = [self._check(int(np.rint(x / self.unit))) for x in theta.ravel()]
+        self._theta = [self._check(int(np.rint(x * 2.0**44))) for x in theta.ravel().tolist()]
         self._p = [0] * theta.size
         self._i = [0] * theta.size
         self._words: list[list[int]] = []
@@ -58,7 +58,7 @@ class ReversibleMomentum:
         grad = np.asarray(grad, np.float64)
         if grad.shape != self.shape:
             raise ValueError("shape")
-        k = [int(np.rint(self.alpha * 2.0**44 * g)) for g in grad.ravel()]
+        k = [int(np.rint(self.alpha * 2.0**44 * g)) for g in grad.ravel().tolist()]
         if any(abs(x) == 2**62 for x in map(self._check, k)):
             raise OverflowError
         return k
