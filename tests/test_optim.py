@@ -584,8 +584,7 @@ def test_huge_rates_are_refused_by_the_step():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_million_parameters_two_thousand_steps_and_back(threads):
+def test_a_million_parameters_two_thousand_steps_and_back():
     """Zero differing bits, and no more than 1.3·log2(1/β) bits a step."""
 
     def run():
@@ -600,10 +599,10 @@ def test_a_million_parameters_two_thousand_steps_and_back(threads):
         assert state(momentum) == start
         return bits
 
-    def grad(theta):
-        return theta - np.rint(theta) + 0.125
+    def grad(theta):  # of 0.125·|θ|: never at rest, and no temporary array
+        return np.copysign(0.125, theta, out=theta)
 
-    ((first, second),) = by_threads(run, threads)
+    ((first, second),) = by_threads(run, 2)
     assert second - first <= 1.3 * 1000 * -math.log2(0.9)
 
 

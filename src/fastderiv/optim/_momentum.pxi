@@ -53,8 +53,8 @@ cdef inline void scatter(const real *tile, ix stride, ix n, char *target) noexce
 
 
 cdef inline void update_row(const Update *u, char *theta, char *p, const char *g, ix n, real *tiles, const bint back) noexcept nogil:
-    """n elements of a row; tiles (3, TILE), of which only lanes without an element are read before they are written."""
-    cdef ix ts = u.ts[u.nd], ps = u.ps[u.nd], gs = u.gs[u.nd], done = 0, m
+    """n elements of a row; tiles (3, TILE)."""
+    cdef ix ts = u.ts[u.nd], ps = u.ps[u.nd], gs = u.gs[u.nd], done = 0, m, whole
     cdef real *t = tiles
     cdef real *q = tiles + TILE
     cdef real *d = tiles + 2 * TILE
@@ -63,10 +63,14 @@ cdef inline void update_row(const Update *u, char *theta, char *p, const char *g
         update_vectors(<real *>theta, <real *>p, <const real *>g, done, u.alpha, u.beta, back)
     while done < n:
         m = min(<ix>TILE, n - done)
+        whole = (m + VL - 1) // VL * VL
+        memset(t + m, 0, (whole - m) * sizeof(real))        # lanes without an element are computed with
+        memset(q + m, 0, (whole - m) * sizeof(real))
+        memset(d + m, 0, (whole - m) * sizeof(real))
         gather(theta + done * ts, ts, m, t)
         gather(p + done * ps, ps, m, q)
         gather(g + done * gs, gs, m, d)
-        update_vectors(t, q, d, (m + VL - 1) // VL * VL, u.alpha, u.beta, back)
+        update_vectors(t, q, d, whole, u.alpha, u.beta, back)
         scatter(t, ts, m, theta + done * ts)
         scatter(q, ps, m, p + done * ps)
         done += m
@@ -91,7 +95,6 @@ cdef void update_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef char *theta
     cdef char *p
     cdef const char *g
-    memset(tiles, 0, 3 * TILE * sizeof(real))               # lanes without an element are computed with
     for row in range(row, end):
         theta = u.theta + offset(u, row, u.ts) + first * u.ts[u.nd]
         p = u.p + offset(u, row, u.ps) + first * u.ps[u.nd]
