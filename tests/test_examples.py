@@ -9,12 +9,16 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def mamba():
-    spec = importlib.util.spec_from_file_location("train_mamba", EXAMPLES / "train_mamba.py")
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def mamba():
+    return example("train_mamba")
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
@@ -61,3 +65,32 @@ def test_ngrams_are_distributions_that_learn(mamba):
         assert np.isclose(sum(2.0**-b for b in ends), 1)
     period = np.tile([0, 1, 2, 3], 100)
     assert mamba.ngram_bits(period, period[:40], 2, 4)[1] < 0.05
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    pytest.importorskip("sklearn")
+    return example("tune_hyperparameters")
+
+
+def test_tuning_follows_slopes_that_equal_differences(tuning):
+    train, tune, _ = tuning.load()
+    for alpha, odds in (0.01, 1.0), (0.05, 3.0), (0.005, 63.0):  # β = 1/2, 3/4, 63/64
+        assert tuning.gradient_error(train, tune, np.log([alpha, odds])) < 1e-8
+
+
+def test_tuning_goes_downhill_to_where_the_slopes_vanish(tuning):
+    train, tune, judge = tuning.load()
+    path = tuning.descend(train, tune, 20, lambda *_: None)
+    assert path[-1][1] < 0.25 * path[0][1]
+    first, last = (np.hypot(*tuning.slopes(train, tune, at)[1]) for at in (path[0][0], path[-1][0]))
+    assert last < 0.01 * first
+    before, after = (judge.loss(tuning.trained(train, *tuning.rates(at))) for at in (path[0][0], path[-1][0]))
+    assert after < 0.3 * before
+
+
+def test_tuning_draws_its_path(tuning, tmp_path):
+    pytest.importorskip("matplotlib")
+    train, tune, _ = tuning.load()
+    tuning.draw(train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3)
+    assert (tmp_path / "path.png").stat().st_size > 5000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import fastderiv as fd
 from awkward import error, layouts, overlapping_views, same_bits, snapshot
 from fastderiv import reference
+from interrupt import ALLOWED, seconds_until_answered
 from machines import assert_levels_agree, by_threads, run_at_level
 
 DTYPES = [np.float32, np.float64]
@@ -581,6 +582,32 @@ def test_huge_rates_are_refused_by_the_step():
     with pytest.raises(OverflowError):
         momentum.step([1.0, 0.0])
     assert momentum.theta.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.17, 0.23])
+def test_ctrl_c_comes_between_steps_and_never_amid_one(delay):
+    """Whenever it comes, there or back: all steps that count can be undone to the bit."""
+    momentum, turn = fd.ReversibleMomentum(random(20_000), **RATES), 150
+    start = state(momentum)
+
+    def to_and_fro():
+        while True:
+            for _ in range(turn):
+                momentum.step(momentum.theta)
+            for _ in range(turn // 2):
+                momentum.unstep(np.copy)
+
+    assert seconds_until_answered(to_and_fro, delay=delay) < ALLOWED
+    while momentum.steps:
+        momentum.unstep(np.copy)
+    assert state(momentum) == start
+
+
+def test_hypergradient_answers_ctrl_c():
+    def call():
+        fd.hypergradient(bowl, bowl, lambda theta, v: 0.3 * v, random(1000), n_steps=10**6, **RATES)
+
+    assert seconds_until_answered(call, delay=0.1) < ALLOWED
 
 
 @pytest.mark.slow
