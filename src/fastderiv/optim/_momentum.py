@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core.arrays import F32, F64, as_array, as_dtype, copy_back, number, overlap, working
 from .._core.dispatch import kernels
+from .._core.plain import plain
 
 Function = Callable[[np.ndarray], ArrayLike]
 _kernels = kernels("optim")
@@ -15,7 +17,7 @@ _kernels = kernels("optim")
 
 def finite_number(name: str, value: ArrayLike) -> float:
     """`value`, a finite scalar, as a float."""
-    x = number(name, value)
+    x = value if type(value) is float else number(name, value)
     if not math.isfinite(x):
         raise ValueError(f"{name} is {x}; expected a finite number")
     return x
@@ -74,12 +76,10 @@ def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: f
     (array([ 0.4375, -0.875 ]), array([-0.3125,  0.625 ]))
     """
     alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
-    _check_state(theta, p)
-    given = as_array("grad", grad)
-    expect_like("grad", given, theta.shape)
-    for name, array in ("theta", theta), ("p", p):
-        if overlap(array, given):
-            raise ValueError(f"{name} shares memory with grad")
+    if plain(theta, (p, grad), ()) and plain(p, (grad,), ()) and theta.shape == p.shape == grad.shape:  # type: ignore[union-attr]
+        given = cast(np.ndarray, grad)
+    else:
+        given = _checked(theta, p, grad)
     _update(theta, p, given, alpha, beta, back=False)
 
 
@@ -219,6 +219,17 @@ def _check_state(theta: np.ndarray, p: np.ndarray) -> None:
         raise ValueError("theta shares memory with p")
 
 
+def _checked(theta: np.ndarray, p: np.ndarray, grad: ArrayLike) -> np.ndarray:
+    """`grad` as an array, with whatever is wrong with the three of them raised."""
+    _check_state(theta, p)
+    given = as_array("grad", grad)
+    expect_like("grad", given, theta.shape)
+    for name, array in ("theta", theta), ("p", p):
+        if overlap(array, given):
+            raise ValueError(f"{name} shares memory with grad")
+    return given
+
+
 def _native(array: np.ndarray) -> np.dtype:
     return F32 if array.dtype.itemsize == 4 else F64
 
@@ -235,8 +246,10 @@ def _update(theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, be
 
 def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """The same elements with theta's closest neighbours along the last axis; one axis where nothing lies between them."""
+    if theta.ndim == 1:
+        return [theta, *others]
     order = sorted(range(theta.ndim), key=lambda axis: -abs(theta.strides[axis]))
     views = [a.transpose(order) for a in (theta, *others)]
-    if theta.ndim != 1 and all(a.flags.c_contiguous for a in views):
+    if all(a.flags.c_contiguous for a in views):
         return [a.reshape(-1) for a in views]
     return views
