@@ -61,6 +61,30 @@ def intervals():
     d = fd.decision_intervals(net, x, bounds=(-5.0, 5.0))
     return d.indptr, d.lower, d.upper, d.output, d.complete
 
+def momentum():
+    theta, p = x.copy(), np.zeros(8)
+    fd.momentum_step(theta, p, x, alpha=0.1, beta=0.9)
+    return theta, p
+
+
+def momentum_back():
+    theta, p = momentum()
+    fd.momentum_unstep(theta, p, np.sin, alpha=0.1, beta=0.9)
+    return theta, p
+
+
+def reversible():
+    momentum = fd.ReversibleMomentum(x, alpha=0.1, beta=0.9)
+    for _ in range(120):
+        momentum.step(np.round(momentum.theta, 3))
+    momentum = pickle.loads(pickle.dumps(momentum))
+    momentum.unstep(lambda theta: np.round(theta, 3))
+    return momentum.theta, momentum.p, momentum.information_bits
+
+
+def hypergradients():
+    return fd.hypergradient(np.square, np.square, lambda theta, v: 2 * theta * v, x[4:], n_steps=9, alpha=0.1, beta=0.9)
+
 
 CALLS = {
     "selective_scan": lambda: (
@@ -102,6 +126,12 @@ CALLS = {
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
     "trace_boundary": lambda: curves().points,
     "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],
+    "momentum_step": momentum,
+    "momentum_unstep": momentum_back,
+    "momentum_jacobian": lambda: [fd.momentum_jacobian(A[:, :3], alpha=0.1, beta=0.9)],
+    "ReversibleMomentum": reversible,
+    "hypergradient": hypergradients,
+    "Hypergradients": lambda: pickle.loads(pickle.dumps(hypergradients())),
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
     "get_num_threads": lambda: [fd.get_num_threads()],
     "show_config": lambda: [len(fd.show_config())],

@@ -11,7 +11,7 @@ import fastderiv as fd
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load(name):
+def example(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -20,13 +20,13 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def mamba():
-    return load("train_mamba")
+    return example("train_mamba")
 
 
 @pytest.fixture(scope="module")
 def boundary():
     pytest.importorskip("sklearn")
-    return load("decision_boundary")
+    return example("decision_boundary")
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
@@ -100,3 +100,32 @@ def test_boundaries_are_certified_and_drawn(boundary, monkeypatch, capsys, tmp_p
     said = capsys.readouterr().out
     assert said.count("certified: True") == 2 and said.count("flips within") == 6
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    pytest.importorskip("sklearn")
+    return example("tune_hyperparameters")
+
+
+def test_tuning_follows_slopes_that_equal_differences(tuning):
+    train, tune, _ = tuning.load()
+    for alpha, odds in (0.01, 1.0), (0.05, 3.0), (0.005, 63.0):  # β = 1/2, 3/4, 63/64
+        assert tuning.gradient_error(train, tune, np.log([alpha, odds])) < 1e-8
+
+
+def test_tuning_goes_downhill_to_where_the_slopes_vanish(tuning):
+    train, tune, judge = tuning.load()
+    path = tuning.descend(train, tune, 20, lambda *_: None)
+    assert path[-1][1] < 0.25 * path[0][1]
+    first, last = (np.hypot(*tuning.slopes(train, tune, at)[1]) for at in (path[0][0], path[-1][0]))
+    assert last < 0.01 * first
+    before, after = (judge.loss(tuning.trained(train, *tuning.rates(at))) for at in (path[0][0], path[-1][0]))
+    assert after < 0.3 * before
+
+
+def test_tuning_draws_its_path(tuning, tmp_path):
+    pytest.importorskip("matplotlib")
+    train, tune, _ = tuning.load()
+    tuning.draw(train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3)
+    assert (tmp_path / "path.png").stat().st_size > 5000

@@ -97,6 +97,18 @@ terms = fd.ExponentialSum(net)
 sign, logabs = terms.log_evaluate(np.zeros((5, 3)))
 print(terms.coefficients.shape, terms.frequencies(0).shape, terms.root_bound(1) + 1, sign.shape, logabs.shape)
 
+# optim
+theta, momentum = np.ones((2, 3)), np.zeros((2, 3), np.float32)
+fd.momentum_step(theta, theta * 0, theta.tolist(), alpha=0.1, beta=0.9)
+fd.momentum_unstep(momentum, momentum * 0, np.sin, alpha=1, beta=np.float64(0.5))
+jacobian: Floats = fd.momentum_jacobian([[1, 0], [0, 2]], alpha=0.1, beta=0.9)
+reversible = fd.ReversibleMomentum(theta, alpha=0.1, beta=0.9)
+reversible.step([[1, 2, 3], [4, 5, 6]])
+reversible.unstep(lambda theta: [[1, 2, 3], [4, 5, 6]])
+print(jacobian.shape, reversible.theta.shape, reversible.p.T, reversible.information_bits + reversible.steps, reversible.alpha * reversible.beta)
+hyper: fd.Hypergradients = fd.hypergradient(np.cos, np.sin, lambda theta, v: np.cos(theta) * v, [0.5], n_steps=np.int64(3), alpha=0.1, beta=0.9)
+print(hyper.dtheta.shape, hyper.dp.T, hyper.dalpha + hyper.dbeta)
+
 # configuration and the rest
 fd.set_num_threads(np.int64(fd.get_num_threads()))
 print(fd.show_config()["threads"], sorted(fd.show_config()), fd.__version__.split("."))

@@ -13,6 +13,8 @@ How data flows::
     boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
                 follow_boundary, tie_sensitivity
+    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -40,6 +42,14 @@ from .boundary import (
     nearest_tie,
     solve_x1,
     tie_sensitivity,
+from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
 )
 from .ssm import (
     S6,
@@ -65,6 +75,8 @@ __all__ = [
     "DecisionIntervals",
     "ExponentialSum",
     "NearestTie",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -77,8 +89,12 @@ __all__ = [
     "find_x1",
     "follow_boundary",
     "get_num_threads",
+    "hypergradient",
     "iter_subset_sums",
     "nearest_tie",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

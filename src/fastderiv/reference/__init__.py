@@ -18,6 +18,14 @@ from .boundary import (
     nearest_tie,
     solve_x1,
     tie_sensitivity,
+from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
 )
 from .ssm import (
     S6,
@@ -43,6 +51,8 @@ __all__ = [
     "DecisionIntervals",
     "ExponentialSum",
     "NearestTie",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -56,6 +66,11 @@ __all__ = [
     "follow_boundary",
     "iter_subset_sums",
     "nearest_tie",
+    "hypergradient",
+    "iter_subset_sums",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
