@@ -216,7 +216,8 @@ VINL void vcompress(real *p, vf v, unsigned lanes)
  * (float64: to 6e-15): the slope at 0 is what a slowly decaying recurrence accumulates.  k is added to the exponent field
  * of p, so a result is wrong only beyond the normal range, where the callers below select 0 or inf.
  * Largest errors against mpmath, in units of the last place (tests/test_core.py): exp 1.4 / 1.5 (float32 / float64),
- * sigmoid 2.5 / 2.1, silu 3.3 / 2.6, softplus 3.0 / 2.5; results below the smallest normal number become 0.
+ * sigmoid 2.5 / 2.1, silu 3.3 / 2.6, softplus 3.0 / 2.5, tanh 3.4 / 3.4, its derivative 6 / 6;
+ * results below the smallest normal number become 0.
  */
 #ifdef SIMD_F64
 # define MAGIC    6755399441055744.0                  /* 1.5 * 2**52: adding it rounds to an integer in the low bits */
@@ -424,6 +425,31 @@ VINL vf vsoftplus_slope(vf x, vf *slope)               /* softplus and its deriv
 }
 VINL vf vlog1p01(vf e) { return vatanh2(e / (e + vset1(2))); }
 VINL vf vsoftplus(vf x) { return vmax(vset1(0), x) + vlog1p01(vexp_neg(vneg(vabs(x)))); }
+
+/* e4 = 4·exp(−2|x|) and, returned, exp(−2|x|) − 1 = 2**k·(2**f − 1) + (2**k − 1), which cancels nowhere: k = 0, or it is below
+ * −1/4.  4e and not e, as it is 4e/(1 + e)² that may be the smallest normal number. */
+#define SECH_LO ((real)(EXP_LO - 1.3862943611198906))
+VINL vf vtanh_parts(vf x, vf *e4)
+{
+    const vf y = vmax(vset1(SECH_LO), vset1(-2) * vabs(x)), k = vfma(y, vset1(LOG2E), vset1(MAGIC + EXP_BIAS + 2));
+    const vf n = k - vset1(MAGIC + EXP_BIAS + 2), r = vfma(n, vset1(-(real)LN2_LO), vfma(n, vset1(-(real)LN2_HI), y));
+    const vf f = r * vset1(LOG2E), q = vslope2(f, 1) * f, scale4 = as_f(as_i(k) << MBITS), scale = vset1((real)0.25) * scale4;
+    *e4 = vfma(scale4, q, scale4);
+    return vfma(scale, q, scale - vset1(1));
+}
+VINL vf vtanh(vf x)                                    /* accurate relatively near 0; NaN stays */
+{
+    vf e4;
+    const vf m = vtanh_parts(x, &e4);
+    return vcopysign(m / (vset1(2) + m), x);
+}
+VINL vf vtanh_slope(vf x, vf *slope)                   /* tanh and 1 − tanh² = 4e/(1 + e)², relative in both tails */
+{
+    vf e4;
+    const vf m = vtanh_parts(x, &e4), r = vset1(1) / (vset1(2) + m);
+    *slope = vsel_lt(vset1(-2) * vabs(x), vset1(SECH_LO), vset1(0), e4 * r * r);
+    return vcopysign(m * r, x);
+}
 
 /* ---- across lanes --------------------------------------------------------------------------------------------- */
 enum { GL = 64 / sizeof(real), NS = GL / VL };         /* logical lane group, and vectors in it: GL is the same everywhere */
