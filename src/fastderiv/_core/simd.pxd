@@ -24,6 +24,7 @@ cdef extern from "simd.h" nogil:
     vf vcopysign(vf a, vf b)            # |a| with the sign of b
     vf vfma(vf a, vf b, vf c)           # a·b + c
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
+    vf vkeep_nan(vf x, vf y)            # x where x is NaN, else y
     bint vall_lt(vf a, vf b)
     real vget(vf v, int i)
     unsigned vlt(vf a, vf b)            # bit i: lane i has a < b
