@@ -13,8 +13,8 @@ cdef enum:
     CHUNK_ROWS = 48                     # (step, row) pairs projected at once
     CHUNK_BYTES = 1 << 19               # their pre-activations, if more than one step
     SUM_STEPS = 128                     # pairs summed in registers by weight_sums
-    SUM_COLUMNS = 96                    # inputs and unit vectors of one of its tasks
-    SUM_UNITS = 4
+    SUM_COLUMNS = 192                   # at most so many inputs and unit vectors in one of its tasks
+    SUM_UNITS = 8
 
 cdef struct Lstm:
     ix steps, batch, inputs, hidden
@@ -50,14 +50,16 @@ cdef struct LstmAdjoint:
     real *hbar                          # (T, B, H) or NULL
     real *cbar
 
+cdef struct Sums:                       # of one kind of input: x, or the states before each step
+    ix columns, blocks                  # inputs, and blocks of them
+    real *weights                       # [units][columns][gate][VL]
+
 cdef struct WeightSums:
-    const Lstm *f                       # x, h0, sorting
+    Lstm f                              # x, h0 and the sorting
     const real *abar
     const real *h                       # (T·B, H) in sorted rows
-    bint recurrent                      # inputs are the states before each step, else x
-    ix columns, blocks                  # inputs and blocks of them
-    real *sums                          # [units][columns][gate][VL]
-    real *bias                          # [units][gate][VL], with the recurrent ones
+    Sums x, recurrent
+    real *bias                          # [units][gate][VL]
 
 
 # ---- rows and vectors -----------------------------------------------------------------------------------------------
@@ -414,39 +416,44 @@ cdef void unproject(const LstmAdjoint *s, Backward *w, ix start, ix rows, ix fir
 # ---- sums over steps and rows -----------------------------------------------------------------------------------------
 
 cdef void weight_sums(void *args, ix task, Worker *worker) noexcept nogil:
-    """IN ā, x or h; OUT sums += Σ input ⊗ ā and, for the first block of recurrent inputs, bias += Σ ā."""
+    """IN ā, x, h; OUT weights += Σ input ⊗ ā of a block of inputs and of units and, for the first of h, bias += Σ ā."""
     cdef const WeightSums *s = <const WeightSums *>args
-    cdef const Lstm *f = s.f
-    cdef ix pairs = f.steps * f.batch, k = 0, K, u, j
-    cdef ix first = task % s.blocks * SUM_COLUMNS, n = min(<ix>SUM_COLUMNS, s.columns - first)
-    cdef ix unit = task // s.blocks * SUM_UNITS, end = min(unit + SUM_UNITS, f.units)
+    cdef ix pairs = s.f.steps * s.f.batch, k = 0, K, u, j, block = task % (s.x.blocks + s.recurrent.blocks)
+    cdef ix unit = task // (s.x.blocks + s.recurrent.blocks) * SUM_UNITS, end = min(unit + SUM_UNITS, s.f.units)
+    cdef bint recurrent = block >= s.x.blocks
+    cdef const Sums *out = &s.recurrent if recurrent else &s.x
     cdef real *inputs = <real *>worker.scratch
     cdef const real *a
+    cdef ix first, n
+    block = block - s.x.blocks if recurrent else block
+    first = block * out.columns // out.blocks
+    n = (block + 1) * out.columns // out.blocks - first
     while k < pairs:
         K = min(<ix>SUM_STEPS, pairs - k)
-        interleave(s, k, K, first, n, inputs)
+        interleave(s, recurrent, k, K, first, n, inputs)
         for u in range(unit, end):
             a = s.abar + (u * pairs + k) * PW
             j = 0
             while j < n:
-                tile_of(inputs + j * SUM_STEPS, 1, MR, a, K, s.sums + (u * s.columns + first + j) * PW, PW, <int>min(<ix>MR, n - j))
+                tile_of(inputs + j * SUM_STEPS, 1, MR, a, K, out.weights + (u * out.columns + first + j) * PW, PW,
+                        <int>min(<ix>MR, n - j))
                 j += MR
-            if s.recurrent and first == 0:
+            if recurrent and block == 0:
                 add_up(a, K, s.bias + u * PW)
         k += K
         if interrupted(worker):
             return
 
 
-cdef void interleave(const WeightSums *s, ix k, ix K, ix first, ix n, real *inputs) noexcept nogil:
+cdef void interleave(const WeightSums *s, bint recurrent, ix k, ix K, ix first, ix n, real *inputs) noexcept nogil:
     """inputs[tile of columns][pair][MR] = those of the pairs [k, k + K); zeros behind a row's end, whatever lies there."""
-    cdef const Lstm *f = s.f
+    cdef const Lstm *f = &s.f
     cdef ix t = k // f.batch, i = k % f.batch, p, j
     cdef const real *src
     for p in range(K):
         if t >= f.lengths[i]:
             src = NULL
-        elif not s.recurrent:
+        elif not recurrent:
             src = f.x + (t * f.batch + f.order[i]) * f.inputs + first
         elif t > 0:
             src = s.h + (k + p - f.batch) * f.hidden + first
@@ -566,24 +573,27 @@ def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray
     run(adjoint, &s, s.f.blocks, backward_scratch(&s), seconds(4. * s.f.steps * s.f.batch * H * (H + (0 if dx is None else D))))
 
 
+cdef cnp.ndarray set_sums(Sums *s, ix units, ix columns):
+    """Zeros that the sums go to."""
+    cdef cnp.ndarray weights = aligned(units * columns * PW)
+    s.columns, s.blocks, s.weights = columns, (columns + SUM_COLUMNS - 1) // SUM_COLUMNS, data(weights)
+    memset(s.weights, 0, units * columns * PW * sizeof(real))
+    return weights
+
+
 def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray h0, cnp.ndarray order, cnp.ndarray lengths,
-                     ix hidden, bint recurrent):
-    """Σ ā ⊗ x, or Σ ā ⊗ h[t−1] and Σ ā, as (4H, D), or (4H, H) and (4H,)."""
-    cdef Lstm f
+                     ix hidden):
+    """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,)."""
     cdef WeightSums s
-    set_sizes(&f, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), hidden, order, lengths)
-    f.x, f.h0 = data(x), data(h0)
-    s.f, s.abar, s.h, s.recurrent = &f, data(abar), data(h), recurrent
-    s.columns = hidden if recurrent else f.inputs
-    s.blocks = (s.columns + SUM_COLUMNS - 1) // SUM_COLUMNS
-    cdef cnp.ndarray sums = aligned(f.units * s.columns * PW), bias = aligned(f.units * PW)
-    s.sums, s.bias = data(sums), data(bias)
-    memset(s.sums, 0, f.units * s.columns * PW * sizeof(real))
-    memset(s.bias, 0, f.units * PW * sizeof(real))
-    run(weight_sums, &s, s.blocks * ((f.units + SUM_UNITS - 1) // SUM_UNITS), SUM_STEPS * (SUM_COLUMNS + MR) * sizeof(real),
-        seconds(4. * f.steps * f.batch * hidden * s.columns))
-    weights = unpacked(sums, f.units, s.columns, hidden)
-    return (weights, unpacked(bias, f.units, 1, hidden).reshape(4 * hidden)) if recurrent else weights
+    set_sizes(&s.f, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), hidden, order, lengths)
+    s.f.x, s.f.h0, s.abar, s.h = data(x), data(h0), data(abar), data(h)
+    cdef ix units = s.f.units, inputs = s.f.inputs
+    cdef cnp.ndarray w_x = set_sums(&s.x, units, inputs), w_h = set_sums(&s.recurrent, units, hidden), bias = aligned(units * PW)
+    s.bias = data(bias)
+    memset(s.bias, 0, units * PW * sizeof(real))
+    run(weight_sums, &s, (s.x.blocks + s.recurrent.blocks) * ((units + SUM_UNITS - 1) // SUM_UNITS),
+        SUM_STEPS * (SUM_COLUMNS + MR) * sizeof(real), seconds(4. * s.f.steps * s.f.batch * hidden * (inputs + hidden)))
+    return unpacked(w_x, units, inputs, hidden), unpacked(w_h, units, hidden, hidden), unpacked(bias, units, 1, hidden).ravel()
 
 
 cdef unpacked(cnp.ndarray sums, ix units, ix columns, ix hidden):

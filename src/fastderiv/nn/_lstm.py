@@ -81,8 +81,7 @@ def lstm_vjp(
     abar = call.kernel.aligned(kept.gates.size) if cache is kept else kept.gates
     dx, h = np.empty(call.x.shape, call.dtype), np.empty((call.steps, call.batch, call.hidden), call.dtype)
     dfirst = call.adjoint(kept, abar, h, dx)
-    dweight_ih = call.weight_sums(abar, h, False)
-    dweight_hh, dbias = call.weight_sums(abar, h, True)
+    dweight_ih, dweight_hh, dbias = call.kernel.lstm_weight_sums(abar, call.x, h, call.h0, call.order, call.lengths, call.hidden)
     return LSTMGrads(
         call.squeeze(dx),
         dweight_ih,
@@ -229,10 +228,6 @@ class LSTMCall:
         self.kernel.lstm_adjoint(self.dh, self.dh_n, self.dc_n, self.weight_ih, self.weight_hh, self.c0, self.order, self.lengths,
                                  kept.gates, kept.cells, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
         return dfirst
-
-    def weight_sums(self, abar: NDArray, h: NDArray, recurrent: bool) -> Any:
-        """dweight_ih, or (dweight_hh, dbias)."""
-        return self.kernel.lstm_weight_sums(abar, self.x, h, self.h0, self.order, self.lengths, self.hidden, recurrent)
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
