@@ -10,6 +10,7 @@ How data flows::
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
+    nn/         lstm and its adjoint lstm_vjp, lstm_state_adjoints
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -39,6 +41,7 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "ExponentialSum",
+    "LSTMGrads",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -48,6 +51,9 @@ __all__ = [
     "find_x1",
     "get_num_threads",
     "iter_subset_sums",
+    "lstm",
+    "lstm_state_adjoints",
+    "lstm_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

@@ -1,6 +1,7 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -20,6 +21,7 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "ExponentialSum",
+    "LSTMGrads",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -28,6 +30,9 @@ __all__ = [
     "combine_summaries",
     "find_x1",
     "iter_subset_sums",
+    "lstm",
+    "lstm_state_adjoints",
+    "lstm_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
