@@ -9,12 +9,16 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def mamba():
-    spec = importlib.util.spec_from_file_location("train_mamba", EXAMPLES / "train_mamba.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def mamba():
+    return load("train_mamba")
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
@@ -61,3 +65,12 @@ def test_ngrams_are_distributions_that_learn(mamba):
         assert np.isclose(sum(2.0**-b for b in ends), 1)
     period = np.tile([0, 1, 2, 3], 100)
     assert mamba.ngram_bits(period, period[:40], 2, 4)[1] < 0.05
+
+
+def test_carousel_shows_what_it_says():
+    example = load("lstm_carousel")
+    norms = {name.split(":")[0]: example.adjoint_norms(200, *regime) for name, regime in example.REGIMES.items()}
+    hbar, cbar = norms["carousel"]
+    assert np.abs(cbar - 1).max() < 0.01 and hbar[:-1].max() < 0.01
+    assert max(n[0] for n in norms["no biases"]) < 1e-20
+    assert min(n[0] for n in norms["no biases, recurrent weights × 8"]) > 1e10

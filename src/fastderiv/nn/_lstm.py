@@ -30,6 +30,9 @@ class LSTMCache:
         self.gates = call.kernel.aligned(vectors * pairs * 4 * lanes)
         self.cells = call.kernel.aligned(vectors * pairs * lanes)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("cache cannot be pickled: its layout is that of this CPU level")
+
 
 class LSTMGrads(NamedTuple):
     """Gradients with respect to the arguments of `lstm`, each of its argument's shape; None where that was None.
@@ -420,8 +423,8 @@ class LSTMCall:
             raise TypeError(f"cache is a {type(cache).__name__}; expected what lstm(…, return_cache=True) returns")
         shape = (self.dtype, self.steps, self.batch, self.hidden)
         if cache.shape != shape:
-            came, wanted = (f"(dtype, T, B, H) = ({', '.join(map(str, s))})" for s in (cache.shape, shape))
-            raise ValueError(f"cache is of a call with {came}; expected {wanted}")
+            came, wanted = (f"({', '.join(map(str, s))})" for s in (cache.shape, shape))
+            raise ValueError(f"cache is of a call with (dtype, T, B, H) = {came}; expected {wanted}")
         if not (np.array_equal(cache.lengths, self.lengths) and np.array_equal(cache.order, self.order)):
             raise ValueError("cache is of a call with other lengths")
         return cache
