@@ -7,8 +7,8 @@ Ratio first (how many times as long the peer takes), time second.  Peers that ar
 
 import os
 
-for variable in "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME":  # a peer's idle threads must not eat the other's core
-    os.environ.setdefault(variable, "PASSIVE" if variable == "OMP_WAIT_POLICY" else "0")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; PyTorch has threads of its own
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a peer's idle threads must not eat the other's core
 
 import numpy as np
 
@@ -100,18 +100,20 @@ def lstm_results(rounds, threads=(1, 2)):
 
 
 def lstm_at(shape, x, parameters, dh, threads, rounds):
-    """fastderiv against PyTorch with as many threads, and the NumPy loop in forward."""
+    """fastderiv against PyTorch with as many threads, and on one thread against the NumPy loop."""
     label = f"{shape} {x.dtype}, {threads} thread{'s' * (threads > 1)}"
     ours, torch = lstm_calls(x, parameters, dh, threads), torch_lstm_calls(x, parameters, dh, threads)
     tolerance = 1e-5 if x.dtype == np.float32 else 1e-10
     check([ours[0]()], [numpy_lstm(x, parameters)], tolerance)
-    forward, both = {"ours": ours[0], "numpy": lambda: numpy_lstm(x, parameters)}, {"ours": ours[1]}
+    forward, both = {"ours": ours[0]}, {"ours": ours[1]}
+    if threads == 1:
+        forward["numpy"] = lambda: numpy_lstm(x, parameters)
     if torch:
         h, grads = torch[1]()
         check([ours[0](), *ours[1]()[1][:5]], [h, *grads], tolerance)
         forward, both = {**forward, "torch": torch[0]}, {**both, "torch": torch[1]}
     timings = interleave(forward, rounds=rounds, rest=0.002)
-    for peer in ("torch", "numpy") if torch else ("numpy",):
+    for peer in sorted(forward.keys() - {"ours"}, reverse=True):
         yield compare(f"lstm {label}", timings, "ours", peer, "step", shape[0])
     if torch:
         yield compare(f"lstm and lstm_vjp {label}", interleave(both, rounds=rounds, rest=0.002), "ours", "torch", "step", shape[0])

@@ -12,7 +12,7 @@ from interrupt import ALLOWED, seconds_until_answered
 from machines import assert_levels_agree, by_threads
 
 TOLERANCE = {np.float32: 5e-6, np.float64: 1e-13}
-SHAPES = [(5, 3, 4, 3), (7, 1, 3, 17), (9, 20, 33, 40), (1, 2, 3, 1), (60, 1, 8, 64), (3, 4, 0, 5), (2, 49, 5, 3)]
+SHAPES = [(5, 3, 4, 3), (7, 1, 3, 17), (9, 20, 33, 40), (1, 2, 3, 1), (60, 1, 8, 64), (3, 4, 0, 5), (2, 50, 5, 3)]
 EMPTY = [(0, 3, 4, 5), (4, 0, 3, 5), (0, 0, 2, 3), (3, 2, 0, 1), (3, 2, 4, 0)]
 
 
@@ -274,7 +274,7 @@ def test_cpu_levels_agree():
 
 def test_nan_and_infinity_stay_in_their_sequence():
     shape = 6, 20, 4, 18
-    (x, *weights), (first, dlast, dh) = problem(shape)
+    (x, *weights), (first, _, dh) = problem(shape)
     clean = fd.lstm(x, *weights), fd.lstm_vjp(dh, x, *weights, initial_state=first), fd.lstm_state_adjoints(dh, x, *weights)
     x[3, 5, 1], x[2, 7, 0], dh[4, 9, 2] = np.nan, np.inf, np.nan
     others = np.setdiff1d(np.arange(20), [5, 7, 9])
@@ -434,7 +434,7 @@ def test_one_wide_argument_widens_the_results():
 
 
 def test_gradients_pickle():
-    arguments, (first, dlast, dh) = problem((3, 2, 4, 5))
+    arguments, (first, _, dh) = problem((3, 2, 4, 5))
     grads = fd.lstm_vjp(dh, *arguments, initial_state=first)
     again = pickle.loads(pickle.dumps(grads))
     assert type(again) is fd.LSTMGrads and all(map(same_bits, flat(again), flat(grads)))

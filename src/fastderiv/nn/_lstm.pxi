@@ -1,6 +1,6 @@
 """The LSTM and its adjoint: docs/derivations.md §4.
 
-    forward         a task carries up to 16 rows of the batch through all of time: rows never wait for each other
+    forward         a task carries up to 12 rows of the batch through all of time: rows never wait for each other
     adjoint         the same tasks backwards: the gates' adjoints ā, and from them h̄, c̄ and x̄
     weight_sums     W̄ = Σ ā ⊗ input over all steps and rows: a task is a piece of W̄
 
@@ -9,7 +9,9 @@ What is kept for the adjoint, and ā, are [unit vector][t·B + row][gate][VL]: w
 """
 
 cdef enum:
-    BLOCK_ROWS = 16                     # of a task: each step reads all of W_hh once per task
+    BLOCK_ROWS = 12                     # of a task: each step reads all of W_hh once per task
+    FEW_ROWS = 6                        # the same of small batches, where that makes no more than
+    MANY_BLOCKS = 8                     # such tasks: one tile's rows cost at most a twentieth more, and keep more threads busy
     CHUNK_ROWS = 48                     # (step, row) pairs projected at once
     CHUNK_BYTES = 1 << 19               # their pre-activations, if more than one step
     SUM_STEPS = 128                     # pairs summed in registers by weight_sums
@@ -534,8 +536,9 @@ cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarr
     s.steps, s.batch, s.inputs, s.hidden = steps, batch, inputs, hidden
     s.units = (hidden + VL - 1) // VL
     s.wide = s.units * VL + GL                      # not a power of two: rows in cache sets of their own
-    s.blocks = (batch + BLOCK_ROWS - 1) // BLOCK_ROWS
-    s.rows = min(batch, <ix>BLOCK_ROWS)
+    cdef ix rows = FEW_ROWS if batch <= FEW_ROWS * MANY_BLOCKS else BLOCK_ROWS
+    s.blocks = (batch + rows - 1) // rows
+    s.rows = min(batch, rows)
     s.chunk = max(s.rows, min(<ix>CHUNK_ROWS, CHUNK_BYTES // (4 * s.wide * <ix>sizeof(real))))
     s.order, s.lengths = <ix *>cnp.PyArray_DATA(order), <ix *>cnp.PyArray_DATA(lengths)
 

@@ -128,7 +128,7 @@ def lstm(
     arguments that are not C-contiguous; and scratch of at most 1 MiB per thread up to H = 1000, in proportion to H beyond.
     A cache takes 5·T·B·H numbers.
 
-    Up to 16 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
+    Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
     of the result do not depend on the number of threads, on strides, nor on the sequences that share the batch.  So NaN and
     infinities stay in their sequence.
 
