@@ -84,6 +84,18 @@ def reversible():
 
 def hypergradients():
     return fd.hypergradient(np.square, np.square, lambda theta, v: 2 * theta * v, x[4:], n_steps=9, alpha=0.1, beta=0.9)
+def cells(dtype=np.float64):
+    """Arguments of an LSTM with five units, states and all."""
+    weights = B[0, :, :3].repeat(4, axis=0), np.tile(A[:1], (20, 1)) / 9
+    return [a.astype(dtype) for a in (u.T[:, None], *weights, np.sin(np.arange(20.0)))], (A[:1].astype(dtype), A[:1].astype(dtype) / 3)
+
+
+def recurrent(name, dtype=np.float64):
+    arguments, state = cells(dtype)
+    adjoints = [np.ones((8, 1, 5), dtype)] if name != "lstm" else []
+    rest = dict(dlast_state=state) if adjoints else {}
+    results = getattr(fd, name)(*adjoints, *arguments, initial_state=state, lengths=[6], **rest)
+    return [r for result in results if result is not None for r in (result if isinstance(result, tuple) else [result])]
 
 
 CALLS = {
@@ -106,6 +118,10 @@ CALLS = {
         *(layer.transition_product(u.T, 1, 5, method) for method in ("closed", "subsets")),
     ],
     "S6Grads": lambda: layer.vjp(u.T, u.T, np.zeros((3, 5))),
+    "lstm": lambda: recurrent("lstm") + recurrent("lstm", np.float32),
+    "lstm_vjp": lambda: recurrent("lstm_vjp") + recurrent("lstm_vjp", np.float32),
+    "lstm_state_adjoints": lambda: recurrent("lstm_state_adjoints") + recurrent("lstm_state_adjoints", np.float32),
+    "LSTMGrads": lambda: [pickle.loads(pickle.dumps(fd.lstm_vjp(np.ones((8, 1, 5)), *cells()[0]))).dx],
     "subset_sums": lambda: [fd.subset_sums(x), fd.subset_sums(x.astype(np.float32))],
     "iter_subset_sums": lambda: [sums for _, sums in fd.iter_subset_sums(x, block=64)],
     "subset_logsumexp": lambda: [fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")],

@@ -86,6 +86,11 @@ def test_every_room_says_what_it_is(thing):
     assert ast.get_docstring(ast.parse((ROOT / thing / "__init__.py").read_text(encoding="utf-8")))
 
 
+def flat(results):
+    """Arrays of a tuple of arrays and tuples."""
+    return tuple(a for r in results for a in (r if isinstance(r, tuple) else [r]))
+
+
 CALLS = {
     "selective_scan": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)), a((3,)), True),
     "selective_scan_vjp": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)),
@@ -97,6 +102,10 @@ CALLS = {
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(a((2, 4, 3)), a((2, 3, 2))),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
+    "lstm": lambda f, a: flat(f(a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), a((8,)), initial_state=(a((2, 2)), a((2, 2))), lengths=[3, 4])),
+    "lstm_vjp": lambda f, a: flat(f(a((4, 2, 2)), a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), a((8,)), initial_state=(a((2, 2)), a((2, 2))),
+                                    lengths=[3, 4], dlast_state=(a((2, 2)), a((2, 2))))),
+    "lstm_state_adjoints": lambda f, a: f(a((4, 2, 2)), a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), dlast_state=(a((2, 2)), a((2, 2)))),
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
     "trace_boundary": lambda f, a: f(odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))).points[0],
     "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0]),

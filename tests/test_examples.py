@@ -129,3 +129,12 @@ def test_tuning_draws_its_path(tuning, tmp_path):
     train, tune, _ = tuning.load()
     tuning.draw(train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3)
     assert (tmp_path / "path.png").stat().st_size > 5000
+
+
+def test_carousel_shows_what_it_says():
+    carousel = example("lstm_carousel")
+    norms = {name.split(":")[0]: carousel.adjoint_norms(200, *regime) for name, regime in carousel.REGIMES.items()}
+    hbar, cbar = norms["carousel"]
+    assert np.abs(cbar - 1).max() < 0.01 and hbar[:-1].max() < 0.01
+    assert max(n[0] for n in norms["no biases"]) < 1e-20
+    assert min(n[0] for n in norms["no biases, recurrent weights × 8"]) > 1e10

@@ -57,6 +57,15 @@ print(layer.step_sizes(u.T).shape, layer.attention(u.T).shape, layer.transition_
 s6_grads: fd.S6Grads = layer.vjp(y, u.T, h, dlast_state=h)
 print(s6_grads.dx.shape, layer.A.dtype, layer.W_delta is layer.W_B, s6_grads.dinitial_state is None)
 
+# nn
+gates: Floats = np.ones((8, 3))
+out, (h_n, c_n) = fd.lstm(u.T, gates, np.ones((8, 2)), [0] * 8, initial_state=([0, 1], np.zeros(2)), lengths=4)
+out, (h_n, c_n), cache = fd.lstm(u.T, gates, np.ones((8, 2)), return_cache=True)
+lstm_grads: fd.LSTMGrads = fd.lstm_vjp(out, u.T, gates, np.ones((8, 2)), dlast_state=(h_n, None), cache=cache)
+hbar, cbar = fd.lstm_state_adjoints(out, u.T, gates, np.ones((8, 2)), cache=cache)
+print(lstm_grads.dx.shape, lstm_grads.dbias_ih is None, hbar.shape, cbar.T)
+not_an_array = fd.lstm(u.T, gates, np.ones((8, 2)))  # type: ignore[assignment]
+
 # subsets
 x = [0.5, -1.0, 2.0]
 print(fd.subset_sums(x).shape, fd.subset_sums(np.array(x), out=np.empty(8)).dtype)

@@ -15,6 +15,7 @@ How data flows::
                 follow_boundary, tie_sensitivity
     boundary/   SigmoidMLP, ExponentialSum, find_x1
     optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
+    nn/         lstm and its adjoint lstm_vjp, lstm_state_adjoints
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -51,6 +52,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -77,6 +79,7 @@ __all__ = [
     "NearestTie",
     "Hypergradients",
     "ReversibleMomentum",
+    "LSTMGrads",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -95,6 +98,9 @@ __all__ = [
     "momentum_jacobian",
     "momentum_step",
     "momentum_unstep",
+    "lstm",
+    "lstm_state_adjoints",
+    "lstm_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

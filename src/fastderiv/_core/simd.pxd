@@ -28,6 +28,7 @@ cdef extern from "simd.h" nogil:
     vf vfma_once(vf a, vf b, vf c)      # the same rounded once on every level
     vf vgather(const real *p, vf at)    # p[at], whole numbers
     vf vsel_lt(vf a, vf b, vf x, vf y)  # x where a < b else y
+    vf vkeep_nan(vf x, vf y)            # x where x is NaN, else y
     bint vall_lt(vf a, vf b)
     real vget(vf v, int i)
     unsigned vlt(vf a, vf b)            # bit i: lane i has a < b
@@ -49,6 +50,8 @@ cdef extern from "simd.h" nogil:
     vf vsilu_slope(vf x, vf *slope)
     vf vsoftplus(vf x)
     vf vsoftplus_slope(vf x, vf *slope)
+    vf vtanh(vf x)
+    vf vtanh_slope(vf x, vf *slope)     # tanh and 1 − tanh²
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
     void vpartsums(vf a, vf b, vf c, vf d, vf *out)  # FOURS vectors: per 128-bit part, the sums of SHARE of the four over its lanes
     real gsum(const real *g)

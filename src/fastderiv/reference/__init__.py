@@ -27,6 +27,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -53,6 +54,7 @@ __all__ = [
     "NearestTie",
     "Hypergradients",
     "ReversibleMomentum",
+    "LSTMGrads",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -71,6 +73,9 @@ __all__ = [
     "momentum_jacobian",
     "momentum_step",
     "momentum_unstep",
+    "lstm",
+    "lstm_state_adjoints",
+    "lstm_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
