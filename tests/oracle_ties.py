@@ -27,7 +27,8 @@ class Slice:
             first = self._w[0]
             self._a = first[coordinate]
             self._s = [
-                mpmath.fsum([b, *(first[k][o] * v for k, v in zip(others, x, strict=True))]) for o, b in enumerate(self._b[0])
+                mpmath.fsum([b, *(first[k][o] * v for k, v in zip(others, x, strict=True))])
+                for o, b in enumerate(self._b[0])
             ]
         # float copies, which intervals a few ulps wide make exact again
         self.a, self.s = np.array([float(v) for v in self._a]), np.array([float(v) for v in self._s])
@@ -42,6 +43,21 @@ class Slice:
             for w, b in zip(self._w[1:], self._b[1:], strict=True):
                 y = [1 / (1 + mpmath.exp(-v)) for v in z]
                 z = [mpmath.fsum([c, *(row[o] * v for row, v in zip(w, y, strict=True))]) for o, c in enumerate(b)]
+            return z[0]
+
+    def derivatives(self, t):
+        """f, f' and f'' at t in 60 digits, by the chain rule layer by layer."""
+        with mpmath.workdps(DIGITS):
+            z = [(a * mpmath.mpf(float(t)) + s, a, mpmath.mpf(0)) for a, s in zip(self._a, self._s, strict=True)]
+            for w, b in zip(self._w[1:], self._b[1:], strict=True):
+                y = [_sigmoid_jet(*jet) for jet in z]
+                z = [
+                    tuple(
+                        mpmath.fsum([c * (k == 0), *(row[o] * v[k] for row, v in zip(w, y, strict=True))])
+                        for k in range(3)
+                    )
+                    for o, c in enumerate(b)
+                ]
             return z[0]
 
     def sign(self, t):
@@ -66,11 +82,20 @@ class Slice:
         return lo[:, 0], hi[:, 0], slo[:, 0], shi[:, 0]
 
 
+def _sigmoid_jet(z, dz, ddz):
+    y = 1 / (1 + mpmath.exp(-z))
+    p = y * (1 - y)
+    return y, p * dz, p * (1 - 2 * y) * dz**2 + p * ddz
+
+
 def _sigma(lo, hi, slo, shi):
     tl, th = (np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))) for z in (lo, hi))
     yl, yh = np.where(lo < 0, tl, 1 - tl), np.where(hi < 0, th, 1 - th)
     pl, ph = tl * (1 - tl), th * (1 - th)
-    least, most = np.minimum(pl, ph) * (1 - WIDE), np.where((lo <= 0) & (hi >= 0), 0.25, np.maximum(pl, ph)) * (1 + WIDE) + 1e-307
+    least, most = (
+        np.minimum(pl, ph) * (1 - WIDE),
+        np.where((lo <= 0) & (hi >= 0), 0.25, np.maximum(pl, ph)) * (1 + WIDE) + 1e-307,
+    )
     products = [least * slo, least * shi, most * slo, most * shi]
     down, up = np.min(products, axis=0), np.max(products, axis=0)
     pad = WIDE * np.maximum(np.abs(down), np.abs(up)) + 1e-307

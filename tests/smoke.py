@@ -41,6 +41,8 @@ def root():
 
 def crossings(c):
     return c.indptr, c.x, c.lower, c.upper, c.unique, c.complete, c[3]
+def curves():
+    return fd.trace_boundary(net, ((-3, 3), (-3, 3)))
 
 
 def exponential_sum():
@@ -98,6 +100,8 @@ CALLS = {
     "tie_sensitivity": lambda: [a for part in fd.tie_sensitivity(*tie())[:2] for a in part],
     "TieSensitivity": lambda: [pickle.loads(pickle.dumps(fd.tie_sensitivity(*tie()))).inputs],
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
+    "trace_boundary": lambda: curves().points,
+    "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
     "get_num_threads": lambda: [fd.get_num_threads()],
     "show_config": lambda: [len(fd.show_config())],

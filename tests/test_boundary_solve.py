@@ -130,6 +130,19 @@ def test_a_limit_of_zero_is_no_tie(net, ties):
 
 
 @pytest.mark.parametrize(
+    ("net", "tie"),
+    [
+        (along([-1], [0], [1], -(2.0**-60)), 60 * np.log(2)),  # where f is below float64's error for good
+        (along([1], [0], [-1], 2.0**-60), -60 * np.log(2)),
+        (along([-1, -1.1], [0, 0], [1, -(2.0**40)], 0), 400 * np.log(2)),  # its limit is 0
+    ],
+)
+def test_a_tie_far_out_is_in_a_cluster(net, tie):
+    crossings = alone(net)
+    assert any(lower <= tie <= upper for lower, upper in zip(crossings.lower, crossings.upper, strict=True))
+
+
+@pytest.mark.parametrize(
     ("net", "ties"),
     [
         (along([1e300, 1e-300, 1], [0, 1, 2], [1, -2, 0.4], 0.3), 3),
@@ -186,8 +199,9 @@ def near_double_rows(seed, m):
     for row, top in zip(x[:, 0], tops, strict=False):
         s = w[1] * row + b
         for _ in range(50):  # Newton for f' = 0
-            y = 1 / (1 + np.exp(-np.clip(w[0] * top + s, -700, 700)))
-            top -= (w[0] * d) @ (y * (1 - y)) / ((w[0] ** 2 * d) @ (y * (1 - y) * (1 - 2 * y)))
+            y = 1 / (1 + np.exp(-np.clip(np.nan_to_num(w[0] * top + s), -700, 700)))
+            with np.errstate(all="ignore"):
+                top -= (w[0] * d) @ (y * (1 - y)) / ((w[0] ** 2 * d) @ (y * (1 - y) * (1 - 2 * y)))
         if abs(top) < 20:
             height = rng.choice([-1, 1]) * 10.0 ** rng.uniform(-17, -9)
             yield fd.SigmoidMLP(net.weights, [b, [height - d @ (1 / (1 + np.exp(-(w[0] * top + s)))), 0.0]]), [row]

@@ -98,6 +98,7 @@ CALLS = {
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(a((2, 4, 3)), a((2, 3, 2))),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
+    "trace_boundary": lambda f, a: f(odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))).points[0],
     "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0]),
     "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,
     "nearest_tie": lambda f, a: f(odd_network(), a((2,))).x,

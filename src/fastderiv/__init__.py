@@ -9,17 +9,21 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
                 follow_boundary, tie_sensitivity
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
-    integrations/   PyTorch and transformers on fastderiv, imported only when asked for
+    integrations/   PyTorch and transformers on fastderiv, boundaries in matplotlib; imported only when asked for
 """
 
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .boundary import (
     Counterfactuals,
     Crossings,
@@ -54,6 +58,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -83,6 +88,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
     "tie_sensitivity",
     "transition_product",
 ]

@@ -10,6 +10,10 @@ from ._roots import RootResults, find_x1
 from ._sensitivity import TieSensitivity, tie_sensitivity
 from ._solve import Crossings, solve_x1
 
+__all__ = ["Crossings", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "solve_x1"]
+from ._trace import BoundaryCurves, trace_boundary
+
+__all__ = ["BoundaryCurves", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "trace_boundary"]
 __all__ = [
     "Counterfactuals",
     "Crossings",

@@ -654,18 +654,24 @@ cdef void slopes_of(const Deep *call, Flow *w) noexcept nogil:
 
 
 cdef ix deep_scratch(const Net *net) noexcept nogil:
-    """Bytes of scratch that a task needs."""
+    """Bytes of scratch that a task needs: a flow, then the stack of spans."""
     return (3 + 2 * STREAMS) * (net.widest + GL) * sizeof(real) + (SPANS + 1) * sizeof(Span)
+
+
+cdef real *lay_flow(const Net *net, real *at, Flow *w) noexcept nogil:
+    """Where everything of a flow lies in the scratch; what comes behind it."""
+    cdef ix n = net.widest + GL
+    w.net, w.a, w.s, w.es, w.y, w.z = net, at, at + n, at + 2 * n, at + 3 * n, at + (3 + STREAMS) * n
+    return at + (3 + 2 * STREAMS) * n
 
 
 cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
     """All enclosures of a few rows, row by row and ascending."""
     cdef const Deep *call = <const Deep *>args
-    cdef ix n = call.net.widest + GL, i
-    cdef real *at = <real *>worker.scratch
+    cdef ix i
     cdef Flow w
+    cdef Span *stack = <Span *>lay_flow(call.net, <real *>worker.scratch, &w)
     cdef Search row
-    w.net, w.a, w.s, w.es, w.y, w.z = call.net, at, at + n, at + 2 * n, at + 3 * n, at + (3 + STREAMS) * n
     slopes_of(call, &w)
     row.call, row.flow, row.worker = call, &w, worker
     call.found.needed[task] = 0
@@ -676,7 +682,7 @@ cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
         if call.net.depth == 1:
             solve_linear(&row)
         else:
-            solve_row(&row, <Span *>(at + (3 + 2 * STREAMS) * n))
+            solve_row(&row, stack)
         if call.work is not NULL:
             call.work[i] = row.work
         if interrupted(worker):
@@ -688,39 +694,43 @@ cdef double deep_seconds(const Net *net) noexcept:
     return 60 * (net.macs * STREAMS / (VL * 5e9) + net.sigmoids * 100 / (VL * 3e9) + 5e-8)
 
 
-cdef class DeepNet:
+cdef class DeepNet(Solver):
     """The ties of a network of any depth along one input; the program's only output is the margin, whose last layer's numbers
     are differences of two, correctly rounded."""
     cdef Program program
     cdef ix coordinate
+    cdef public cnp.ndarray work        # None, or OUT how many enclosures each row of a call took, intp
 
     def __cinit__(self, Program program, ix coordinate):
         self.program, self.coordinate = program, coordinate
 
-    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work=None):
-        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,).
-
-        OUT work (m,) intp: how many enclosures each row took.
-        """
-        return self.part(X, lo, hi, xtol, work, 0)
-
-    cdef tuple part(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work, ix cap):
+    def enclosure(self, cnp.ndarray X, double l, double m, double r):
+        """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r], for the one row of X."""
         cdef Deep a
-        cdef Segments out
+        cdef Flow w
+        cdef Margin f
         cdef const Net *net = &self.program.net
-        cdef double seconds = deep_seconds(net)
-        cdef ix m = X.shape[0], rows = max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / seconds))), half
-        if not cap:
-            cap = 8 * rows
-        out = Segments(m, rows, cap)
-        a.net, a.coordinate, a.m, a.x_other, a.rows, a.found = net, self.coordinate, m, <const real *>cnp.PyArray_DATA(X), rows, out.found
+        cdef cnp.ndarray store = reals(deep_scratch(net) // sizeof(real))
+        self.describe(&a, X)
+        lay_flow(net, aligned(store), &w)
+        slopes_of(&a, &w)
+        deep_offsets(&a, 0, &w)
+        enclose(&w, l, m, r, &f)
+        return ((f.f.mid, f.f.rad), (f.slope.mid, f.slope.rad), (f.range.lo, f.range.hi), (f.slopes.lo, f.slopes.hi),
+                (f.curvatures.lo, f.curvatures.hi))
+
+    cdef void describe(self, Deep *a, cnp.ndarray X) noexcept:
+        memset(a, 0, sizeof(Deep))
+        a.net, a.coordinate, a.m, a.x_other = &self.program.net, self.coordinate, X.shape[0], <const real *>cnp.PyArray_DATA(X)
         a.x_row, a.x_col = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real), cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
-        a.lo, a.hi, a.xtol, a.work = lo, hi, xtol, NULL if work is None else <ix *>cnp.PyArray_DATA(work)
-        run(deep_task, &a, out.tasks, deep_scratch(net), m * seconds)
-        if out.most() <= cap:
-            return out.collect()
-        if out.tasks == 1:                              # its segment was too small
-            return self.part(X, lo, hi, xtol, work, out.most())
-        half = out.tasks // 2 * rows
-        return tuple(map(np.concatenate, zip(self.part(X[:half], lo, hi, xtol, None if work is None else work[:half], cap),
-                                             self.part(X[half:], lo, hi, xtol, None if work is None else work[half:], cap))))
+
+    cdef ix task_rows(self) noexcept:
+        return max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / deep_seconds(&self.program.net))))
+
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+        cdef Deep a
+        cdef const Net *net = &self.program.net
+        self.describe(&a, X)
+        a.lo, a.hi, a.xtol, a.rows, a.found = lo, hi, xtol, out.task_rows, out.found
+        a.work = NULL if self.work is None else <ix *>cnp.PyArray_DATA(self.work)
+        return run(deep_task, &a, out.tasks, deep_scratch(net), a.m * deep_seconds(net))

@@ -1,5 +1,7 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
+from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .boundary import (
     Counterfactuals,
     Crossings,
@@ -34,6 +36,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -60,6 +63,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
     "tie_sensitivity",
     "transition_product",
 ]

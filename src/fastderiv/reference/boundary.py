@@ -226,6 +226,62 @@ def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, output
     x = np.array([t for row in rows for t in row])
     half = xtol / 2 * np.maximum(1, abs(x))
     return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
+class BoundaryCurves(NamedTuple):
+    """Curves, whether each is closed, whether they are proven to be all, and where that is open."""
+
+    points: list[NDArray]
+    closed: NDArray
+    certified: bool
+    undecided: NDArray
+
+
+def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *,
+                   coordinates: Sequence[int] | NDArray = (0, 1), at: ArrayLike | None = None,
+                   outputs: Sequence[int] = (0, 1), tol: float = 1e-10) -> BoundaryCurves:  # fmt: skip
+    """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid sees, no proof."""
+    n = 120
+    box = np.array(bounds, np.float64)
+    x, y = np.linspace(box[:, 0], box[:, 1], n + 1).T
+    fixed = np.zeros(net.n_inputs) if at is None else np.array(at, np.float64)
+
+    def f(u, v):
+        point = fixed.copy()
+        point[list(coordinates)] = u, v
+        return net.margin(point[None], outputs)[0]
+
+    above = np.array([[f(u, v) >= 0 for v in y] for u in x])
+    zero = {}  # (i, j, axis), the edge from node (i, j) along the axis -> the point on it
+    for i, j in itertools.product(range(n + 1), repeat=2):
+        if i < n and above[i, j] != above[i + 1, j]:
+            zero[i, j, 0] = optimize.brentq(f, x[i], x[i + 1], args=(y[j],), xtol=tol), y[j]
+        if j < n and above[i, j] != above[i, j + 1]:
+            zero[i, j, 1] = x[i], optimize.brentq(lambda v, i=i: f(x[i], v), y[j], y[j + 1], xtol=tol)
+    joined = defaultdict[Any, list](list)
+    for i, j in itertools.product(range(n), repeat=2):
+        bottom, right, top, left = (i, j, 0), (i + 1, j, 1), (i, j + 1, 0), (i, j, 1)
+        hit = [e for e in (bottom, right, top, left) if e in zero]
+        if len(hit) == 4:  # the middle tells which two corners belong together
+            middle = f((x[i] + x[i + 1]) / 2, (y[j] + y[j + 1]) / 2) >= 0
+            hit = [bottom, right, top, left] if middle == above[i, j] else [left, bottom, right, top]
+        for a, b in zip(hit[::2], hit[1::2], strict=True):
+            joined[a].append(b)
+            joined[b].append(a)
+    return _chains(zero, joined)
+
+
+def _chains(zero, joined):
+    points, closed, left = [], [], set(joined)
+    for start in sorted(joined, key=lambda e: len(joined[e])):  # open ends first
+        chain = []
+        edge = start if start in left else None
+        while edge is not None:
+            left.discard(edge)
+            chain.append(edge)
+            edge = next((e for e in joined[edge] if e in left), None)
+        if chain:
+            closed.append(len(joined[start]) == 2)
+            points.append(np.array([zero[e] for e in chain + chain[:1] * closed[-1]]))
+    return BoundaryCurves(points, np.array(closed, bool), False, np.zeros((0, 2, 2)))
 
 
 class TieSensitivity(NamedTuple):
