@@ -1,6 +1,6 @@
 """boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
 
-    python bench/bench_boundary.py [--json] [--rounds N]
+    python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,calls]
 """
 
 from contextlib import contextmanager, nullcontext
@@ -14,11 +14,13 @@ from scipy.special import expit
 
 import fastderiv as fd
 from fastderiv._cli.bench import threads_set_to
-from fastderiv._cli.timing import interleave
+from fastderiv._cli.timing import Timing, interleave
 from report import compare, options, report
 
 NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
 ROOTS = {"row by row": 500, "at once": 20_000}
+TIES = {"2-3-2": 40_000, "2-16-2": 8_000, "2-128-2": 1_000, "2-16-16-16-2": 100, "2-64-64-64-2": 10}  # rows of each network
+RANDOM_NETWORKS = 12
 
 
 def network(sizes, seed=0):
@@ -110,19 +112,97 @@ def roots(rounds):
         yield compare(f"find_x1 {method} 2-3-2", timings, "fastderiv", other, "row", len(rows))
 
 
+def ties(rounds):
+    """All ties of random rows, certified, against SciPy's finders that are given a bracket of every tie."""
+    for name, m in TIES.items():
+        problems = [Ties(tuple(map(int, name.split("-"))), m, seed) for seed in range(RANDOM_NETWORKS)]
+        rows, found = m * len(problems), sum(len(p.crossings.x) for p in problems)
+        sure = sum(p.crossings.unique.sum() for p in problems)
+        label = f"solve_x1 {name}, {found / rows:.2f} ties a row, {1 - sure / found:.3%} clusters"
+        assert all(p.crossings.complete.all() for p in problems)
+        calls = {"fastderiv": lambda: [p.solve() for p in problems], "find_root": lambda: [p.find_root() for p in problems]}
+        with limited(1):
+            timings = interleave(calls, rounds=rounds)
+        yield compare(label, timings, "fastderiv", "find_root", "row", rows)
+        some = problems if name == "2-3-2" else ()
+        if some:
+            calls = {"fastderiv": lambda: [p.solve() for p in problems], "brentq": lambda: [p.brentq(100) for p in problems]}
+            with limited(1):
+                timings = interleave(calls, rounds=3)
+            timings["brentq"] = Timing(tuple(t * found / (100 * len(problems)) for t in timings["brentq"].rounds))
+            yield compare(label, timings, "fastderiv", "brentq", "row", rows)
+        timings = interleave({f"{n} threads": partial(on_threads, n, problems) for n in (1, 2)}, rounds=rounds, rest=0.02)
+        yield compare(f"solve_x1 {name}, 2 threads", timings, "2 threads", "1 threads", "row", rows)
+
+
+def on_threads(n, problems):
+    with threads_set_to(n):
+        for p in problems:
+            p.solve()
+
+
+class Ties:
+    """Rows of a random network N(0, 1.5), its ties, and brackets of these for the peers.
+
+    With more than one hidden layer the last bias is the median of the margin's rest, or most networks had no tie at all.
+    """
+
+    def __init__(self, sizes, m, seed):
+        rng = np.random.default_rng(seed)
+        weights = [rng.normal(0, 1.5, shape) for shape in pairwise(sizes)]
+        biases = [rng.normal(0, 1.5, n) for n in sizes[1:]]
+        self.x2 = rng.normal(0, 1.5, m)
+        if len(sizes) > 3:
+            margin = fd.SigmoidMLP(weights, biases).margin(np.column_stack([rng.normal(0, 5, m), self.x2]))
+            biases[-1][1] += np.median(margin)
+        self.net = fd.SigmoidMLP(weights, biases)
+        self.peer = Peer(self.net)
+        self.crossings = c = self.solve()
+        self.rows = np.repeat(self.x2, np.diff(c.indptr))
+        gap = np.minimum(*(np.concatenate([end, gaps, end][1 - side : 3 - side]) for side, (gaps, end) in enumerate([(np.diff(c.x), [1.0])] * 2)))
+        half = np.clip(np.abs(gap) / 4, 1e-9, 0.25)
+        self.lo, self.hi = c.x - half, c.x + half
+        good = c.unique & (self.margin(self.lo, self.rows) * self.margin(self.hi, self.rows) < 0)
+        self.lo, self.hi, self.rows, self.x = self.lo[good], self.hi[good], self.rows[good], c.x[good]
+        assert len(self.x) == 0 or np.abs(self.find_root() - self.x).max() < 1e-8 * (1 + np.abs(self.x).max())
+
+    def margin(self, t, x2):
+        return self.peer.margin(np.stack([t, x2], -1))
+
+    def solve(self):
+        return fd.solve_x1(self.net, self.x2)
+
+    def find_root(self):
+        tolerances = {"xatol": 1e-12, "xrtol": 1e-15}
+        return find_root(self.margin, (self.lo, self.hi), args=(self.rows,), tolerances=tolerances).x if len(self.lo) else self.lo
+
+    def brentq(self, most):
+        return [brentq(lambda t, x=x: self.margin(np.float64(t), x), lo, hi, xtol=1e-12)
+                for lo, hi, x in list(zip(self.lo, self.hi, self.rows, strict=True))[:most]]  # fmt: skip
+
+
 def calls(rounds):
     """One row: what a call costs."""
     net = network((2, 3, 2))
     peer, X = Peer(net), np.random.default_rng(3).standard_normal((1, 2))
     timings = interleave({"fastderiv": lambda: net.margin(X), "NumPy": lambda: peer.margin(X)}, rounds=rounds)
     yield compare("margin 2-3-2, one row", timings, "fastderiv", "NumPy", "call", 1)
+    problem = Ties((2, 3, 2), 200, 2)
+    timings = interleave({"fastderiv": lambda: fd.solve_x1(problem.net, 0.3), "brentq": lambda: problem.brentq(1)}, rounds=rounds)
+    yield compare("solve_x1 2-3-2, one row", timings, "fastderiv", "brentq", "call", 1)
 
 
-def results(rounds):
-    for part in (evaluations, roots, calls):
-        yield from part(rounds)
+PARTS = (evaluations, roots, ties, calls)
+
+
+def results(rounds, only):
+    for part in PARTS:
+        if part.__name__ in only:
+            yield from part(rounds)
 
 
 if __name__ == "__main__":
-    given = options(__doc__, rounds=9).parse_args()
-    report(results(given.rounds), given.json)
+    parser = options(__doc__, rounds=9)
+    parser.add_argument("--only", default=",".join(part.__name__ for part in PARTS), help="parts to run")
+    given = parser.parse_args()
+    report(results(given.rounds, given.only.split(",")), given.json)

@@ -65,9 +65,10 @@ def assert_in_order(ties, bounds=LINE):
 
 def work(net, x, bounds=LINE):
     """How many enclosures each row took."""
-    count = np.zeros(len(x), np.intp)
-    _solver(net, net._columns((0, 1)), 0)[0].solve(x, *bounds, 1e-12, count)
-    return count
+    solver, _ = _solver(net, net._columns((0, 1)), 0)
+    solver.work = np.zeros(len(x), np.intp)
+    solver.solve(x, *bounds, 1e-12)
+    return solver.work
 
 
 def assert_proven(net, x, bounds=LINE, undecided=0, **options):

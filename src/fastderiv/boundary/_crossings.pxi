@@ -84,20 +84,24 @@ cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix
 
 
 cdef class Segments:
-    """Memory for the enclosures of so many rows in so many tasks."""
+    """Memory for the enclosures of up to so many rows, in tasks of `task_rows`, `cap` for each task."""
     cdef Found found
     cdef ix tasks, rows, task_rows
     cdef cnp.ndarray count, needed, lower, upper, x, unique
 
     def __cinit__(self, ix rows, ix task_rows, ix cap):
-        self.rows, self.task_rows, self.tasks = rows, task_rows, (rows + task_rows - 1) // task_rows
-        self.count, self.needed = np.empty(rows, np.intp), np.empty(self.tasks, np.intp)
-        self.lower, self.upper, self.x = (np.empty(self.tasks * cap) for _ in range(3))
-        self.unique = np.empty(self.tasks * cap, np.bool_)
+        cdef ix tasks = (rows + task_rows - 1) // task_rows
+        self.task_rows = task_rows
+        self.count, self.needed = np.empty(rows, np.intp), np.empty(tasks, np.intp)
+        self.lower, self.upper, self.x = (np.empty(tasks * cap) for _ in range(3))
+        self.unique = np.empty(tasks * cap, np.bool_)
         self.found.count, self.found.needed = <ix *>cnp.PyArray_DATA(self.count), <ix *>cnp.PyArray_DATA(self.needed)
         self.found.lower, self.found.upper = <real *>cnp.PyArray_DATA(self.lower), <real *>cnp.PyArray_DATA(self.upper)
         self.found.x, self.found.unique = <real *>cnp.PyArray_DATA(self.x), <char *>cnp.PyArray_DATA(self.unique)
         self.found.cap = cap
+
+    cdef void reset(self, ix rows) noexcept:
+        self.rows, self.tasks = rows, (rows + self.task_rows - 1) // self.task_rows
 
     cdef ix most(self) noexcept:
         """What the greediest task needed."""
@@ -123,4 +127,33 @@ cdef class Segments:
             memcpy(<real *>cnp.PyArray_DATA(x) + at, f.x + i * f.cap, n * sizeof(real))
             memcpy(<char *>cnp.PyArray_DATA(unique) + at, f.unique + i * f.cap, n)
             at += n
-        return self.count, lower, upper, x, unique
+        return self.count[: self.rows].copy(), lower, upper, x, unique
+
+
+cdef class Solver:
+    """All ties along one input: what `Isolator` and `DeepNet` have in common."""
+
+    cdef ix task_rows(self) noexcept:
+        return 1
+
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+        """OUT the enclosures of the rows X (m, n_in − 1)."""
+        raise NotImplementedError
+
+    def room(self, ix rows, ix cap=0):
+        """Segments for so many rows at a time; without `cap`, for eight enclosures a row on average."""
+        return Segments(rows, self.task_rows(), cap or 8 * self.task_rows())
+
+    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Segments room=None):
+        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,)."""
+        cdef ix half
+        if room is None:
+            room = self.room(X.shape[0])
+        room.reset(X.shape[0])
+        self.search(X, lo, hi, xtol, room)
+        if room.most() <= room.found.cap:
+            return room.collect()
+        if room.tasks == 1:                             # its segment was too small
+            return self.solve(X, lo, hi, xtol, self.room(room.rows, room.most()))
+        half = room.tasks // 2 * room.task_rows
+        return tuple(map(np.concatenate, zip(self.solve(X[:half], lo, hi, xtol, room), self.solve(X[half:], lo, hi, xtol, room))))

@@ -694,21 +694,15 @@ cdef double deep_seconds(const Net *net) noexcept:
     return 60 * (net.macs * STREAMS / (VL * 5e9) + net.sigmoids * 100 / (VL * 3e9) + 5e-8)
 
 
-cdef class DeepNet:
+cdef class DeepNet(Solver):
     """The ties of a network of any depth along one input; the program's only output is the margin, whose last layer's numbers
     are differences of two, correctly rounded."""
     cdef Program program
     cdef ix coordinate
+    cdef public cnp.ndarray work        # None, or OUT how many enclosures each row of a call took, intp
 
     def __cinit__(self, Program program, ix coordinate):
         self.program, self.coordinate = program, coordinate
-
-    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work=None):
-        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,).
-
-        OUT work (m,) intp: how many enclosures each row took.
-        """
-        return self.part(X, lo, hi, xtol, work, 0)
 
     def enclosure(self, cnp.ndarray X, double l, double m, double r):
         """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r], for the one row of X."""
@@ -730,23 +724,13 @@ cdef class DeepNet:
         a.net, a.coordinate, a.m, a.x_other = &self.program.net, self.coordinate, X.shape[0], <const real *>cnp.PyArray_DATA(X)
         a.x_row, a.x_col = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real), cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
 
-    cdef tuple part(self, cnp.ndarray X, double lo, double hi, double xtol, cnp.ndarray work, ix cap):
+    cdef ix task_rows(self) noexcept:
+        return max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / deep_seconds(&self.program.net))))
+
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
         cdef Deep a
-        cdef Segments out
         cdef const Net *net = &self.program.net
-        cdef double seconds = deep_seconds(net)
-        cdef ix m = X.shape[0], rows = max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / seconds))), half
-        if not cap:
-            cap = 8 * rows
-        out = Segments(m, rows, cap)
         self.describe(&a, X)
-        a.lo, a.hi, a.xtol, a.rows, a.found = lo, hi, xtol, rows, out.found
-        a.work = NULL if work is None else <ix *>cnp.PyArray_DATA(work)
-        run(deep_task, &a, out.tasks, deep_scratch(net), m * seconds)
-        if out.most() <= cap:
-            return out.collect()
-        if out.tasks == 1:                              # its segment was too small
-            return self.part(X, lo, hi, xtol, work, out.most())
-        half = out.tasks // 2 * rows
-        return tuple(map(np.concatenate, zip(self.part(X[:half], lo, hi, xtol, None if work is None else work[:half], cap),
-                                             self.part(X[half:], lo, hi, xtol, None if work is None else work[half:], cap))))
+        a.lo, a.hi, a.xtol, a.rows, a.found = lo, hi, xtol, out.task_rows, out.found
+        a.work = NULL if self.work is None else <ix *>cnp.PyArray_DATA(self.work)
+        return run(deep_task, &a, out.tasks, deep_scratch(net), a.m * deep_seconds(net))

@@ -591,7 +591,7 @@ cdef void isolate_task(void *args, ix i, Worker *worker) noexcept nogil:
         sharpen(&b, i, &a.found)
 
 
-cdef class Isolator:
+cdef class Isolator(Solver):
     """The ties of a network with one hidden layer along one input, packed once.
 
     a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs of f(±∞), exactly.
@@ -627,29 +627,17 @@ cdef class Isolator:
             if not f.beyond[i] > 0:
                 f.beyond[i] = 1 / f.slowest
 
-    def solve(self, cnp.ndarray X, double lo, double hi, double xtol):
-        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,)."""
-        return self.part(X, lo, hi, xtol, 0)
+    cdef ix task_rows(self) noexcept:
+        return MAX_ROWS if self.f.units <= 16 else 2 * STEP if self.f.units <= 64 else STEP
 
-    cdef tuple part(self, cnp.ndarray X, double lo, double hi, double xtol, ix cap):
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
         cdef Isolate a
         cdef Block b
-        cdef Segments out
-        cdef ix n = self.f.units, half, m = X.shape[0]
-        cdef double row = 4e-9 * (n + 2) * (n + 8) ** 0.5 * 8 / VL
+        cdef ix n = self.f.units
+        cdef double row = 3.2e-8 * (n + 2) * (n + 8) ** 0.5 / VL
         fill(&a.other, &self.net.net, X, X)
         a.f, a.magnitudes, a.lo, a.hi, a.xtol = &self.f, &self.sizes.net.layers[0], lo, hi, xtol
-        a.block = MAX_ROWS if n <= 16 else 2 * STEP if n <= 64 else STEP
+        a.block, a.found = out.task_rows, out.found
         a.breaks = n if n <= 4 else 4 if n <= 16 else 7
         a.todo_cap, a.bracket_cap = (a.breaks + 1) * a.block + DEPTH + 4 * VL, a.block + 2 * (MOST_BREAKS + 2) * VL
-        if not cap:
-            cap = 8 * a.block
-        out = Segments(m, a.block, cap)
-        a.found = out.found
-        run(isolate_task, &a, out.tasks, lay_out(&a, &b, NULL) * sizeof(real), m * row)
-        if out.most() <= cap:
-            return out.collect()
-        if out.tasks == 1:
-            return self.part(X, lo, hi, xtol, out.most())
-        half = out.tasks // 2 * a.block
-        return tuple(map(np.concatenate, zip(self.part(X[:half], lo, hi, xtol, cap), self.part(X[half:], lo, hi, xtol, cap))))
+        return run(isolate_task, &a, out.tasks, lay_out(&a, &b, NULL) * sizeof(real), X.shape[0] * row)

@@ -14,7 +14,7 @@ from ._expsum import ExponentialSum
 from ._network import Outputs, SigmoidMLP, _kernels
 from ._roots import _others
 
-_BLOCK = 1 << 15  # rows at a time: their enclosures take some MiB before they are joined
+_BLOCK = 1 << 14  # rows at a time: their enclosures take some MiB before they are joined
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
 _TINY = 5e-324
 _SMALL = 1e-290  # multiplied by a power of two, numbers above lose no bits
@@ -157,10 +157,10 @@ def solve_x1(
     if not 0 < xtol < math.inf:
         raise ValueError(f"xtol is {xtol}; expected a positive number")
     solver, root_bound = _solver(net, pair, coordinate)
-    parts = []
+    parts, room = [], solver.room(min(len(x), _BLOCK))
     with reporting(progress, len(x), "solve_x1") as done:
         for first in range(0, len(x), _BLOCK):
-            parts.append(solver.solve(x[first : first + _BLOCK], lo, hi, xtol))
+            parts.append(solver.solve(x[first : first + _BLOCK], lo, hi, xtol, room))
             if done:
                 done(min(first + _BLOCK, len(x)))
     return _joined(parts, root_bound)
