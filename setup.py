@@ -30,7 +30,7 @@ if X86 and sys.platform != "win32":
 # room -> the real types its kernels serve
 KERNELS = {
     "_core": ("f32", "f64"), "ssm": ("f32", "f64"), "subsets": ("f32", "f64"), "boundary": ("f64",),
-    "nn": ("f32", "f64"), "optim": ("f64",),
+    "nn": ("f32", "f64"), "optim": ("f32", "f64"),
 }  # fmt: skip
 
 SRC = Path("src/fastderiv")

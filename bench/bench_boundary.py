@@ -1,6 +1,6 @@
 """boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
 
-    python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,calls]
+    python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
 """
 
 from contextlib import contextmanager, nullcontext
@@ -11,6 +11,11 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.optimize.elementwise import find_root
 from scipy.special import expit
+
+try:
+    from contourpy import contour_generator  # matplotlib's
+except ImportError:
+    contour_generator = None
 
 import fastderiv as fd
 from fastderiv._cli.bench import threads_set_to
@@ -192,7 +197,42 @@ def calls(rounds):
     yield compare("solve_x1 2-3-2, one row", timings, "fastderiv", "brentq", "call", 1)
 
 
-PARTS = (evaluations, roots, ties, calls)
+CURVES = {"2-3-2": (2, 3, 2), "2-16-2": (2, 16, 2), "2-64-2": (2, 64, 2), "2-16-16-16-2": (2, 16, 16, 16, 2)}
+
+
+def contoured(net, n):
+    """What one does without: the margin on a grid of n × n points, and straight lines through its cells."""
+    x = np.linspace(-3, 3, n)
+    grid = np.stack(np.meshgrid(x, x), axis=-1)
+    return contour_generator(x, x, net.margin(grid.reshape(-1, 2)).reshape(n, n)).lines(0.0)
+
+
+def curves(rounds):
+    """Every tie in a box, certified and to 1e-10, against a contour of the margin on 1000 × 1000 points, that sees to
+    1e-5."""
+    if contour_generator is None:
+        return
+    for name, sizes in CURVES.items():
+        net = through_middle(network(sizes, seed=4))
+        traced = fd.trace_boundary(net, ((-3, 3), (-3, 3)))
+        assert traced.certified and len(traced.points) == len(contoured(net, 1000))
+        for points in traced.points:
+            distance = np.abs(net.margin(points)) / np.hypot(*net.margin_gradient(points).T)
+            assert distance.max() < 1e-10
+        timings = interleave({
+            "fastderiv": lambda n=net: fd.trace_boundary(n, ((-3, 3), (-3, 3))),
+            "contour": lambda n=net: contoured(n, 1000),
+        }, rounds=rounds)  # fmt: skip
+        yield compare(f"trace_boundary {name}", timings, "fastderiv", "contour", "call", 1)
+
+
+def through_middle(net):
+    """The same network, its two outputs tied at the origin."""
+    *biases, last = net.biases
+    return fd.SigmoidMLP(net.weights, [*biases, last - [net.margin(np.zeros((1, 2)))[0], 0]])
+
+
+PARTS = (evaluations, roots, ties, curves, calls)
 
 
 def results(rounds, only):

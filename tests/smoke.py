@@ -41,11 +41,49 @@ def root():
 
 def crossings(c):
     return c.indptr, c.x, c.lower, c.upper, c.unique, c.complete, c[3]
+def curves():
+    return fd.trace_boundary(net, ((-3, 3), (-3, 3)))
 
 
 def exponential_sum():
     sums = fd.ExponentialSum.from_network(net)
     return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
+
+
+def tie():
+    """The net with another bias, so that it ties at 0.3, 0.2."""
+    x = np.array([0.3, 0.2])
+    bias = net.biases[1] - [net.margin(x[None])[0], 0]
+    return fd.SigmoidMLP(net.weights, [net.biases[0], bias]), x
+
+
+def intervals():
+    d = fd.decision_intervals(net, x, bounds=(-5.0, 5.0))
+    return d.indptr, d.lower, d.upper, d.output, d.complete
+
+def momentum():
+    theta, p = x.copy(), np.zeros(8)
+    fd.momentum_step(theta, p, x, alpha=0.1, beta=0.9)
+    return theta, p
+
+
+def momentum_back():
+    theta, p = momentum()
+    fd.momentum_unstep(theta, p, np.sin, alpha=0.1, beta=0.9)
+    return theta, p
+
+
+def reversible():
+    momentum = fd.ReversibleMomentum(x, alpha=0.1, beta=0.9)
+    for _ in range(120):
+        momentum.step(np.round(momentum.theta, 3))
+    momentum = pickle.loads(pickle.dumps(momentum))
+    momentum.unstep(lambda theta: np.round(theta, 3))
+    return momentum.theta, momentum.p, momentum.information_bits
+
+
+def hypergradients():
+    return fd.hypergradient(np.square, np.square, lambda theta, v: 2 * theta * v, x[4:], n_steps=9, alpha=0.1, beta=0.9)
 
 
 CALLS = {
@@ -76,7 +114,24 @@ CALLS = {
     "solve_x1": lambda: crossings(fd.solve_x1(net, x)),
     "Crossings": lambda: crossings(pickle.loads(pickle.dumps(fd.solve_x1(net, x, bounds=(-1, 2))))),
     "find_x1": lambda: [root().x],
+    "counterfactuals": lambda: fd.counterfactuals(*tie()),
+    "Counterfactuals": lambda: pickle.loads(pickle.dumps(fd.counterfactuals(*tie()))),
+    "decision_intervals": intervals,
+    "DecisionIntervals": lambda: [pickle.loads(pickle.dumps(fd.decision_intervals(net, x))).complete],
+    "follow_boundary": lambda: [fd.follow_boundary(*tie(), 2.0), fd.follow_boundary(*tie(), -1.0, step=0.25)],
+    "nearest_tie": lambda: fd.nearest_tie(tie()[0], [1.0, 1.0]),
+    "NearestTie": lambda: pickle.loads(pickle.dumps(fd.nearest_tie(tie()[0], [1.0, 1.0]))),
+    "tie_sensitivity": lambda: [a for part in fd.tie_sensitivity(*tie())[:2] for a in part],
+    "TieSensitivity": lambda: [pickle.loads(pickle.dumps(fd.tie_sensitivity(*tie()))).inputs],
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
+    "trace_boundary": lambda: curves().points,
+    "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],
+    "momentum_step": momentum,
+    "momentum_unstep": momentum_back,
+    "momentum_jacobian": lambda: [fd.momentum_jacobian(A[:, :3], alpha=0.1, beta=0.9)],
+    "ReversibleMomentum": reversible,
+    "hypergradient": hypergradients,
+    "Hypergradients": lambda: pickle.loads(pickle.dumps(hypergradients())),
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
     "get_num_threads": lambda: [fd.get_num_threads()],
     "show_config": lambda: [len(fd.show_config())],

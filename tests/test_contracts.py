@@ -98,6 +98,13 @@ CALLS = {
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(a((2, 4, 3)), a((2, 3, 2))),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
+    "trace_boundary": lambda f, a: f(odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))).points[0],
+    "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0]),
+    "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,
+    "nearest_tie": lambda f, a: f(odd_network(), a((2,))).x,
+    "momentum_jacobian": lambda f, a: f(a((3, 3)), alpha=0.5, beta=0.75),
+    "momentum_step": lambda f, a: stepped(f, a((2, 3))),
+    "ReversibleMomentum": lambda f, a: moved(f(a((2, 3)), alpha=0.5, beta=0.75), a((2, 3))),
     "subset_sums": lambda f, a: f(a((2, 5))),
     "iter_subset_sums": lambda f, a: list(f(a((5,)))),
     "subset_logsumexp": lambda f, a: f(a((2, 5))),
@@ -107,6 +114,17 @@ CALLS = {
 def odd_network():
     """A margin that rises from −1 to 1 along its first input."""
     return fd.SigmoidMLP([[[1.0, 2.0], [0.5, -0.5]], [[1.0, 0.0], [1.0, 0.0]]], [[0.0, 0.0], [-1.0, 0.0]])
+
+
+def stepped(step, grad):
+    theta, p = np.zeros((2, 2, 3))
+    step(theta, p, grad, alpha=0.5, beta=0.75)
+    return theta.copy(), p.copy()
+
+
+def moved(momentum, grad):
+    momentum.step(grad)
+    return momentum.theta, momentum.p
 
 
 def given_arrays():

@@ -6,15 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastderiv as fd
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def mamba():
-    spec = importlib.util.spec_from_file_location("train_mamba", EXAMPLES / "train_mamba.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("train_mamba")
+
+
+@pytest.fixture(scope="module")
+def boundary():
+    pytest.importorskip("sklearn")
+    return example("decision_boundary")
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
@@ -61,3 +73,59 @@ def test_ngrams_are_distributions_that_learn(mamba):
         assert np.isclose(sum(2.0**-b for b in ends), 1)
     period = np.tile([0, 1, 2, 3], 100)
     assert mamba.ngram_bits(period, period[:40], 2, 4)[1] < 0.05
+
+
+def test_folded_networks_are_the_network_of_folded_inputs(boundary):
+    rng = np.random.default_rng(5)
+    net = fd.SigmoidMLP([rng.normal(size=(4, 5)), rng.normal(size=(5, 3))], [rng.normal(size=5), rng.normal(size=3)])
+    X, mean, scale = rng.normal(size=(9, 4)), rng.normal(size=4), rng.uniform(0.5, 2, 4)
+    assert np.allclose(boundary.in_units_of(net, mean, scale).logits(X), net.logits((X - mean) / scale), rtol=1e-12)
+    origin, directions, places = boundary.plane_through(X[:3])
+    assert np.allclose(directions @ directions.T, np.eye(2)) and np.allclose(origin + places @ directions, X[:3])
+    assert np.allclose(boundary.in_plane(net, origin, directions).logits(places), net.logits(X[:3]), rtol=1e-12)
+
+
+def test_nearest_point_of_a_curve_is_the_foot_of_the_perpendicular(boundary):
+    """On the line x + 2y = 1, y counted in units of 1/2: the circle that touches x + y' = 1."""
+    curves = fd.trace_boundary(fd.SigmoidMLP([[[1.0], [2.0]]], [[-1.0]]), ((-3, 3), (-3, 3)))
+    foot, distance = boundary.nearest_on(curves, np.array([1.0, 1.0]), np.array([1.0, 0.5]))
+    assert np.allclose(foot, [0.0, 0.5]) and np.isclose(distance, np.sqrt(2))
+
+
+@pytest.mark.slow
+def test_boundaries_are_certified_and_drawn(boundary, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("sys.argv", ["decision_boundary.py", "--plot", str(tmp_path / "picture.png")])
+    boundary.main()
+    said = capsys.readouterr().out
+    assert said.count("certified: True") == 2 and said.count("flips within") == 6
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    pytest.importorskip("sklearn")
+    return example("tune_hyperparameters")
+
+
+def test_tuning_follows_slopes_that_equal_differences(tuning):
+    train, tune, _ = tuning.load()
+    for alpha, odds in (0.01, 1.0), (0.05, 3.0), (0.005, 63.0):  # β = 1/2, 3/4, 63/64
+        assert tuning.gradient_error(train, tune, np.log([alpha, odds])) < 1e-8
+
+
+def test_tuning_goes_downhill_to_where_the_slopes_vanish(tuning):
+    train, tune, judge = tuning.load()
+    path = tuning.descend(train, tune, 20, lambda *_: None)
+    assert path[-1][1] < 0.25 * path[0][1]
+    first, last = (np.hypot(*tuning.slopes(train, tune, at)[1]) for at in (path[0][0], path[-1][0]))
+    assert last < 0.01 * first
+    before, after = (judge.loss(tuning.trained(train, *tuning.rates(at))) for at in (path[0][0], path[-1][0]))
+    assert after < 0.3 * before
+
+
+def test_tuning_draws_its_path(tuning, tmp_path):
+    pytest.importorskip("matplotlib")
+    train, tune, _ = tuning.load()
+    tuning.draw(train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3)
+    assert (tmp_path / "path.png").stat().st_size > 5000

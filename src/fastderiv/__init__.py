@@ -10,16 +10,47 @@ How data flows::
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
+    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
+                follow_boundary, tie_sensitivity
+    boundary/   SigmoidMLP, ExponentialSum, find_x1
+    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
-    integrations/   PyTorch and transformers on fastderiv, imported only when asked for
+    integrations/   PyTorch and transformers on fastderiv, boundaries in matplotlib; imported only when asked for
 """
 
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
+from .boundary import (
+    Counterfactuals,
+    Crossings,
+    DecisionIntervals,
+    ExponentialSum,
+    NearestTie,
+    RootResults,
+    SigmoidMLP,
+    TieSensitivity,
+    counterfactuals,
+    decision_intervals,
+    find_x1,
+    follow_boundary,
+    nearest_tie,
+    solve_x1,
+    tie_sensitivity,
+from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -37,18 +68,33 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
+    "Counterfactuals",
     "Crossings",
+    "DecisionIntervals",
     "ExponentialSum",
+    "NearestTie",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "TieSensitivity",
     "chunk_summary",
     "combine_summaries",
+    "counterfactuals",
+    "decision_intervals",
     "find_x1",
+    "follow_boundary",
     "get_num_threads",
+    "hypergradient",
     "iter_subset_sums",
+    "nearest_tie",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -58,5 +104,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
+    "tie_sensitivity",
     "transition_product",
 ]

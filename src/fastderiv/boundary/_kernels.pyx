@@ -410,7 +410,7 @@ cdef class Program:
         self.over(&a)
 
     def along(self, cnp.ndarray X, cnp.ndarray pick, cnp.ndarray t, ix coordinate, cnp.ndarray out):
-        """OUT out (k,): the only output at the rows pick (k,) of X, their input `coordinate` replaced by t (k,)."""
+        """OUT out (k, n_out) or (k,): the outputs at the rows pick (k,) of X, their input `coordinate` replaced by t (k,)."""
         cdef Batch a
         fill(&a, &self.net, X, out)
         a.m = cnp.PyArray_SIZE(t)

@@ -232,10 +232,8 @@ class SigmoidMLP:
 
     def _evaluate(self, X: ArrayLike, squash: bool) -> np.ndarray:
         X = self._inputs(X)
-        if None not in self._programs:
-            self._programs[None] = _kernels.Program(self._weights, self._biases)
         out = np.empty((len(X), self.n_outputs))
-        self._programs[None].evaluate(X, out, squash)
+        self._logits_program().evaluate(X, out, squash)
         return out
 
     def _inputs(self, X: ArrayLike) -> np.ndarray:
@@ -247,6 +245,11 @@ class SigmoidMLP:
     def _columns(self, outputs: Outputs) -> tuple[int, int] | None:
         """`outputs` as two non-negative numbers; None if there is only one output."""
         return None if self.n_outputs == 1 else _pair("outputs", outputs, self.n_outputs)
+
+    def _logits_program(self) -> Any:
+        if None not in self._programs:
+            self._programs[None] = _kernels.Program(self._weights, self._biases)
+        return self._programs[None]
 
     def _margin_program(self, outputs: Outputs) -> Any:
         """The network whose only output is the margin."""
@@ -318,14 +321,14 @@ def _parameter(name: str, value: ArrayLike) -> np.ndarray:
     return own
 
 
-def _pair(name: str, value: Outputs, size: int) -> tuple[int, int]:
+def _pair(name: str, value: Outputs, size: int, what: str = "outputs") -> tuple[int, int]:
     try:
         a, b = value
     except (TypeError, ValueError):
         raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
             f"{name} is {value!r}; expected a pair of integers"
         ) from None
-    a, b = (arrays.position(f"{name}[{k}]", o, size, "outputs") for k, o in enumerate((a, b)))
+    a, b = (arrays.position(f"{name}[{k}]", o, size, what) for k, o in enumerate((a, b)))
     if a == b:
-        raise ValueError(f"{name} is {value!r}; expected two different outputs")
+        raise ValueError(f"{name} is {value!r}; expected two different {what}")
     return a, b

@@ -1,6 +1,32 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
 from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
+from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
+from .boundary import (
+    Counterfactuals,
+    Crossings,
+    DecisionIntervals,
+    ExponentialSum,
+    NearestTie,
+    RootResults,
+    SigmoidMLP,
+    TieSensitivity,
+    counterfactuals,
+    decision_intervals,
+    find_x1,
+    follow_boundary,
+    nearest_tie,
+    solve_x1,
+    tie_sensitivity,
+from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .optim import (
+    Hypergradients,
+    ReversibleMomentum,
+    hypergradient,
+    momentum_jacobian,
+    momentum_step,
+    momentum_unstep,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -18,17 +44,33 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
     "S6",
+    "BoundaryCurves",
     "ChunkSummary",
+    "Counterfactuals",
     "Crossings",
+    "DecisionIntervals",
     "ExponentialSum",
+    "NearestTie",
+    "Hypergradients",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
+    "TieSensitivity",
     "chunk_summary",
     "combine_summaries",
+    "counterfactuals",
+    "decision_intervals",
     "find_x1",
+    "follow_boundary",
     "iter_subset_sums",
+    "nearest_tie",
+    "hypergradient",
+    "iter_subset_sums",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -36,5 +78,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
+    "trace_boundary",
+    "tie_sensitivity",
     "transition_product",
 ]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
+from scipy import integrate, optimize
 from scipy.special import expit
 
 
@@ -226,3 +226,231 @@ def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, output
     x = np.array([t for row in rows for t in row])
     half = xtol / 2 * np.maximum(1, abs(x))
     return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
+class BoundaryCurves(NamedTuple):
+    """Curves, whether each is closed, whether they are proven to be all, and where that is open."""
+
+    points: list[NDArray]
+    closed: NDArray
+    certified: bool
+    undecided: NDArray
+
+
+def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *,
+                   coordinates: Sequence[int] | NDArray = (0, 1), at: ArrayLike | None = None,
+                   outputs: Sequence[int] = (0, 1), tol: float = 1e-10) -> BoundaryCurves:  # fmt: skip
+    """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid sees, no proof."""
+    n = 120
+    box = np.array(bounds, np.float64)
+    x, y = np.linspace(box[:, 0], box[:, 1], n + 1).T
+    fixed = np.zeros(net.n_inputs) if at is None else np.array(at, np.float64)
+
+    def f(u, v):
+        point = fixed.copy()
+        point[list(coordinates)] = u, v
+        return net.margin(point[None], outputs)[0]
+
+    above = np.array([[f(u, v) >= 0 for v in y] for u in x])
+    zero = {}  # (i, j, axis), the edge from node (i, j) along the axis -> the point on it
+    for i, j in itertools.product(range(n + 1), repeat=2):
+        if i < n and above[i, j] != above[i + 1, j]:
+            zero[i, j, 0] = optimize.brentq(f, x[i], x[i + 1], args=(y[j],), xtol=tol), y[j]
+        if j < n and above[i, j] != above[i, j + 1]:
+            zero[i, j, 1] = x[i], optimize.brentq(lambda v, i=i: f(x[i], v), y[j], y[j + 1], xtol=tol)
+    joined = defaultdict[Any, list](list)
+    for i, j in itertools.product(range(n), repeat=2):
+        bottom, right, top, left = (i, j, 0), (i + 1, j, 1), (i, j + 1, 0), (i, j, 1)
+        hit = [e for e in (bottom, right, top, left) if e in zero]
+        if len(hit) == 4:  # the middle tells which two corners belong together
+            middle = f((x[i] + x[i + 1]) / 2, (y[j] + y[j + 1]) / 2) >= 0
+            hit = [bottom, right, top, left] if middle == above[i, j] else [left, bottom, right, top]
+        for a, b in zip(hit[::2], hit[1::2], strict=True):
+            joined[a].append(b)
+            joined[b].append(a)
+    return _chains(zero, joined)
+
+
+def _chains(zero, joined):
+    points, closed, left = [], [], set(joined)
+    for start in sorted(joined, key=lambda e: len(joined[e])):  # open ends first
+        chain = []
+        edge = start if start in left else None
+        while edge is not None:
+            left.discard(edge)
+            chain.append(edge)
+            edge = next((e for e in joined[edge] if e in left), None)
+        if chain:
+            closed.append(len(joined[start]) == 2)
+            points.append(np.array([zero[e] for e in chain + chain[:1] * closed[-1]]))
+    return BoundaryCurves(points, np.array(closed, bool), False, np.zeros((0, 2, 2)))
+
+
+class TieSensitivity(NamedTuple):
+    """∂x*/∂p, shaped as the network's parameters and its other inputs."""
+
+    weights: tuple[NDArray, ...]
+    biases: tuple[NDArray, ...]
+    inputs: NDArray
+
+
+def _complex_margin(parameters, x, outputs):
+    """f for any complex parameters and inputs."""
+    y = x
+    for k, (w, b) in enumerate(zip(*parameters, strict=True)):
+        y = (1 / (1 + np.exp(-y)) if k else y) @ w + b
+    return y[0] if len(y) == 1 else y[outputs[0]] - y[outputs[1]]
+
+
+def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0,
+                    outputs: Sequence[int] = (0, 1)) -> TieSensitivity:  # fmt: skip
+    """∂x*/∂p = −(∂f/∂p) / (∂f/∂x*), every derivative of f on its own by a complex step."""
+    weights, biases = ([a.astype(complex) for a in part] for part in (net.weights, net.biases))
+    x, h = np.array(x, complex), 1e-100
+
+    def derivatives(array):
+        out = np.zeros(array.shape)
+        for at in np.ndindex(array.shape):
+            array[at] += 1j * h
+            out[at] = _complex_margin((weights, biases), x, outputs).imag / h
+            array[at] -= 1j * h
+        return out
+
+    gradient = derivatives(x)
+    slope = gradient[coordinate]
+    return TieSensitivity(tuple(-derivatives(w) / slope for w in weights), tuple(-derivatives(b) / slope for b in biases),
+                          -np.delete(gradient, coordinate) / slope)  # fmt: skip
+
+
+def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordinates: Sequence[int] = (0, 1),
+                    outputs: Sequence[int] = (0, 1), step: float | None = None, rtol: float = 1e-10, atol: float = 1e-10,
+                    stop_when_closed: bool = False) -> NDArray:  # fmt: skip
+    """dx/ds = (−∂f/∂x_j, ∂f/∂x_i) / |∇f|, integrated over the whole length; `step` is length / 200 by default."""
+    start, plane = np.asarray(start, np.float64), list(coordinates)
+
+    def at(p):
+        X = start[None].copy()
+        X[0, plane] = p
+        return X
+
+    def field(s, p):
+        a, b = net.margin_gradient(at(p), outputs)[0, plane]
+        return np.array([-b, a]) / np.hypot(a, b) * np.sign(length)
+
+    def projected(p):
+        for _ in range(10):
+            g = net.margin_gradient(at(p), outputs)[0, plane]
+            p = p - net.margin(at(p), outputs)[0] * g / (g @ g)
+        return at(p)[0]
+
+    p0, size = start[plane], abs(length)
+    way = integrate.solve_ivp(field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True).sol
+    end = size
+    if stop_when_closed:
+        s = np.linspace(0, size, 20001)
+        ahead = field(0, p0) @ (way(s) - p0[:, None])
+        near = np.hypot(*(way(s[1:]) - p0[:, None])) < 2 * s[1]
+        for k in np.flatnonzero((ahead[:-1] < 0) & (ahead[1:] >= 0) & near)[:1]:
+            end = optimize.brentq(lambda s: field(0, p0) @ (way(s) - p0), s[k], s[k + 1])
+    h = size / 200 if step is None else step
+    middle = [projected(way(s)) for s in np.arange(1, np.ceil(end / h)) * h] if end else []
+    last = [start if end < size else projected(way(end))] if end else []
+    return np.array([start, *middle, *last])
+
+
+class Counterfactuals(NamedTuple):
+    """The nearest tie along each input."""
+
+    value: NDArray
+    change: NDArray
+
+
+def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | NDArray | None = None,
+                    outputs: Sequence[int] = (0, 1), bounds: ArrayLike = (-np.inf, np.inf)) -> Counterfactuals:  # fmt: skip
+    """One input at a time, the nearest of all changes of sign."""
+    x = np.asarray(x, np.float64)
+    chosen = range(len(x)) if features is None else features
+    value = np.full(len(chosen), np.nan)
+    for k, (j, (lo, hi)) in enumerate(zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)):
+        roots = solve_x1(net, np.delete(x, j)[None], coordinate=j, outputs=outputs, bounds=(lo, hi)).x
+        if len(roots):
+            value[k] = roots[abs(roots - x[j]).argmin()]
+    return Counterfactuals(value, value - x[list(chosen)])
+
+
+class NearestTie(NamedTuple):
+    """The nearest tie, and whether it is one."""
+
+    x: NDArray
+    distance: float
+    margin: float
+    residual: float
+    converged: bool
+
+
+def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1),
+                bounds: ArrayLike | None = None) -> NearestTie:  # fmt: skip
+    """min |y − x| with f(y) = 0, by SLSQP from the ties on random lines; the best of them."""
+    x = np.asarray(x, np.float64)
+    box = np.broadcast_to((-np.inf, np.inf) if bounds is None else bounds, (len(x), 2))
+    middle, rng = np.clip(x, *box.T), np.random.default_rng(1)
+    best = NearestTie(np.full(len(x), np.nan), np.nan, np.nan, np.nan, False)
+
+    def off(y):
+        return (y - x) @ (y - x), 2 * (y - x)
+
+    constraint = {"type": "eq", "fun": lambda y: net.margin([y], outputs)[0],
+                  "jac": lambda y: net.margin_gradient([y], outputs)[0]}  # fmt: skip
+    for v in rng.standard_normal((10, len(x))):
+        line = SigmoidMLP((v[None] @ net.weights[0], *net.weights[1:]), (net.biases[0] + middle @ net.weights[0], *net.biases[1:]))
+        for t in solve_x1(line, np.zeros((1, 0)), outputs=outputs).x:
+            y = optimize.minimize(off, np.clip(middle + t * v, *box.T), jac=True, method="SLSQP", bounds=box,
+                                  constraints=constraint, options={"ftol": 1e-14}).x  # fmt: skip
+            margin, g, distance = net.margin([y], outputs)[0], net.margin_gradient([y], outputs)[0], np.linalg.norm(y - x)
+            pull = np.clip(x + g * (g @ (y - x)) / (g @ g), *box.T)
+            if abs(margin) < 1e-9 and not distance >= best.distance:
+                best = NearestTie(y, float(distance), float(margin), float(np.linalg.norm(y - pull) / distance), True)
+    return best
+
+
+class DecisionIntervals:
+    """The intervals of all rows, one row after the other."""
+
+    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray) -> None:
+        self.indptr, self.lower, self.upper, self.output, self.complete = indptr, lower, upper, output, complete
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+    def __getitem__(self, row: int) -> "DecisionIntervals":
+        part = slice(*self.indptr[row : row + 2])
+        rows = np.array([0, part.stop - part.start])
+        return DecisionIntervals(rows, self.lower[part], self.upper[part], self.output[part], self.complete[row : row + 1])
+
+
+def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0,
+                       bounds: ArrayLike = (-np.inf, np.inf)) -> DecisionIntervals:  # fmt: skip
+    """The largest output at many points; where it differs between neighbours, halve until they are the same number."""
+    x_other = np.asarray(x_other, np.float64)
+    x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
+    lo, hi = np.asarray(bounds, np.float64)
+    rows = []
+    for x in np.insert(x_other, coordinate % net.n_inputs, 0, axis=1):
+
+        def largest(t, x=x):
+            x[coordinate] = t
+            (z,) = net.logits(x[None])
+            return int(np.argmax(z)) if len(z) > 1 else int(z[0] > 0)
+
+        def changes(a, b):
+            """(where, new output) of the changes between a and b."""
+            if largest(a) == largest(b):
+                return []
+            c = a / 2 + b / 2
+            return [(b, largest(b))] if c in (a, b) else changes(a, c) + changes(c, b)
+
+        t = np.unique(np.clip(np.sinh(np.linspace(-20, 20, 801)), lo, hi))
+        rows.append([(lo, largest(t[0])), *itertools.chain(*itertools.starmap(changes, itertools.pairwise(t)))])
+    indptr = np.cumsum([0, *map(len, rows)])
+    uppers = [[*(at for at, _ in row[1:]), hi] for row in rows]
+    flat = [pair for row in rows for pair in row]
+    return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
+                             np.array([output for _, output in flat], int), np.ones(len(rows), bool))  # fmt: skip

@@ -1,0 +1,287 @@
+"""decision_intervals: the intervals of one input on which each output of a network is the largest."""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._core import arrays
+from ._network import SigmoidMLP
+from ._points import check_box, check_network
+from ._roots import _others
+from ._solve import solve_x1
+
+_WIDE = 1e-3  # enclosures of multiple ties are narrower; wider ones are plateaus and tails, in which evaluation decides
+_ROWS = 4096  # at a time: their ties and the points between them are some MiB
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DecisionIntervals:
+    """The intervals of all rows, one row after the other: what `decision_intervals` returns.
+
+    ``len(d)`` is the number of rows, and ``d[i]`` is row i on its own, a DecisionIntervals again.
+
+    Attributes
+    ----------
+    indptr : ndarray of int, shape (m + 1,)
+        Row i has the intervals ``indptr[i]`` to ``indptr[i + 1] - 1``.
+    lower, upper : ndarray, shape (k,)
+        In every row ascending; each interval begins where the one before it ends, and together they are the bounds.
+    output : ndarray of int, shape (k,)
+        The largest output inside, as ``argmax`` counts; with a single logit 1 where it is positive and else 0.
+    complete : ndarray of bool, shape (m,)
+        Whether every change of the largest output is known, and placed to within the enclosure of its tie.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> d = fd.decision_intervals(fd.SigmoidMLP([[[1.0, 0.0], [0.0, 1.0]]], [[0.0, 0.0]]), [3.0, 5.0])
+    >>> len(d), d[1].lower, d[1].upper, d[1].output
+    (2, array([-inf,   5.]), array([ 5., inf]), array([1, 0]))
+    """
+
+    indptr: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    output: np.ndarray
+    complete: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+    def __getitem__(self, row: int) -> "DecisionIntervals":
+        i = arrays.index("row", row)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} is out of range, there being {len(self)} rows")
+        i %= len(self)
+        part = slice(self.indptr[i], self.indptr[i + 1])
+        size = np.array([0, part.stop - part.start])
+        return DecisionIntervals(size, self.lower[part], self.upper[part], self.output[part], self.complete[i : i + 1])
+
+
+def decision_intervals(
+    net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, bounds: ArrayLike = (-math.inf, math.inf)
+) -> DecisionIntervals:
+    """On which intervals of one input each output is the largest, the other inputs held, for every row.
+
+    Parameters
+    ----------
+    net : SigmoidMLP
+        With any number of outputs.  A single one is the logit of class 1, against class 0.
+    x_other : array_like, shape (m, n_inputs - 1)
+        The inputs except `coordinate`, ``np.delete(X, coordinate, axis=1)``; with two inputs also (m,) or a scalar.
+    coordinate : int, optional
+        The input that varies, by default the first; negative ones count from the last.
+    bounds : pair of float, optional
+        The closed interval lo < hi that is divided, by default all numbers.
+
+    Returns
+    -------
+    intervals : DecisionIntervals
+        Where two intervals meet, outputs tie, and both claims are true in the limit; ``predict`` of scikit-learn gives
+        such a point to the output of the smaller number, as ``argmax`` does.
+
+    Raises
+    ------
+    TypeError
+        If `net` is no SigmoidMLP or an argument has another type.
+    ValueError
+        For a wrong shape, option or bound, and NaN and inf in `x_other`.
+
+    Notes
+    -----
+    All ties of all K (K − 1) / 2 pairs of outputs by `solve_x1`; between neighbouring enclosures no two outputs
+    change their order, so that one evaluation there tells the largest.  Two outputs that are the same function of the
+    inputs never part, and count as the first.  A row is not `complete` if one of its pairs is not, if enclosures
+    overlap in which more than the two leading outputs change their order, or if a leading output has a tie that may be
+    a double one, or is nearly the same as another on a stretch.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows are taken in blocks, so that the
+    memory beside the result is bounded; a row's result does not depend on the others.
+
+    References
+    ----------
+    docs/derivations.md §2.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])      # logits x, 1 and −x
+    >>> d = fd.decision_intervals(net, [[]], bounds=(-10, 10))
+    >>> d.lower.round(9), d.upper.round(9), d.output
+    (array([-10.,  -1.,   1.]), array([-1.,  1., 10.]), array([2, 1, 0]))
+    """
+    check_network(net)
+    c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
+    others = _others(net, x_other)
+    lo, hi = check_box("bounds", bounds, 1, "(lo, hi)")[0].tolist()
+    blocks = [
+        _row_block(net, others[first : first + _ROWS], c, lo, hi) for first in range(0, len(others), _ROWS)
+    ] or [_row_block(net, others, c, lo, hi)]
+    counts, lower, upper, output, complete = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    return DecisionIntervals(np.concatenate([[0], np.cumsum(counts)]), lower, upper, output, complete)
+
+
+class _Ties(NamedTuple):
+    """Enclosures of the ties of all pairs, sorted by row and lower end."""
+
+    row: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    x: np.ndarray
+    unique: np.ndarray
+    pair: np.ndarray  # (k, 2)
+
+
+class _Blocks(NamedTuple):
+    """Enclosures that overlap, as one; `first` is where each begins among the ties."""
+
+    row: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    first: np.ndarray
+
+
+def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[np.ndarray, ...]:
+    """(intervals of each row, lower, upper, output, complete) of some rows.
+
+    1. ties     enclosures of all pairs; wide ones, where two outputs are nearly the same, only cast doubt
+    2. blocks   those that overlap, merged: between them the order of the outputs is constant
+    3. gaps     before, between and behind a row's blocks: one evaluation each
+    4. cuts     blocks at which the largest output changes: where, and whether that is certain
+    """
+    m = len(others)
+    found, complete = _all_ties(net, others, c, lo, hi)
+    wide = ~found.unique & ~(found.upper - found.lower <= _WIDE * np.maximum(1, abs(found.x)))
+    ties = _Ties(*(field[~wide] for field in found))
+    blocks = _merged(ties)
+    gap_row, gap_lower, gap_upper = _gaps(blocks, m, lo, hi)
+    winner, known = _winners(net, others, c, gap_row, gap_lower, gap_upper)
+    complete &= np.bincount(gap_row, known, minlength=m) > 0  # some gap to begin with
+    winner = _filled(winner, known, gap_row)
+    complete[_doubtful(_Ties(*(field[wide] for field in found)), gap_row, gap_lower, gap_upper, winner)] = False
+    before = np.arange(len(blocks.row)) + blocks.row  # a row has one gap more than blocks
+    left, right = winner[before], winner[before + 1]
+    cut, certain = _cuts(ties, blocks, left, right, known[before] & known[before + 1])
+    complete[blocks.row[~certain]] = False
+    begins = np.ones(len(winner), bool)
+    begins[before + 1] = left != right
+    at = np.full(len(winner), lo)
+    at[before + 1] = cut
+    lower, row = at[begins], gap_row[begins]
+    upper = np.full(len(lower), hi)
+    inner = np.flatnonzero(row[1:] == row[:-1])
+    upper[inner] = lower[inner + 1]
+    return np.bincount(row, minlength=m), lower, upper, winner[begins], complete
+
+
+def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[_Ties, np.ndarray]:
+    """The ties of all pairs that are not the same function, and the rows in which all of them are known."""
+    complete, parts = np.ones(len(others), bool), []
+    pairs = list(combinations(range(net.n_outputs), 2)) if net.n_outputs > 1 else [(0, 1)]
+    for pair in pairs:
+        d, dc = net._last_difference(net._columns(pair))
+        if net.n_outputs > 1 and not d.any() and not dc.any():
+            continue
+        found = solve_x1(net, others, coordinate=c, outputs=pair, bounds=(lo, hi))
+        complete &= found.complete
+        rows = np.repeat(np.arange(len(others)), np.diff(found.indptr))
+        which = np.broadcast_to(pair, (len(rows), 2))
+        parts.append(_Ties(rows, found.lower, found.upper, found.x, found.unique, which))
+    if not parts:
+        none = np.zeros(0)
+        return _Ties(none.astype(np.intp), none, none, none, none.astype(bool), np.zeros((0, 2), np.intp)), complete
+    ties = _Ties(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    order = np.lexsort((ties.lower, ties.row))
+    return _Ties(*(field[order] for field in ties)), complete
+
+
+def _merged(ties: _Ties) -> _Blocks:
+    """Blocks of enclosures with at least one number between each and the next."""
+    if not len(ties.row):
+        return _Blocks(ties.row, ties.lower, ties.upper, ties.row)
+    rank = np.empty(len(ties.row), np.intp)
+    by_upper = np.argsort(ties.upper, kind="stable")
+    rank[by_upper] = np.arange(len(rank))
+    # the running maximum of `upper` within each row: ranks of a later row exceed all of an earlier one
+    reach = ties.upper[by_upper[np.maximum.accumulate(rank + ties.row * len(rank)) - ties.row * len(rank)]]
+    apart = np.nextafter(reach[:-1], np.inf) < ties.lower[1:]
+    first = np.flatnonzero(np.concatenate([[True], (ties.row[1:] != ties.row[:-1]) | apart]))
+    last = np.append(first[1:], len(reach)) - 1
+    return _Blocks(ties.row[first], ties.lower[first], reach[last], first)
+
+
+def _gaps(blocks: _Blocks, m: int, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, lower, upper) of what lies before, between and behind the blocks of every row."""
+    row = np.repeat(np.arange(m), np.bincount(blocks.row, minlength=m) + 1)
+    lower, upper = np.full(len(row), lo), np.full(len(row), hi)
+    before = np.arange(len(blocks.row)) + blocks.row
+    upper[before] = blocks.lower
+    lower[before + 1] = blocks.upper
+    return row, lower, upper
+
+
+def _winners(
+    net: SigmoidMLP, others: np.ndarray, c: int, row: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest output in the middle of every gap, and whether the gap has an inside."""
+    X, z = np.insert(others, c, 0.0, axis=1), np.empty((len(row), net.n_outputs))
+    net._logits_program().along(X, row, _middle(lower, upper), c, z)
+    winner = z.argmax(1) if net.n_outputs > 1 else (z[:, 0] > 0).astype(np.intp)
+    return winner, lower < upper
+
+
+def _middle(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Points well inside of the intervals, finite where an end is not."""
+    with np.errstate(all="ignore"):
+        middle = lower / 2 + upper / 2
+        middle = np.where(np.isfinite(lower), middle, upper - np.maximum(1, abs(upper)))
+        middle = np.where(np.isfinite(upper), middle, lower + np.maximum(1, abs(lower)))
+    return np.where(np.isfinite(lower) | np.isfinite(upper), middle, 0.0)
+
+
+def _filled(winner: np.ndarray, known: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Gaps without an inside take the output of the nearest one to the left in their row, or else to the right."""
+    place = np.arange(len(row))
+    left = np.maximum.accumulate(np.where(known, place, -1))
+    right = np.minimum.accumulate(np.where(known, place, len(row))[::-1])[::-1]
+    has_left = (left >= 0) & (row[np.maximum(left, 0)] == row)
+    has_right = (right < len(row)) & (row[np.minimum(right, len(row) - 1)] == row)
+    return winner[np.where(has_left, left, np.where(has_right, right, place))]
+
+
+def _doubtful(
+    wide: _Ties, row: np.ndarray, lower: np.ndarray, upper: np.ndarray, winner: np.ndarray
+) -> list[int]:
+    """Rows in which one of two outputs that float64 cannot tell apart somewhere is the largest there."""
+    begins = np.searchsorted(row, wide.row), np.searchsorted(row, wide.row, side="right")
+    return [
+        int(r)
+        for r, i, j, a, b, pair in zip(wide.row, *begins, wide.lower, wide.upper, wide.pair, strict=True)
+        if np.isin(winner[i:j][(lower[i:j] <= b) & (upper[i:j] >= a)], pair).any()
+    ]
+
+
+def _cuts(
+    ties: _Ties, blocks: _Blocks, left: np.ndarray, right: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the largest output changes from `left` to `right` at each block, and whether that is certain.
+
+    Outputs change their order only where they tie.  Unless a tie of the leading ones lies in the block nothing happens to
+    them; and a single one, unique and between those two, is the change itself.
+    """
+    block = np.repeat(np.arange(len(blocks.row)), np.diff(np.append(blocks.first, len(ties.row))))
+    a, b = left[block], right[block]
+    p, q = ties.pair.T
+    touches = (p == a) | (q == a) | (p == b) | (q == b)
+    between = ((p == a) & (q == b)) | ((p == b) & (q == a))
+    n_touching = np.bincount(block, touches, minlength=len(blocks.row))
+    n_unique = np.bincount(block, between & ties.unique, minlength=len(blocks.row))
+    n_simple = np.bincount(block, touches & ties.unique, minlength=len(blocks.row))
+    certain = np.where(left == right, n_touching == 0, (n_touching == 1) & (n_unique == 1))
+    certain |= ~known & (n_touching == 1) & (n_simple == 1)  # a tie on a bound: nothing lies beyond it
+    with np.errstate(over="ignore", invalid="ignore"):
+        cut = _middle(blocks.lower, blocks.upper)
+    cut[block[between][::-1]] = ties.x[between][::-1]  # the first one counts
+    return cut, certain

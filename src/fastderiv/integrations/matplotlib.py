@@ -1,0 +1,398 @@
+"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the manner of scikit-learn's
+displays."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .. import SigmoidMLP, trace_boundary
+from .._core import arrays
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.patches import Patch, Rectangle
+except ImportError as error:
+    raise ImportError(
+        "fastderiv.integrations.matplotlib needs matplotlib: pip install 'fastderiv[demo]'", name="matplotlib"
+    ) from error
+
+__all__ = ["BoundaryDisplay"]
+
+Pair = tuple[int, int]
+INK = "#1f2933"
+# Petroff's ten: told apart by everyone, as in scikit-learn's displays
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+
+
+class BoundaryDisplay:
+    """Where a network's decision changes in a plane of two inputs: every curve, exact, instead of a grid of pixels.
+
+    Use `from_estimator` or `from_network` to make one.  With more than two outputs the curve between each two is shown
+    where these are the largest, and ends where a third takes over.
+
+    Parameters
+    ----------
+    network : SigmoidMLP
+    bounds : array_like, shape (2, 2)
+        The box ((lo, hi), (lo, hi)), in the order of `coordinates`.
+    coordinates : pair of int
+    at : ndarray, shape (n_inputs,)
+        The other inputs.
+    curves : mapping from pairs of outputs to lists of ndarray, shape (n, 2)
+    undecided : array_like, shape (u, 2, 2)
+        Boxes in which curves may be missing, see `BoundaryCurves`.
+    class_names : sequence, optional
+        One for each output, two for a single logit (negative, positive); by default their numbers.
+    xlabel, ylabel : str, optional
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+    lines_ : dict of LineCollection
+        By pair of outputs.
+    regions_ : dict
+        Contour sets by output, empty if regions are not shaded.
+    undecided_ : PatchCollection or None
+    legend_ : Legend or None
+
+    See Also
+    --------
+    fastderiv.trace_boundary : The curves as numbers.
+
+    Examples
+    --------
+    >>> import fastderiv as fd
+    >>> from matplotlib.figure import Figure
+    >>> from fastderiv.integrations.matplotlib import BoundaryDisplay
+    >>> net = fd.SigmoidMLP([[[1.0, 0.0, -1.0], [0.5, 1.0, 0.0]]], [[0.0, 0.0, 0.0]])
+    >>> display = BoundaryDisplay.from_network(net, ((-2, 2), (-2, 2)), ax=Figure().subplots())
+    >>> {pair: len(curves) for pair, curves in display.curves.items()}      # three regions that meet in one point
+    {(0, 1): 1, (0, 2): 1, (1, 2): 1}
+    """
+
+    ax_: Axes
+    figure_: Any
+    lines_: dict[Pair, LineCollection]
+    regions_: dict[int, Any]
+    undecided_: PatchCollection | None
+    legend_: Any
+
+    def __init__(
+        self,
+        *,
+        network: SigmoidMLP,
+        bounds: ArrayLike,
+        coordinates: Sequence[int],
+        at: np.ndarray,
+        curves: Mapping[Pair, list[np.ndarray]],
+        undecided: ArrayLike,
+        class_names: Sequence[Any] | None = None,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+    ) -> None:
+        self.network, self.coordinates, self.at = network, coordinates, at
+        self.bounds, self.curves, self.undecided = np.asarray(bounds, np.float64), curves, np.asarray(undecided)
+        self.class_names, self.xlabel, self.ylabel = class_names, xlabel, ylabel
+
+    @classmethod
+    def from_network(
+        cls,
+        net: SigmoidMLP,
+        bounds: ArrayLike | None = None,
+        *,
+        X: ArrayLike | None = None,
+        margin: float = 0.08,
+        coordinates: Sequence[int] = (0, 1),
+        at: ArrayLike | None = None,
+        class_names: Sequence[Any] | None = None,
+        tol: float = 1e-10,
+        regions: bool = True,
+        class_colors: Sequence[Any] | None = None,
+        legend: bool = True,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        ax: Axes | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Trace a network's decision boundary and draw it.
+
+        Parameters
+        ----------
+        net : SigmoidMLP
+        bounds : pair of pairs (lo, hi), optional
+            The box, in the order of `coordinates`.
+        X : array_like, shape (m, n_inputs), optional
+            Data: without `bounds`, the box is what they span, and `margin` of that more on each side; without `at`, the
+            other inputs are their means.
+        margin : float, optional
+        coordinates, at, tol
+            As in `trace_boundary`.
+        class_names : sequence, optional
+        regions, class_colors, legend, xlabel, ylabel, ax, **kwargs
+            As in `plot`.
+
+        Returns
+        -------
+        display : BoundaryDisplay
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `trace_boundary`; and if neither `bounds` nor `X` is given.
+        """
+        if not isinstance(net, SigmoidMLP):
+            raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+        data = None if X is None else arrays.finite("X", arrays.float64("X", X))
+        if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
+            raise ValueError(f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1")
+        if bounds is None:
+            if data is None:
+                raise ValueError("bounds and X are None; expected one of them")
+            bounds = _span(data[:, list(coordinates)], arrays.number("margin", margin))
+        if at is None and (data is not None or net.n_inputs == 2):
+            at = np.zeros(2) if data is None else data.mean(axis=0)
+        names = _names(class_names, net)
+        place = {"coordinates": coordinates, "at": at}
+        curves, undecided = _visible(net, bounds, place, tol)
+        display = cls(
+            network=net,
+            bounds=bounds,
+            coordinates=coordinates,
+            at=np.asarray(at, np.float64),
+            curves=curves,
+            undecided=undecided,
+            class_names=names,
+            xlabel=xlabel,
+            ylabel=ylabel,
+        )
+        return display.plot(ax=ax, regions=regions, class_colors=class_colors, legend=legend, **kwargs)
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, xlabel: str | None = None, ylabel: str | None = None, **kwargs: Any
+    ) -> Self:
+        """Trace the decision boundary of a fitted `sklearn.neural_network.MLPClassifier` and draw it.
+
+        Parameters
+        ----------
+        estimator : MLPClassifier
+            With ``activation="logistic"``.  Regions bear the names of `classes_`, axes those of `feature_names_in_`.
+        X : array_like or DataFrame, shape (m, n_features)
+            Data that say where to look, see `from_network`.
+        xlabel, ylabel : str, optional
+        **kwargs
+            As in `from_network`.
+
+        Returns
+        -------
+        display : BoundaryDisplay
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `SigmoidMLP.from_sklearn` and `from_network`.
+        """
+        net = SigmoidMLP.from_sklearn(estimator)
+        features = getattr(estimator, "feature_names_in_", getattr(X, "columns", None))
+        if features is not None:
+            first, second = kwargs.get("coordinates", (0, 1))
+            xlabel = str(features[first]) if xlabel is None else xlabel
+            ylabel = str(features[second]) if ylabel is None else ylabel
+        kwargs.setdefault("class_names", estimator.classes_)
+        return cls.from_network(net, X=np.asarray(X), xlabel=xlabel, ylabel=ylabel, **kwargs)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        regions: bool = True,
+        class_colors: Sequence[Any] | None = None,
+        legend: bool = True,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw the curves, over regions in the colours of the outputs.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            By default those of a new figure.
+        regions : bool, optional
+            Whether to shade the regions, between the curves and as exact as a grid of 300 × 300 points.
+        class_colors : sequence of colours, optional
+            One for each output.
+        legend : bool, optional
+        xlabel, ylabel : str, optional
+            Instead of the display's.
+        **kwargs
+            For the curves, a `matplotlib.collections.LineCollection`: ``linewidths``, ``colors``, ``linestyles``, ….
+
+        Returns
+        -------
+        display : BoundaryDisplay
+            Itself.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots()
+        names = _names(self.class_names, self.network)
+        palette = list(COLOURS if class_colors is None else class_colors)
+        palette = [palette[k % len(palette)] for k in range(len(names))]
+        style: dict[str, Any] = {
+            "colors": INK,
+            "linewidths": 1.4,
+            "capstyle": "round",
+            "joinstyle": "round",
+            "zorder": 2,
+        } | kwargs
+        self.lines_ = {pair: LineCollection(curves, **style) for pair, curves in self.curves.items()}
+        for line in self.lines_.values():
+            ax.add_collection(line, autolim=False)
+        self.regions_ = self._shade(ax, palette) if regions else {}
+        self.undecided_ = _boxes(self.undecided) if len(self.undecided) else None
+        if self.undecided_ is not None:
+            ax.add_collection(self.undecided_, autolim=False)
+        ax.set(xlim=self.bounds[0], ylim=self.bounds[1])
+        self._label(ax, xlabel, ylabel)
+        self.legend_ = self._legend(ax, names, palette) if legend else None
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _shade(self, ax: Axes, palette: Sequence[Any]) -> dict[int, Any]:
+        """For each output that is the largest somewhere, where it is."""
+        sides = np.linspace(self.bounds[:, 0], self.bounds[:, 1], 300).T
+        grid = np.stack(np.meshgrid(*sides), axis=-1)
+        logits = _logits(self.network, _plane(grid.reshape(-1, 2), self.coordinates, self.at)).reshape(300, 300, -1)
+        shaded = {}
+        for k in range(logits.shape[-1]):
+            lead = logits[..., k] - np.delete(logits, k, axis=-1).max(axis=-1)
+            if lead.max() > 0:
+                shaded[k] = ax.contourf(*sides, lead, levels=[0, np.inf], colors=[palette[k]], alpha=0.22, zorder=0)
+        return shaded
+
+    def _label(self, ax: Axes, xlabel: str | None, ylabel: str | None) -> None:
+        for given, own, present, put in (
+            (xlabel, self.xlabel, ax.get_xlabel(), ax.set_xlabel),
+            (ylabel, self.ylabel, ax.get_ylabel(), ax.set_ylabel),
+        ):
+            label = own if given is None and not present else given
+            if label is not None:
+                put(label)
+
+    def _legend(self, ax: Axes, names: Sequence[Any], palette: Sequence[Any]) -> Any:
+        handles: list[Any] = [
+            Patch(color=palette[k], alpha=0.35, linewidth=0, label=str(names[k])) for k in self.regions_
+        ]
+        shown = [line for pair, line in self.lines_.items() if self.curves[pair]]
+        labels = [handle.get_label() for handle in handles]
+        if shown:
+            handles.append(shown[0])
+            labels.append("boundary" if len(names) > 2 else f"{names[0]} | {names[1]}")
+        if self.undecided_ is not None:
+            handles.append(Patch(facecolor="none", edgecolor="#bd1f01", label="undecided"))
+            labels.append("undecided")
+        return ax.legend(handles, labels) if handles else None
+
+
+# ---- the visible part of the boundary -----------------------------------------------------------------------------
+
+
+def _visible(net: SigmoidMLP, bounds: Any, place: dict, tol: float) -> tuple[dict[Pair, list[np.ndarray]], np.ndarray]:
+    """For each two outputs the curves on which they tie and lead, and the boxes in which such curves may be missing."""
+    curves: dict[Pair, list[np.ndarray]] = {}
+    boxes = [np.zeros((0, 2, 2))]
+    for pair in combinations(range(max(net.n_outputs, 2)), 2):
+        traced = trace_boundary(net, bounds, outputs=pair, tol=tol, **place)
+        boxes.append(traced.undecided)
+        curves[pair] = [part for points in traced.points for part in _leading(net, points, pair, place)]
+    undecided = np.concatenate(boxes)
+    if net.n_outputs > 2:
+        undecided = undecided[_may_lead(net, undecided, place)]
+    return curves, undecided
+
+
+def _leading(net: SigmoidMLP, points: np.ndarray, pair: Pair, place: dict) -> list[np.ndarray]:
+    """The parts of a curve on which no third output is larger, cut where one becomes so."""
+    if net.n_outputs < 3:
+        return [points]
+    logits = net.logits(_plane(points, **place))
+    others = np.delete(logits, pair, axis=1)
+    third = np.delete(np.arange(net.n_outputs), pair)[others.argmax(axis=1)]
+    lead = logits[:, pair[0]] - others.max(axis=1)
+    parts: list[list[np.ndarray]] = [[]]
+    for k, point in enumerate(points):
+        if k and (lead[k] > 0) != (lead[k - 1] > 0):
+            t = lead[k - 1] / (lead[k - 1] - lead[k])
+            start = points[k - 1] + t * (point - points[k - 1])
+            other = third[k] if lead[k] <= 0 else third[k - 1]
+            parts[-1].append(_triple(net, start, (*pair, int(other)), place, float(np.hypot(*(point - points[k - 1])))))
+            if lead[k] <= 0:
+                parts.append([])
+        if lead[k] > 0:
+            parts[-1].append(point)
+    if len(parts) > 1 and len(parts[-1]) > 0 and lead[0] > 0 and np.array_equal(points[0], points[-1]):
+        parts[0] = parts.pop()[:-1] + parts[0]  # a closed curve, cut, begins where its last part ends
+    return [np.array(part) for part in parts if len(part) > 1]
+
+
+def _triple(net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], place: dict, reach: float) -> np.ndarray:
+    """Where three outputs tie, by Newton's method in two variables; `start` if that leads further away than `reach`."""
+    i, j, k = outputs
+    p = start
+    for _ in range(8):
+        X = _plane(p[None], **place)
+        f = np.array([net.margin(X, (i, j))[0], net.margin(X, (i, k))[0]])
+        J = np.stack([net.margin_gradient(X, pair)[0, list(place["coordinates"])] for pair in ((i, j), (i, k))])
+        try:
+            p = p - np.linalg.solve(J, f)
+        except np.linalg.LinAlgError:
+            return start
+    return p if np.hypot(*(p - start)) <= reach else start
+
+
+def _may_lead(net: SigmoidMLP, boxes: np.ndarray, place: dict) -> np.ndarray:
+    """Whether the two largest outputs are close in the middle of each box: a tie of two that do not lead is of no
+    interest."""
+    if not len(boxes):
+        return np.zeros(0, bool)
+    top = np.sort(net.logits(_plane(boxes.mean(axis=2), **place)), axis=1)
+    return top[:, -1] - top[:, -2] <= 1e-6 * (1 + np.abs(top).max(axis=1))
+
+
+def _plane(points: np.ndarray, coordinates: Sequence[int], at: np.ndarray) -> np.ndarray:
+    """Inputs of the network at points (m, 2) of the plane."""
+    X = np.tile(np.asarray(at, np.float64), (len(points), 1))
+    X[:, list(coordinates)] = points
+    return X
+
+
+def _logits(net: SigmoidMLP, X: np.ndarray) -> np.ndarray:
+    """One column per class: a single logit leads where it is positive."""
+    logits = net.logits(X)
+    return np.column_stack([np.zeros(len(X)), logits]) if net.n_outputs == 1 else logits
+
+
+def _span(points: np.ndarray, margin: float) -> np.ndarray:
+    lo, hi = points.min(axis=0), points.max(axis=0)
+    more = margin * (hi - lo) + (hi == lo)
+    return np.stack([lo - more, hi + more], axis=1)
+
+
+def _names(given: Sequence[Any] | None, net: SigmoidMLP) -> Sequence[Any]:
+    n = max(net.n_outputs, 2)
+    names = range(n) if given is None else list(given)
+    if len(names) != n:
+        raise ValueError(f"class_names has {len(names)} elements; expected one per class = {n}")
+    return names
+
+
+def _boxes(undecided: np.ndarray) -> PatchCollection:
+    """Outlines, which stay visible however small the boxes are."""
+    patches = [Rectangle((x0, y0), x1 - x0, y1 - y0) for (x0, x1), (y0, y1) in undecided]
+    return PatchCollection(patches, facecolor="none", edgecolor="#bd1f01", linewidth=2, zorder=3)

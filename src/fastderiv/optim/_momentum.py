@@ -1,0 +1,255 @@
+"""Momentum in floating point: a step, its inverse, its Jacobian."""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._core.arrays import F32, F64, as_array, as_dtype, copy_back, number, overlap, working
+from .._core.dispatch import kernels
+from .._core.plain import plain
+
+Function = Callable[[np.ndarray], ArrayLike]
+_kernels = kernels("optim")
+
+
+def finite_number(name: str, value: ArrayLike) -> float:
+    """`value`, a finite scalar, as a float."""
+    x = value if type(value) is float else number(name, value)
+    if not math.isfinite(x):
+        raise ValueError(f"{name} is {x}; expected a finite number")
+    return x
+
+
+def expect_like(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected that of theta, {shape}")
+
+
+def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: float, beta: float) -> None:
+    """One step of gradient descent with momentum, in place: ``p = beta*p - alpha*grad``, then ``theta = theta + p``.
+
+    Parameters
+    ----------
+    theta, p : ndarray, any one shape
+        Parameters and momentum: float32 or float64 arrays of one dtype, writeable, any strides.  Overwritten; if the call
+        raises, they are as before.
+    grad : array_like, of the same shape
+        The gradient at `theta`; counts in the dtype of `theta`.
+    alpha : float
+        The learning rate, finite.
+    beta : float
+        The decay of the momentum, finite.
+
+    Raises
+    ------
+    TypeError
+        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or `grad` has another dtype.
+    ValueError
+        If the shapes differ, `theta` or `p` is read-only, any two of the arrays share memory, or a rate is not finite.
+
+    See Also
+    --------
+    momentum_unstep : the inverse, up to rounding.
+    ReversibleMomentum : the inverse bit for bit.
+
+    Notes
+    -----
+    One pass over the three arrays, O(size) time and 24 KiB of memory per thread (copies where an array is misaligned or of
+    another byte order or dtype).  The bits do not depend on strides or threads.  Ctrl-C waits for the end of the step, so
+    that it is never half done.
+
+    References
+    ----------
+    docs/derivations.md §4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> theta, p = np.array([1.0, -2.0]), np.zeros(2)
+    >>> for _ in range(2):
+    ...     fd.momentum_step(theta, p, theta.copy(), alpha=0.25, beta=0.5)  # the gradient of |theta|**2 / 2
+    >>> theta, p
+    (array([ 0.4375, -0.875 ]), array([-0.3125,  0.625 ]))
+    """
+    alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
+    if plain(theta, (p, grad), ()) and plain(p, (grad,), ()) and theta.shape == p.shape == grad.shape:  # type: ignore[union-attr]
+        given = cast(np.ndarray, grad)
+    else:
+        given = _checked(theta, p, grad)
+    _update(theta, p, given, alpha, beta, back=False)
+
+
+def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alpha: float, beta: float) -> None:
+    """The inverse of `momentum_step`, in place: ``theta = theta - p``, then ``p = (p + alpha*grad_fn(theta)) / beta``.
+
+    Every step backwards multiplies rounding errors by up to 1/beta: some hundreds of steps later they may be all there is
+    (see the example).  `ReversibleMomentum` has no such limit.
+
+    Parameters
+    ----------
+    theta, p : ndarray, any one shape
+        As `momentum_step` takes and leaves them.  Overwritten; if the call raises, they are as before.
+    grad_fn : callable
+        ``grad_fn(theta)`` is the gradient, an array of theta's shape.  It is given an array of its own.
+    alpha : float
+        The learning rate of the step to be undone, finite.
+    beta : float
+        Its decay, finite and not 0.
+
+    Raises
+    ------
+    TypeError
+        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or the gradient has another dtype.
+    ValueError
+        If the shapes differ, `theta` or `p` is read-only, they share memory, a rate is not finite, or `beta` is 0 in their
+        dtype.
+
+    See Also
+    --------
+    momentum_step, ReversibleMomentum
+
+    Notes
+    -----
+    Beside `grad_fn`, O(size) time and one array of theta's size.  What `grad_fn` raises passes through.
+
+    References
+    ----------
+    docs/derivations.md §4.
+
+    Examples
+    --------
+    A hundred steps there and back, of gradients with some noise, are fine; a thousand are not:
+
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> def gradient(theta):
+    ...     return theta + np.sin(t * t)
+    >>> for steps in 100, 1000:
+    ...     theta, p = np.array([0.5, -0.5]), np.zeros(2)
+    ...     for t in range(steps):
+    ...         fd.momentum_step(theta, p, gradient(theta), alpha=0.1, beta=0.9)
+    ...     for t in reversed(range(steps)):
+    ...         fd.momentum_unstep(theta, p, gradient, alpha=0.1, beta=0.9)
+    ...     print(np.allclose(theta, [0.5, -0.5], atol=1e-9))
+    True
+    False
+    """
+    alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
+    _check_state(theta, p)
+    dtype = _native(theta)
+    with np.errstate(all="ignore"):
+        if dtype.type(beta) == 0:
+            raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
+        before = np.subtract(theta, p, out=np.empty(theta.shape, dtype))
+    grad = as_array("grad_fn(theta)", grad_fn(before))
+    expect_like("grad_fn(theta)", grad, theta.shape)
+    if overlap(grad, theta) or overlap(grad, p):
+        grad = grad.copy()
+    _update(theta, p, grad, alpha, beta, back=True)
+
+
+def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.ndarray:
+    """The derivative of `momentum_step`'s (theta, p) by the (theta, p) before it.
+
+    Parameters
+    ----------
+    hessian : array_like, shape (D, D)
+        Second derivatives of the loss at the parameters before the step; float32, float64 or integers.
+    alpha, beta : float
+        Learning rate and decay, finite.
+
+    Returns
+    -------
+    jacobian : ndarray, shape (2D, 2D)
+        ``[[I - alpha*H, beta*I], [-alpha*H, beta*I]]``; its determinant is ``beta**D`` whatever H is.
+
+    Raises
+    ------
+    TypeError
+        If `hessian` has another dtype.
+    ValueError
+        If it is not square, or a rate is not finite.
+
+    Notes
+    -----
+    O(D²) time and memory.
+
+    References
+    ----------
+    docs/derivations.md §4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> J = fd.momentum_jacobian([[2.0]], alpha=0.25, beta=0.75)
+    >>> J
+    array([[ 0.5 ,  0.75],
+           [-0.5 ,  0.75]])
+    >>> print(f"{np.linalg.det(J):.2f}")
+    0.75
+    """
+    alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
+    (H,) = working(hessian=hessian)
+    if H.ndim != 2 or H.shape[0] != H.shape[1]:
+        raise ValueError(f"hessian has shape {H.shape}; expected (D, D)")
+    eye = np.eye(len(H), dtype=H.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pull = 0 - alpha * H  # not -alpha * H, which has zeros with a sign
+    return np.block([[eye + pull, beta * eye], [pull, beta * eye]])
+
+
+def _check_state(theta: np.ndarray, p: np.ndarray) -> None:
+    """Whether theta and p can be updated in place."""
+    for name, array in ("theta", theta), ("p", p):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} is a {type(array).__name__}; expected a NumPy array, which is updated in place")
+        if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+            raise TypeError(f"{name} has dtype {array.dtype}; expected float32 or float64")
+        if not array.flags.writeable:
+            raise ValueError(f"{name} is read-only; it is updated in place")
+    if _native(p) != _native(theta):
+        raise TypeError(f"p has dtype {p.dtype}; expected that of theta, {theta.dtype}")
+    expect_like("p", p, theta.shape)
+    if overlap(theta, p):
+        raise ValueError("theta shares memory with p")
+
+
+def _checked(theta: np.ndarray, p: np.ndarray, grad: ArrayLike) -> np.ndarray:
+    """`grad` as an array, with whatever is wrong with the three of them raised."""
+    _check_state(theta, p)
+    given = as_array("grad", grad)
+    expect_like("grad", given, theta.shape)
+    for name, array in ("theta", theta), ("p", p):
+        if overlap(array, given):
+            raise ValueError(f"{name} shares memory with grad")
+    return given
+
+
+def _native(array: np.ndarray) -> np.dtype:
+    return F32 if array.dtype.itemsize == 4 else F64
+
+
+def _update(theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, beta: float, *, back: bool) -> None:
+    if theta.size == 0:
+        return
+    dtype = _native(theta)
+    t, q, g = (as_dtype(a, dtype) for a in (theta, p, grad))
+    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back)
+    copy_back(t, theta)
+    copy_back(q, p)
+
+
+def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """The same elements with theta's closest neighbours along the last axis; one axis where nothing lies between them."""
+    if theta.ndim == 1:
+        return [theta, *others]
+    order = sorted(range(theta.ndim), key=lambda axis: -abs(theta.strides[axis]))
+    views = [a.transpose(order) for a in (theta, *others)]
+    if all(a.flags.c_contiguous for a in views):
+        return [a.reshape(-1) for a in views]
+    return views

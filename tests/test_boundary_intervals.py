@@ -1,0 +1,283 @@
+"""decision_intervals: where along one input each output is the largest."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastderiv as fd
+from awkward import layouts, same_bits, snapshot
+from classifiers import trained
+from fastderiv import reference as ref
+from fastderiv.boundary import _intervals
+from machines import assert_levels_agree, by_threads
+from test_boundary import inputs, network, twin
+
+FIELDS = ("indptr", "lower", "upper", "output", "complete")
+
+
+def same(a, b):
+    return all(same_bits(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+def assert_partition(d, m, lo=-np.inf, hi=np.inf):
+    """Every row's intervals are not empty, meet, and are the bounds together; neighbours differ."""
+    assert len(d) == m == len(d.indptr) - 1
+    assert d.indptr[0] == 0
+    assert d.indptr[-1] == len(d.lower) == len(d.upper) == len(d.output)
+    assert np.all(np.diff(d.indptr) > 0)
+    assert np.all(d.lower < d.upper)
+    first, last = d.indptr[:-1], d.indptr[1:] - 1
+    assert np.all(d.lower[first] == lo)
+    assert np.all(d.upper[last] == hi)
+    inner = np.setdiff1d(np.arange(len(d.lower)), first)
+    assert np.array_equal(d.lower[inner], d.upper[inner - 1])
+    assert np.all(d.output[inner] != d.output[inner - 1])
+
+
+def points_inside(d, others, coordinate, rng, each=3, reach=50.0):
+    """Random points of the intervals, 1e-9 of their size off their ends, and the interval of each."""
+    row = np.repeat(np.arange(len(d)), np.diff(d.indptr))
+    ends = [np.nan_to_num(e, posinf=reach, neginf=-reach) for e in (d.lower, d.upper)]
+    k = np.repeat(np.flatnonzero(ends[0] < ends[1]), each)
+    margin = 1e-9 * np.maximum(1, abs(np.stack(ends))).max(0)[k]
+    lo, hi = ends[0][k] + margin, ends[1][k] - margin
+    k, lo, hi = k[lo < hi], lo[lo < hi], hi[lo < hi]
+    x = rng.uniform(lo, hi)
+    return np.insert(others[row[k]], coordinate, x, axis=1), k
+
+
+def winners(net, X):
+    z = net.logits(X)
+    return z.argmax(1) if net.n_outputs > 1 else (z[:, 0] > 0).astype(int)
+
+
+def lead(net, X):
+    """By how much the largest logit leads the next."""
+    z = np.sort(net.logits(X), axis=1)
+    return z[:, -1] - z[:, -2] if net.n_outputs > 1 else abs(z[:, 0])
+
+
+def assert_true_inside(net, d, others, coordinate, seed=0):
+    X, k = points_inside(d, others, coordinate, np.random.default_rng(seed))
+    clear = lead(net, X) > 1e-12 * (1 + abs(net.weights[-1]).sum(0).max())
+    assert np.array_equal(winners(net, X)[clear], d.output[k][clear])
+    return np.count_nonzero(clear)
+
+
+@pytest.mark.parametrize(("sizes", "coordinate"), [((2, 5, 1), 0), ((2, 6, 2), 1), ((3, 8, 4), -1), ((1, 6, 3), 0)])
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-1.5, 2.0), (-np.inf, 0.5)])
+def test_equals_reference(sizes, coordinate, bounds):
+    net, others = network(sizes, 3, 3.0), inputs(4, sizes[0])[:, : sizes[0] - 1]
+    ours = fd.decision_intervals(net, others, coordinate=coordinate, bounds=bounds)
+    plain = ref.decision_intervals(twin(net), others, coordinate=coordinate, bounds=bounds)
+    assert_partition(ours, 4, *bounds)
+    assert ours.complete.all()
+    assert np.array_equal(ours.output, plain.output)
+    np.testing.assert_allclose(ours.lower, plain.lower, atol=1e-9)
+    np.testing.assert_allclose(ours.upper, plain.upper, atol=1e-9)
+    assert len(plain[1].lower) == len(ours[1].lower)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), H=st.integers(1, 9), K=st.integers(1, 6), scale=st.sampled_from([0.3, 3.0, 100.0]),
+    n=st.integers(1, 3), bounded=st.booleans(),
+)  # fmt: skip
+def test_the_largest_output_everywhere_on_random_networks(seed, H, K, scale, n, bounded):
+    net, coordinate = network((n, H, K), seed, scale), seed % n
+    others, bounds = inputs(5, n, seed)[:, : n - 1], (-2.0, 3.0) if bounded else (-np.inf, np.inf)
+    d = fd.decision_intervals(net, others, coordinate=coordinate, bounds=bounds)
+    assert_partition(d, 5, *bounds)
+    assert_true_inside(net, d, others, coordinate)
+
+
+@pytest.mark.parametrize(("name", "coordinate"), [("iris", 2), ("iris", 0), ("breast_cancer", 21), ("digits", 20), ("digits", 0)])
+def test_agrees_with_predict_of_scikit_learn(name, coordinate):
+    model, net, X = trained(name)
+    others = np.delete(X[:: len(X) // 25], coordinate, axis=1)
+    d = fd.decision_intervals(net, others, coordinate=coordinate)
+    assert_partition(d, len(others))
+    assert d.complete.all()
+    points, k = points_inside(d, others, coordinate, np.random.default_rng(1))
+    assert np.array_equal(model.predict(points), model.classes_[d.output[k]])
+    at = d.lower[np.isfinite(d.lower)]
+    row = np.repeat(np.arange(len(d)), np.diff(d.indptr))[np.isfinite(d.lower)]
+    p = np.sort(model.predict_proba(np.insert(others[row], coordinate, at, axis=1)), axis=1)
+    np.testing.assert_allclose(p[:, -1], p[:, -2], rtol=1e-8)  # the two largest tie where the decision changes
+    assert len(at) > 5 or coordinate == 0
+
+
+def test_ten_classes_are_quick():
+    import time
+
+    net, X = trained("digits")[1:]
+    fd.decision_intervals(net, X[:1, 1:])
+    begin = time.perf_counter()
+    fd.decision_intervals(net, X[:1, 1:])
+    assert time.perf_counter() - begin < 0.25  # 45 pairs: about 3 ms
+
+
+def test_every_tie_of_the_pair_changes_a_decision_between_two():
+    for seed in range(20):
+        net, others = network((2, 7, 2), seed, 3.0), inputs(30, 1, seed)
+        ties = fd.solve_x1(net, others)
+        d = fd.decision_intervals(net, others)
+        if ties.unique.all():
+            assert np.array_equal(np.diff(ties.indptr) + 1, np.diff(d.indptr))
+            assert same_bits(np.delete(d.lower, d.indptr[:-1]), ties.x)
+
+
+def test_a_single_logit_is_class_1_where_it_is_positive():
+    net = fd.SigmoidMLP([[[2.0]], [[1.0]]], [[0.0], [-0.5]])
+    d = fd.decision_intervals(net, np.zeros((1, 0)))
+    assert d.output.tolist() == [0, 1]
+    assert d.lower[1] == pytest.approx(0, abs=1e-15)
+
+
+def test_outputs_that_are_the_same_function_count_as_the_first():
+    net = network((2, 6, 3), 1, 2.0)
+    columns = [0, 1, 0, 2, 2]
+    doubled = fd.SigmoidMLP([net.weights[0], net.weights[1][:, columns]], [net.biases[0], net.biases[1][columns]])
+    others = inputs(20, 1)
+    single, double = fd.decision_intervals(net, others), fd.decision_intervals(doubled, others)
+    assert same_bits(single.lower, double.lower)
+    assert same_bits(single.complete, double.complete)
+    assert np.array_equal(np.array([0, 1, 3])[single.output], double.output)
+    same_output = fd.SigmoidMLP([net.weights[0], np.ones((6, 3))], [net.biases[0], np.ones(3)])
+    d = fd.decision_intervals(same_output, others)
+    assert_partition(d, 20)
+    assert not d.output.any()
+    assert d.complete.all()
+
+
+def test_outputs_nearly_the_same_make_rows_incomplete_only_where_they_lead():
+    # logits: σ(x), the same computed by two halves, and a constant that leads for x < 0
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]]], [[0.0, 0.0], [0.0, 0.0, 0.5]])
+    d = fd.decision_intervals(net, np.zeros((1, 0)))
+    assert_partition(d, 1)
+    assert d.output[0] == 2
+    assert set(d.output.tolist()[1:]) <= {0, 1}
+    assert not d.complete[0]
+    beaten = fd.SigmoidMLP(net.weights, [net.biases[0], [0.0, 0.0, 2.0]])
+    d = fd.decision_intervals(beaten, np.zeros((1, 0)))
+    assert d.output.tolist() == [2]
+    assert d.complete[0]
+
+
+def test_three_outputs_that_tie_at_once_are_not_told_apart():
+    # logits s, 0, −s with s = σ(x) − 1/2: all are equal at 0, where 0 and 2 change places; the second never wins
+    net = fd.SigmoidMLP([[[1.0]], [[1.0, 0.0, -1.0]]], [[0.0], [-0.5, 0.0, 0.5]])
+    d = fd.decision_intervals(net, np.zeros((1, 0)))
+    assert d.output.tolist() == [2, 0]
+    assert d.lower[1] == pytest.approx(0, abs=1e-12)
+    assert not d.complete[0]
+
+
+def test_a_touching_tie_is_not_complete():
+    height = 2 / (1 + np.exp(-1)) - 1
+    bump = [[[1.0, 1.0]], [[1.0, 0.0], [-1.0, 0.0]]]
+    d = fd.decision_intervals(fd.SigmoidMLP(bump, [[1.0, -1.0], [-height, 0.0]]), np.zeros((1, 0)))
+    assert d.output.tolist() == [1]
+    assert not d.complete[0]
+    for rise, outputs in [(1e-6, [1, 0, 1]), (-1e-6, [1])]:
+        d = fd.decision_intervals(fd.SigmoidMLP(bump, [[1.0, -1.0], [rise - height, 0.0]]), np.zeros((1, 0)))
+        assert d.output.tolist() == outputs
+        assert d.complete[0]
+
+
+def test_ties_of_losing_outputs_do_not_matter():
+    # outputs 1 and 2 touch at 0, far below output 0
+    height = 2 / (1 + np.exp(-1)) - 1
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[0, 1.0, 0.0], [0, -1.0, 0.0]]], [[1.0, -1.0], [9.0, -height, 0.0]])
+    d = fd.decision_intervals(net, np.zeros((1, 0)))
+    assert d.output.tolist() == [0]
+    assert d.complete[0]
+
+
+def test_a_tie_on_a_bound():
+    net = fd.SigmoidMLP([[[2.0]], [[1.0]]], [[0.0], [-0.5]])
+    for bounds, output in [((0.0, 4.0), 1), ((-4.0, 0.0), 0)]:
+        d = fd.decision_intervals(net, np.zeros((1, 0)), bounds=bounds)
+        assert_partition(d, 1, *bounds)
+        assert d.output[np.argmax(d.upper - d.lower)] == output
+        assert d.upper.max() - d.lower.min() == 4
+        assert np.sort(d.upper - d.lower)[:-1].sum() < 1e-12
+
+
+def test_rows_do_not_depend_on_each_other(monkeypatch):
+    net, others = network((2, 9, 4), 2, 3.0), inputs(50, 1)
+    whole = fd.decision_intervals(net, others)
+    for i in range(50):
+        assert same(whole[i], fd.decision_intervals(net, others[i : i + 1]))
+    monkeypatch.setattr(_intervals, "_ROWS", 7)
+    assert same(fd.decision_intervals(net, others), whole)
+
+
+def test_rows_are_indexed_like_a_sequence():
+    d = fd.decision_intervals(network((2, 9, 4), 2, 3.0), inputs(5, 1))
+    assert len(d) == len(list(d)) == 5
+    assert same(d[-1], d[4])
+    for bad in (5, -6):
+        with pytest.raises(IndexError, match=rf"row {bad} is out of range, there being 5 rows"):
+            d[bad]
+    with pytest.raises(TypeError, match=r"row is 1.0; expected an integer"):
+        d[1.0]
+
+
+def test_no_rows_and_scalars():
+    net = network((2, 4, 3))
+    d = fd.decision_intervals(net, np.zeros((0, 1)))
+    assert_partition(d, 0)
+    assert same(fd.decision_intervals(net, 0.5), fd.decision_intervals(net, [[0.5]]))
+
+
+def test_any_layout_and_threads_give_the_same_bits():
+    net, others = network((3, 7, 4), 2, 3.0), inputs(20, 2)
+    expected = fd.decision_intervals(net, others, coordinate=1)
+    for label, view in layouts(others):
+        before = snapshot(view)
+        assert same(fd.decision_intervals(net, view, coordinate=1), expected), label
+        assert snapshot(view) == before
+    assert all(same(d, expected) for d in by_threads(lambda: fd.decision_intervals(net, others, coordinate=1), 1, 2, 5))
+
+
+def test_cpu_levels_agree():
+    assert_levels_agree("""
+import hashlib, numpy as np, fastderiv as fd
+rng = np.random.default_rng(0)
+net = fd.SigmoidMLP([3 * rng.standard_normal((2, 8)), rng.standard_normal((8, 4))], [rng.standard_normal(8), np.zeros(4)])
+d = fd.decision_intervals(net, rng.standard_normal(40))
+print(hashlib.sha256(d.lower.tobytes() + d.output.tobytes()).hexdigest(), d.lower[np.isfinite(d.lower)].sum())
+""")
+
+
+def test_the_result_pickles():
+    d = fd.decision_intervals(network((2, 4, 3)), inputs(3, 1))
+    other = pickle.loads(pickle.dumps(d))
+    assert type(other) is fd.DecisionIntervals
+    assert same(other, d)
+
+
+@pytest.mark.parametrize(
+    ("x_other", "options", "kind", "message"),
+    [
+        (np.zeros((2, 2)), {}, ValueError, r"x_other has shape \(2, 2\); expected \(m, n_inputs - 1\) = \(m, 1\)"),
+        ([np.nan], {}, ValueError, r"x_other\[0\] is nan"),
+        ([True], {}, TypeError, "x_other has dtype bool"),
+        ([0.0], {"coordinate": 2}, ValueError, "coordinate is 2"),
+        ([0.0], {"bounds": (1, 0)}, ValueError, r"bounds .*1.*0.*; expected lo < hi"),
+        ([0.0], {"bounds": (0, np.nan)}, ValueError, r"bounds .*nan.*; expected lo < hi"),
+        ([0.0], {"bounds": (0, 1, 2)}, ValueError, r"bounds has"),
+    ],
+)
+def test_errors_are_named(x_other, options, kind, message):
+    with pytest.raises(kind, match=message):
+        fd.decision_intervals(network((2, 3, 2)), x_other, **options)
+
+
+def test_the_network_is_checked():
+    with pytest.raises(TypeError, match="net is a dict; expected a SigmoidMLP"):
+        fd.decision_intervals({}, [0.0])
