@@ -5,8 +5,8 @@
 Both networks are trained here, by scikit-learn, on data that come with it.
 
 1. Breast cancer: two measurements of a biopsy, a network with one hidden layer, and its boundary: the curve on which
-   it calls a tumour benign as readily as malignant.  For some patients the nearest point of that curve: the least change of both
-   measurements, in standard deviations, that turns the verdict.
+   it calls a tumour benign as readily as malignant.  For some patients the nearest point of that curve: the least
+   change of both measurements, in standard deviations, that turns the verdict.
 2. Digits: a network of 64 pixels.  A plane through three images is folded into its first layer, and every curve on
    which the two leading digits tie is traced in it: what the network sees on the way from one image to another.
 """

@@ -11,6 +11,7 @@ import fastderiv as fd
 from awkward import layouts, same_bits, snapshot
 from classifiers import trained
 from fastderiv import reference as ref
+from fastderiv.boundary._counterfactuals import _in_cluster
 from machines import assert_levels_agree, by_threads
 from test_boundary import five_roots, inputs, network, twin
 from test_boundary_sensitivity import centred
@@ -19,7 +20,7 @@ from test_boundary_sensitivity import centred
 def test_equals_reference():
     found = 0
     for seed in range(4):
-        net, x = centred((3, 6, 3), seed, (2, 1)), inputs(1, 3, seed)[0]
+        net, x = centred((3, 6, 3) if seed else (3, 5, 4, 3), seed, (2, 1)), inputs(1, 3, seed)[0]
         ours, plain = (module.counterfactuals(n, x, outputs=(2, 1)) for module, n in ((fd, net), (ref, twin(net))))
         np.testing.assert_allclose(ours.value, plain.value, rtol=1e-9, atol=1e-10)
         np.testing.assert_allclose(ours.change, ours.value - x, rtol=0, atol=0)
@@ -82,6 +83,20 @@ def test_where_the_margin_touches_zero_or_is_zero_is_a_tie():
     assert fd.counterfactuals(net, [3.0]).value[0] == pytest.approx(0, abs=1e-6)
     zero = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0], [-1.0]]], [[1.0, 1.0], [0.0]])
     assert fd.counterfactuals(zero, [3.0]).change[0] == 0
+
+
+def test_clusters_count_where_the_margin_changes_its_sign_or_touches_zero():
+    x, outputs = np.array([9.0]), (0, 1)
+    rising = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.25], [-0.5]])
+    assert _in_cluster(rising, x, 0, outputs, -3.0, 2.0, 3.0) == pytest.approx([-0.25])  # however wide
+    assert _in_cluster(rising, x, 0, outputs, 1.0, 2.0, 3.0) == []
+    # σ(t + 1) − σ(t − 1) less its maximum, and 1e-16 off it
+    touching = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0], [-1.0]]], [[1.0, -1.0], [1e-16 - (2 / (1 + np.exp(-1)) - 1)]])
+    assert touching.margin([[0.0]])[0] != 0
+    assert 0.0 in _in_cluster(touching, x, 0, outputs, -1e-8, 0.0, 1e-8)
+    # a tail in which it goes to zero is wide
+    tail = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])
+    assert _in_cluster(tail, x, 0, outputs, -300.0, -40.0, -36.0) == []
 
 
 def test_a_tie_itself_needs_no_change():

@@ -124,7 +124,7 @@ def test_steep_networks(sizes, scale):
 def test_near_double_roots(height):
     """A local extremum moved to this height above or below zero: two simple roots, or none, or an honest cluster."""
     decided = 0
-    for seed in range(6):
+    for seed in range(4):
         net, t = with_extremum((2, 8, 8, 1), seed)
         for side in (-1, 1):
             moved = fd.SigmoidMLP(net.weights, (*net.biases[:-1], net.biases[-1] + side * height))
@@ -132,7 +132,7 @@ def test_near_double_roots(height):
             near = np.abs(ties.x - t) < 0.01
             assert np.count_nonzero(ties.unique & near) in (0, 2)
             decided += ties.unique[near].all()
-    assert decided == 12 or height < 1e-11
+    assert decided == 8 or height < 1e-11
     assert decided == 0 or height > 2e-15
 
 

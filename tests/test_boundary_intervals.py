@@ -67,7 +67,7 @@ def assert_true_inside(net, d, others, coordinate, seed=0):
     return np.count_nonzero(clear)
 
 
-@pytest.mark.parametrize(("sizes", "coordinate"), [((2, 5, 1), 0), ((2, 6, 2), 1), ((3, 8, 4), -1), ((1, 6, 3), 0)])
+@pytest.mark.parametrize(("sizes", "coordinate"), [((2, 5, 1), 0), ((2, 6, 2), 1), ((3, 8, 4), -1), ((1, 6, 3), 0), ((2, 5, 4, 3), 0), ((3, 3), 1)])
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-1.5, 2.0), (-np.inf, 0.5)])
 def test_equals_reference(sizes, coordinate, bounds):
     net, others = network(sizes, 3, 3.0), inputs(4, sizes[0])[:, : sizes[0] - 1]
@@ -87,7 +87,7 @@ def test_equals_reference(sizes, coordinate, bounds):
     n=st.integers(1, 3), bounded=st.booleans(),
 )  # fmt: skip
 def test_the_largest_output_everywhere_on_random_networks(seed, H, K, scale, n, bounded):
-    net, coordinate = network((n, H, K), seed, scale), seed % n
+    net, coordinate = network((n, H, 4, K) if seed % 4 == 0 else (n, H, K), seed, scale), seed % n
     others, bounds = inputs(5, n, seed)[:, : n - 1], (-2.0, 3.0) if bounded else (-np.inf, np.inf)
     d = fd.decision_intervals(net, others, coordinate=coordinate, bounds=bounds)
     assert_partition(d, 5, *bounds)
@@ -281,3 +281,19 @@ def test_errors_are_named(x_other, options, kind, message):
 def test_the_network_is_checked():
     with pytest.raises(TypeError, match="net is a dict; expected a SigmoidMLP"):
         fd.decision_intervals({}, [0.0])
+
+
+def test_overlapping_enclosures_are_one_block_and_rows_stay_apart():
+    row, lower = np.array([0, 0, 0, 0, 1, 1]), np.array([0.0, 1, 3, 6, 0.5, 0.7])
+    upper, pair = np.array([5.0, 2, 4, 7, 0.6, 0.8]), np.zeros((6, 2), int)
+    blocks = _intervals._merged(_intervals._Ties(row, lower, upper, lower, np.ones(6, bool), pair))
+    assert blocks.first.tolist() == [0, 3, 4, 5]
+    assert blocks.upper.tolist() == [5, 7, 0.6, 0.8]
+    assert blocks.row.tolist() == [0, 0, 1, 1]
+
+
+def test_gaps_without_an_inside_take_their_neighbours_output_within_the_row():
+    winner, row = np.array([9, 1, 9, 2, 9, 9, 3]), np.array([0, 0, 0, 1, 1, 2, 2])
+    known = winner != 9
+    assert _intervals._filled(winner, known, row).tolist() == [1, 1, 1, 2, 2, 3, 3]
+    assert _intervals._filled(winner[:1], known[:1], row[:1]).tolist() == [9]  # nothing to go by

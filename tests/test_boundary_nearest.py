@@ -64,7 +64,7 @@ def test_no_change_of_sign_on_a_grid_is_nearer():
     assert compared > 4
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 5, 2), (4, 6, 3), (9, 4, 1), (30, 6, 2)])
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 5, 2), (4, 6, 3), (9, 4, 1), (30, 6, 2), (3, 6, 5, 2)])
 def test_conditions_of_a_minimum(sizes):
     for seed in range(4):
         net, x = centred(sizes, seed, (0, 0) if sizes[-1] == 1 else (0, 1)), inputs(1, sizes[0], seed)[0]
@@ -179,6 +179,7 @@ def test_more_inputs_than_units():
     net, x = centred((200, 5, 2), 2), inputs(1, 200)[0]
     tie = fd.nearest_tie(net, x)
     assert tie.converged
+    assert _Search(net, x, (0, 1), None).Q.shape == (200, 5)
     q = np.linalg.qr(net.weights[0])[0]
     move = tie.x - x
     np.testing.assert_allclose(q @ (q.T @ move), move, atol=1e-12)  # in the span of the first layer's weights

@@ -129,6 +129,13 @@ def test_undecided_boxes_are_shown():
     assert "undecided" in [t.get_text() for t in display.legend_.get_texts()]
 
 
+@pytest.mark.parametrize("third,seen", [(-50.0, True), (50.0, False)])
+def test_undecided_boxes_where_a_third_output_leads_are_of_no_interest(third, seen):
+    last = [[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    display = shown(fd.SigmoidMLP([[[3.0, -3, 0, 0], [0, 0, 3, -3]], last], [[2.0, 2, 2, 2], [0.0, 0, third]]))
+    assert (len(display.undecided) > 0) == seen == (display.undecided_ is not None) == (len(display.curves[0, 1]) > 0)
+
+
 def test_options_reach_what_they_name():
     display = shown(network(3), regions=False, legend=False, linewidths=3.5, colors="red", xlabel="u", ylabel="v")
     line = next(iter(display.lines_.values()))

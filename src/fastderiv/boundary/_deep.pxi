@@ -565,7 +565,7 @@ cdef void solve_row(Search *row, Span *stack) noexcept nogil:
     stack[0].r = end_at(call.hi, &f.f)
     row.before = call.lo
     while n > 0:
-        if interrupted(row.worker):
+        if row.work % 8 == 0 and interrupted(row.worker):
             return
         n -= 1
         s = stack[n]

@@ -1,5 +1,4 @@
-"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the manner of scikit-learn's
-displays."""
+"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the style of scikit-learn's."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -309,12 +308,9 @@ def _visible(net: SigmoidMLP, bounds: Any, place: dict, tol: float) -> tuple[dic
     boxes = [np.zeros((0, 2, 2))]
     for pair in combinations(range(max(net.n_outputs, 2)), 2):
         traced = trace_boundary(net, bounds, outputs=pair, tol=tol, **place)
-        boxes.append(traced.undecided)
+        boxes.append(_may_lead(net, traced.undecided, pair, place))
         curves[pair] = [part for points in traced.points for part in _leading(net, points, pair, place)]
-    undecided = np.concatenate(boxes)
-    if net.n_outputs > 2:
-        undecided = undecided[_may_lead(net, undecided, place)]
-    return curves, undecided
+    return curves, np.concatenate(boxes)
 
 
 def _leading(net: SigmoidMLP, points: np.ndarray, pair: Pair, place: dict) -> list[np.ndarray]:
@@ -356,13 +352,16 @@ def _triple(net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], p
     return p if np.hypot(*(p - start)) <= reach else start
 
 
-def _may_lead(net: SigmoidMLP, boxes: np.ndarray, place: dict) -> np.ndarray:
-    """Whether the two largest outputs are close in the middle of each box: a tie of two that do not lead is of no
-    interest."""
-    if not len(boxes):
-        return np.zeros(0, bool)
-    top = np.sort(net.logits(_plane(boxes.mean(axis=2), **place)), axis=1)
-    return top[:, -1] - top[:, -2] <= 1e-6 * (1 + np.abs(top).max(axis=1))
+def _may_lead(net: SigmoidMLP, boxes: np.ndarray, pair: Pair, place: dict) -> np.ndarray:
+    """The boxes in whose middle or at one of whose corners no third output is larger than both of the pair."""
+    if net.n_outputs < 3 or not len(boxes):
+        return boxes
+    x, y = boxes[:, 0], boxes[:, 1]
+    points = np.stack([x[:, [0, 1, 0, 1]], y[:, [0, 0, 1, 1]]], axis=-1)
+    points = np.concatenate([points, boxes.mean(axis=2)[:, None]], axis=1)
+    logits = net.logits(_plane(points.reshape(-1, 2), **place))
+    leads = logits[:, pair].max(axis=1) >= np.delete(logits, pair, axis=1).max(axis=1)
+    return boxes[leads.reshape(len(boxes), 5).any(axis=1)]
 
 
 def _plane(points: np.ndarray, coordinates: Sequence[int], at: np.ndarray) -> np.ndarray:
