@@ -1,4 +1,4 @@
-"""fastderiv: selective scans, subset sums and the ties of sigmoid networks, compiled, on plain NumPy arrays.
+"""fastderiv: selective scans, the ties of sigmoid networks, recurrent layers and reversible momentum on plain NumPy arrays.
 
 How data flows::
 
@@ -9,13 +9,10 @@ How data flows::
     ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1
-    boundary/   SigmoidMLP, ExponentialSum, find_x1, trace_boundary
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
-                follow_boundary, tie_sensitivity
-    boundary/   SigmoidMLP, ExponentialSum, find_x1
-    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
+                tie_sensitivity, trace_boundary, follow_boundary
     nn/         lstm and its adjoint lstm_vjp, lstm_state_adjoints
+    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -25,9 +22,8 @@ How data flows::
 __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
-from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
-from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .boundary import (
+    BoundaryCurves,
     Counterfactuals,
     Crossings,
     DecisionIntervals,
@@ -43,7 +39,9 @@ from .boundary import (
     nearest_tie,
     solve_x1,
     tie_sensitivity,
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+    trace_boundary,
+)
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .optim import (
     Hypergradients,
     ReversibleMomentum,
@@ -52,7 +50,6 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
-from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -76,10 +73,10 @@ __all__ = [
     "Crossings",
     "DecisionIntervals",
     "ExponentialSum",
-    "NearestTie",
     "Hypergradients",
-    "ReversibleMomentum",
     "LSTMGrads",
+    "NearestTie",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -94,13 +91,13 @@ __all__ = [
     "get_num_threads",
     "hypergradient",
     "iter_subset_sums",
-    "nearest_tie",
-    "momentum_jacobian",
-    "momentum_step",
-    "momentum_unstep",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
+    "nearest_tie",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -110,7 +107,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
-    "trace_boundary",
     "tie_sensitivity",
+    "trace_boundary",
     "transition_product",
 ]

@@ -9,12 +9,10 @@ from ._network import SigmoidMLP
 from ._roots import RootResults, find_x1
 from ._sensitivity import TieSensitivity, tie_sensitivity
 from ._solve import Crossings, solve_x1
-
-__all__ = ["Crossings", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "solve_x1"]
 from ._trace import BoundaryCurves, trace_boundary
 
-__all__ = ["BoundaryCurves", "ExponentialSum", "RootResults", "SigmoidMLP", "find_x1", "trace_boundary"]
 __all__ = [
+    "BoundaryCurves",
     "Counterfactuals",
     "Crossings",
     "DecisionIntervals",
@@ -30,4 +28,5 @@ __all__ = [
     "nearest_tie",
     "solve_x1",
     "tie_sensitivity",
+    "trace_boundary",
 ]

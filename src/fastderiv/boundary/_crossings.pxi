@@ -1,5 +1,11 @@
 # ---- enclosures as they are found, and in order -------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    #define ROUND 0x1p-53               /* u, half a unit in the last place of numbers from 1 on */
+    """
+    const double ROUND
+
 cdef enum:
     CLUSTER, UNIQUE                     # what an enclosure is known to hold: any roots, or exactly one, simple
 

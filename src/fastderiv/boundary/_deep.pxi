@@ -37,7 +37,6 @@
 
 cdef extern from *:
     """
-    #define ROUND 0x1p-53
     /* Streams of a layer, in groups of GL units: mid and radius of the point's value and slope, then of the ranges of value,
      * slope and curvature.  POINT: how many there are without ranges. */
     enum { STREAMS = 10, POINT = 4, CELL = STREAMS * GL };
@@ -95,7 +94,6 @@ cdef extern from *:
     # undef AT
     }
     """
-    const double ROUND
     enum: STREAMS, POINT, CELL, TOGETHER
     void flow_block(const real *w, ix panel, const real *b, real k, real tiny, const real *y, real *z, ix n, int NV, int NP) noexcept nogil
 

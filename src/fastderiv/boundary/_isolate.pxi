@@ -71,9 +71,6 @@ cdef enum:
     DEPTH = 192                         # items that one lane at a time may add to a full stack
     STEPS = 100                         # of Newton's method; bisections among them
 
-cdef real U = 1.1102230246251565e-16
-
-
 cdef inline vf sigma(vf q) noexcept nogil:
     return vsel_neg(q, vabs(q), vset1(1) - vabs(q))
 
@@ -144,7 +141,7 @@ cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real 
     v.none = vlt(E, low) | vlt(high, -E) | (same & (monotone | two_slopes))
     v.one = ((vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))) & monotone & ~v.none
     v.any = flat | ~(vlt(4.0 * E, high) | vlt(low, -4.0 * E)) | vlt(w, vset1(1e-300))
-    v.any = (v.any | (vlt(w, 8 * U * vmax(vabs(l), vabs(r))) & vlt(w, vset1(INFINITY)))) & ~v.none & ~v.one
+    v.any = (v.any | (vlt(w, 8 * ROUND * vmax(vabs(l), vabs(r))) & vlt(w, vset1(INFINITY)))) & ~v.none & ~v.one
     v.guess = vmin(vmax(vfma(w, fl / (fl - fr), l), l), r)
     v.negative = fl
 
@@ -393,8 +390,8 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             l, r = vmin(n, p), vmax(n, p)
             step = f / slope                            # Halley's, its factor kept tame
             next = x - step / vmin(vmax(one - step * (curve / slope), vset1(0.5)), vset1(2))
-            ends = tol * (1 + 4 * U) + 2 * U * vabs(x)
-            done = vlt(ends, 0.4999 * a.xtol * vmax(one, vabs(x))) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * U * vabs(x))
+            ends = tol * (1 + 4 * ROUND) + 2 * ROUND * vabs(x)
+            done = vlt(ends, 0.4999 * a.xtol * vmax(one, vabs(x))) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * ROUND * vabs(x))
             if step_number >= STEPS:
                 done = ~0
             done &= live
@@ -485,7 +482,7 @@ cdef bint prove(const Block *b, ix row, real after, real before, real *lower, re
     x[0] = inside(lower[0], upper[0])
     values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
     E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
-    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0])) * (1 + 4 * U) + 2 * U * fabs(x[0])
+    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0])) * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
     if not (vget(slope_error(a.f, T, es), 0) + a.f.curvature * t < 0.4999 * size and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0]))
             and after < x[0] - t and x[0] + t < before and a.lo <= x[0] - t and x[0] + t <= a.hi):
         return False
@@ -521,7 +518,7 @@ cdef void offsets(Block *b, ix first) noexcept nogil:
     cdef const Isolate *a = b.a
     cdef const Layer *l = &a.other.net.layers[0]
     cdef ix i, j, r, ts = a.block
-    cdef vf most, bound = vset1(1.01 * (l.n_in + 2) * U if l.n_in else 0.0), s
+    cdef vf most, bound = vset1(1.01 * (l.n_in + 2) * ROUND if l.n_in else 0.0), s
     load_rows(&a.other, first, b.rows, b.x, ts)
     dense(l, b.x, b.s, ts, b.worker)
     if l.n_in == 0:
@@ -617,8 +614,8 @@ cdef class Isolator(Solver):
             D, G, curvature = D + fabs(at[n + i]), G + fabs(at[2 * n + i]), curvature + size * fabs(at[2 * n + i])
             if size > 0:
                 widest, slowest = max(widest, size), min(slowest, size)
-        f.E = 1.001 * (U * D * 2.725 + (n + 3) * U * (fabs(c) + D) + error)
-        f.E_s, f.slope_u, f.slopes, f.curvature = 0.251 * D, (750 + n) * U, G, 0.0964 * curvature
+        f.E = 1.001 * (ROUND * D * 2.725 + (n + 3) * ROUND * (fabs(c) + D) + error)
+        f.E_s, f.slope_u, f.slopes, f.curvature = 0.251 * D, (750 + n) * ROUND, G, 0.0964 * curvature
         f.least_slope = G * 4e-308 + 1e-320
         f.narrow, f.slowest = 16 / widest if widest else 1, slowest if widest else 1
         for i in range(2):

@@ -8,21 +8,17 @@
 #   z.
 # - The tail t = σ(−|z|) is off by 4.2u relatively; 1 − t, at least ½, by 5.2u; so σ by 5.2u and σ' = t (1 − t) by
 #   10.4u. `below` and `above` go 32u further out, and a product has room there.  Tails below the smallest normal
-#   number are 0: TINY.
+#   number are 0: LEAST.
 # - A sum of slopes is off by (n + 4) u Σ |w| |g|, relative to the slopes present: where a single steep unit is left,
 #   its sign is known for as long as its slope is a normal number.
 # The last layer's weights are differences of two parameters and may be off by u relatively: `wide` and (n + 4) have
 # room for it.  derivations §2.
-from libc.math cimport INFINITY
-
-from fastderiv._core.simd cimport vabs, vfma, vmax, vmin, vsel_lt, vset1, vsigmoid, vtail
-
 cdef extern from *:
     """
-    static const real UNIT = (real)1.1102230246251565e-16, WIDE = (real)3.5527136788005009e-15;     /* u, 32 u */
-    static const real TINY = (real)2.2250738585072014e-308;
+    static const real WIDE = (real)3.5527136788005009e-15;              /* 32 u */
+    static const real LEAST = (real)2.2250738585072014e-308;
     """
-    const real UNIT, WIDE, TINY
+    const real WIDE, LEAST
 
 cdef enum:
     UP = VL                             # from the lower end of an interval to its upper end
@@ -36,7 +32,7 @@ cdef struct Boxes:
     const Net *net                      # two inputs, one output
     const real *wide                    # layer by layer: what sums may be off by, then values at a point; padded to GL
     const real *box                     # (4, m): x0, x1, y0, y1
-    real *out                           # (4, m), see `judge`
+    real *out                           # (4, m), see `judge_vector`
     ix m, task                          # m is a multiple of GL; boxes of a task
 
 cdef struct Box:                        # VL of them
@@ -45,11 +41,11 @@ cdef struct Box:                        # VL of them
 
 
 cdef inline vf below(vf a) noexcept nogil:
-    return a - vabs(a) * vset1(WIDE) - vset1(TINY)
+    return a - vabs(a) * vset1(WIDE) - vset1(LEAST)
 
 
 cdef inline vf above(vf a) noexcept nogil:
-    return a + vabs(a) * vset1(WIDE) + vset1(TINY)
+    return a + vabs(a) * vset1(WIDE) + vset1(LEAST)
 
 
 cdef inline void scale_slope(real *g, real *largest, vf least, vf most) noexcept nogil:
@@ -62,7 +58,7 @@ cdef inline void scale_slope(real *g, real *largest, vf least, vf most) noexcept
     vstore(largest, vmax(vabs(a), vabs(b)))
 
 
-cdef inline void activate(real *p) noexcept nogil:
+cdef inline void squash(real *p) noexcept nogil:
     """INOUT p, a unit: z, ∂z/∂x, ∂z/∂y become σ(z) and its slopes.  σ rises; σ' rises up to 0 and falls from there."""
     cdef vf zero = vset1(0), one = vset1(1), a = vload(p), b = vload(p + UP), s, t, least, most
     s, t = vabs(vtail(a)), vabs(vtail(b))
@@ -100,7 +96,7 @@ cdef inline void weighted_sum(const real *w, ix n, real bias, real wide, real of
     in the others, whose weights are many, for half the work by the larger ones of both ends.
     """
     cdef vf z0 = vset1(bias), z1 = z0, c = z0, x0 = vset1(0), x1 = x0, y0 = x0, y1 = x0, v, a
-    cdef vf xm0 = x0, xm1 = x0, ym0 = x0, ym1 = x0, gamma = vset1((n + 4) * UNIT)
+    cdef vf xm0 = x0, xm1 = x0, ym0 = x0, ym1 = x0, gamma = vset1((n + 4) * ROUND)
     cdef ix k, lo, hi
     for k in range(n):
         v = vset1(w[k * GL])
@@ -139,7 +135,7 @@ cdef inline void first_sum(const real *w, real s, real wide, const Box *box, rea
               vfma(a, box.x, vfma(b, box.y, shift)), box, wide)
 
 
-cdef inline real *enclose(const Net *net, const real *wide, const Box *box, real *y, real *z) noexcept nogil:
+cdef inline real *enclose_box(const Net *net, const real *wide, const Box *box, real *y, real *z) noexcept nogil:
     """Where the output's intervals lie in the end: in y or z, (widest) units each."""
     cdef const Layer *l = &net.layers[0]
     cdef ix i, k, n = padded(l.n_out)
@@ -150,7 +146,7 @@ cdef inline real *enclose(const Net *net, const real *wide, const Box *box, real
         l = &net.layers[i]
         n = padded(l.n_out)
         for k in range(l.n_in):
-            activate(y + k * UNIT_SIZE)
+            squash(y + k * UNIT_SIZE)
         if i == net.depth - 1:
             weighted_sum(l.w, l.n_in, l.b[0], wide[0], wide[n], y, box, z, True)
         else:
@@ -178,12 +174,12 @@ cdef inline void load_boxes(const Boxes *a, ix first, Box *box) noexcept nogil:
     box.hy = above(vmax(box.end[3] - box.y, box.y - box.end[2]))
 
 
-cdef void judge(const Boxes *a, ix first, real *scratch) noexcept nogil:
+cdef void judge_vector(const Boxes *a, ix first, real *scratch) noexcept nogil:
     """OUT for VL boxes: signed gaps between zero and the ranges of f, ∂f/∂x, ∂f/∂y, and the largest |f|."""
     cdef Box box
     cdef const real *f
     load_boxes(a, first, &box)
-    f = enclose(a.net, a.wide, &box, scratch, scratch + a.net.widest * UNIT_SIZE)
+    f = enclose_box(a.net, a.wide, &box, scratch, scratch + a.net.widest * UNIT_SIZE)
     vstore(a.out + first, signed_gap(vload(f), vload(f + UP)))
     vstore(a.out + a.m + first, signed_gap(vload(f + XS), vload(f + XS + UP)))
     vstore(a.out + 2 * a.m + first, signed_gap(vload(f + YS), vload(f + YS + UP)))
@@ -194,7 +190,7 @@ cdef void boxes_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Boxes *a = <Boxes *>args
     cdef ix first = i * a.task, end = min(a.m, (i + 1) * a.task)
     while first < end and not interrupted(worker):
-        judge(a, first, <real *>worker.scratch)
+        judge_vector(a, first, <real *>worker.scratch)
         first += VL
 
 

@@ -1,8 +1,7 @@
 """Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
 
-from .boundary import Crossings, ExponentialSum, RootResults, SigmoidMLP, find_x1, solve_x1
-from .boundary import BoundaryCurves, ExponentialSum, RootResults, SigmoidMLP, find_x1, trace_boundary
 from .boundary import (
+    BoundaryCurves,
     Counterfactuals,
     Crossings,
     DecisionIntervals,
@@ -18,7 +17,9 @@ from .boundary import (
     nearest_tie,
     solve_x1,
     tie_sensitivity,
-from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+    trace_boundary,
+)
+from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .optim import (
     Hypergradients,
     ReversibleMomentum,
@@ -27,7 +28,6 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
-from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -51,10 +51,10 @@ __all__ = [
     "Crossings",
     "DecisionIntervals",
     "ExponentialSum",
-    "NearestTie",
     "Hypergradients",
-    "ReversibleMomentum",
     "LSTMGrads",
+    "NearestTie",
+    "ReversibleMomentum",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
@@ -66,16 +66,15 @@ __all__ = [
     "decision_intervals",
     "find_x1",
     "follow_boundary",
-    "iter_subset_sums",
-    "nearest_tie",
     "hypergradient",
     "iter_subset_sums",
-    "momentum_jacobian",
-    "momentum_step",
-    "momentum_unstep",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",
+    "momentum_jacobian",
+    "momentum_step",
+    "momentum_unstep",
+    "nearest_tie",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
@@ -83,7 +82,7 @@ __all__ = [
     "solve_x1",
     "subset_logsumexp",
     "subset_sums",
-    "trace_boundary",
     "tie_sensitivity",
+    "trace_boundary",
     "transition_product",
 ]
