@@ -120,24 +120,30 @@ def roots(rounds):
 def ties(rounds):
     """All ties of random rows, certified, against SciPy's finders that are given a bracket of every tie."""
     for name, m in TIES.items():
-        problems = [Ties(tuple(map(int, name.split("-"))), m, seed) for seed in range(RANDOM_NETWORKS)]
-        rows, found = m * len(problems), sum(len(p.crossings.x) for p in problems)
-        sure = sum(p.crossings.unique.sum() for p in problems)
-        label = f"solve_x1 {name}, {found / rows:.2f} ties a row, {1 - sure / found:.3%} clusters"
-        assert all(p.crossings.complete.all() for p in problems)
-        calls = {"fastderiv": lambda: [p.solve() for p in problems], "find_root": lambda: [p.find_root() for p in problems]}
+        yield from solving(name, [Ties(tuple(map(int, name.split("-"))), m, seed) for seed in range(RANDOM_NETWORKS)], rounds)
+
+
+def solving(name, problems, rounds):
+    rows, found = sum(len(p.crossings) for p in problems), sum(len(p.crossings.x) for p in problems)
+    sure = sum(p.crossings.unique.sum() for p in problems)
+    label = f"solve_x1 {name}, {found / rows:.2f} ties a row, {1 - sure / found:.3%} clusters"
+    assert all(p.crossings.complete.all() for p in problems)
+
+    def each(method, *arguments):
+        return lambda: [getattr(p, method)(*arguments) for p in problems]
+
+    with limited(1):
+        timings = interleave({"fastderiv": each("solve"), "find_root": each("find_root")}, rounds=rounds)
+    yield compare(label, timings, "fastderiv", "find_root", "row", rows)
+    if name == "2-3-2":
+        some = 100
         with limited(1):
-            timings = interleave(calls, rounds=rounds)
-        yield compare(label, timings, "fastderiv", "find_root", "row", rows)
-        some = problems if name == "2-3-2" else ()
-        if some:
-            calls = {"fastderiv": lambda: [p.solve() for p in problems], "brentq": lambda: [p.brentq(100) for p in problems]}
-            with limited(1):
-                timings = interleave(calls, rounds=3)
-            timings["brentq"] = Timing(tuple(t * found / (100 * len(problems)) for t in timings["brentq"].rounds))
-            yield compare(label, timings, "fastderiv", "brentq", "row", rows)
-        timings = interleave({f"{n} threads": partial(on_threads, n, problems) for n in (1, 2)}, rounds=rounds, rest=0.02)
-        yield compare(f"solve_x1 {name}, 2 threads", timings, "2 threads", "1 threads", "row", rows)
+            timings = interleave({"fastderiv": each("solve"), "brentq": each("brentq", some)}, rounds=3)
+        tried = sum(min(some, len(p.x)) for p in problems)
+        timings["brentq"] = Timing(tuple(t * found / tried for t in timings["brentq"].rounds))
+        yield compare(label, timings, "fastderiv", "brentq", "row", rows)
+    timings = interleave({f"{n} threads": partial(on_threads, n, problems) for n in (1, 2)}, rounds=rounds, rest=0.02)
+    yield compare(f"solve_x1 {name}, 2 threads", timings, "2 threads", "1 threads", "row", rows)
 
 
 def on_threads(n, problems):
