@@ -363,8 +363,9 @@ cdef struct Search:
     Flow *flow
     Worker *worker
     ix row, work
-    bint pending                        # a cluster not yet emitted: [lower, upper], `before` what lies left of it
-    double lower, upper, before
+    bint pending                        # a cluster not yet listed: [lower, upper]
+    double lower, upper
+    double before                       # the end of what is listed, or of the bounds
 
 
 cdef inline void list_enclosure(Search *row, double lower, double upper, double x, char kind) noexcept nogil:
@@ -374,6 +375,7 @@ cdef inline void list_enclosure(Search *row, double lower, double upper, double 
         out.lower[at], out.upper[at], out.x[at], out.unique[at] = lower, upper, min(max(x, lower), upper), kind == UNIQUE
     out.needed[task] += 1
     out.count[row.row] += 1
+    row.before = upper
 
 
 cdef inline End end_at(double t, const Ball *f) noexcept nogil:
@@ -407,11 +409,11 @@ cdef void newton(Search *row, double l, double r, int rising, double slope, doub
         radius = (fabs(f.f.mid) + f.f.rad) / slope * (1 + 8 * ROUND) + 2 * ROUND * fabs(x) + 1e-300
         lower, upper = max(lower, max(l, x - radius)), min(upper, min(r, x + radius))
         if upper - lower <= xtol * max(1.0, fabs(x)) or not (fabs(f.f.mid) > f.f.rad) or r - l <= 4 * ROUND * fabs(x):
-            if again and upper - lower > xtol * max(1.0, fabs(x)):   # the slope near the root is the least one's better
+            if again and upper - lower > xtol * max(1.0, fabs(x)):   # the slope near the root may be larger
                 again = False
                 enclose(row.flow, lower, min(max(x, lower), upper), upper, &f)
                 row.work += 1
-                slope = max(slope, least_slope(&f))
+                l, r, slope = max(l, lower), min(r, upper), max(slope, least_slope(&f))
                 continue
             break
         next = x - f.f.mid / f.slope.mid
@@ -455,7 +457,6 @@ cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
         return
     if row.pending:
         settle(row, lower)
-        row.before = row.upper
     row.pending, row.lower, row.upper = True, lower, upper
 
 
@@ -463,7 +464,6 @@ cdef void found_root(Search *row, const Span *s, const Margin *f, double m) noex
     if row.pending:
         settle(row, s.l.t)
     newton(row, s.l.t, s.r.t, s.r.sign, least_slope(f), m - f.f.mid / f.slope.mid)
-    row.before = s.r.t
 
 
 cdef inline double cut_at(const Flow *w, double l, double r) noexcept nogil:
@@ -494,12 +494,12 @@ cdef inline double clear_of(const End *e, const Margin *f, int way) noexcept nog
         return 0
     if fall <= 0:
         return INFINITY
-    return e.least / fall * (1 - 8 * ROUND)
+    return min(HUGE, e.least / fall * (1 - 8 * ROUND))
 
 
 cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexcept nogil:
     """The same from the span's point, where f' is known too: |f| ≥ least + rise·δ − bend·δ²/2."""
-    cdef double plain = clear_of(e, f, way), bend, rise, root
+    cdef double plain = clear_of(e, f, way), bend, rise, square, root
     if e.sign == 0 or not isfinite(e.t):
         return -1
     bend = max(fabs(f.curvatures.lo), fabs(f.curvatures.hi)) * (1 + 8 * ROUND)
@@ -507,9 +507,12 @@ cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexce
     if not (bend < HUGE and fabs(rise) < HUGE and bend > 0):
         return plain
     rise = rise - 4 * ROUND * fabs(rise)
-    root = sqrt(rise * rise + 2 * bend * e.least)
+    square = rise * rise + 2 * bend * e.least
+    if not (1e-280 < square < HUGE):                    # where nothing overflows, and what underflows does not matter
+        return plain
+    root = sqrt(square)
     root = (rise + root) / bend if rise > 0 else 2 * e.least / (root - rise)
-    return max(plain, root * (1 - 32 * ROUND))
+    return max(plain, min(HUGE, root * (1 - 32 * ROUND)))
 
 
 cdef inline bint push_span(Span *stack, ix *n, const End *l, const End *r) noexcept nogil:
@@ -524,7 +527,7 @@ cdef inline End moved(const End *e, double by, int way) noexcept nogil:
     """e, moved over what is known to be free of roots; not at all if rounding takes that."""
     cdef End at = e[0]
     cdef double t
-    if by > 0:
+    if by > 1e-300:
         t = e.t + way * by
         t = t - way * 4 * ROUND * fabs(t)
         if (t - e.t) * way > 0:
