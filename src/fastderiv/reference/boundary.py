@@ -226,6 +226,8 @@ def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, output
     x = np.array([t for row in rows for t in row])
     half = xtol / 2 * np.maximum(1, abs(x))
     return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
+
+
 class BoundaryCurves(NamedTuple):
     """Curves, whether each is closed, whether they are proven to be all, and where that is open."""
 
