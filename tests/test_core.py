@@ -14,14 +14,16 @@ from fastderiv._core import arrays, maths
 from fastderiv._core.plain import plain
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
-ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.1), "silu": (3.3, 2.6), "softplus": (3.0, 2.5)}
+ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.1), "silu": (3.3, 2.6), "softplus": (3.0, 2.5), "tanh": (3.4, 3.4), "tanh_grad": (6.0, 6.0)}
 EXACT = {
     "exp": mpmath.exp,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
     "silu": lambda x: x / (1 + mpmath.exp(-x)),
     "softplus": lambda x: mpmath.log1p(mpmath.exp(x)),
+    "tanh": mpmath.tanh,
+    "tanh_grad": lambda x: mpmath.sech(x) ** 2,
 }
-EDGES = {np.float32: (-87.33655, 88.722839, -91.8568), np.float64: (-708.3964185322642, 709.7827128933841, -714.968657237966)}
+EDGES = {np.float32: (-87.33655, 88.722839, -91.8568, 44.361418), np.float64: (-708.3964185322642, 709.7827128933841, -714.968657237966, 354.8913564466912)}
 
 
 def samples(dtype, count):
@@ -64,9 +66,20 @@ def test_maths_at_the_ends_of_the_line(dtype):
         "sigmoid": [1, 0, np.nan, np.nan, 0.5, 0.5, 1, 0, np.nan],
         "silu": [np.inf, 0, np.nan, np.nan, 0, 0, 1e30, 0, np.nan],
         "softplus": [np.inf, 0, np.nan, np.nan, np.log(2), np.log(2), 1e30, 0, np.nan],
+        "tanh": [1, -1, np.nan, np.nan, 0, 0, 1, -1, np.nan],
+        "tanh_grad": [0, 0, np.nan, np.nan, 1, 1, 0, 0, np.nan],
     }
     for name, values in expected.items():
         np.testing.assert_allclose(getattr(maths, name)(x), np.array(values, dtype), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_odd_bounded_and_keeps_the_sign_of_zero(dtype):
+    x = np.abs(samples(dtype, 1500))
+    y = maths.tanh(x)
+    assert same_bits(maths.tanh(-x), -y) and (y <= 1).all()
+    assert np.signbit(maths.tanh(np.array([0.0, -0.0], dtype))).tolist() == [False, True]
+    assert (maths.tanh(np.array([9.1, 20], dtype)[int(dtype == np.float64) :]) == 1).all()
 
 
 def test_exp_is_flat_nowhere_near_zero():

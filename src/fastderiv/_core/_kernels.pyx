@@ -1,13 +1,14 @@
 """Element-wise maths on contiguous arrays, one function per curve of simd.h."""
 from libc.string cimport memcpy
 cimport numpy as cnp
-from .simd cimport (VL, ix, real, vexp, vf, vload, vsigmoid, vsilu, vsoftplus, vstore)
+from .simd cimport (VL, ix, real, vexp, vf, vload, vsigmoid, vsilu, vsoftplus, vstore,
+                    vtanh, vtanh_slope)
 from .threads cimport Worker, run
 
 cnp.import_array()
 
 ctypedef enum Curve:
-    EXP, SIGMOID, SILU, SOFTPLUS
+    EXP, SIGMOID, SILU, SOFTPLUS, TANH, TANH_GRAD
 
 cdef enum:
     BLOCK = 4096                        # elements per task
@@ -20,12 +21,18 @@ cdef struct Elementwise:                # IN x (n,); OUT y (n,)
 
 
 cdef inline vf curve_of(vf x, const Curve curve) noexcept nogil:
+    cdef vf slope
     if curve == EXP:
         return vexp(x)
     if curve == SIGMOID:
         return vsigmoid(x)
     if curve == SILU:
         return vsilu(x)
+    if curve == TANH:
+        return vtanh(x)
+    if curve == TANH_GRAD:
+        vtanh_slope(x, &slope)
+        return slope
     return vsoftplus(x)
 
 
@@ -52,6 +59,10 @@ cdef void elementwise(void *args, ix i, Worker *worker) noexcept nogil:
         span(x, y, n, SIGMOID)
     elif a.curve == SILU:
         span(x, y, n, SILU)
+    elif a.curve == TANH:
+        span(x, y, n, TANH)
+    elif a.curve == TANH_GRAD:
+        span(x, y, n, TANH_GRAD)
     else:
         span(x, y, n, SOFTPLUS)
 
@@ -76,6 +87,14 @@ def silu(x, y):
 
 def softplus(x, y):
     apply(x, y, SOFTPLUS)
+
+
+def tanh(x, y):
+    apply(x, y, TANH)
+
+
+def tanh_grad(x, y):
+    apply(x, y, TANH_GRAD)
 
 
 def simd_bits():

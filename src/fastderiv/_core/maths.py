@@ -40,3 +40,13 @@ def silu(x: ArrayLike) -> np.ndarray:
 def softplus(x: ArrayLike) -> np.ndarray:
     """log(1 + e**x), accurate relatively in the left tail."""
     return _elementwise("softplus", x)
+
+
+def tanh(x: ArrayLike) -> np.ndarray:
+    """tanh(x), accurate relatively near 0."""
+    return _elementwise("tanh", x)
+
+
+def tanh_grad(x: ArrayLike) -> np.ndarray:
+    """1 − tanh(x)**2, accurate relatively in both tails."""
+    return _elementwise("tanh_grad", x)

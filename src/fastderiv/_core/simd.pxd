@@ -45,6 +45,8 @@ cdef extern from "simd.h" nogil:
     vf vsilu_slope(vf x, vf *slope)
     vf vsoftplus(vf x)
     vf vsoftplus_slope(vf x, vf *slope)
+    vf vtanh(vf x)
+    vf vtanh_slope(vf x, vf *slope)     # tanh and 1 − tanh²
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
     void vpartsums(vf a, vf b, vf c, vf d, vf *out)  # FOURS vectors: per 128-bit part, the sums of SHARE of the four over its lanes
     real gsum(const real *g)
