@@ -1,4 +1,4 @@
-"""fastderiv: selective scans, subset sums and the ties of sigmoid networks, compiled, on plain NumPy arrays.
+"""fastderiv: selective scans, subset sums, the ties of sigmoid networks and layers with adjoints, compiled, on NumPy arrays.
 
 How data flows::
 
@@ -10,6 +10,7 @@ How data flows::
                 transition_product, S6
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1
+    nn/         dense, grid_rnn, and their adjoints dense_vjp, grid_rnn_vjp
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
     data/       the real data of ``python -m fastderiv``
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 from ._core.config import get_num_threads, set_num_threads, show_config
 from .boundary import ExponentialSum, RootResults, SigmoidMLP, find_x1
+from .nn import DenseGrads, GridRNNGrads, dense, dense_vjp, grid_rnn, grid_rnn_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -38,15 +40,21 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "ChunkSummary",
+    "DenseGrads",
     "ExponentialSum",
+    "GridRNNGrads",
     "RootResults",
     "S6Grads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "chunk_summary",
     "combine_summaries",
+    "dense",
+    "dense_vjp",
     "find_x1",
     "get_num_threads",
+    "grid_rnn",
+    "grid_rnn_vjp",
     "iter_subset_sums",
     "scan_attention",
     "selective_scan",
