@@ -9,12 +9,22 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def mamba():
-    spec = importlib.util.spec_from_file_location("train_mamba", EXAMPLES / "train_mamba.py")
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def mamba():
+    return example("train_mamba")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return example("grid_rnn_digits")
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
@@ -61,3 +71,33 @@ def test_ngrams_are_distributions_that_learn(mamba):
         assert np.isclose(sum(2.0**-b for b in ends), 1)
     period = np.tile([0, 1, 2, 3], 100)
     assert mamba.ngram_bits(period, period[:40], 2, 4)[1] < 0.05
+
+
+def test_digits_gradients_of_every_parameter_equal_differences(digits):
+    """In float64, along a random direction of one parameter after the other, by a central difference."""
+    rng = np.random.default_rng(1)
+    model = digits.initial_model(rng, np.float64)
+    images, labels = rng.normal(size=(5, 8, 8, 1)), rng.integers(0, 10, 5)
+    _, grads = digits.loss_and_grads(model, images, labels)
+    assert grads.keys() == model.keys()
+    for name, value in model.items():
+        direction, ends = rng.normal(size=value.shape) / np.sqrt(value.size), []
+        for t in 1e-5, -1e-5:
+            model[name] = value + t * direction
+            ends.append(digits.loss_and_grads(model, images, labels)[0])
+        model[name] = value
+        slope = (ends[0] - ends[1]) / 2e-5
+        assert abs((grads[name] * direction).sum() - slope) < 1e-8 * max(1, abs(slope)), name
+
+
+def test_digits_are_learned_and_twice_the_same(digits):
+    """Ten epochs come to 94 %, forty to 97 %."""
+    train_set, test_set = digits.load()
+    assert len(train_set[1]) + len(test_set[1]) == 1797
+    runs = []
+    for epochs in 10, 10:
+        rng = np.random.default_rng(0)
+        model = digits.initial_model(rng)
+        runs.append(digits.train(model, train_set, test_set, epochs, rng))
+        assert all(a.dtype == np.float32 for a in model.values())
+    assert runs[0] == runs[1] and runs[0][1][-1] > 0.9
