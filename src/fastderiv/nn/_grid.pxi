@@ -108,6 +108,7 @@ cdef struct Grid:
     real *zeros                         # (max(D, H),), what is outside the grid
     Curve curve
     # on the way back
+    Panels turned                       # of the sweep
     Cells dh                            # IN
     Cells da                            # IN OUT: φ' becomes ā
     Cells dx                            # OUT
@@ -289,13 +290,13 @@ cdef inline void adjoint_row(const real *z, const real *slope, real *da, ix n) n
 
 cdef void adjoint_rows(const Grid *g, Chunk *c) noexcept nogil:
     """OUT the chunk's ā."""
-    cdef ix r, b, i, j, ldz = g.panels.vectors * VL
+    cdef ix r, b, i, j, ldz = g.turned.vectors * VL
     for r in range(c.n):
         b, i, j = c.item[r], c.i[r], c.j[r]
         c.rows[r] = cell(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros
         c.rows[CHUNK + r] = cell(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros
         memcpy(c.z + r * ldz, cell(&g.dh, b, i, j), g.H * sizeof(real))
-    rows_times(&g.panels, c.rows, c.n, c.z)
+    rows_times(&g.turned, c.rows, c.n, c.z)
     for r in range(c.n):
         b, i, j = c.item[r], c.i[r], c.j[r]
         c.da[r] = cell(&g.da, b, i, j)
@@ -369,41 +370,56 @@ cdef inline ix next_rows(const Grid *g, Chunk *c, ix first, ix last, ix d, ix at
     return 0 if at + c.n == rows else at + c.n
 
 
-cdef void forward_task(void *args, ix t, Worker *worker) noexcept nogil:
-    cdef const Grid *g = <const Grid *>args
-    cdef Chunk *c = set_chunk(g, worker)
-    cdef ix first = t * g.items, last = min(g.batch, first + g.items), d = 0, at = 0
-    while d < g.G1 + g.G2 - 1 and not interrupted(worker):
+cdef bint sweep(const Grid *g, Chunk *c, ix first, ix last, Worker *worker) noexcept nogil:
+    """All states of the items [first, last); False when interrupted."""
+    cdef ix d = 0, at = 0
+    while d < g.G1 + g.G2 - 1:
+        if interrupted(worker):
+            return False
         at = next_rows(g, c, first, last, d, at)
         forward_chunk(g, c)
         if at == 0:
             d += 1
+    return True
+
+
+cdef void forward_task(void *args, ix t, Worker *worker) noexcept nogil:
+    cdef const Grid *g = <const Grid *>args
+    sweep(g, set_chunk(g, worker), t * g.items, min(g.batch, (t + 1) * g.items), worker)
 
 
 cdef void adjoint_task(void *args, ix t, Worker *worker) noexcept nogil:
-    cdef const Grid *g = <const Grid *>args
-    cdef Chunk *c = set_chunk(g, worker)
+    """There and back: the states of a few items only, in the scratch, where caches may hold them."""
+    cdef Grid g = (<const Grid *>args)[0]
+    cdef Chunk *c = set_chunk(&g, worker)
+    cdef double *share = g.shares + t * g.H * g.width
     cdef ix first = t * g.items, last = min(g.batch, first + g.items), d = g.G1 + g.G2 - 2, at = 0
+    g.h.p = c.sums + g.H * g.width - first * g.h.item
+    g.slope.p = g.h.p + g.items * g.h.item
+    g.da = g.slope
+    if not sweep(&g, c, first, last, worker):
+        return
+    memset(c.z, 0, CHUNK * whole(g.H) * sizeof(real))
     while d >= 0 and not interrupted(worker):
-        at = next_rows(g, c, first, last, d, at)
-        adjoint_rows(g, c)
-        input_adjoint_rows(g, c)
-        add_weight_gradients(g, c)
+        at = next_rows(&g, c, first, last, d, at)
+        adjoint_rows(&g, c)
+        input_adjoint_rows(&g, c)
+        add_weight_gradients(&g, c)
         if c.summed == CHUNKS:
-            settle(g, c, g.shares + t * g.H * g.width)
+            settle(&g, c, share)
         if at == 0:
             d -= 1
-    settle(g, c, g.shares + t * g.H * g.width)
+    settle(&g, c, share)
 
 
-cdef void set_cells(Cells *c, cnp.ndarray a):
-    """Contiguous, or None."""
-    if a is None:
-        c.p = NULL
-        return
-    c.p, c.cell = <real *>cnp.PyArray_DATA(a), cnp.PyArray_DIM(a, 3)
-    c.row = c.cell * cnp.PyArray_DIM(a, 2)
-    c.item = c.row * cnp.PyArray_DIM(a, 1)
+cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a):
+    """Contiguous; `a` may be None."""
+    c.p = NULL
+    if a is not None:
+        c.p = <real *>cnp.PyArray_DATA(a)
+    c.cell = width
+    c.row = width * g.G2
+    c.item = c.row * g.G1
 
 
 cdef double grid_seconds(const Grid *g) noexcept:
@@ -414,47 +430,49 @@ cdef ix items_of_task(const Grid *g) noexcept:
     return max(<ix>1, min(g.batch, ENOUGH * (g.G1 + g.G2 - 1) // (g.G1 * g.G2)))
 
 
-cdef void set_grid(Grid *g, cnp.ndarray x, cnp.ndarray h):
-    g.batch, g.G1, g.G2, g.H = cnp.PyArray_DIM(h, 0), cnp.PyArray_DIM(h, 1), cnp.PyArray_DIM(h, 2), cnp.PyArray_DIM(h, 3)
-    g.D, g.width = cnp.PyArray_DIM(x, 3), 0
-    set_cells(&g.x, x)
-    set_cells(&g.h, h)
-
-
-def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, cnp.ndarray slope, Curve curve):
-    """OUT h (Bt, G1, G2, H), and slope, φ' of the pre-activations, unless it is None.  x (Bt, G1, G2, D); weights
-    (D + 2H, H), those of x, west and north one above the other; bias (H,) or None.  All contiguous, no axis empty but D."""
-    cdef Grid g
-    set_grid(&g, x, h)
-    set_cells(&g.slope, slope)
+cdef tuple set_grid(Grid *g, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, Curve curve):
+    """All that both ways have in common.  Keep what is returned."""
+    g.batch, g.G1, g.G2, g.D = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), cnp.PyArray_DIM(x, 3)
+    g.H, g.width, g.curve = cnp.PyArray_DIM(weights, 1), 0, curve
+    set_cells(&g.x, g, g.D, x)
+    set_cells(&g.h, g, g.H, None)
+    set_cells(&g.slope, g, g.H, None)
     panels = set_panels(&g.panels, weights, 3, g.D, g.H, g.H)
-    cdef cnp.ndarray b = np.zeros(whole(g.H), h.dtype), zeros = np.zeros(max(g.D, g.H), h.dtype)
+    cdef cnp.ndarray b = np.zeros(whole(g.H), x.dtype), zeros = np.zeros(max(g.D, g.H), x.dtype)
     if bias is not None:
         b[:g.H] = bias
-    g.bias, g.zeros, g.curve = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(zeros), curve
+    g.bias, g.zeros = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(zeros)
+    return panels, b, zeros
+
+
+def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, Curve curve):
+    """OUT h (Bt, G1, G2, H).  x (Bt, G1, G2, D); weights (D + 2H, H), those of x, west and north one above the other;
+    bias (H,) or None.  All contiguous, no axis empty but D."""
+    cdef Grid g
+    kept = set_grid(&g, x, weights, bias, curve)
+    g.h.p = <real *>cnp.PyArray_DATA(h)
     g.items = items_of_task(&g)
     run(forward_task, &g, (g.batch + g.items - 1) // g.items, grid_scratch(&g), grid_seconds(&g))
 
 
-def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray h, cnp.ndarray W_in, cnp.ndarray weights, cnp.ndarray da,
-                 cnp.ndarray dx):
-    """IN OUT da (Bt, G1, G2, H): φ' of the pre-activations becomes their adjoint; OUT dx.  Returned, in float64 shares
-    (tasks, H, ≥ D + 2H + 1) to be added up: the gradient of [W_in | W_west | W_north | b].  weights (2H, H): W_west and
-    W_north one above the other."""
+def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray W_in, cnp.ndarray turned,
+                 cnp.ndarray dx, Curve curve):
+    """OUT dx.  Returned, in float64 shares (tasks, H, ≥ D + 2H + 1) to be added up: the gradient of
+    [W_in | W_west | W_north | b].  x, weights and bias as above; turned (2H, H): W_west and W_north one above the other."""
     cdef Grid g
-    cdef ix cells, tasks
-    set_grid(&g, x, h)
-    set_cells(&g.dh, dh)
-    set_cells(&g.da, da)
-    set_cells(&g.dx, dx)
-    panels = set_panels(&g.panels, weights, 2, g.H, g.H), set_panels(&g.back, W_in, 1, g.H)
-    cdef cnp.ndarray zeros = np.zeros(max(g.D, g.H), h.dtype)
-    g.zeros, g.width = <real *>cnp.PyArray_DATA(zeros), whole(g.D + 2 * g.H + 1)
+    cdef ix tasks, cells
+    cdef size_t states
+    kept = set_grid(&g, x, weights, bias, curve)
+    set_cells(&g.dh, &g, g.H, dh)
+    set_cells(&g.dx, &g, g.D, dx)
+    panels = set_panels(&g.turned, turned, 2, g.H, g.H), set_panels(&g.back, W_in, 1, g.H)
+    g.width = whole(g.D + 2 * g.H + 1)
     cells = g.batch * g.G1 * g.G2
-    tasks = min(<ix>SHARES, max(<ix>2, cells // (4 * (g.D + 2 * g.H))))     # a quarter of h and ā at most, or two
+    tasks = min(<ix>SHARES, max(<ix>2, cells // (4 * (g.D + 2 * g.H))))     # a quarter of all states at most, or two
     g.items = max(items_of_task(&g), (g.batch + tasks - 1) // tasks)
     tasks = (g.batch + g.items - 1) // g.items
     cdef cnp.ndarray shares = np.zeros((tasks, g.H, g.width))
     g.shares = <double *>cnp.PyArray_DATA(shares)
-    run(adjoint_task, &g, tasks, grid_scratch(&g), 2 * grid_seconds(&g))
+    states = 2 * g.items * g.h.item * sizeof(real)
+    run(adjoint_task, &g, tasks, grid_scratch(&g) + states, 3 * grid_seconds(&g))
     return shares

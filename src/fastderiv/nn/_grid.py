@@ -164,9 +164,10 @@ def grid_rnn_vjp(
     -----
     The states are computed again, with φ′ beside them, and swept backwards, which takes about three times as long as
     `grid_rnn`: DH + 2H² multiply–adds a cell for the states, as many for the weights' gradients, and again for
-    adjoints and ``dx``.  Memory beyond inputs and results: states and adjoints, 2 G1 G2 H numbers an item; shares of
-    the weights' gradients in float64, a quarter of that, or two of them if these are more; and scratch of the size of
-    the weights per thread.
+    adjoints and ``dx``.  Memory beyond inputs and results: 2 G1 G2 H numbers for each item
+    that a thread works on, no more than a sixteenth of the batch at a time or what makes 24 cells an average diagonal;
+    shares of the weights' gradients in float64, a quarter of all states, or two if these are more; and scratch of the
+    size of the weights per thread.
 
     The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of the result do not
     depend on strides or threads, those of ``dx`` neither on the rest of the batch.  Nothing here calls BLAS.
@@ -220,33 +221,31 @@ class _GridCall:
         )
         self.x, *self.dh = (packed(a if a.ndim == 4 else a[None]) for a in (x, *dh))
 
+    @quietly
     def forward(self) -> NDArray:
         h = np.empty((*self.x.shape[:3], self.H), self.dtype)
-        self.sweep(h, None)
+        if self.curve is None:
+            self.sweep_pair(h, None)
+        elif h.size:
+            _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, h, self.curve)
         return h.reshape(self.shape)
 
-    @quietly
-    def sweep(self, h: NDArray, slope: NDArray | None) -> None:
-        """OUT h (batch, G1, G2, H), and slope, φ′ of the pre-activations, unless it is None."""
-        if h.size == 0:
-            return
-        if self.curve is None:
-            self.sweep_pair(h, slope)
-            return
-        weights = np.ascontiguousarray(np.concatenate([self.W_in, self.W_west, self.W_north], axis=1).T)
-        _kernels[self.dtype].grid_forward(self.x, weights, self.b, h, slope, self.curve)
+    def stacked(self) -> NDArray:
+        """The weights (D + 2H, H) of a row [x | west | north]."""
+        return np.ascontiguousarray(np.concatenate([self.W_in, self.W_west, self.W_north], axis=1).T)
 
     @quietly
     def adjoint(self) -> GridRNNGrads:
         (dh,) = self.dh
-        h, da = np.empty((2, *dh.shape), self.dtype)
-        self.sweep(h, da)
         dx = np.zeros(self.x.shape, self.dtype)
         if self.curve is None:
-            shares = self.sweep_back_pair(h, da, dx)
-        elif h.size:
-            weights = np.concatenate([self.W_west, self.W_north])
-            shares = _kernels[self.dtype].grid_adjoint(dh, self.x, h, self.W_in, weights, da, dx)
+            h, slope = np.empty((2, *dh.shape), self.dtype)
+            self.sweep_pair(h, slope)
+            shares = self.sweep_back_pair(h, slope, dx)
+        elif dh.size:
+            turned = np.concatenate([self.W_west, self.W_north])
+            given = dh, self.x, self.stacked(), self.b, self.W_in, turned, dx, self.curve
+            shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
             shares = np.zeros((1, self.H, self.D + 2 * self.H + 1))
         D, H, sums = self.D, self.H, shares.sum(axis=0).astype(self.dtype)
