@@ -3,7 +3,6 @@
     python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
 """
 
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -20,7 +19,7 @@ except ImportError:
 import fastderiv as fd
 from fastderiv._cli.bench import threads_set_to
 from fastderiv._cli.timing import Timing, interleave
-from report import compare, options, report
+from report import compare, limited, options, report
 
 NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
 ROOTS = {"row by row": 500, "at once": 20_000}
@@ -73,19 +72,6 @@ def evaluations(rounds):
                     timings = interleave(calls, rounds=rounds, rest=0.02)
                 label = f"{what} {name}, {threads} thread{'s' * (threads > 1)}"
                 yield compare(label, timings, "fastderiv", "NumPy", "row", m)
-
-
-@contextmanager
-def limited(threads):
-    """Both libraries on so many threads; NumPy's BLAS needs threadpoolctl for that."""
-    try:
-        from threadpoolctl import threadpool_limits
-
-        blas = threadpool_limits(threads)
-    except ImportError:
-        blas = nullcontext()
-    with threads_set_to(threads), blas:
-        yield
 
 
 def roots(rounds):

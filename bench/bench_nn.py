@@ -1,22 +1,135 @@
-"""The layers against PyTorch and NumPy: checks the results, then times interleaved.
+"""The layers against their own products, NumPy and PyTorch: checks, then times interleaved.
 
-    python bench/bench_nn.py [--json] [--rounds N] [--threads 1,2] [--only lstm]
+    python bench/bench_nn.py [--json] [--rounds N] [--threads 1,2] [--only dense,grid,lstm]
 
-Ratio first (how many times as long the peer takes), time second.  Peers that are not installed are left out.
+Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch included, and NumPy's BLAS where
+threadpoolctl is installed.
 """
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; PyTorch has threads of its own
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a peer's idle threads must not eat the other's core
+from collections.abc import Iterator
 
 import numpy as np
 
 import fastderiv as fd
 from fastderiv._cli.timing import interleave
-from report import compare, options, report
+from peers import grids
+from report import Result, compare, limited, options, peak_memory, report
 
-SHAPES = [(128, 32, 256, 256), (512, 1, 64, 64), (64, 64, 512, 512)]  # (T, B, D, H)
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+def suffix(threads: int) -> str:
+    return f", {threads} thread{'s' * (threads > 1)}"
+
+
+def agree(ours, theirs, name, tolerance):
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert np.abs(a - b).max() < tolerance * np.abs(b).max(), f"{name} computes another result {k}"
+
+
+# ---- dense ---------------------------------------------------------------------------------------------------------------
+
+
+def dense_peers(X, W, b, dY):
+    """What computes the layer with σ there and back, and parts of it: functions of no arguments, by name."""
+    products = [np.empty_like(X) for _ in range(3)]
+
+    def forward():
+        return fd.dense(X, W, b, activation="sigmoid")
+
+    def both():
+        return forward(), *fd.dense_vjp(dY, X, W, b, activation="sigmoid")
+
+    def one_product():
+        np.matmul(X, W, out=products[0])
+
+    def three_products():
+        one_product()
+        np.matmul(dY, W.T, out=products[1])
+        np.matmul(X.T, dY, out=products[2])
+
+    def four_products():
+        one_product()
+        three_products()
+
+    def numpy_layer():
+        Y = 1 / (1 + np.exp(-(X @ W + b)))
+        dN = dY * Y * (1 - Y)
+        return Y, dN @ W.T, X.T @ dN, dN.sum(0)
+
+    peers = {"3 products": three_products, "4 products": four_products, "NumPy, Y kept": numpy_layer}
+    if torch:
+        leaves = [torch.from_numpy(a).requires_grad_() for a in (X, W, b)]
+        adjoint = torch.from_numpy(dY)
+
+        def pytorch():
+            Y = torch.sigmoid(torch.addmm(leaves[2], leaves[0], leaves[1]))
+            return Y.detach().numpy(), *(g.numpy() for g in torch.autograd.grad(Y, leaves, adjoint))
+
+        peers["PyTorch, Y kept"] = pytorch
+    return forward, one_product, both, peers
+
+
+def dense_results(rounds: int, threads: int) -> Iterator[Result]:
+    """Against the products alone: the three of a layer that keeps its result, and the four that there are as nothing is kept."""
+    n = 1024
+    for dtype in np.float32, np.float64:
+        rng = np.random.default_rng(0)
+        X, W, dY = (rng.normal(size=(n, n)).astype(dtype) for _ in range(3))
+        forward, one_product, both, peers = dense_peers(X, W / 32, rng.normal(size=n).astype(dtype), dY)
+        for name, peer in peers.items():
+            if name.endswith("kept"):
+                agree(both(), peer(), name, 1e-4 if dtype == np.float32 else 1e-12)
+        label = f"({n}, {n}, {n}) sigmoid {np.dtype(dtype)}{suffix(threads)}"
+        t = interleave({"fastderiv": forward, "1 product": one_product}, rounds=rounds)
+        yield compare(f"dense {label}", t, "fastderiv", "1 product", "call", 1)
+        t = interleave({"fastderiv": both, **peers}, rounds=rounds)
+        for peer in peers:
+            yield compare(f"dense + vjp {label}", t, "fastderiv", peer, "call", 1)
+
+
+# ---- grid RNN --------------------------------------------------------------------------------------------------------------
+
+
+def grid_problem(G, batch, D, H, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x, dh = rng.normal(size=(batch, G, G, D)).astype(dtype), rng.normal(size=(batch, G, G, H)).astype(dtype)
+    W_in, W_west, W_north, b = (rng.normal(size=s) / np.sqrt(3 * s[-1]) for s in ((H, D), (H, H), (H, H), (H,)))
+    return (x, *(a.astype(dtype) for a in (W_in, W_west, W_north, b))), dh
+
+
+def grid_results(rounds: int, threads: int) -> Iterator[Result]:
+    for G, batch, D, H in (64, 32, 16, 64), (8, 1, 16, 16), (28, 16, 1, 128):
+        p, dh = grid_problem(G, batch, D, H)
+        label, cells = f"{G}×{G}, B = {batch}, D = {D}, H = {H}, float32{suffix(threads)}", G * G * batch
+
+        def forward(p=p):
+            return fd.grid_rnn(*p)
+
+        def both(p=p, dh=dh):
+            return fd.grid_rnn(*p), *fd.grid_rnn_vjp(dh, *p)
+
+        peers = {"NumPy, cell by cell": (grids.numpy_forward(p), grids.numpy_gradient(p, dh))}
+        if torch:
+            peers["PyTorch, by diagonals"] = grids.torch_forward(p), grids.torch_gradient(p, dh)
+        for name, (theirs, theirs_both) in peers.items():
+            few = max(3, rounds // 3) if name.startswith("NumPy") else rounds
+            agree([forward()], [theirs()], name, 1e-4)
+            t = interleave({"fastderiv": forward, name: theirs}, rounds=few, rest=0.02)
+            memory = {"fastderiv": peak_memory(forward), name: peak_memory(theirs)}
+            yield compare(f"grid {label}", t, "fastderiv", name, "cell", cells, memory)
+            agree(both(), theirs_both(), name, 1e-3)
+            t = interleave({"fastderiv": both, name: theirs_both}, rounds=few, rest=0.02)
+            memory = {"fastderiv": peak_memory(both), name: peak_memory(theirs_both)}
+            yield compare(f"grid + vjp {label}", t, "fastderiv", name, "cell", cells, memory)
+
+
+# ---- LSTM ----------------------------------------------------------------------------------------------------------------
+
+SEQUENCES = [(128, 32, 256, 256), (512, 1, 64, 64), (64, 64, 512, 512)]  # (T, B, D, H)
 
 
 def lstm_problem(shape, dtype=np.float32):
@@ -31,7 +144,7 @@ def lstm_problem(shape, dtype=np.float32):
     return x, (uniform(4 * H, D), uniform(4 * H, H), uniform(4 * H), uniform(4 * H)), dh
 
 
-def lstm_calls(x, parameters, dh, threads):
+def lstm_calls(x, parameters, dh):
     def forward():
         return fd.lstm(x, *parameters)[0]
 
@@ -39,17 +152,13 @@ def lstm_calls(x, parameters, dh, threads):
         h, _, cache = fd.lstm(x, *parameters, return_cache=True)
         return h, fd.lstm_vjp(dh, x, *parameters, cache=cache)
 
-    fd.set_num_threads(threads)
     return forward, both
 
 
-def torch_lstm_calls(x, parameters, dh, threads):
+def torch_lstm_calls(x, parameters, dh):
     """torch.nn.LSTM, or None."""
-    try:
-        import torch
-    except ImportError:
+    if torch is None:
         return None
-    torch.set_num_threads(threads)
     layer = torch.nn.LSTM(x.shape[-1], dh.shape[-1], dtype=torch.from_numpy(x).dtype)
     with torch.no_grad():
         for own, given in zip(layer.parameters(), parameters, strict=True):
@@ -86,50 +195,47 @@ def numpy_lstm(x, parameters):
     return np.array(out)
 
 
-def check(ours, theirs, tolerance):
-    for a, b in zip(ours, theirs, strict=True):
-        assert np.abs(a - b).max() < tolerance * np.abs(b).max(), np.abs(a - b).max() / np.abs(b).max()
-
-
-def lstm_results(rounds, threads=(1, 2)):
-    for shape in SHAPES:
-        for dtype in (np.float32,) if shape != SHAPES[0] else (np.float32, np.float64):
-            x, parameters, dh = lstm_problem(shape, dtype)
-            for n in threads:
-                yield from lstm_at(shape, x, parameters, dh, n, rounds)
+def lstm_results(rounds, threads):
+    for shape in SEQUENCES:
+        for dtype in (np.float32,) if shape != SEQUENCES[0] else (np.float32, np.float64):
+            yield from lstm_at(shape, *lstm_problem(shape, dtype), threads, rounds)
 
 
 def lstm_at(shape, x, parameters, dh, threads, rounds):
     """fastderiv against PyTorch with as many threads, and on one thread against the NumPy loop."""
-    label = f"{shape} {x.dtype}, {threads} thread{'s' * (threads > 1)}"
-    ours, torch = lstm_calls(x, parameters, dh, threads), torch_lstm_calls(x, parameters, dh, threads)
+    label = f"{shape} {x.dtype}{suffix(threads)}"
+    ours, theirs = lstm_calls(x, parameters, dh), torch_lstm_calls(x, parameters, dh)
     tolerance = 1e-5 if x.dtype == np.float32 else 1e-10
-    check([ours[0]()], [numpy_lstm(x, parameters)], tolerance)
-    forward, both = {"ours": ours[0]}, {"ours": ours[1]}
+    agree([ours[0]()], [numpy_lstm(x, parameters)], "NumPy", tolerance)
+    forward, both = {"fastderiv": ours[0]}, {"fastderiv": ours[1]}
     if threads == 1:
-        forward["numpy"] = lambda: numpy_lstm(x, parameters)
-    if torch:
-        h, grads = torch[1]()
-        check([ours[0](), *ours[1]()[1][:5]], [h, *grads], tolerance)
-        forward, both = {**forward, "torch": torch[0]}, {**both, "torch": torch[1]}
-    timings = interleave(forward, rounds=rounds, rest=0.002)
-    for peer in sorted(forward.keys() - {"ours"}, reverse=True):
-        yield compare(f"lstm {label}", timings, "ours", peer, "step", shape[0])
-    if torch:
-        yield compare(f"lstm and lstm_vjp {label}", interleave(both, rounds=rounds, rest=0.002), "ours", "torch", "step", shape[0])
+        forward["NumPy loop"] = lambda: numpy_lstm(x, parameters)
+    if theirs:
+        h, grads = theirs[1]()
+        agree([ours[0](), *ours[1]()[1][:5]], [h, *grads], "PyTorch", tolerance)
+        forward, both = {**forward, "PyTorch": theirs[0]}, {**both, "PyTorch": theirs[1]}
+    timings = interleave(forward, rounds=rounds, rest=0.02)
+    for peer in sorted(forward.keys() - {"fastderiv"}, reverse=True):
+        yield compare(f"lstm {label}", timings, "fastderiv", peer, "step", shape[0])
+    if theirs:
+        yield compare(f"lstm and lstm_vjp {label}", interleave(both, rounds=rounds, rest=0.02), "fastderiv", "PyTorch", "step", shape[0])
 
 
-BENCHES = {"lstm": lstm_results}
+SECTIONS = {"dense": dense_results, "grid": grid_results, "lstm": lstm_results}
 
 
-def main():
-    parser = options(__doc__, rounds=9)
-    parser.add_argument("--threads", default="1,2", help="numbers of threads to compare with (default: 1,2)")
-    parser.add_argument("--only", default=",".join(BENCHES), help=f"which layers (default: {','.join(BENCHES)})")
-    chosen = parser.parse_args()
-    threads = tuple(int(n) for n in chosen.threads.split(","))
-    report((r for name in chosen.only.split(",") for r in BENCHES[name](chosen.rounds, threads)), chosen.json)
+def results(names: list[str], rounds: int, threads: list[int]) -> Iterator[Result]:
+    for name in names:
+        for n in threads:
+            with limited(n):
+                if torch:
+                    torch.set_num_threads(n)
+                yield from SECTIONS[name](rounds, n)
 
 
 if __name__ == "__main__":
-    main()
+    parser = options(__doc__, rounds=9)
+    parser.add_argument("--threads", default="1,2", help="of everyone, separated by commas (default: 1,2)")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    given = parser.parse_args()
+    report(results(given.only.split(","), given.rounds, [int(n) for n in given.threads.split(",")]), given.json)

@@ -4,11 +4,13 @@ import argparse
 import ctypes
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fastderiv as fd
+from fastderiv._cli.bench import threads_set_to
 from fastderiv._cli.timing import Timing
 
 
@@ -74,3 +76,16 @@ def report(results: Iterable[Result], as_json: bool) -> None:
         return
     for result in results:
         print(result, flush=True)
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Both libraries on so many threads; NumPy's BLAS needs threadpoolctl for that."""
+    try:
+        from threadpoolctl import threadpool_limits
+
+        blas = threadpool_limits(threads)
+    except ImportError:
+        blas = nullcontext()
+    with threads_set_to(threads), blas:
+        yield

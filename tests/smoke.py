@@ -17,6 +17,7 @@ B = np.cos(np.arange(40.0)).reshape(1, 5, 8)  # (G, N, L)
 net = fd.SigmoidMLP([np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]]), np.array([[2.0, -1.0], [1.0, 1.5], [-3.0, 0.5]])],
                     [np.array([0.1, -0.2, 0.3]), np.array([0.2, -0.1])])  # fmt: skip
 X = np.stack([x, x[::-1]], 1)
+W = np.cos(np.arange(9.0)).reshape(3, 3) / 2
 layer = fd.S6(np.cos(np.arange(9.0)).reshape(3, 3), np.zeros(3), A, B[0, :, :3], B[0, :, 3:6])
 
 
@@ -30,6 +31,14 @@ def gradients(dtype=np.float64):
     dout, z, state, D = (a.astype(dtype) for a in (u[::-1], u, A, x[:3]))
     rest = dict(D=D, z=z, delta_bias=D, delta_softplus=True, initial_state=state, dlast_state=state)
     return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
+
+
+def dense_gradients(dtype=np.float64):
+    return fd.dense_vjp(*(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu")
+
+
+def grid_gradients(dtype=np.float64):
+    return fd.grid_rnn_vjp(*(a.astype(dtype) for a in (u.reshape(2, 4, 3), B.reshape(2, 4, 5), A, W, W, x[:3])))
 
 
 def root():
@@ -148,6 +157,12 @@ CALLS = {
     "ReversibleMomentum": reversible,
     "hypergradient": hypergradients,
     "Hypergradients": lambda: pickle.loads(pickle.dumps(hypergradients())),
+    "dense": lambda: [fd.dense(X, A[:2], x[:5], activation=name) for name in ("sigmoid", "tanh", "relu", "softplus", "silu", "gelu", None)],
+    "dense_vjp": lambda: [*dense_gradients(), *dense_gradients(np.float32)],
+    "DenseGrads": lambda: pickle.loads(pickle.dumps(dense_gradients())),
+    "grid_rnn": lambda: [fd.grid_rnn(B.reshape(2, 4, 5), A, W, W, x[:3], activation=name) for name in ("tanh", "gelu")],
+    "grid_rnn_vjp": lambda: [*grid_gradients(), *grid_gradients(np.float32)],
+    "GridRNNGrads": lambda: pickle.loads(pickle.dumps(grid_gradients())),
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
     "get_num_threads": lambda: [fd.get_num_threads()],
     "show_config": lambda: [len(fd.show_config())],

@@ -138,3 +138,39 @@ def test_carousel_shows_what_it_says():
     assert np.abs(cbar - 1).max() < 0.01 and hbar[:-1].max() < 0.01
     assert max(n[0] for n in norms["no biases"]) < 1e-20
     assert min(n[0] for n in norms["no biases, recurrent weights × 8"]) > 1e10
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return example("grid_rnn_digits")
+
+
+def test_digits_gradients_of_every_parameter_equal_differences(digits):
+    """In float64, along a random direction of one parameter after the other, by a central difference."""
+    rng = np.random.default_rng(1)
+    model = digits.initial_model(rng, np.float64)
+    images, labels = rng.normal(size=(5, 8, 8, 1)), rng.integers(0, 10, 5)
+    _, grads = digits.loss_and_grads(model, images, labels)
+    assert grads.keys() == model.keys()
+    for name, value in model.items():
+        direction, ends = rng.normal(size=value.shape) / np.sqrt(value.size), []
+        for t in 1e-5, -1e-5:
+            model[name] = value + t * direction
+            ends.append(digits.loss_and_grads(model, images, labels)[0])
+        model[name] = value
+        slope = (ends[0] - ends[1]) / 2e-5
+        assert abs((grads[name] * direction).sum() - slope) < 1e-8 * max(1, abs(slope)), name
+
+
+def test_digits_are_learned_and_twice_the_same(digits):
+    """Ten epochs come to 94 %, forty to 97 %."""
+    train_set, test_set = digits.load()
+    assert len(train_set[1]) + len(test_set[1]) == 1797
+    runs = []
+    for epochs in 10, 10:
+        rng = np.random.default_rng(0)
+        model = digits.initial_model(rng)
+        runs.append(digits.train(model, train_set, test_set, epochs, rng))
+        assert all(a.dtype == np.float32 for a in model.values())
+    assert runs[0] == runs[1] and runs[0][1][-1] > 0.9

@@ -117,6 +117,16 @@ reversible.unstep(lambda theta: [[1, 2, 3], [4, 5, 6]])
 print(jacobian.shape, reversible.theta.shape, reversible.p.T, reversible.information_bits + reversible.steps, reversible.alpha * reversible.beta)
 hyper: fd.Hypergradients = fd.hypergradient(np.cos, np.sin, lambda theta, v: np.cos(theta) * v, [0.5], n_steps=np.int64(3), alpha=0.1, beta=0.9)
 print(hyper.dtheta.shape, hyper.dp.T, hyper.dalpha + hyper.dbeta)
+# nn
+W = np.ones((3, 2))
+print(fd.dense(u.T, W).shape, fd.dense([[1, 2]], [[1], [2]], [3], activation="relu", out=np.empty((1, 1))).T)
+dense_grads: fd.DenseGrads = fd.dense_vjp(np.ones((8, 2)), u.T, W, np.zeros(2), activation=(np.sin, np.cos))
+print(dense_grads.dX.shape, dense_grads.dW.T, None if dense_grads.db is None else dense_grads.db.shape)
+fd.dense(u.T, W, activation=np.sin)  # type: ignore[arg-type]
+
+states: Floats = fd.grid_rnn(np.ones((4, 5, 3)), W.T, np.eye(2), [[1, 0], [0, 1]], activation="relu")
+grid_grads: fd.GridRNNGrads = fd.grid_rnn_vjp(states, np.ones((4, 5, 3)), W.T, np.eye(2), np.eye(2), [1.0, 2.0], activation=(np.sin, np.cos))
+print(grid_grads.dx.shape, grid_grads.dW_in.T, grid_grads.dW_west.shape, grid_grads.dW_north.shape, grid_grads.db is None)
 
 # configuration and the rest
 fd.set_num_threads(np.int64(fd.get_num_threads()))

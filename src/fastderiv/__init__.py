@@ -11,7 +11,7 @@ How data flows::
     subsets/    subset_sums, iter_subset_sums, subset_logsumexp
     boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
                 tie_sensitivity, trace_boundary, follow_boundary
-    nn/         lstm and its adjoint lstm_vjp, lstm_state_adjoints
+    nn/         dense, lstm, grid_rnn and their adjoints dense_vjp, lstm_vjp, grid_rnn_vjp; lstm_state_adjoints
     optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
     reference/  the same names in plain NumPy: the oracle
     _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
@@ -41,7 +41,18 @@ from .boundary import (
     tie_sensitivity,
     trace_boundary,
 )
-from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
+from .nn import (
+    DenseGrads,
+    GridRNNGrads,
+    LSTMGrads,
+    dense,
+    dense_vjp,
+    grid_rnn,
+    grid_rnn_vjp,
+    lstm,
+    lstm_state_adjoints,
+    lstm_vjp,
+)
 from .optim import (
     Hypergradients,
     ReversibleMomentum,
@@ -72,7 +83,9 @@ __all__ = [
     "Counterfactuals",
     "Crossings",
     "DecisionIntervals",
+    "DenseGrads",
     "ExponentialSum",
+    "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
     "NearestTie",
@@ -86,9 +99,13 @@ __all__ = [
     "combine_summaries",
     "counterfactuals",
     "decision_intervals",
+    "dense",
+    "dense_vjp",
     "find_x1",
     "follow_boundary",
     "get_num_threads",
+    "grid_rnn",
+    "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
     "lstm",

@@ -1,0 +1,190 @@
+# Bias and activation over the pre-activations of a layer, and the way back; included by _kernels.pyx.
+#
+# A task is a block of rows and columns: its size depends on the shape alone.  The bias is repeated past its end, so
+# that rows too short for a vector are one flat stretch all the same.  Column sums are taken over groups of 64 rows in
+# the working precision; the caller adds the groups up in float64.
+
+cdef enum:
+    COLUMNS = 256                       # of a task, where rows are longer
+    SUM_ROWS = 64                       # of a group
+
+
+cdef struct Layer:                      # all arrays (rows, columns), contiguous
+    const real *x                       # IN pre-activations without their bias
+    const real *dy                      # IN adjoint of the output, way back only
+    real *out                           # OUT φ(x + bias), or dy ⊙ φ'(x + bias); may be x
+    real *sums                          # OUT (groups, columns), column sums of out; or NULL
+    const real *bias                    # (period + GL,), repeated
+    ix rows, columns, period, blocks    # blocks of columns
+    ix task_rows                        # a multiple of SUM_ROWS
+    Curve curve
+
+
+cdef inline vf span_value(const Layer *a, ix at, ix j, const Curve curve, const bint back) noexcept nogil:
+    cdef vf x = vload(a.x + at) + vload(a.bias + j)
+    return phi_vjp(x, vload(a.dy + at), curve) if back else phi(x, curve)
+
+
+cdef inline void activation_span(const Layer *a, ix at, ix n, ix j, const Curve curve, const bint back) noexcept nogil:
+    """n elements from `at` on, the first of them with bias[j]."""
+    cdef Layer tail
+    cdef real pad[3][64]
+    cdef ix step = VL % a.period, end = at + n
+    while at + VL <= end:
+        vstore(a.out + at, span_value(a, at, j, curve, back))
+        at += VL
+        j += step
+        if j >= a.period:
+            j -= a.period
+    if at < end:
+        n = end - at
+        memset(pad, 0, sizeof(pad))
+        memcpy(pad[0], a.x + at, n * sizeof(real))
+        if back:
+            memcpy(pad[1], a.dy + at, n * sizeof(real))
+        tail.x, tail.dy, tail.bias = pad[0], pad[1], a.bias
+        vstore(pad[2], span_value(&tail, 0, j, curve, back))
+        memcpy(a.out + at, pad[2], n * sizeof(real))
+
+
+cdef void span(const Layer *a, ix at, ix n, ix j) noexcept nogil:
+    if a.curve == IDENTITY:
+        activation_span(a, at, n, j, IDENTITY, False)
+    elif a.curve == SIGMOID:
+        activation_span(a, at, n, j, SIGMOID, False)
+    elif a.curve == TANH:
+        activation_span(a, at, n, j, TANH, False)
+    elif a.curve == RELU:
+        activation_span(a, at, n, j, RELU, False)
+    elif a.curve == SOFTPLUS:
+        activation_span(a, at, n, j, SOFTPLUS, False)
+    elif a.curve == SILU:
+        activation_span(a, at, n, j, SILU, False)
+    else:
+        activation_span(a, at, n, j, GELU, False)
+
+
+cdef void span_vjp(const Layer *a, ix at, ix n, ix j) noexcept nogil:
+    if a.curve == SIGMOID:
+        activation_span(a, at, n, j, SIGMOID, True)
+    elif a.curve == TANH:
+        activation_span(a, at, n, j, TANH, True)
+    elif a.curve == RELU:
+        activation_span(a, at, n, j, RELU, True)
+    elif a.curve == SOFTPLUS:
+        activation_span(a, at, n, j, SOFTPLUS, True)
+    elif a.curve == SILU:
+        activation_span(a, at, n, j, SILU, True)
+    else:
+        activation_span(a, at, n, j, GELU, True)
+
+
+cdef void activation_rows(const Layer *a, ix row, ix rows, ix column, ix width) noexcept nogil:
+    """Rows that are whole go as one."""
+    cdef ix lines = rows, n = width, at = row * a.columns + column, j = column % a.period, r
+    if width == a.columns:
+        lines, n = 1, rows * width
+    for r in range(lines):
+        if a.dy is NULL:
+            span(a, at, n, j)
+        else:
+            span_vjp(a, at, n, j)
+        at += a.columns
+
+
+cdef void column_sums(const real *x, ix stride, ix rows, ix width, real *sums) noexcept nogil:
+    """OUT sums (width,) of x (rows, width), rows ascending."""
+    cdef ix r, c
+    memset(sums, 0, width * sizeof(real))
+    for r in range(rows):
+        c = 0
+        while c + VL <= width:
+            vstore(sums + c, vload(sums + c) + vload(x + c))
+            c += VL
+        while c < width:
+            sums[c] += x[c]
+            c += 1
+        x += stride
+
+
+cdef void layer_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef const Layer *a = <const Layer *>args
+    cdef ix row = i // a.blocks * a.task_rows, last = min(a.rows, row + a.task_rows), rows
+    cdef ix column = i % a.blocks * COLUMNS, width = min(<ix>COLUMNS, a.columns - column)
+    while row < last and not interrupted(worker):
+        rows = min(<ix>SUM_ROWS, last - row)
+        if a.x is not NULL:
+            activation_rows(a, row, rows, column, width)
+        if a.sums is not NULL:
+            column_sums(a.out + row * a.columns + column, a.columns, rows, width,
+                        a.sums + row // SUM_ROWS * a.columns + column)
+        row += rows
+
+
+cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias, cnp.ndarray like):
+    """Repeated from its start for GL more; without a bias −0, which changes nothing.  Keep what is returned."""
+    cdef const real *b = NULL
+    cdef real *to
+    cdef ix i
+    a.period = 1
+    if bias is not None:
+        b, a.period = <real *>cnp.PyArray_DATA(bias), cnp.PyArray_DIM(bias, 0)
+    cdef cnp.ndarray room = np.empty(a.period + GL, like.dtype)
+    to = <real *>cnp.PyArray_DATA(room)
+    for i in range(a.period + GL):
+        to[i] = -0.0 if b is NULL else b[i % a.period]
+    a.bias = to
+    return room
+
+
+cdef cnp.ndarray set_sums(Layer *a, cnp.ndarray like):
+    cdef ix groups = (cnp.PyArray_DIM(like, 0) + SUM_ROWS - 1) // SUM_ROWS
+    cdef cnp.ndarray sums = np.empty((groups, cnp.PyArray_DIM(like, 1)), like.dtype)
+    a.sums = <real *>cnp.PyArray_DATA(sums)
+    return sums
+
+
+cdef int run_layer(Layer *a, cnp.ndarray like) except -1:
+    cdef double pass_over = 0.4e-9 * sizeof(real) / 4 * cnp.PyArray_SIZE(like)
+    a.rows, a.columns = cnp.PyArray_DIM(like, 0), cnp.PyArray_DIM(like, 1)
+    a.blocks = (a.columns + COLUMNS - 1) // COLUMNS
+    a.task_rows = SUM_ROWS * max(<ix>1, COLUMNS // a.columns)
+    return run(layer_task, a, (a.rows + a.task_rows - 1) // a.task_rows * a.blocks, 0, pass_over)
+
+
+def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve):
+    """x (K, m) = φ(x + bias), in place; contiguous, as are bias (m,) or None."""
+    cdef Layer a
+    if cnp.PyArray_SIZE(x) == 0:
+        return
+    room = set_bias(&a, bias, x)
+    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    a.dy, a.sums, a.curve = NULL, NULL, curve
+    run_layer(&a, x)
+
+
+def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve):
+    """x (K, m) = dy ⊙ φ'(x + bias), in place.  With a bias, what `column_groups` says of the result; else None."""
+    cdef Layer a
+    cdef cnp.ndarray sums = None
+    a.sums = NULL
+    if bias is not None:
+        sums = set_sums(&a, x)
+    if cnp.PyArray_SIZE(x) == 0:
+        return sums
+    room = set_bias(&a, bias, x)
+    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    a.dy, a.curve = <real *>cnp.PyArray_DATA(dy), curve
+    run_layer(&a, x)
+    return sums
+
+
+def column_groups(cnp.ndarray x):
+    """The sums (groups, m) of x (K, m) over groups of rows."""
+    cdef Layer a
+    cdef cnp.ndarray sums = set_sums(&a, x)
+    if cnp.PyArray_SIZE(x) == 0:
+        return sums
+    a.x, a.out = NULL, <real *>cnp.PyArray_DATA(x)
+    run_layer(&a, x)
+    return sums

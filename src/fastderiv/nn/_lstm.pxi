@@ -9,7 +9,7 @@ What is kept for the adjoint, and ā, are [unit vector][t·B + row][gate][VL]: w
 """
 
 cdef enum:
-    BLOCK_ROWS = 12                     # of a task: each step reads all of W_hh once per task
+    MANY_ROWS = 12                     # of a task: each step reads all of W_hh once per task
     FEW_ROWS = 6                        # the same of small batches, where that makes no more than
     MANY_BLOCKS = 8                     # such tasks: one tile's rows cost at most a twentieth more, and keep more threads busy
     CHUNK_ROWS = 48                     # (step, row) pairs projected at once
@@ -216,11 +216,11 @@ cdef void step(const Lstm *s, Forward *w, const real *before, real *h, ix start,
         product(before, s.wide, m, s.w_h + u * s.hidden * PW, s.hidden, z, PW)
         for i in range(m):
             row = t * s.batch + start + i
-            activate(s, u, z + i * PW, w.c + i * s.wide + u * VL, h + i * s.wide + u * VL, row,
+            open_gates(s, u, z + i * PW, w.c + i * s.wide + u * VL, h + i * s.wide + u * VL, row,
                      out_at(s.h, (t * s.batch + s.order[start + i]) * s.hidden + u * VL))
 
 
-cdef inline void activate(const Lstm *s, ix u, const real *z, real *c, real *h, ix row, real *out) noexcept nogil:
+cdef inline void open_gates(const Lstm *s, ix u, const real *z, real *c, real *h, ix row, real *out) noexcept nogil:
     """One vector of units of one row: i, f, o = σ(z), g = tanh(z), c = f ⊙ c + i ⊙ g, h = o ⊙ tanh(c)."""
     cdef vf zi = vload(z), zf = vload(z + VL), zg = vload(z + 2 * VL), zo = vload(z + 3 * VL), y
     cdef real *kept
@@ -536,7 +536,7 @@ cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarr
     s.steps, s.batch, s.inputs, s.hidden = steps, batch, inputs, hidden
     s.units = (hidden + VL - 1) // VL
     s.wide = s.units * VL + GL                      # not a power of two: rows in cache sets of their own
-    cdef ix rows = FEW_ROWS if batch <= FEW_ROWS * MANY_BLOCKS else BLOCK_ROWS
+    cdef ix rows = FEW_ROWS if batch <= FEW_ROWS * MANY_BLOCKS else MANY_ROWS
     s.blocks = (batch + rows - 1) // rows
     s.rows = min(batch, rows)
     s.chunk = max(s.rows, min(<ix>CHUNK_ROWS, CHUNK_BYTES // (4 * s.wide * <ix>sizeof(real))))
@@ -576,7 +576,7 @@ def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray
     run(adjoint, &s, s.f.blocks, backward_scratch(&s), seconds(4. * s.f.steps * s.f.batch * H * (H + (0 if dx is None else D))))
 
 
-cdef cnp.ndarray set_sums(Sums *s, ix units, ix columns):
+cdef cnp.ndarray clear_sums(Sums *s, ix units, ix columns):
     """Zeros that the sums go to."""
     cdef cnp.ndarray weights = aligned(units * columns * PW)
     s.columns, s.blocks, s.weights = columns, (columns + SUM_COLUMNS - 1) // SUM_COLUMNS, data(weights)
@@ -591,7 +591,7 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
     set_sizes(&s.f, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), hidden, order, lengths)
     s.f.x, s.f.h0, s.abar, s.h = data(x), data(h0), data(abar), data(h)
     cdef ix units = s.f.units, inputs = s.f.inputs
-    cdef cnp.ndarray w_x = set_sums(&s.x, units, inputs), w_h = set_sums(&s.recurrent, units, hidden), bias = aligned(units * PW)
+    cdef cnp.ndarray w_x = clear_sums(&s.x, units, inputs), w_h = clear_sums(&s.recurrent, units, hidden), bias = aligned(units * PW)
     s.bias = data(bias)
     memset(s.bias, 0, units * PW * sizeof(real))
     run(weight_sums, &s, (s.x.blocks + s.recurrent.blocks) * ((units + SUM_UNITS - 1) // SUM_UNITS),

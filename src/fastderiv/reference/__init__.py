@@ -19,7 +19,18 @@ from .boundary import (
     tie_sensitivity,
     trace_boundary,
 )
-from .nn import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
+from .nn import (
+    DenseGrads,
+    GridRNNGrads,
+    LSTMGrads,
+    dense,
+    dense_vjp,
+    grid_rnn,
+    grid_rnn_vjp,
+    lstm,
+    lstm_state_adjoints,
+    lstm_vjp,
+)
 from .optim import (
     Hypergradients,
     ReversibleMomentum,
@@ -50,7 +61,9 @@ __all__ = [
     "Counterfactuals",
     "Crossings",
     "DecisionIntervals",
+    "DenseGrads",
     "ExponentialSum",
+    "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
     "NearestTie",
@@ -64,8 +77,12 @@ __all__ = [
     "combine_summaries",
     "counterfactuals",
     "decision_intervals",
+    "dense",
+    "dense_vjp",
     "find_x1",
     "follow_boundary",
+    "grid_rnn",
+    "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
     "lstm",
