@@ -131,6 +131,13 @@ def show_ties(demo: Demo) -> None:
         f"{len(x2)} ties at {len(X2)} widths converged",
         f"{calls} evaluations of the network, {calls / len(x2):.1f} per tie",
     )
+    crossings = fd.solve_x1(net, X2, bounds=(X1[0], X1[-1]))
+    proven = crossings.unique.all() and crossings.complete.all() and len(crossings.x) == len(x2)
+    demo.check(
+        proven and np.abs(crossings.x - found.x).max() < 1e-10,
+        "solve_x1 finds the same without a grid and proves that there are no others",
+        f"{len(crossings.x)} intervals of one tie each, at most {(crossings.upper - crossings.lower).max():.0e} cm wide",
+    )
     demo.check(residual.max() <= 1e-12, "substitution gives z1 = z2", f"largest |z1 - z2| = {residual.max():.1e}")
     changes = left * right == -1
     demo.check(changes.all(), "the exponential sum (8 terms) changes sign there too", f"{changes.sum()} of {len(x2)}")
