@@ -146,6 +146,7 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
             raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
         before = np.subtract(theta, p, out=np.empty(theta.shape, dtype))
     grad = as_array("grad_fn(theta)", grad_fn(before))
+    _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)
     if overlap(grad, theta) or overlap(grad, p):
         grad = grad.copy()
@@ -198,7 +199,7 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
     if H.ndim != 2 or H.shape[0] != H.shape[1]:
         raise ValueError(f"hessian has shape {H.shape}; expected (D, D)")
     eye = np.eye(len(H), dtype=H.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         pull = 0 - alpha * H  # not -alpha * H, which has zeros with a sign
     return np.block([[eye + pull, beta * eye], [pull, beta * eye]])
 
