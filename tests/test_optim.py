@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import sys
 import tracemalloc
 
 import numpy as np
@@ -634,6 +635,43 @@ def test_huge_rates_are_refused_by_the_step():
     with pytest.raises(OverflowError):
         momentum.step([1.0, 0.0])
     assert momentum.theta.tolist() == [1, 2]
+
+
+def interrupted_at(bytecode, call):
+    """Whether a KeyboardInterrupt before that bytecode of the rooms' Python has ended `call`."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame, event, _):
+        nonlocal count
+        if "fastderiv" not in frame.f_globals["__name__"]:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        if count == bytecode:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_ctrl_c_leaves_no_float_step_half_done(back):
+    seen, bytecode, more = set(), 0, True
+    while more:
+        theta, p = np.arange(2, dtype=">f8"), np.ones(2, ">f8")  # of the other byte order, where machines are as most are
+        function, grad = (fd.momentum_unstep, lambda _: np.ones(2)) if back else (fd.momentum_step, np.ones(2))
+        bytecode += 1
+        more = interrupted_at(bytecode, lambda f=function, t=theta, p=p, g=grad: f(t, p, g, alpha=0.5, beta=0.25))
+        seen.add((*theta.tolist(), *p.tolist()))
+    after = (-1, 0, 6, 6) if back else (-0.25, 0.75, -0.25, -0.25)
+    assert seen == {(0, 1, 1, 1), after} and bytecode > 50
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.17, 0.23])

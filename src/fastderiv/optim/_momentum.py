@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype, copy_back, number, overlap, working
+from .._core.arrays import F32, F64, as_array, as_dtype, number, overlap, working
 from .._core.dispatch import kernels
 from .._core.plain import plain
 
@@ -240,9 +240,8 @@ def _update(theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, be
         return
     dtype = _native(theta)
     t, q, g = (as_dtype(a, dtype) for a in (theta, p, grad))
-    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back)
-    copy_back(t, theta)
-    copy_back(q, p)
+    copies = () if t is theta and q is p else ((theta, t), (p, q))
+    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back, copies)
 
 
 def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
