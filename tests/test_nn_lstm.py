@@ -307,6 +307,15 @@ def test_saturated_gates_keep_relatively_accurate_derivatives(dtype, far):
         np.testing.assert_allclose(grads.dweight_ih[normal, 0], exact[normal], rtol=2e-6 if dtype == np.float32 else 1e-14)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_saturated_layers_equal_the_reference(seed):
+    """Where every gradient is tiny, it is still the same one."""
+    (x, W, U, b, _), (first, dlast, dh) = problem((3, 1, 3, 1), seed=seed, spread=30.0)
+    rest = dict(initial_state=first, dlast_state=dlast)
+    for a, e in zip(*(flat(module.lstm_vjp(dh, x, W, U, b, **rest)) for module in (fd, reference)), strict=True):
+        assert error(a, e) < 1e-11
+
+
 def test_long_sums_in_float32_stay_within_the_contract():
     """Twenty thousand steps whose shares of the weights' gradient all have one sign."""
     T = 20000
