@@ -90,6 +90,7 @@ def test_equals_pytorch(shape, dtype):
     ours = fd.lstm(*arguments, initial_state=first)
     for a, b in zip(flat(ours), (h, *last), strict=True):
         assert error(a, b.detach().numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)
+    assert same_bits(fd.lstm(arguments[0], *layer.state_dict().values(), initial_state=first)[0], ours[0])
     grads = fd.lstm_vjp(dh.numpy(), *arguments, initial_state=first, dlast_state=dlast)
     for a, b in zip(flat(grads), (x, *parameters, h0, c0), strict=True):
         assert error(a, b.grad.numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)

@@ -90,7 +90,7 @@ def lstm(
         i, f, o = \sigma(a_i), \sigma(a_f), \sigma(a_o), \quad g = \tanh(a_g), \qquad
         c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t).
 
-    Layouts are those of ``torch.nn.LSTM``, whose parameters can be passed as they are.
+    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())`` takes the weights of one layer.
 
     Parameters
     ----------
