@@ -6,9 +6,12 @@
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; PyTorch has threads of its own
 
 import numpy as np
 

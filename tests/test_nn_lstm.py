@@ -90,6 +90,7 @@ def test_equals_pytorch(shape, dtype):
     ours = fd.lstm(*arguments, initial_state=first)
     for a, b in zip(flat(ours), (h, *last), strict=True):
         assert error(a, b.detach().numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)
+    assert same_bits(fd.lstm(arguments[0], *layer.state_dict().values(), initial_state=first)[0], ours[0])
     grads = fd.lstm_vjp(dh.numpy(), *arguments, initial_state=first, dlast_state=dlast)
     for a, b in zip(flat(grads), (x, *parameters, h0, c0), strict=True):
         assert error(a, b.grad.numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)
@@ -305,6 +306,15 @@ def test_saturated_gates_keep_relatively_accurate_derivatives(dtype, far):
         exact = np.array([cbar * g * slope[0], cbar * c0 * slope[1], cbar * s[0] * dg, np.tanh(c) * slope[3]])
         normal = np.abs(exact) > np.finfo(dtype).tiny * 10
         np.testing.assert_allclose(grads.dweight_ih[normal, 0], exact[normal], rtol=2e-6 if dtype == np.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_saturated_layers_equal_the_reference(seed):
+    """Where every gradient is tiny, it is still the same one."""
+    (x, W, U, b, _), (first, dlast, dh) = problem((3, 1, 3, 1), seed=seed, spread=30.0)
+    rest = dict(initial_state=first, dlast_state=dlast)
+    for a, e in zip(*(flat(module.lstm_vjp(dh, x, W, U, b, **rest)) for module in (fd, reference)), strict=True):
+        assert error(a, e) < 1e-11
 
 
 def test_long_sums_in_float32_stay_within_the_contract():

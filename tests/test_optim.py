@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import sys
 import tracemalloc
 
 import numpy as np
@@ -218,6 +219,23 @@ def test_shared_memory_is_refused_and_interleaved_views_are_not():
                     fd.momentum_step(*arguments, **RATES)
             else:
                 fd.momentum_step(*arguments, **RATES)
+
+
+def test_what_grad_fn_has_made_of_the_arrays_is_checked_again():
+    def lock():
+        theta.flags.writeable = False
+
+    def shorten():
+        p.resize(2, refcheck=False)
+
+    def reshape():
+        theta.shape = 3, 1
+
+    for change, message in (lock, "theta is read-only"), (shorten, r"p has shape \(2,\)"), (reshape, r"p has shape \(3,\)"):
+        theta, p = np.zeros(3), np.ones(3)
+        with pytest.raises(ValueError, match=message):
+            fd.momentum_unstep(theta, p, lambda x, change=change: (change(), np.zeros(3))[1], **RATES)
+        assert not theta.any() and p.all()
 
 
 def test_an_exception_of_grad_fn_passes_through_and_nothing_has_changed():
@@ -454,7 +472,14 @@ def test_fixed_point_is_the_same_bits_on_every_cpu_level():
     assert len({run_at_level(level, EXACT_SCRIPT) for level in fd.show_config()["CPU levels supported"]}) == 1
 
 
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def out_of_band(momentum):
+    """Unpickled from memory that is not its own, as processes that share memory do it."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(momentum, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(data, buffers=[bytes(b) for b in buffers])
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), out_of_band])
 def test_copies_go_their_own_way(make):
     momentum = fd.ReversibleMomentum(random(3, 4), **RATES)
     for _ in range(250):
@@ -465,6 +490,21 @@ def test_copies_go_their_own_way(make):
         other.unstep(bumpy)
     assert state(momentum) == held and np.allclose(other.theta, random(3, 4), atol=1e-12, rtol=0)
     assert other.information_bits == 0 and (other.alpha, other.beta) == (momentum.alpha, momentum.beta)
+
+
+def test_pickled_buffers_are_snapshots_that_nothing_writes_to():
+    momentum = fd.ReversibleMomentum(random(3, 4), **RATES)
+    for _ in range(110):  # one spill
+        momentum.step(bumpy(momentum.theta))
+    held, buffers = state(momentum), []
+    data = pickle.dumps(momentum, protocol=5, buffer_callback=buffers.append)
+    momentum.step(bumpy(momentum.theta))
+    kept = [bytes(b) for b in buffers]
+    whole = [bytes(bytearray(b)) for b in kept]
+    one, two = pickle.loads(data, buffers=kept), pickle.loads(data, buffers=kept)
+    assert state(one) == state(two) == held
+    one.step(bumpy(one.theta))
+    assert state(two) == held and kept == whole
 
 
 def test_attributes_are_copies_that_cannot_be_set():
@@ -595,6 +635,43 @@ def test_huge_rates_are_refused_by_the_step():
     with pytest.raises(OverflowError):
         momentum.step([1.0, 0.0])
     assert momentum.theta.tolist() == [1, 2]
+
+
+def interrupted_at(bytecode, call):
+    """Whether a KeyboardInterrupt before that bytecode of the rooms' Python has ended `call`."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame, event, _):
+        nonlocal count
+        if "fastderiv" not in frame.f_globals["__name__"]:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        if count == bytecode:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_ctrl_c_leaves_no_float_step_half_done(back):
+    seen, bytecode, more = set(), 0, True
+    while more:
+        theta, p = np.arange(2, dtype=">f8"), np.ones(2, ">f8")  # of the other byte order, where machines are as most are
+        function, grad = (fd.momentum_unstep, lambda _: np.ones(2)) if back else (fd.momentum_step, np.ones(2))
+        bytecode += 1
+        more = interrupted_at(bytecode, lambda f=function, t=theta, p=p, g=grad: f(t, p, g, alpha=0.5, beta=0.25))
+        seen.add((*theta.tolist(), *p.tolist()))
+    after = (-1, 0, 6, 6) if back else (-0.25, 0.75, -0.25, -0.25)
+    assert seen == {(0, 1, 1, 1), after} and bytecode > 50
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.17, 0.23])
@@ -779,6 +856,14 @@ def test_a_callback_of_another_shape_or_dtype_is_named(which):
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         fd.hypergradient(**(callbacks | {which: fails}), theta=np.ones(3), n_steps=2, **RATES)
+
+
+def test_infinite_and_subnormal_adjoints_come_without_warnings():
+    rates = {"theta": [1.0, -1.0], "n_steps": 5, "alpha": 0.1, "beta": 0.5}
+    for size in np.inf, 1e308, 1e-310:
+        with np.errstate(all="raise"):
+            d = fd.hypergradient(lambda x, size=size: np.full(2, size), np.negative, lambda x, v, size=size: np.full(2, size), **rates)
+        assert np.isfinite(d.dalpha) == (size < 1)
 
 
 def test_what_cannot_be_trained_is_refused():

@@ -90,7 +90,7 @@ def lstm(
         i, f, o = \sigma(a_i), \sigma(a_f), \sigma(a_o), \quad g = \tanh(a_g), \qquad
         c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t).
 
-    Layouts are those of ``torch.nn.LSTM``, whose parameters can be passed as they are.
+    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())`` takes the weights of one layer.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def lstm(
     Notes
     -----
     T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs: the weights once more, in the kernels' order; copies of
-    arguments that are not C-contiguous; and scratch of at most 1 MiB per thread up to H = 1000, in proportion to H beyond.
-    A cache takes 5·T·B·H numbers.
+    arguments that are not C-contiguous; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
+    A cache takes 5·T·B·H numbers, H rounded up to whole vectors (64 bytes at most).
 
     Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
     of the result do not depend on the number of threads, on strides, nor on the sequences that share the batch.  So NaN and
@@ -215,12 +215,14 @@ def lstm_vjp(
     Notes
     -----
     Twice the multiply–adds of `lstm`, three times without a cache.  Memory beyond inputs and outputs: 6·T·B·H numbers without
-    a cache, 5·T·B·H beside one; the weights, and the gradients of both, once more in the kernels' order; and scratch of at
-    most 1 MiB per thread up to H = 1000, in proportion to H beyond.
+    a cache, 5·T·B·H beside one, H rounded up to whole vectors; the weights, and the gradients of both, once more in the kernels'
+    order; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
 
     The gates' derivatives are formed from σ(−|a|) and tanh's from its exponential, so that saturated units lose no accuracy.
     Sums over steps and sequences are taken in a fixed order: the bits of the result do not depend on the number of threads,
-    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude.
+    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude, where
+    the layer itself is no worse conditioned: pre-activations in the hundreds magnify rounding, and recurrent weights that make
+    gradients explode magnify it from step to step.
 
     References
     ----------
@@ -291,7 +293,8 @@ def lstm_state_adjoints(
 
     Notes
     -----
-    T·B·4H² multiply–adds with a cache.  Memory as `lstm_vjp`, less 4·T·B·H numbers.
+    T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs: the weights, and scratch as for `lstm_vjp`; without a
+    cache 5·T·B·H numbers more.
 
     Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`: the gradient neither
     vanishes nor explodes, however many steps it travels.  ``examples/lstm_carousel.py`` draws it.

@@ -113,11 +113,14 @@ def hypergradient(
     dp, dalpha, dbeta = np.zeros_like(dtheta), 0.0, 0.0
     for _ in range(steps):
         grad = _go_back(momentum, train_grad)
-        dp += dtheta
-        dalpha -= float((dp * grad).sum())  # not BLAS, whose sums depend on its threads
-        dbeta += float((dp * momentum.p).sum())
-        dtheta -= alpha * _like("train_hvp(theta, v)", train_hvp(momentum.theta, dp.copy()), start)
-        dp *= beta
+        with np.errstate(all="ignore"):
+            dp += dtheta
+            dalpha -= float((dp * grad).sum())  # not BLAS, whose sums depend on its threads
+            dbeta += float((dp * momentum.p).sum())
+        product = _like("train_hvp(theta, v)", train_hvp(momentum.theta, dp.copy()), start)
+        with np.errstate(all="ignore"):
+            dtheta -= alpha * product
+            dp *= beta
     if momentum.information_bits or momentum.p.any() or not np.array_equal(momentum.theta, start):
         raise ValueError("train_grad has returned other bits on the way back than on the way there, for the same theta")
     return Hypergradients(dtheta, dp, dalpha, dbeta)

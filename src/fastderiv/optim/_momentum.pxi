@@ -105,8 +105,9 @@ cdef void update_task(void *args, ix i, Worker *worker) noexcept nogil:
             update_row(u, theta, p, g, n, tiles, False)
 
 
-def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, double beta, bint back):
-    """IN OUT theta, p (..., n); IN grad of the same shape; none of them empty.  Not interruptible: nothing is ever half done."""
+def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, double beta, bint back, tuple copies):
+    """IN OUT theta, p (..., n); IN grad of the same shape; none of them empty.  OUT copies: pairs (to, from) of arrays, for
+    what theta and p only stand in for.  Not interruptible, and one bytecode: nothing is ever half done."""
     cdef Update u
     cdef int axis
     u.theta, u.p, u.grad = <char *>cnp.PyArray_DATA(theta), <char *>cnp.PyArray_DATA(p), <const char *>cnp.PyArray_DATA(grad)
@@ -119,3 +120,5 @@ def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, dou
     u.per = max(<ix>1, PIECE // u.n)
     u.alpha, u.beta, u.back = <real>alpha, <real>beta, back
     run(update_task, &u, (u.rows + u.per - 1) // u.per * u.parts, 3 * TILE * sizeof(real), u.rows * u.n * 1.5e-10 * sizeof(real), False)
+    for target, source in copies:
+        cnp.PyArray_CopyInto(target, source)

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype, copy_back, number, overlap, working
+from .._core.arrays import F32, F64, as_array, as_dtype, number, overlap, working
 from .._core.dispatch import kernels
 from .._core.plain import plain
 
@@ -146,6 +146,7 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
             raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
         before = np.subtract(theta, p, out=np.empty(theta.shape, dtype))
     grad = as_array("grad_fn(theta)", grad_fn(before))
+    _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)
     if overlap(grad, theta) or overlap(grad, p):
         grad = grad.copy()
@@ -198,7 +199,7 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
     if H.ndim != 2 or H.shape[0] != H.shape[1]:
         raise ValueError(f"hessian has shape {H.shape}; expected (D, D)")
     eye = np.eye(len(H), dtype=H.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         pull = 0 - alpha * H  # not -alpha * H, which has zeros with a sign
     return np.block([[eye + pull, beta * eye], [pull, beta * eye]])
 
@@ -239,9 +240,8 @@ def _update(theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, be
         return
     dtype = _native(theta)
     t, q, g = (as_dtype(a, dtype) for a in (theta, p, grad))
-    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back)
-    copy_back(t, theta)
-    copy_back(q, p)
+    copies = () if t is theta and q is p else ((theta, t), (p, q))
+    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back, copies)
 
 
 def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:

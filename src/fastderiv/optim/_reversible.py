@@ -120,11 +120,14 @@ class ReversibleMomentum:
         return f"ReversibleMomentum(shape={self._shape}, alpha={self.alpha}, beta={self.beta}, steps={self.steps})"
 
     def __getstate__(self) -> tuple[Any, ...]:
-        """Copies throughout: a copy must not share what is updated in place."""
-        return self._alpha, self._n, self._rate, self._shape, self._state.copy(), self._count.copy(), [w.copy() for w in self._stack]
+        """Copies of what is updated in place; spilled words never are."""
+        return self._alpha, self._n, self._rate, self._shape, self._state.copy(), self._count.copy(), list(self._stack)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._alpha, self._n, self._rate, self._shape, self._state, self._count, self._stack = state
+        """Copies here too: arrays unpickled from out-of-band buffers may be read-only, or shared with another object."""
+        self._alpha, self._n, self._rate, self._shape, numbers, count, stack = state
+        self._state, self._count = np.array(numbers, np.int64), np.array(count, np.int64)
+        self._stack = [np.asarray(words, np.uint16) for words in stack]
 
     @property
     def alpha(self) -> float:

@@ -169,7 +169,7 @@ def _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
 
 
 def _steps(x, h, c, W, U, b):
-    """Of every step: i, f, g, o, h before, c before, h, c."""
+    """Of every step: i, f, g, o, h before, c before, h, c, and the pre-activations (4, H)."""
     steps = []
     for xt in x:
         ai, af, ag, ao = np.split(W @ xt + U @ h + b, 4)
@@ -177,18 +177,23 @@ def _steps(x, h, c, W, U, b):
         h_before, c_before = h, c
         c = f * c + i * g
         h = o * np.tanh(c)
-        steps.append((i, f, g, o, h_before, c_before, h, c))
+        steps.append((i, f, g, o, h_before, c_before, h, c, (ai, af, ag, ao)))
     return steps
+
+
+def _slope(a):
+    """σ′(a) = tanh′(a/2) / 4, exact in both tails."""
+    return 0.25 / np.cosh(np.clip(a, -700, 700) / 2) ** 2
 
 
 def _adjoints(steps, dh, hbar, cbar, U):
     """Backwards, from the last state's adjoints: (t, h̄, c̄, ā) of every step, then (−1, h̄, c̄, None) of the initial state."""
     for t in reversed(range(len(steps))):
-        i, f, g, o, _, c_before, _, c = steps[t]
+        i, f, g, o, _, c_before, _, c, (ai, af, ag, ao) = steps[t]
         hbar = dh[t] + hbar
-        cbar = hbar * o * (1 - np.tanh(c) ** 2) + cbar
+        cbar = hbar * o * 4 * _slope(2 * c) + cbar
         obar, gbar, ibar, fbar = hbar * np.tanh(c), cbar * i, cbar * g, cbar * c_before
-        abar = np.concatenate([ibar * i * (1 - i), fbar * f * (1 - f), gbar * (1 - g**2), obar * o * (1 - o)])
+        abar = np.concatenate([ibar * _slope(ai), fbar * _slope(af), gbar * 4 * _slope(2 * ag), obar * _slope(ao)])
         yield t, hbar, cbar, abar
         hbar, cbar = U.T @ abar, cbar * f
     yield -1, hbar, cbar, None
@@ -205,7 +210,7 @@ def lstm(x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: Arra
         steps = _steps(xk, h0, c0, W, U, b)
         cache.append(steps)
         h[: len(steps), k] = [step[6] for step in steps] or h[:0, k]
-        h_n[k], c_n[k] = steps[-1][6:] if steps else (h0, c0)
+        h_n[k], c_n[k] = steps[-1][6:8] if steps else (h0, c0)
     last = (h_n, c_n) if batched else (h_n[0], c_n[0])
     result = h if batched else h[:, 0], last
     return (*result, cache) if return_cache else result
