@@ -429,6 +429,13 @@ def test_linear_network_without_slope():
     assert on_bound.lower[0] == 0
 
 
+@pytest.mark.parametrize("bounds", [LINE, (-1.0, INF)])
+def test_linear_network_with_its_tie_beyond_all_floats(bounds):
+    ties = fd.solve_x1(fd.SigmoidMLP([[[1e-300], [-1.0]]], [[0.0]]), [[1e300]], bounds=bounds)
+    assert (ties.lower.tolist(), ties.upper.tolist(), ties.unique.tolist()) == ([0.0], [INF], [False])
+    assert np.isfinite(ties.x).all()
+
+
 @pytest.mark.parametrize("a", [1e-300, 1e-5, 1e300])
 def test_linear_network_of_any_scale(a):
     net = fd.SigmoidMLP([[[a], [1.0]]], [[0.25]])

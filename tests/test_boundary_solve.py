@@ -135,6 +135,9 @@ def test_a_limit_of_zero_is_no_tie(net, ties):
         (along([-1], [0], [1], -(2.0**-60)), 60 * np.log(2)),  # where f is below float64's error for good
         (along([1], [0], [-1], 2.0**-60), -60 * np.log(2)),
         (along([-1, -1.1], [0, 0], [1, -(2.0**40)], 0), 400 * np.log(2)),  # its limit is 0
+        (along([1, 2], [0, 0], [1e300, -1e300], 1e-30), 330 * np.log(10)),  # its limit is 1e-330 of the largest weight
+        (along([1, 2], [0, 0], [1e308, -1e308], 1e-322), 630 * np.log(10)),
+        (along([1, 2, 1e-3], [0, 0, 0], [1e308, -1e308, -1e-317], 1e-317), 1e3 * np.log(10) * 625 / 999),
     ],
 )
 def test_a_tie_far_out_is_in_a_cluster(net, tie):
@@ -160,6 +163,27 @@ def test_weights_of_any_size(net, ties):
     crossings = alone(net)
     assert len(crossings.x) == ties
     assert check(net, np.zeros((1, 0)), crossings)[:2] == (0, 0) if EXTENDED else True
+
+
+@pytest.mark.parametrize("power", [-950, -700, 700])
+def test_enclosures_hold_their_ties_where_squares_of_weights_underflow_or_overflow(power):
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        H = rng.integers(5, 9)
+        a, s, d, c = 1 + rng.random(H), rng.normal(1e7, 3, H), rng.uniform(0.1, 1, H), -rng.uniform(0.01, 0.6 * H)
+        narrow, wide = alone(along(a, s, d, c)), alone(along(np.ldexp(a, power), s, d, c), xtol=rng.choice([1e-9, 1e-6]))
+        assert narrow.unique.tolist() == wide.unique.tolist()
+        assert np.all(np.ldexp(narrow.lower, -power) <= wide.upper)
+        assert np.all(wide.lower <= np.ldexp(narrow.upper, -power))
+
+
+@pytest.mark.parametrize("far", [1e30, 1e100, 1e300])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_wide_bounds_do_not_widen_enclosures(far, side):
+    crossings = alone(along([side], [0], [1], -0.9), bounds=(-far, far))  # one tie at most: no splits come before
+    assert crossings.unique.tolist() == [True]
+    np.testing.assert_allclose(crossings.x, side * np.log(9), rtol=1e-12)
+    assert crossings.upper[0] - crossings.lower[0] < 3e-12
 
 
 def test_overflowing_inputs_leave_everything_open():

@@ -599,7 +599,7 @@ cdef void solve_linear(Search *row) noexcept nogil:
         if not (a == 0 and fabs(s) > es):
             list_enclosure(row, call.lo, call.hi, 0, CLUSTER)
         return
-    x = -s / a
+    x = min(max(-s / a, -DBL_MAX), DBL_MAX)
     if fabs(x) + es / fabs(a) > HUGE:   # the root is beyond the range of floats, or nearly
         lower, upper, radius = -INFINITY, INFINITY, INFINITY
         if fabs(s) > es and x > 0:

@@ -12,7 +12,7 @@
 #   (log σ')' = 1 − 2σ is in [−1, 1]: the rounding of z costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
 #   costs e^es − 1.  7u for t(1 − t), 3u for a d and the product, H u for the sum.  es²/15: a centre within es of an end may
 #   seem to lie outside.  For larger es, 0.0964 es G.  1e−320: products that underflow, times the widest interval.
-#     |f''| ≤ M₂ = 0.0964 Σ a_i² |d_i|,   sup |σ''| = 1/(6√3)
+#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| |a_i d_i| + 1e−320),   sup |σ''| = 1/(6√3)
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
 cdef struct Sigmoids:
@@ -23,9 +23,9 @@ cdef struct Sigmoids:
     real c
     real E, E_s                         # E = E + E_s·es
     real slope_u, slopes, least_slope   # (750 + H)u, G, and what does not depend on T or es
-    real curvature                      # M₂
+    real curvature, widest              # M₂ / max|a|, which neither overflows nor vanishes, and max|a|
     real beyond[2]                      # how far from an end the way to −∞ or ∞ is split
-    real limit[2]                       # the sign of f(±∞), exactly; NaN where a unit stays in between
+    real limit[2]                       # f(±∞), its sign exactly; NaN where a unit stays in between
     real narrow, slowest                # 16/max|a|, nothing happens on a smaller scale; the least |a| but 0
     bint few                            # every row has one root at most, and then it is simple
 
@@ -91,6 +91,11 @@ cdef inline vf preactivation(const Sigmoids *f, ix i, vf t, vf s) noexcept nogil
 
 cdef inline vf error(const Sigmoids *f, vf es) noexcept nogil:
     return vfma(vset1(f.E_s), es, vset1(f.E))
+
+
+cdef inline vf bend(const Sigmoids *f, vf t) noexcept nogil:
+    """How much f' may change within t, M₂ t; infinite where t is."""
+    return vset1(f.curvature) * (vset1(f.widest) * t)
 
 
 cdef inline vf slope_error(const Sigmoids *f, vf T, vf es) noexcept nogil:
@@ -277,7 +282,7 @@ cdef inline real split_point(const Sigmoids *f, real l, real r) noexcept nogil:
 
 cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
     cdef vf w = r - l
-    cdef unsigned lanes = vlt(64.0 * (vmin(vabs(l), vabs(r)) + vset1(f.narrow)), w) | ~vlt(w, vset1(1e308))
+    cdef unsigned lanes = vlt(64.0 * (vmin(vabs(l), vabs(r)) + vset1(f.narrow)), w) | ~vlt(w, vset1(INFINITY))
     cdef real t[VL]
     cdef int i
     vstore(t, 0.5 * l + 0.5 * r)
@@ -369,7 +374,7 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
-    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, middle, tol, ends, one = vset1(1)
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, tol, ends, one = vset1(1)
     cdef ix i, j, kept, step_number = 0
     cdef unsigned live, done
     while s.n > 0:
@@ -384,7 +389,7 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             values(b, row, x, &f, &slope, &T, &curve, H)
             E, size = error(a.f, es), vabs(slope)
             t = 2.0001 * (vabs(f) + E) / size
-            t = vsel_lt(slope_error(a.f, T, es) + a.f.curvature * t, 0.4999 * size, t, vset1(INFINITY))
+            t = vsel_lt(slope_error(a.f, T, es) + bend(a.f, t), 0.4999 * size, t, vset1(INFINITY))
             tol = vmin(t, 1.0001 * (vabs(f) + E) / least)
             p, n = vsel_lt(E, f, x, p), vsel_lt(f, -E, x, n)
             l, r = vmin(n, p), vmax(n, p)
@@ -398,8 +403,8 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             live &= ~done
             if done:
                 put(b, row, vmax(l, x - ends), vmin(r, x + ends), vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x), done)
-            middle = 0.5 * l + 0.5 * r
-            x = vsel_lt(l, next, vsel_lt(next, r, next, middle), middle)
+            t = middle(a.f, l, r)
+            x = vsel_lt(l, next, vsel_lt(next, r, next, t), t)
             if live:
                 vcompress(s.p + kept, row, live)
                 vcompress(s.p + s.cap + kept, n, live)
@@ -452,7 +457,7 @@ cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil
             rest += fabs(delta) * e * exp(-z)
         else:
             rest += fabs(delta) * e
-    return fabs(slow) > 1.001 * rest + 1e-5 * size and f.limit[side] * slow >= 0
+    return fabs(slow) > 1.001 * rest + 1e-5 * size and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
 
 
 cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
@@ -483,7 +488,7 @@ cdef bint prove(const Block *b, ix row, real after, real before, real *lower, re
     values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
     E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
     t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0])) * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
-    if not (vget(slope_error(a.f, T, es), 0) + a.f.curvature * t < 0.4999 * size and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0]))
+    if not (vget(slope_error(a.f, T, es) + bend(a.f, vset1(t)), 0) < 0.4999 * size and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0]))
             and after < x[0] - t and x[0] + t < before and a.lo <= x[0] - t and x[0] + t <= a.hi):
         return False
     lower[0], upper[0] = x[0] - t, x[0] + t
@@ -611,11 +616,14 @@ cdef class Isolator(Solver):
             at[i], at[n + i] = (<real *>cnp.PyArray_DATA(a))[i], (<real *>cnp.PyArray_DATA(d))[i]
             at[2 * n + i] = at[i] * at[n + i]
             size = fabs(at[i])
-            D, G, curvature = D + fabs(at[n + i]), G + fabs(at[2 * n + i]), curvature + size * fabs(at[2 * n + i])
+            D, G = D + fabs(at[n + i]), G + fabs(at[2 * n + i])
             if size > 0:
                 widest, slowest = max(widest, size), min(slowest, size)
+        for i in range(n if widest > 0 else 0):
+            curvature += fabs(at[i]) / widest * fabs(at[2 * n + i])
         f.E = 1.001 * (ROUND * D * 2.725 + (n + 3) * ROUND * (fabs(c) + D) + error)
-        f.E_s, f.slope_u, f.slopes, f.curvature = 0.251 * D, (750 + n) * ROUND, G, 0.0964 * curvature
+        f.E_s, f.slope_u, f.slopes = 0.251 * D, (750 + n) * ROUND, G
+        f.curvature, f.widest = 0.0964 * curvature + 1e-320, widest
         f.least_slope = G * 4e-308 + 1e-320
         f.narrow, f.slowest = 16 / widest if widest else 1, slowest if widest else 1
         for i in range(2):

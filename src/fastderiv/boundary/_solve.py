@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from .._core.progress import Progress, reporting
-from ._expsum import ExponentialSum
+from ._expsum import ExponentialSum, _integers
 from ._network import Outputs, SigmoidMLP, _kernels
 from ._roots import _others
 
@@ -229,28 +229,30 @@ class LastLayer:
     """
 
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
-        first, second = self._columns(net, pair)
+        first, second = _columns(net, pair)
         exponent = max(0, math.frexp(max(np.abs(first).max(), np.abs(second).max()))[1] - 1000)
         lost = len(first) * _TINY if exponent else 0.0  # bits that are shifted out to avoid an overflow
-        self._first, self._second = np.ldexp(first, -exponent), np.ldexp(second, -exponent)
-        difference = self._first - self._second
-        back = difference - self._first
-        rest = (self._first - (difference - back)) - (self._second + back)  # exactly
-        self._exponent = math.frexp(np.abs(difference).max())[1]
-        *_, self.c = self.d = np.ldexp(difference, -self._exponent)
+        self._columns, self.used = (first, second), (first != second)[:-1]
+        first, second = np.ldexp(first, -exponent), np.ldexp(second, -exponent)
+        difference = first - second
+        back = difference - first
+        rest = (first - (difference - back)) - (second + back)  # exactly
+        exponent = math.frexp(np.abs(difference).max())[1]
+        *_, self.c = self.d = np.ldexp(difference, -exponent)
         self.d = self.d[:-1]
-        self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -self._exponent)
-        self.used = ((difference != 0) | (rest != 0))[:-1]
+        self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
 
     def limit(self, on: np.ndarray) -> float:
-        """The correctly rounded margin where the used units `on` give 1 and the others 0."""
-        on = np.append(np.flatnonzero(self.used)[on], len(self.d))
-        return math.ldexp(math.fsum([*self._first[on], *-self._second[on]]), -self._exponent)
+        """The margin where the used units `on` give 1 and the others 0: its sign is exact, its size rounded."""
+        units = np.flatnonzero(self.used)[on]
+        first, second = (column[np.append(units, len(self.d))] for column in self._columns)
+        exact, size = sum(_integers([*first, *-second])), abs(math.fsum([*self.d[units], self.c]))
+        return max(size, _TINY) * ((exact > 0) - (exact < 0))
 
-    @staticmethod
-    def _columns(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-        v = np.vstack([net.weights[-1], net.biases[-1]])
-        return (v[:, 0], np.zeros(len(v))) if pair is None else (v[:, pair[0]], v[:, pair[1]])
+
+def _columns(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    v = np.vstack([net.weights[-1], net.biases[-1]])
+    return (v[:, 0], np.zeros(len(v))) if pair is None else (v[:, pair[0]], v[:, pair[1]])
 
 
 def _root_bound(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> int | None:
