@@ -168,7 +168,7 @@ class _Curve:
         self.plane, self.rtol, self.atol = plane, rtol, atol
         self.length, self.sign = abs(length), math.copysign(1.0, length)
         self.x = np.repeat(plane.fixed[None], 1, axis=0)  # one row, for the field
-        self.p = plane.project(plane.start[None])[0]
+        self.begin = self.p = plane.project(plane.start[None])[0]
         self.s, self.h = 0.0, None  # arc length so far; the next step's, if known
         self.forward = self.field(0, self.p)
 
@@ -240,19 +240,22 @@ class _Curve:
         return t if (on & told).all() else None
 
     def closing(self, way: Callable, t: np.ndarray) -> float | None:
-        """How far into a step the curve comes back to its start, if it does."""
+        """How far into a step the curve comes back to its beginning, if it does.
+
+        That is `start` on the boundary: beside `start` itself the first step may begin a little behind it.
+        """
         from scipy.optimize import brentq
 
         def ahead(t: float) -> float:
-            return float((way(t) - self.plane.start) @ self.forward)
+            return float((way(t) - self.begin) @ self.forward)
 
         t = np.concatenate([[0.0], t])
-        away = way(t).T - self.plane.start
+        away = way(t).T - self.begin
         side = away @ self.forward
         near = np.hypot(*away[1:].T) <= 2 * np.diff(t) + CLOSE
         for k in np.flatnonzero((side[:-1] < 0) & (side[1:] >= 0) & near):
             at = brentq(ahead, t[k], t[k + 1], xtol=1e-14, rtol=4 * _EPS)
-            if math.dist(way(at), self.plane.start) <= CLOSE * max(1.0, abs(self.plane.start).max()):
+            if math.dist(way(at), self.begin) <= CLOSE * max(1.0, abs(self.begin).max()):
                 return at
         return None
 
