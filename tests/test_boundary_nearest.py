@@ -156,6 +156,24 @@ def test_a_tie_is_its_own_nearest():
     assert again.converged
 
 
+def test_a_tie_but_for_rounding_and_one_in_a_box_of_one_point_are_at_no_distance():
+    flat = fd.SigmoidMLP([[[4.0, -4.0]], [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])  # σ(4x) + σ(−4x) − 1 = 0
+    assert flat.margin([[0.3]])[0] != 0
+    tie = fd.nearest_tie(flat, [0.3])
+    assert tie.converged
+    assert tie.distance < 1e-15
+    tie = fd.nearest_tie(fd.SigmoidMLP([[[1.0], [1.0]]], [[-1.0]]), [0.0, 0.0], bounds=[(1, 1), (-2, 2)])
+    assert tie.converged
+    assert (tie.x.tolist(), tie.distance, tie.residual) == ([1.0, 0.0], 1.0, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e9, 1e200])
+def test_a_point_far_off_a_tie_near_the_origin(scale):
+    tie = fd.nearest_tie(fd.SigmoidMLP([[[1.0], [1.0]]], [[0.0]]), [scale, scale])
+    assert tie.converged
+    assert tie.distance == pytest.approx(2**0.5 * scale)
+
+
 def test_where_there_is_no_tie():
     for net in (fd.SigmoidMLP([[[1.0], [2.0]], [[1.0]]], [[0.0], [0.5]]), fd.SigmoidMLP([np.zeros((2, 3)), np.ones((3, 1))], [np.zeros(3), [1.0]])):
         tie = fd.nearest_tie(net, [0.0, 1.0])

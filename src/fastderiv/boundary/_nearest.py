@@ -1,5 +1,6 @@
 """nearest_tie: the nearest point of the boundary, by SciPy's optimiser from many certified starts."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,6 +133,7 @@ class _Search:
         ends = np.inf * np.ones((self.Q.shape[1], 2)) * (-1, 1) if box is None else (box - self.origin[:, None])[self.free]
         self.lo, self.hi = ends.T
         self.target = self.Q.T @ (x - self.origin)
+        self.largest = max(1.0, float(abs(self.origin).max(initial=0)))  # z is as coarse as the origin's numbers
         self.random = np.random.default_rng(0)
 
     def best(self) -> NearestTie:
@@ -157,7 +159,7 @@ class _Search:
         return np.clip(self.origin + self.Q @ z, *self.box.T)
 
     def distance(self, z: np.ndarray) -> float:
-        return float(np.linalg.norm(z - self.target))
+        return math.hypot(*(z - self.target))  # which does not overflow
 
     def evaluate(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """f and its gradient at z."""
@@ -167,7 +169,8 @@ class _Search:
     def residual(self, z: np.ndarray) -> float:
         """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the inputs not held."""
         pull = self.pull(z, ~self.held(z))
-        return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / self.distance(z))
+        off = float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)))
+        return off / (self.distance(z) or np.nan) if off else 0.0
 
     def pull(self, z: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """target + λ g with the λ for which that is nearest to z, as far as the inputs `inside` go."""
@@ -186,8 +189,8 @@ class _Search:
     def result(self, z: np.ndarray) -> NearestTie:
         x = self.at(z)
         (margin,), (_, g) = self.net.margin(x[None], self.outputs), self.evaluate(z)
-        distance = float(np.linalg.norm(x - self.x))
-        here = 16 * np.finfo(float).eps * max(1.0, float(abs(x).max(initial=0)))  # as exactly as x can be placed
+        distance = math.dist(x, self.x)
+        here = 16 * np.finfo(float).eps * max(self.largest, float(abs(x).max(initial=0)))  # as exactly as x can be placed
         residual = self.residual(z) if distance > here else 0.0
         tie = abs(margin) <= self.noise + here * np.linalg.norm(g)
         minimum = distance <= here or self.curvature(z) >= -_SURE
@@ -234,7 +237,7 @@ class _Search:
     def beside(self, z: np.ndarray) -> np.ndarray:
         """Directions around the one of z, from close by to far off."""
         spread = np.geomspace(0.02, 2, _PROBES)[:, None]
-        return _units(_units(z[None]) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
+        return _units(z / (np.linalg.norm(z) or 1.0) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
 
     def downhill(self, f: float) -> np.ndarray:
         """Directions to points on the other side of the boundary, by descent: where it meets no line."""
@@ -339,7 +342,7 @@ class _Search:
 
     def is_tie(self, z: np.ndarray) -> bool:
         f, g = self.evaluate(z)
-        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (1 + abs(self.at(z)).max(initial=0)))
+        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (self.largest + abs(self.at(z)).max(initial=0)))
 
 
 def _hessian(net: SigmoidMLP, x: np.ndarray, Q: np.ndarray, pair: tuple[int, int] | None) -> np.ndarray:

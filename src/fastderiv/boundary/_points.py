@@ -52,4 +52,5 @@ def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: b
 def rounding(net: SigmoidMLP, outputs: Outputs) -> float:
     """What rounding may add to a margin: it cannot be told from zero within."""
     d, dc = net._last_difference(net._columns(outputs))
-    return 8 * float(np.finfo(float).eps) * float(abs(d).sum() + abs(dc[0]))
+    with np.errstate(over="ignore"):
+        return 8 * float(np.finfo(float).eps) * float(abs(d).sum() + abs(dc[0]))
