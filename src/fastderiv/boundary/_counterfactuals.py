@@ -119,7 +119,7 @@ def _in_cluster(
     near = min(max(x[j], ends[0]), ends[1])
     with np.errstate(over="ignore"):
         steps = _STEPS * max(1.0, abs(near))
-    points = np.unique(np.clip(np.concatenate([near - steps, [near, middle], near + steps]), *ends))
+    points = np.unique(np.clip(np.concatenate([near - steps, [near, middle], near + steps]), ends[0], ends[1]))
     X = np.repeat(x[None], len(points), axis=0)
     X[:, j] = points
     f = net.margin(X, outputs)
