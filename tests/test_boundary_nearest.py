@@ -146,6 +146,13 @@ def test_a_point_outside_its_bounds():
     assert tie.converged
 
 
+@pytest.mark.parametrize("x", [[-3.0, -2.8], [2.5, -2.5], [2.5, 1.9], [0.7, 4.0]])
+def test_an_island_is_seen_from_edges_and_corners_of_the_box(x):
+    tie, free = fd.nearest_tie(ring(), x, bounds=(-2.5, 2.5)), fd.nearest_tie(ring(), x)
+    assert tie.converged
+    assert tie.distance == pytest.approx(free.distance, rel=1e-9)
+
+
 def test_a_tie_is_its_own_nearest():
     net = centred((3, 5, 2), 3)
     tie = fd.nearest_tie(net, [0.0, 0.0, 0.0])

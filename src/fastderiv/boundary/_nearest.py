@@ -140,7 +140,7 @@ class _Search:
         f, g = self.evaluate(0 * self.target)
         if f == 0:
             return self.result(0 * self.target)
-        starts = [*self.along_inputs(), *self.along_lines(self.spread(g))] or list(self.along_lines(self.downhill(f)))
+        starts = [*self.along_inputs(), *self.along_lines(self.spread(-np.sign(f) * g))] or list(self.along_lines(self.downhill(f)))
         if not starts:
             return NearestTie(np.full(len(self.x), np.nan), np.nan, np.nan, np.nan, False)
         starts.sort(key=self.distance)
@@ -206,13 +206,13 @@ class _Search:
                 yield self.Q[j] * change
 
     def along_lines(self, directions: np.ndarray) -> Iterator[np.ndarray]:
-        """The nearest tie on each line z = s v, for the unit vectors v among `directions` (k, d)."""
+        """The nearest tie on each line z = s v, for the `directions` v (k, d) as far as they lead into the box."""
         w, b = self.net.weights, self.net.biases
         offset = b[0] + self.origin @ w[0]
-        for v in directions:
+        for v in self.inward(directions):
             along = (self.Q @ v) @ w[0]
-            ends = np.concatenate([self.lo / v, self.hi / v])[np.tile(v != 0, 2)]
-            lo, hi = (ends[ends <= 0].max(initial=-np.inf), ends[ends >= 0].min(initial=np.inf))
+            ends = np.sort([self.lo[v != 0] / v[v != 0], self.hi[v != 0] / v[v != 0]], axis=0)
+            lo, hi = ends[0].max(initial=-np.inf), ends[1].min(initial=np.inf)
             if not (lo < hi and np.isfinite(along).all() and np.isfinite(offset).all()):
                 continue
             line = SigmoidMLP((along[None], *w[1:]), (offset, *b[1:]))
@@ -223,8 +223,13 @@ class _Search:
                 if self.is_tie(nearest):
                     yield nearest
 
+    def inward(self, directions: np.ndarray) -> np.ndarray:
+        """The directions without what leads out of the box at once, where the origin lies on its edge."""
+        outward = ((self.lo == 0) & (directions < 0)) | ((self.hi == 0) & (directions > 0))
+        return _units(np.where(outward, 0.0, directions))
+
     def spread(self, g: np.ndarray) -> np.ndarray:
-        """Directions into the space: the gradient's, and others evenly (in a plane) or at random."""
+        """Directions into the space: g, and others evenly (in a plane) or at random, and to corners of the box."""
         d = len(self.target)
         if d == 2:
             angles = np.arange(0.5, _LINES) * np.pi / _LINES
