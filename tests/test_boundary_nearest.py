@@ -258,6 +258,7 @@ def test_the_result_pickles():
         ([np.inf, 0.0], {}, ValueError, r"x\[0\] is inf"),
         ([0j, 0.0], {}, TypeError, "x has dtype complex128"),
         ([0, 0], {"bounds": [(0, 1), (2, 1)]}, ValueError, r"bounds has the pair \[2.0, 1.0\] for input 1; expected lo ≤ hi"),
+        ([0, 0], {"bounds": (np.inf, np.inf)}, ValueError, "bounds has a pair of equal infinities; expected finite numbers"),
         ([0, 0], {"bounds": [(0, 1), (np.nan, 1)]}, ValueError, "bounds has the pair"),
         ([0, 0], {"bounds": [(0, 1)]}, ValueError, r"bounds has shape \(1, 2\); expected"),
         ([0, 0], {"outputs": (1, 1)}, ValueError, "expected two different outputs"),

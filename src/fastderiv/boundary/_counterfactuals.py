@@ -124,9 +124,11 @@ def _in_cluster(
     X[:, j] = points
     f = net.margin(X, outputs)
     k = np.flatnonzero(np.sign(f[:-1]) * np.sign(f[1:]) < 0)
-    changes = find_x1(net, np.delete(X[k], j, axis=1), points[[k, k + 1]], coordinate=j, outputs=outputs).x
+    changes = []
+    if len(k):
+        changes = find_x1(net, np.delete(X[k], j, axis=1), points[[k, k + 1]], coordinate=j, outputs=outputs).x.tolist()
     touching = upper - lower <= _NARROW * max(1.0, abs(middle)) and np.sign(f[0]) * np.sign(f[-1]) >= 0
-    return [*changes, *points[(f == 0) | (touching & (abs(f) <= rounding(net, outputs)))]]
+    return changes + points[(f == 0) | (touching & (abs(f) <= rounding(net, outputs)))].tolist()
 
 
 def _features(features: Sequence[int] | np.ndarray | None, n_inputs: int) -> list[int]:

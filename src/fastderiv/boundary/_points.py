@@ -46,6 +46,8 @@ def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: b
     if not good.all():
         k = int(np.argmin(good))
         raise ValueError(f"{name} has the pair {box[k].tolist()} for input {k}; expected lo {'≤' if equal else '<'} hi")
+    if not np.isfinite(box[box[:, 0] == box[:, 1]]).all():
+        raise ValueError(f"{name} has a pair of equal infinities; expected finite numbers where lo = hi")
     return box
 
 
