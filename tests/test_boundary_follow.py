@@ -88,6 +88,11 @@ def test_a_closed_curve_closes_once_around_from_wherever_it_begins(way):
         assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(PERIMETER, rel=1e-3)
 
 
+def test_gradients_whose_size_overflows_have_a_direction():
+    net = fd.SigmoidMLP([[[1.7e308], [1.7e308]]], [[0.0]])
+    assert fd.follow_boundary(net, [0.0, 0.0], 2**0.5)[-1] == pytest.approx([-1.0, 1.0])
+
+
 def test_arc_length_is_kept_over_many_rounds():
     net = ring()
     start = on_axis(net)

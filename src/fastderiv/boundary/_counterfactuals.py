@@ -77,8 +77,9 @@ def counterfactuals(
     Notes
     -----
     Each feature costs one row of `solve_x1`, which finds all ties along it: a nearer one is not overlooked, and NaN means
-    that none exists.  A cluster, where float64 cannot tell ties apart, counts if the margin changes its sign over it, is
-    exactly zero, or touches zero; it does not if the margin only goes to zero in a tail.
+    that none exists.  A cluster, where float64 cannot tell ties apart, counts where the margin, as it is
+    computed, changes its sign in it or is exactly zero, the nearest such value, and if it touches zero; it does not if
+    the margin only goes to zero in a tail.
 
     References
     ----------

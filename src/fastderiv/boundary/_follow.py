@@ -92,9 +92,8 @@ def follow_boundary(
     length, step = _lengths(length, step, net.n_inputs)
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
-    curve = _Curve(plane, length, rtol, atol)
     with np.errstate(all="ignore"):  # NaN where the gradient vanishes: such steps are taken back
-        points = curve.points(step, bool(stop_when_closed))
+        points = _Curve(plane, length, rtol, atol).points(step, bool(stop_when_closed))
     return plane.lift(np.array(points))
 
 
@@ -176,8 +175,8 @@ class _Curve:
         """dx/ds in the plane."""
         self.x[0, self.plane.columns] = p
         ((a, b),) = self.plane.gradient(self.x)
-        size = math.hypot(a, b)
-        return np.array([-b, a]) * (self.sign / size) if size else np.full(2, np.nan)
+        size = math.hypot(a / 2, b / 2)  # halved: it must not overflow
+        return np.array([-b, a]) / 2 * (self.sign / size) if size else np.full(2, np.nan)
 
     def points(self, step: float | None, stop_when_closed: bool) -> list[np.ndarray]:
         """`start`, the points on the way, and the one at the end."""
