@@ -99,6 +99,18 @@ def test_clusters_count_where_the_margin_changes_its_sign_or_touches_zero():
     assert _in_cluster(tail, x, 0, outputs, -300.0, -40.0, -36.0) == []
 
 
+@pytest.mark.parametrize("far", [34.0, 36.0])
+def test_ties_of_saturated_units_are_found_near_and_not_at_the_end_of_float64(far):
+    # σ(x1) + σ(x2) = 1 where x1 = −x2: beyond 31 rounding covers it, and a cluster reaches to ∞
+    net = fd.SigmoidMLP([np.eye(2), [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])
+    assert fd.counterfactuals(net, [0.5, far], features=[0]).value[0] == pytest.approx(-far, abs=0.5)
+    assert fd.counterfactuals(net, [0.5, -far], features=[0]).value[0] == pytest.approx(far, abs=1.0)
+    # and where the margin is zero to the last bit on half of the line, the value nearest to the sample
+    value = fd.counterfactuals(net, [0.5, 400.0], features=[0]).value[0]
+    assert net.margin([[value, 400.0]])[0] == 0
+    assert -80 < value < -36
+
+
 def test_a_tie_itself_needs_no_change():
     net = network((3, 8, 2), 4, 2.0)
     x = inputs(1, 3)[0]

@@ -77,6 +77,22 @@ def test_a_closed_curve_is_as_long_as_its_chords():
     assert away(net, points).max() < 1e-12
 
 
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_closed_curve_closes_once_around_from_wherever_it_begins(way):
+    net = ring()
+    (curve,) = fd.trace_boundary(net, ((-3, 3), (-3, 3))).points
+    for start in curve[:: len(curve) // 20]:
+        start = start * (1 + 1e-8)  # a tie by less than 1e-6, as many are
+        points = fd.follow_boundary(net, start, way * 100.0, stop_when_closed=True, step=0.01)
+        assert same_bits(points[-1], start)
+        assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(PERIMETER, rel=1e-3)
+
+
+def test_gradients_whose_size_overflows_have_a_direction():
+    net = fd.SigmoidMLP([[[1.7e308], [1.7e308]]], [[0.0]])
+    assert fd.follow_boundary(net, [0.0, 0.0], 2**0.5)[-1] == pytest.approx([-1.0, 1.0])
+
+
 def test_arc_length_is_kept_over_many_rounds():
     net = ring()
     start = on_axis(net)

@@ -146,6 +146,13 @@ def test_a_point_outside_its_bounds():
     assert tie.converged
 
 
+@pytest.mark.parametrize("x", [[-3.0, -2.8], [2.5, -2.5], [2.5, 1.9], [0.7, 4.0]])
+def test_an_island_is_seen_from_edges_and_corners_of_the_box(x):
+    tie, free = fd.nearest_tie(ring(), x, bounds=(-2.5, 2.5)), fd.nearest_tie(ring(), x)
+    assert tie.converged
+    assert tie.distance == pytest.approx(free.distance, rel=1e-9)
+
+
 def test_a_tie_is_its_own_nearest():
     net = centred((3, 5, 2), 3)
     tie = fd.nearest_tie(net, [0.0, 0.0, 0.0])
@@ -154,6 +161,24 @@ def test_a_tie_is_its_own_nearest():
     again = fd.nearest_tie(net, fd.nearest_tie(net, [1.0, 2.0, 0.5]).x)
     assert again.distance < 1e-13
     assert again.converged
+
+
+def test_a_tie_but_for_rounding_and_one_in_a_box_of_one_point_are_at_no_distance():
+    flat = fd.SigmoidMLP([[[4.0, -4.0]], [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])  # σ(4x) + σ(−4x) − 1 = 0
+    assert flat.margin([[0.3]])[0] != 0
+    tie = fd.nearest_tie(flat, [0.3])
+    assert tie.converged
+    assert tie.distance < 1e-15
+    tie = fd.nearest_tie(fd.SigmoidMLP([[[1.0], [1.0]]], [[-1.0]]), [0.0, 0.0], bounds=[(1, 1), (-2, 2)])
+    assert tie.converged
+    assert (tie.x.tolist(), tie.distance, tie.residual) == ([1.0, 0.0], 1.0, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e9, 1e200])
+def test_a_point_far_off_a_tie_near_the_origin(scale):
+    tie = fd.nearest_tie(fd.SigmoidMLP([[[1.0], [1.0]]], [[0.0]]), [scale, scale])
+    assert tie.converged
+    assert tie.distance == pytest.approx(2**0.5 * scale)
 
 
 def test_where_there_is_no_tie():
@@ -233,6 +258,7 @@ def test_the_result_pickles():
         ([np.inf, 0.0], {}, ValueError, r"x\[0\] is inf"),
         ([0j, 0.0], {}, TypeError, "x has dtype complex128"),
         ([0, 0], {"bounds": [(0, 1), (2, 1)]}, ValueError, r"bounds has the pair \[2.0, 1.0\] for input 1; expected lo ≤ hi"),
+        ([0, 0], {"bounds": (np.inf, np.inf)}, ValueError, "bounds has a pair of equal infinities; expected finite numbers"),
         ([0, 0], {"bounds": [(0, 1), (np.nan, 1)]}, ValueError, "bounds has the pair"),
         ([0, 0], {"bounds": [(0, 1)]}, ValueError, r"bounds has shape \(1, 2\); expected"),
         ([0, 0], {"outputs": (1, 1)}, ValueError, "expected two different outputs"),

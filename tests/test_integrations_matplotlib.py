@@ -167,6 +167,9 @@ def test_axes_of_a_new_figure_and_labels_that_are_there_stay():
         (ValueError, {"class_names": ["a"]}, "class_names has 1 elements; expected one per class = 3"),
         (ValueError, {"bounds": ((0, 0), (0, 1))}, r"bounds\[0\] is \(0.0, 0.0\); expected lo < hi"),
         (ValueError, {"net": network(3, inputs=4)}, "at is None"),
+        (TypeError, {"bounds": None, "X": np.eye(2), "coordinates": 1}, "coordinates is 1; expected a pair of integers"),
+        (ValueError, {"bounds": None, "X": np.eye(2), "coordinates": (0, 5)}, r"coordinates\[1\] is 5; expected an integer"),
+        (ValueError, {"class_colors": []}, "class_colors is empty; expected one for each of 3 outputs"),
     ],
 )
 def test_errors_name_the_argument(kind, arguments, message):

@@ -14,6 +14,7 @@ from ._roots import find_x1
 from ._solve import solve_x1
 
 _FAR_LEFT = -1e300  # stands for −∞ where the margin is evaluated
+_STEPS = 2.0 ** np.arange(-40, 998)  # from the sample on: what lies far out is seen relative to how far
 _NARROW = 1e-3  # a cluster around a multiple root is narrower, one in a tail where the margin goes to zero is not
 
 
@@ -76,8 +77,9 @@ def counterfactuals(
     Notes
     -----
     Each feature costs one row of `solve_x1`, which finds all ties along it: a nearer one is not overlooked, and NaN means
-    that none exists.  A cluster, where float64 cannot tell ties apart, counts if the margin changes its sign over it, is
-    exactly zero, or touches zero; it does not if the margin only goes to zero in a tail.
+    that none exists.  A cluster, where float64 cannot tell ties apart, counts where the margin, as it is
+    computed, changes its sign in it or is exactly zero, the nearest such value, and if it touches zero; it does not if
+    the margin only goes to zero in a tail.
 
     References
     ----------
@@ -115,14 +117,19 @@ def _in_cluster(
 ) -> list[float]:
     """The ties of a cluster that are sure, or that float64 can tell neither from a tie nor from its neighbours."""
     ends = [max(lower, _FAR_LEFT), min(upper, -_FAR_LEFT)]
-    points = np.array([*ends, min(max(x[j], ends[0]), ends[1]), middle])
+    near = min(max(x[j], ends[0]), ends[1])
+    with np.errstate(over="ignore"):
+        steps = _STEPS * max(1.0, abs(near))
+    points = np.unique(np.clip(np.concatenate([near - steps, [near, middle], near + steps]), ends[0], ends[1]))
     X = np.repeat(x[None], len(points), axis=0)
     X[:, j] = points
     f = net.margin(X, outputs)
-    if f[0] * f[1] < 0:
-        return find_x1(net, np.delete(X[:1], j, axis=1), ends, coordinate=j, outputs=outputs).x.tolist()
-    touching = upper - lower <= _NARROW * max(1.0, abs(middle))
-    return points[(f == 0) | (touching & (abs(f) <= rounding(net, outputs)))].tolist()
+    k = np.flatnonzero(np.sign(f[:-1]) * np.sign(f[1:]) < 0)
+    changes = []
+    if len(k):
+        changes = find_x1(net, np.delete(X[k], j, axis=1), points[[k, k + 1]], coordinate=j, outputs=outputs).x.tolist()
+    touching = upper - lower <= _NARROW * max(1.0, abs(middle)) and np.sign(f[0]) * np.sign(f[-1]) >= 0
+    return changes + points[(f == 0) | (touching & (abs(f) <= rounding(net, outputs)))].tolist()
 
 
 def _features(features: Sequence[int] | np.ndarray | None, n_inputs: int) -> list[int]:

@@ -92,9 +92,8 @@ def follow_boundary(
     length, step = _lengths(length, step, net.n_inputs)
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
-    curve = _Curve(plane, length, rtol, atol)
     with np.errstate(all="ignore"):  # NaN where the gradient vanishes: such steps are taken back
-        points = curve.points(step, bool(stop_when_closed))
+        points = _Curve(plane, length, rtol, atol).points(step, bool(stop_when_closed))
     return plane.lift(np.array(points))
 
 
@@ -168,7 +167,7 @@ class _Curve:
         self.plane, self.rtol, self.atol = plane, rtol, atol
         self.length, self.sign = abs(length), math.copysign(1.0, length)
         self.x = np.repeat(plane.fixed[None], 1, axis=0)  # one row, for the field
-        self.p = plane.project(plane.start[None])[0]
+        self.begin = self.p = plane.project(plane.start[None])[0]
         self.s, self.h = 0.0, None  # arc length so far; the next step's, if known
         self.forward = self.field(0, self.p)
 
@@ -176,8 +175,8 @@ class _Curve:
         """dx/ds in the plane."""
         self.x[0, self.plane.columns] = p
         ((a, b),) = self.plane.gradient(self.x)
-        size = math.hypot(a, b)
-        return np.array([-b, a]) * (self.sign / size) if size else np.full(2, np.nan)
+        size = math.hypot(a / 2, b / 2)  # halved: it must not overflow
+        return np.array([-b, a]) / 2 * (self.sign / size) if size else np.full(2, np.nan)
 
     def points(self, step: float | None, stop_when_closed: bool) -> list[np.ndarray]:
         """`start`, the points on the way, and the one at the end."""
@@ -240,19 +239,22 @@ class _Curve:
         return t if (on & told).all() else None
 
     def closing(self, way: Callable, t: np.ndarray) -> float | None:
-        """How far into a step the curve comes back to its start, if it does."""
+        """How far into a step the curve comes back to its beginning, if it does.
+
+        That is `start` on the boundary: beside `start` itself the first step may begin a little behind it.
+        """
         from scipy.optimize import brentq
 
         def ahead(t: float) -> float:
-            return float((way(t) - self.plane.start) @ self.forward)
+            return float((way(t) - self.begin) @ self.forward)
 
         t = np.concatenate([[0.0], t])
-        away = way(t).T - self.plane.start
+        away = way(t).T - self.begin
         side = away @ self.forward
         near = np.hypot(*away[1:].T) <= 2 * np.diff(t) + CLOSE
         for k in np.flatnonzero((side[:-1] < 0) & (side[1:] >= 0) & near):
             at = brentq(ahead, t[k], t[k + 1], xtol=1e-14, rtol=4 * _EPS)
-            if math.dist(way(at), self.plane.start) <= CLOSE * max(1.0, abs(self.plane.start).max()):
+            if math.dist(way(at), self.begin) <= CLOSE * max(1.0, abs(self.begin).max()):
                 return at
         return None
 

@@ -1,5 +1,6 @@
 """nearest_tie: the nearest point of the boundary, by SciPy's optimiser from many certified starts."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,13 +133,14 @@ class _Search:
         ends = np.inf * np.ones((self.Q.shape[1], 2)) * (-1, 1) if box is None else (box - self.origin[:, None])[self.free]
         self.lo, self.hi = ends.T
         self.target = self.Q.T @ (x - self.origin)
+        self.largest = max(1.0, float(abs(self.origin).max(initial=0)))  # z is as coarse as the origin's numbers
         self.random = np.random.default_rng(0)
 
     def best(self) -> NearestTie:
         f, g = self.evaluate(0 * self.target)
         if f == 0:
             return self.result(0 * self.target)
-        starts = [*self.along_inputs(), *self.along_lines(self.spread(g))] or list(self.along_lines(self.downhill(f)))
+        starts = [*self.along_inputs(), *self.along_lines(self.spread(-np.sign(f) * g))] or list(self.along_lines(self.downhill(f)))
         if not starts:
             return NearestTie(np.full(len(self.x), np.nan), np.nan, np.nan, np.nan, False)
         starts.sort(key=self.distance)
@@ -157,7 +159,7 @@ class _Search:
         return np.clip(self.origin + self.Q @ z, *self.box.T)
 
     def distance(self, z: np.ndarray) -> float:
-        return float(np.linalg.norm(z - self.target))
+        return math.hypot(*(z - self.target))  # which does not overflow
 
     def evaluate(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """f and its gradient at z."""
@@ -167,7 +169,8 @@ class _Search:
     def residual(self, z: np.ndarray) -> float:
         """|z − the box's nearest point to target + λ g|, relative to the distance, with the best λ for the inputs not held."""
         pull = self.pull(z, ~self.held(z))
-        return float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)) / self.distance(z))
+        off = float(np.linalg.norm(z - np.clip(pull, self.lo, self.hi)))
+        return off / (self.distance(z) or np.nan) if off else 0.0
 
     def pull(self, z: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """target + λ g with the λ for which that is nearest to z, as far as the inputs `inside` go."""
@@ -186,8 +189,8 @@ class _Search:
     def result(self, z: np.ndarray) -> NearestTie:
         x = self.at(z)
         (margin,), (_, g) = self.net.margin(x[None], self.outputs), self.evaluate(z)
-        distance = float(np.linalg.norm(x - self.x))
-        here = 16 * np.finfo(float).eps * max(1.0, float(abs(x).max(initial=0)))  # as exactly as x can be placed
+        distance = math.dist(x, self.x)
+        here = 16 * np.finfo(float).eps * max(self.largest, float(abs(x).max(initial=0)))  # as exactly as x can be placed
         residual = self.residual(z) if distance > here else 0.0
         tie = abs(margin) <= self.noise + here * np.linalg.norm(g)
         minimum = distance <= here or self.curvature(z) >= -_SURE
@@ -203,13 +206,13 @@ class _Search:
                 yield self.Q[j] * change
 
     def along_lines(self, directions: np.ndarray) -> Iterator[np.ndarray]:
-        """The nearest tie on each line z = s v, for the unit vectors v among `directions` (k, d)."""
+        """The nearest tie on each line z = s v, for the `directions` v (k, d) as far as they lead into the box."""
         w, b = self.net.weights, self.net.biases
         offset = b[0] + self.origin @ w[0]
-        for v in directions:
+        for v in self.inward(directions):
             along = (self.Q @ v) @ w[0]
-            ends = np.concatenate([self.lo / v, self.hi / v])[np.tile(v != 0, 2)]
-            lo, hi = (ends[ends <= 0].max(initial=-np.inf), ends[ends >= 0].min(initial=np.inf))
+            ends = np.sort([self.lo[v != 0] / v[v != 0], self.hi[v != 0] / v[v != 0]], axis=0)
+            lo, hi = ends[0].max(initial=-np.inf), ends[1].min(initial=np.inf)
             if not (lo < hi and np.isfinite(along).all() and np.isfinite(offset).all()):
                 continue
             line = SigmoidMLP((along[None], *w[1:]), (offset, *b[1:]))
@@ -220,8 +223,13 @@ class _Search:
                 if self.is_tie(nearest):
                     yield nearest
 
+    def inward(self, directions: np.ndarray) -> np.ndarray:
+        """The directions without what leads out of the box at once, where the origin lies on its edge."""
+        outward = ((self.lo == 0) & (directions < 0)) | ((self.hi == 0) & (directions > 0))
+        return _units(np.where(outward, 0.0, directions))
+
     def spread(self, g: np.ndarray) -> np.ndarray:
-        """Directions into the space: the gradient's, and others evenly (in a plane) or at random."""
+        """Directions into the space: g, and others evenly (in a plane) or at random, and to corners of the box."""
         d = len(self.target)
         if d == 2:
             angles = np.arange(0.5, _LINES) * np.pi / _LINES
@@ -234,7 +242,7 @@ class _Search:
     def beside(self, z: np.ndarray) -> np.ndarray:
         """Directions around the one of z, from close by to far off."""
         spread = np.geomspace(0.02, 2, _PROBES)[:, None]
-        return _units(_units(z[None]) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
+        return _units(z / (np.linalg.norm(z) or 1.0) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
 
     def downhill(self, f: float) -> np.ndarray:
         """Directions to points on the other side of the boundary, by descent: where it meets no line."""
@@ -339,7 +347,7 @@ class _Search:
 
     def is_tie(self, z: np.ndarray) -> bool:
         f, g = self.evaluate(z)
-        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (1 + abs(self.at(z)).max(initial=0)))
+        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (self.largest + abs(self.at(z)).max(initial=0)))
 
 
 def _hessian(net: SigmoidMLP, x: np.ndarray, Q: np.ndarray, pair: tuple[int, int] | None) -> np.ndarray:

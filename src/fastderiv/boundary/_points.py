@@ -46,10 +46,13 @@ def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: b
     if not good.all():
         k = int(np.argmin(good))
         raise ValueError(f"{name} has the pair {box[k].tolist()} for input {k}; expected lo {'≤' if equal else '<'} hi")
+    if not np.isfinite(box[box[:, 0] == box[:, 1]]).all():
+        raise ValueError(f"{name} has a pair of equal infinities; expected finite numbers where lo = hi")
     return box
 
 
 def rounding(net: SigmoidMLP, outputs: Outputs) -> float:
     """What rounding may add to a margin: it cannot be told from zero within."""
     d, dc = net._last_difference(net._columns(outputs))
-    return 8 * float(np.finfo(float).eps) * float(abs(d).sum() + abs(dc[0]))
+    with np.errstate(over="ignore"):
+        return 8 * float(np.finfo(float).eps) * float(abs(d).sum() + abs(dc[0]))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from .. import SigmoidMLP, trace_boundary
 from .._core import arrays
+from ..boundary._network import _pair
 
 try:
     from matplotlib.axes import Axes
@@ -145,13 +146,14 @@ class BoundaryDisplay:
         """
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+        coordinates = _pair("coordinates", coordinates, net.n_inputs, "inputs")
         data = None if X is None else arrays.finite("X", arrays.float64("X", X))
         if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
             raise ValueError(f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1")
         if bounds is None:
             if data is None:
                 raise ValueError("bounds and X are None; expected one of them")
-            bounds = _span(data[:, list(coordinates)], arrays.number("margin", margin))
+            bounds = _span(data[:, coordinates], arrays.number("margin", margin))
         if at is None and (data is not None or net.n_inputs == 2):
             at = np.zeros(2) if data is None else data.mean(axis=0)
         names = _names(class_names, net)
@@ -198,7 +200,7 @@ class BoundaryDisplay:
         net = SigmoidMLP.from_sklearn(estimator)
         features = getattr(estimator, "feature_names_in_", getattr(X, "columns", None))
         if features is not None:
-            first, second = kwargs.get("coordinates", (0, 1))
+            first, second = _pair("coordinates", kwargs.get("coordinates", (0, 1)), net.n_inputs, "inputs")
             xlabel = str(features[first]) if xlabel is None else xlabel
             ylabel = str(features[second]) if ylabel is None else ylabel
         kwargs.setdefault("class_names", estimator.classes_)
@@ -242,6 +244,8 @@ class BoundaryDisplay:
             _, ax = plt.subplots()
         names = _names(self.class_names, self.network)
         palette = list(COLOURS if class_colors is None else class_colors)
+        if not palette:
+            raise ValueError(f"class_colors is empty; expected one for each of {len(names)} outputs")
         palette = [palette[k % len(palette)] for k in range(len(names))]
         style: dict[str, Any] = {
             "colors": INK,
