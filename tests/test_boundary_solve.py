@@ -177,6 +177,18 @@ def test_enclosures_hold_their_ties_where_squares_of_weights_underflow_or_overfl
         assert np.all(wide.lower <= np.ldexp(narrow.upper, -power))
 
 
+def test_enclosures_stay_within_bounds_near_the_largest_float():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        a = rng.normal(0, 3e-308, 6)
+        s, d = -a * 1e308 * rng.uniform(0, 1.7, 6), rng.normal(0, 1, 6)
+        tie = 10 ** rng.uniform(307.5, 308.1)
+        crossings = alone(along(a, s, d, -along(a, s, d, 0).margin([[tie]])[0]), bounds=(1e307, 1.7e308))
+        assert np.all((crossings.lower >= 1e307) & (crossings.upper <= 1.7e308))
+        assert np.all(crossings.upper[:-1] <= crossings.lower[1:])
+        assert np.any((crossings.lower <= tie) & (tie <= crossings.upper) | (abs(crossings.x / tie - 1) < 1e-9))
+
+
 @pytest.mark.parametrize("far", [1e30, 1e100, 1e300])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_wide_bounds_do_not_widen_enclosures(far, side):

@@ -94,7 +94,7 @@ cdef inline vf error(const Sigmoids *f, vf es) noexcept nogil:
 
 
 cdef inline vf bend(const Sigmoids *f, vf t) noexcept nogil:
-    """How much f' may change within t, M₂ t; infinite where t is."""
+    """How much f' may change within t, M₂ t; ∞ or NaN where t is infinite."""
     return vset1(f.curvature) * (vset1(f.widest) * t)
 
 
