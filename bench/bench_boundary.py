@@ -25,6 +25,7 @@ NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
 ROOTS = {"row by row": 500, "at once": 20_000}
 TIES = {"2-3-2": 40_000, "2-16-2": 8_000, "2-128-2": 1_000, "2-16-16-16-2": 100, "2-64-64-64-2": 10}  # rows of each network
 RANDOM_NETWORKS = 12
+REACH = 10.0  # of a bracket beyond its tie: it ends in the middle to the next tie, or that far out
 
 
 def network(sizes, seed=0):
@@ -156,9 +157,10 @@ class Ties:
         self.peer = Peer(self.net)
         self.crossings = c = self.solve()
         self.rows = np.repeat(self.x2, np.diff(c.indptr))
-        gap = np.minimum(*(np.concatenate([end, gaps, end][1 - side : 3 - side]) for side, (gaps, end) in enumerate([(np.diff(c.x), [1.0])] * 2)))
-        half = np.clip(np.abs(gap) / 4, 1e-9, 0.25)
-        self.lo, self.hi = c.x - half, c.x + half
+        same = np.diff(np.repeat(np.arange(m), np.diff(c.indptr))) == 0
+        middle = (c.x[1:] + c.x[:-1]) / 2
+        self.lo = np.append(-np.inf, np.where(same, middle, -np.inf))[: len(c.x)].clip(min=c.x - REACH)
+        self.hi = np.append(np.where(same, middle, np.inf), np.inf)[: len(c.x)].clip(max=c.x + REACH)
         good = c.unique & (self.margin(self.lo, self.rows) * self.margin(self.hi, self.rows) < 0)
         self.lo, self.hi, self.rows, self.x = self.lo[good], self.hi[good], self.rows[good], c.x[good]
         assert len(self.x) == 0 or np.abs(self.find_root() - self.x).max() < 1e-8 * (1 + np.abs(self.x).max())
