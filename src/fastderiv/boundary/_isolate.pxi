@@ -63,7 +63,7 @@ cdef struct Block:                      # one task, in scratch
 
 cdef struct Verdict:                    # bit i: lane i
     unsigned none, one, any
-    vf guess, slope, negative           # where the root may be, least |f'|, and f at the left end
+    vf fl, fr, slope                    # f at both ends, least |f'|
 
 cdef enum:
     MOST_BREAKS = 16
@@ -115,7 +115,7 @@ cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real 
     cdef vf fl = vset1(f.c), fr = fl, low = fl, high = fl, m = vset1(0), M = m, T = m
     cdef vf yl, yr, pl, pr, top, bottom, E, Ep, w, A, B, p, drop, zero = vset1(0)
     cdef ix i
-    cdef unsigned same, monotone, two_slopes, flat
+    cdef unsigned same, monotone, flat
     for i in range(count_units(f, H)):
         yl, yr = vload(ql + i * VL), vload(qr + i * VL)
         pl, pr = dsigma(yl), dsigma(yr)
@@ -138,17 +138,17 @@ cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real 
     if f.few:
         monotone = ~0
     flat = vlt(vmax(vabs(fl), vabs(fr)) + 0.5 * w * vmax(M, -m), 4.0 * E)
-    A, B, p = vabs(fl) - 3.0 * E, vabs(fr) - 3.0 * E, m
-    m, M = vsel_neg(fl, -M, m), vsel_neg(fl, -p, M)     # f < 0: turned around
-    p = M / (M - m)
-    drop = (m * w) * p
-    two_slopes = vlt(zero, (A * p + B * (vset1(1) - p)) + drop) & vlt(zero, A) & vlt(zero, B) & vlt(m, zero) & vlt(zero, M)
-    v.none = vlt(E, low) | vlt(high, -E) | (same & (monotone | two_slopes))
+    v.none = vlt(E, low) | vlt(high, -E) | (same & monotone)
+    if same & ~v.none:
+        A, B, p = vabs(fl) - 3.0 * E, vabs(fr) - 3.0 * E, m
+        m, M = vsel_neg(fl, -M, m), vsel_neg(fl, -p, M)         # f < 0: turned around
+        p = M / (M - m)
+        drop = (m * w) * p
+        v.none |= same & vlt(zero, (A * p + B * (vset1(1) - p)) + drop) & vlt(zero, A) & vlt(zero, B) & vlt(m, zero) & vlt(zero, M)
     v.one = ((vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))) & monotone & ~v.none
     v.any = flat | ~(vlt(4.0 * E, high) | vlt(low, -4.0 * E)) | vlt(w, vset1(1e-300))
     v.any = (v.any | (vlt(w, 8 * ROUND * vmax(vabs(l), vabs(r))) & vlt(w, vset1(INFINITY)))) & ~v.none & ~v.one
-    v.guess = vmin(vmax(vfma(w, fl / (fl - fr), l), l), r)
-    v.negative = fl
+    v.fl, v.fr = fl, fr
 
 
 cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
@@ -167,9 +167,9 @@ cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real
     rest = live & ~one & ~v.any
     if one:
         push(&b.bracket, 0, row, one)
-        push(&b.bracket, 1, vsel_neg(v.negative, l, r), one)
-        push(&b.bracket, 2, vsel_neg(v.negative, r, l), one)
-        push(&b.bracket, 3, v.guess, one)
+        push(&b.bracket, 1, vsel_neg(v.fl, l, r), one)
+        push(&b.bracket, 2, vsel_neg(v.fl, r, l), one)
+        push(&b.bracket, 3, vmin(vmax(vfma(r - l, v.fl / (v.fl - v.fr), l), l), r), one)
         push(&b.bracket, 4, v.slope, one)
         b.bracket.n += vcount(one)
     if rest:
