@@ -67,7 +67,7 @@ def work(net, x, bounds=LINE):
     """How many enclosures each row took."""
     solver, _ = _solver(net, net._columns((0, 1)), 0)
     solver.work = np.zeros(len(x), np.intp)
-    solver.solve(x, *bounds, 1e-12)
+    solver.solve(x, *bounds, 1e-12, solver.room(len(x)), _kernels.Listing(len(x)))
     return solver.work
 
 

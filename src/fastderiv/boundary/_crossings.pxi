@@ -89,25 +89,54 @@ cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix
         found.count[first + row] = at - k
 
 
+cdef class Listing:
+    """The enclosures of all rows of a call, row after row, in arrays that grow."""
+    cdef ix rows, n, cap                # rows that are listed, enclosures, and room for these
+    cdef cnp.ndarray count, lower, upper, x, unique
+
+    def __cinit__(self, ix rows):
+        self.cap = rows + 64
+        self.count = np.zeros(rows + 1, np.intp)        # from 1 on
+        self.lower, self.upper, self.x = (np.empty(self.cap) for _ in range(3))
+        self.unique = np.empty(self.cap, np.bool_)
+
+    cdef int reserve(self, ix more) except -1:
+        if self.n + more > self.cap:
+            self.resize(self.n + more + self.cap // 2)
+        return 0
+
+    cdef int resize(self, ix cap) except -1:
+        self.cap = cap
+        for array in (self.lower, self.upper, self.x, self.unique):
+            array.resize(cap, refcheck=False)
+        return 0
+
+    def arrays(self):
+        """indptr (m + 1,), x, lower, upper, unique (k,).  Nothing can be listed any more."""
+        self.resize(self.n)
+        return np.cumsum(self.count, out=self.count), self.x, self.lower, self.upper, self.unique
+
+
 cdef class Segments:
     """Memory for the enclosures of up to so many rows, in tasks of `task_rows`, `cap` for each task."""
     cdef Found found
     cdef ix tasks, rows, task_rows
-    cdef cnp.ndarray count, needed, lower, upper, x, unique
+    cdef cnp.ndarray needed, lower, upper, x, unique
 
     def __cinit__(self, ix rows, ix task_rows, ix cap):
         cdef ix tasks = (rows + task_rows - 1) // task_rows
         self.task_rows = task_rows
-        self.count, self.needed = np.empty(rows, np.intp), np.empty(tasks, np.intp)
+        self.needed = np.empty(tasks, np.intp)
         self.lower, self.upper, self.x = (np.empty(tasks * cap) for _ in range(3))
         self.unique = np.empty(tasks * cap, np.bool_)
-        self.found.count, self.found.needed = <ix *>cnp.PyArray_DATA(self.count), <ix *>cnp.PyArray_DATA(self.needed)
+        self.found.needed = <ix *>cnp.PyArray_DATA(self.needed)
         self.found.lower, self.found.upper = <real *>cnp.PyArray_DATA(self.lower), <real *>cnp.PyArray_DATA(self.upper)
         self.found.x, self.found.unique = <real *>cnp.PyArray_DATA(self.x), <char *>cnp.PyArray_DATA(self.unique)
         self.found.cap = cap
 
-    cdef void reset(self, ix rows) noexcept:
+    cdef void reset(self, ix rows, Listing to) noexcept:
         self.rows, self.tasks = rows, (rows + self.task_rows - 1) // self.task_rows
+        self.found.count = <ix *>cnp.PyArray_DATA(to.count) + to.rows + 1
 
     cdef ix most(self) noexcept:
         """What the greediest task needed."""
@@ -116,24 +145,22 @@ cdef class Segments:
             most = max(most, self.found.needed[i])
         return most
 
-    cdef tuple collect(self):
-        """count (rows,), lower, upper, x, unique (k,), the segments one behind the other."""
+    cdef int append(self, Listing to) except -1:
+        """List the segments, one behind the other."""
         cdef const Found *f = &self.found
-        cdef ix total = 0, i, n, row, at = 0
-        cdef cnp.ndarray lower, upper, x, unique
-        for row in range(self.rows):
-            total += f.count[row]
-        lower, upper, x, unique = np.empty(total), np.empty(total), np.empty(total), np.empty(total, np.bool_)
+        cdef ix i, n, row
         for i in range(self.tasks):
             n = 0
             for row in range(i * self.task_rows, min(self.rows, (i + 1) * self.task_rows)):
                 n += f.count[row]
-            memcpy(<real *>cnp.PyArray_DATA(lower) + at, f.lower + i * f.cap, n * sizeof(real))
-            memcpy(<real *>cnp.PyArray_DATA(upper) + at, f.upper + i * f.cap, n * sizeof(real))
-            memcpy(<real *>cnp.PyArray_DATA(x) + at, f.x + i * f.cap, n * sizeof(real))
-            memcpy(<char *>cnp.PyArray_DATA(unique) + at, f.unique + i * f.cap, n)
-            at += n
-        return self.count[: self.rows].copy(), lower, upper, x, unique
+            to.reserve(n)
+            memcpy(<real *>cnp.PyArray_DATA(to.lower) + to.n, f.lower + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(to.upper) + to.n, f.upper + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(to.x) + to.n, f.x + i * f.cap, n * sizeof(real))
+            memcpy(<char *>cnp.PyArray_DATA(to.unique) + to.n, f.unique + i * f.cap, n)
+            to.n += n
+        to.rows += self.rows
+        return 0
 
 
 cdef class Solver:
@@ -150,16 +177,16 @@ cdef class Solver:
         """Segments for so many rows at a time; without `cap`, for eight enclosures a row on average."""
         return Segments(rows, self.task_rows(), cap or 8 * self.task_rows())
 
-    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Segments room=None):
-        """X (m, n_in − 1), float64 of any strides -> count (m,), lower, upper, x, unique (k,)."""
+    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Segments room, Listing to):
+        """List the enclosures of the rows X (m, n_in − 1), float64 of any strides."""
         cdef ix half
-        if room is None:
-            room = self.room(X.shape[0])
-        room.reset(X.shape[0])
+        room.reset(X.shape[0], to)
         self.search(X, lo, hi, xtol, room)
         if room.most() <= room.found.cap:
-            return room.collect()
-        if room.tasks == 1:                             # its segment was too small
-            return self.solve(X, lo, hi, xtol, self.room(room.rows, room.most()))
-        half = room.tasks // 2 * room.task_rows
-        return tuple(map(np.concatenate, zip(self.solve(X[:half], lo, hi, xtol, room), self.solve(X[half:], lo, hi, xtol, room))))
+            room.append(to)
+        elif room.tasks == 1:                           # its segment was too small
+            self.solve(X, lo, hi, xtol, self.room(room.rows, room.most()), to)
+        else:
+            half = room.tasks // 2 * room.task_rows
+            self.solve(X[:half], lo, hi, xtol, room, to)
+            self.solve(X[half:], lo, hi, xtol, room, to)

@@ -14,7 +14,7 @@ from ._expsum import ExponentialSum, _integers
 from ._network import Outputs, SigmoidMLP, _kernels
 from ._roots import _others
 
-_BLOCK = 1 << 14  # rows at a time: their enclosures take some MiB before they are joined
+_BLOCK = 1 << 14  # rows at a time: their enclosures take some MiB before they are listed
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
 _TINY = 5e-324
 _SMALL = 1e-290  # multiplied by a power of two, numbers above lose no bits
@@ -132,7 +132,7 @@ def solve_x1(
 
     One row costs about 0.1 µs with three hidden units and 0.8 µs with 16; 25 µs with three layers of 16 units and 0.3 ms
     with three of 64.  A row's result does not depend on the others, the strides or the number of threads.  Memory beside
-    the result is one copy of it, some MiB, and at most 1 MiB a thread up to width 256.
+    the result is some MiB, and at most 1 MiB a thread up to width 256.
 
     References
     ----------
@@ -157,22 +157,13 @@ def solve_x1(
     if not 0 < xtol < math.inf:
         raise ValueError(f"xtol is {xtol}; expected a positive number")
     solver, root_bound = _solver(net, pair, coordinate)
-    parts, room = [], solver.room(min(len(x), _BLOCK))
+    room, listing = solver.room(min(len(x), _BLOCK)), _kernels.Listing(len(x))
     with reporting(progress, len(x), "solve_x1") as done:
         for first in range(0, len(x), _BLOCK):
-            parts.append(solver.solve(x[first : first + _BLOCK], lo, hi, xtol, room))
+            solver.solve(x[first : first + _BLOCK], lo, hi, xtol, room, listing)
             if done:
                 done(min(first + _BLOCK, len(x)))
-    return _joined(parts, root_bound)
-
-
-def _joined(parts: list, root_bound: int | None) -> Crossings:
-    if not parts:
-        parts = [(np.empty(0, np.intp), *(np.empty(0) for _ in range(3)), np.empty(0, np.bool_))]
-    count, lower, upper, x, unique = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    indptr = np.zeros(len(count) + 1, np.intp)
-    np.cumsum(count, out=indptr[1:])
-    return Crossings(indptr, x, lower, upper, unique, np.ones(len(count), np.bool_), root_bound)
+    return Crossings(*listing.arrays(), np.ones(len(x), np.bool_), root_bound)
 
 
 def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
