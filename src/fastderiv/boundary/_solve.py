@@ -14,7 +14,7 @@ from ._expsum import ExponentialSum, _integers
 from ._network import Outputs, SigmoidMLP, _kernels
 from ._roots import _others
 
-_BLOCK = 1 << 14  # rows at a time: their enclosures take some MiB before they are listed
+_BLOCK = 1 << 16  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
 _TINY = 5e-324
 _SMALL = 1e-290  # multiplied by a power of two, numbers above lose no bits
@@ -132,7 +132,7 @@ def solve_x1(
 
     One row costs about 0.1 µs with three hidden units and 0.8 µs with 16; 25 µs with three layers of 16 units and 0.3 ms
     with three of 64.  A row's result does not depend on the others, the strides or the number of threads.  Memory beside
-    the result is some MiB, and at most 1 MiB a thread up to width 256.
+    the result is up to 10 MiB, and at most 1 MiB a thread up to width 256.
 
     References
     ----------
