@@ -152,19 +152,19 @@ cdef int run_layer(Layer *a, cnp.ndarray like) except -1:
     return run(layer_task, a, (a.rows + a.task_rows - 1) // a.task_rows * a.blocks, 0, pass_over)
 
 
-def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve):
-    """x (K, m) = φ(x + bias), in place; contiguous, as are bias (m,) or None."""
+def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out):
+    """OUT out (K, m) = φ(x + bias), which may be x; contiguous, as are bias (m,) or None."""
     cdef Layer a
     if cnp.PyArray_SIZE(x) == 0:
         return
     room = set_bias(&a, bias, x)
-    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
     a.dy, a.sums, a.curve = NULL, NULL, curve
     run_layer(&a, x)
 
 
-def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve):
-    """x (K, m) = dy ⊙ φ'(x + bias), in place.  With a bias, what `column_groups` says of the result; else None."""
+def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out):
+    """OUT out (K, m) = dy ⊙ φ'(x + bias), which may be x.  With a bias, what `column_groups` says of it; else None."""
     cdef Layer a
     cdef cnp.ndarray sums = None
     a.sums = NULL
@@ -173,7 +173,7 @@ def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve):
     if cnp.PyArray_SIZE(x) == 0:
         return sums
     room = set_bias(&a, bias, x)
-    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
     a.dy, a.curve = <real *>cnp.PyArray_DATA(dy), curve
     run_layer(&a, x)
     return sums
