@@ -204,7 +204,7 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
     p.vectors, p.total = (units + VL - 1) // VL, n0 + n1 + n2
     p.n[0], p.n[1], p.n[2] = n0, n1, n2
     p.segments = segments
-    cdef cnp.ndarray room = np.zeros(p.vectors * VL * p.total, weights.dtype)
+    cdef cnp.ndarray room = numbers(p.vectors * VL * p.total, True)
     p.w = to = <real *>cnp.PyArray_DATA(room)
     while v < p.vectors:
         V = BLOCK_VECTORS if v + BLOCK_VECTORS <= p.vectors else 1
@@ -218,32 +218,39 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
 
 # ---- forward: a = W_in x + W_west h_west + W_north h_north + b, h = φ(a) ------------------------------------------------
 
-cdef inline void finish_row(const real *z, real *h, real *slope, ix n, const Curve curve, const bint keep) noexcept nogil:
-    """OUT h (n,) = φ(z), and slope = φ'(z) if `keep`; z is readable up to whole vectors."""
-    cdef real pad[2][64]
+cdef inline void finish_rows(const Grid *g, const Chunk *c, const Curve curve, const bint keep) noexcept nogil:
+    """OUT h = φ(z), and slope = φ'(z) if `keep`; z is readable up to whole vectors, so that φ stands here once for all."""
+    cdef ix r, u, some, ldz = g.panels.vectors * VL
+    cdef real *h
+    cdef real *slope
     cdef vf s
-    cdef ix u = 0
-    while u + VL <= n:
-        vstore(h + u, phi_slope(vload(z + u), &s, curve, keep))
-        if keep:
-            vstore(slope + u, s)
-        u += VL
-    if u < n:
-        vstore(pad[0], phi_slope(vload(z + u), &s, curve, keep))
-        memcpy(h + u, pad[0], (n - u) * sizeof(real))
-        if keep:
-            vstore(pad[1], s)
-            memcpy(slope + u, pad[1], (n - u) * sizeof(real))
-
-
-cdef inline void finish_rows(const Grid *g, const Chunk *c, const real *z, const Curve curve) noexcept nogil:
-    cdef ix r, b, i, j, ldz = g.panels.vectors * VL
     for r in range(c.n):
-        b, i, j = c.item[r], c.i[r], c.j[r]
-        if g.slope.p is NULL:
-            finish_row(z + r * ldz, cell(&g.h, b, i, j), NULL, g.H, curve, False)
-        else:
-            finish_row(z + r * ldz, cell(&g.h, b, i, j), cell(&g.slope, b, i, j), g.H, curve, True)
+        h = cell(&g.h, c.item[r], c.i[r], c.j[r])
+        slope = cell(&g.slope, c.item[r], c.i[r], c.j[r]) if keep else NULL
+        u = 0
+        while u < g.H:
+            some = min(<ix>VL, g.H - u)
+            store_some(h + u, phi_slope(vload(c.z + r * ldz + u), &s, curve, keep), some)
+            if keep:
+                store_some(slope + u, s, some)
+            u += VL
+
+
+cdef inline void finish_chunk(const Grid *g, const Chunk *c, const bint keep) noexcept nogil:
+    if g.curve == IDENTITY:
+        finish_rows(g, c, IDENTITY, keep)
+    elif g.curve == SIGMOID:
+        finish_rows(g, c, SIGMOID, keep)
+    elif g.curve == TANH:
+        finish_rows(g, c, TANH, keep)
+    elif g.curve == RELU:
+        finish_rows(g, c, RELU, keep)
+    elif g.curve == SOFTPLUS:
+        finish_rows(g, c, SOFTPLUS, keep)
+    elif g.curve == SILU:
+        finish_rows(g, c, SILU, keep)
+    else:
+        finish_rows(g, c, GELU, keep)
 
 
 cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
@@ -259,20 +266,10 @@ cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
             prefetch(&g.x, b, i, j + 1)
             prefetch(&g.h, b, i, j + 1)
     rows_times(&g.panels, c.rows, c.n, z)
-    if g.curve == IDENTITY:
-        finish_rows(g, c, z, IDENTITY)
-    elif g.curve == SIGMOID:
-        finish_rows(g, c, z, SIGMOID)
-    elif g.curve == TANH:
-        finish_rows(g, c, z, TANH)
-    elif g.curve == RELU:
-        finish_rows(g, c, z, RELU)
-    elif g.curve == SOFTPLUS:
-        finish_rows(g, c, z, SOFTPLUS)
-    elif g.curve == SILU:
-        finish_rows(g, c, z, SILU)
+    if g.slope.p is NULL:
+        finish_chunk(g, c, False)
     else:
-        finish_rows(g, c, z, GELU)
+        finish_chunk(g, c, True)
 
 
 # ---- adjoint: ā = (h̄ + W_westᵀ ā_east + W_northᵀ ā_south) ⊙ φ' ---------------------------------------------------------
@@ -412,7 +409,7 @@ cdef void adjoint_task(void *args, ix t, Worker *worker) noexcept nogil:
     settle(&g, c, share)
 
 
-cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a):
+cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a) noexcept:
     """Contiguous; `a` may be None."""
     c.p = NULL
     if a is not None:
@@ -438,14 +435,14 @@ cdef tuple set_grid(Grid *g, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bia
     set_cells(&g.h, g, g.H, None)
     set_cells(&g.slope, g, g.H, None)
     panels = set_panels(&g.panels, weights, 3, g.D, g.H, g.H)
-    cdef cnp.ndarray b = np.zeros(whole(g.H), x.dtype), zeros = np.zeros(max(g.D, g.H), x.dtype)
+    cdef cnp.ndarray b = numbers(whole(g.H), True), nothing = numbers(max(g.D, g.H), True)
+    g.bias, g.zeros = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(nothing)
     if bias is not None:
-        b[:g.H] = bias
-    g.bias, g.zeros = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(zeros)
-    return panels, b, zeros
+        memcpy(g.bias, cnp.PyArray_DATA(bias), g.H * sizeof(real))
+    return panels, b, nothing
 
 
-def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, Curve curve):
+def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, Curve curve, /):
     """OUT h (Bt, G1, G2, H).  x (Bt, G1, G2, D); weights (D + 2H, H), those of x, west and north one above the other;
     bias (H,) or None.  All contiguous, no axis empty but D."""
     cdef Grid g
@@ -456,7 +453,7 @@ def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarr
 
 
 def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray W_in, cnp.ndarray turned,
-                 cnp.ndarray dx, Curve curve):
+                 cnp.ndarray dx, Curve curve, /):
     """OUT dx.  Returned, in float64 shares (tasks, H, ≥ D + 2H + 1) to be added up: the gradient of
     [W_in | W_west | W_north | b].  x, weights and bias as above; turned (2H, H): W_west and W_north one above the other."""
     cdef Grid g
