@@ -7,85 +7,14 @@
 from libc.string cimport memcpy, memset
 from fastderiv._core.simd cimport vprefetch
 
-cdef extern from *:
-    """
-    enum { BLOCK_ROWS = 6, BLOCK_VECTORS = VB == 64 ? 4 : 2 };  /* what 32 or 16 registers hold */
-
-    /* z[r, :] += sum over segments s and k < n[s] of rows[s·step + r][k] · w[s, k, :], R rows by V vectors in registers */
-    VINL void block_times(const real *const *rows, ptrdiff_t step, int segments, const ptrdiff_t *n, const real *w,
-                          real *z, ptrdiff_t ldz, const int R, const int V)
-    {
-        vf acc[BLOCK_ROWS][BLOCK_VECTORS];
-        const real *a[BLOCK_ROWS];
-        ptrdiff_t k;
-        int r, v, s;
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) acc[r][v] = vload(z + r * ldz + v * VL);
-        for (s = 0; s < segments; s++, rows += step) {
-    # pragma GCC unroll 8
-            for (r = 0; r < R; r++) a[r] = rows[r];
-            for (k = 0; k < n[s]; k++, w += V * VL) {
-                vf b[BLOCK_VECTORS];
-    # pragma GCC unroll 4
-                for (v = 0; v < V; v++) b[v] = vload(w + v * VL);
-    # pragma GCC unroll 8
-                for (r = 0; r < R; r++) {
-                    const vf x = vset1(a[r][k]);
-    # pragma GCC unroll 4
-                    for (v = 0; v < V; v++) acc[r][v] = vfma(x, b[v], acc[r][v]);
-                }
-            }
-        }
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) vstore(z + r * ldz + v * VL, acc[r][v]);
-    }
-
-    /* z[r, :] += sum over k < n of rows[k][r] · b[k, :], R rows by V vectors */
-    VINL void block_outer(const real *const *rows, ptrdiff_t at, ptrdiff_t n, const real *b, ptrdiff_t ldb,
-                          real *z, ptrdiff_t ldz, const int R, const int V)
-    {
-        vf acc[BLOCK_ROWS][BLOCK_VECTORS];
-        ptrdiff_t k;
-        int r, v;
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) acc[r][v] = vset1(0);
-        for (k = 0; k < n; k++, b += ldb) {
-            const real *a = rows[k] + at;
-            vf y[BLOCK_VECTORS];
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) y[v] = vload(b + v * VL);
-    # pragma GCC unroll 8
-            for (r = 0; r < R; r++) {
-                const vf x = vset1(a[r]);
-    # pragma GCC unroll 4
-                for (v = 0; v < V; v++) acc[r][v] = vfma(x, y[v], acc[r][v]);
-            }
-        }
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) vstore(z + r * ldz + v * VL, vload(z + r * ldz + v * VL) + acc[r][v]);
-    }
-    """
-    enum: BLOCK_ROWS, BLOCK_VECTORS
-    void block_outer(const real *const *rows, ix at, ix n, const real *b, ix ldb, real *z, ix ldz, int R, int V) noexcept nogil
-    void block_times(const real *const *rows, ix step, int segments, const ix *n, const real *w, real *z, ix ldz,
-                     int R, int V) noexcept nogil
-
 cdef enum:
-    CHUNK = 8 * BLOCK_ROWS              # rows worked on between two looks at the weights
+    CHUNK = 8 * TALL                    # rows worked on between two looks at the weights
     ENOUGH = 24                         # rows on an average diagonal of a task
     SHARES = 16                         # of the weights' gradients, at most: one to a task of the adjoint
     CHUNKS = 32                         # summed up before they go into a share
 
 
-cdef struct Panels:                     # weights (k, units) cut into panels of BLOCK_VECTORS vectors, then single ones
+cdef struct Panels:                     # weights (k, units) cut into panels of WIDE vectors, then single ones
     const real *w                       # zero padded
     ix vectors                          # over all panels
     ix total                            # k over all segments
@@ -148,22 +77,22 @@ cdef inline void prefetch(const Cells *c, ix item, ix i, ix j) noexcept nogil:
 cdef inline void rows_times_panel(const Panels *p, const real *const *rows, ix n, const real *w,
                                   real *z, ix ldz, const int V) noexcept nogil:
     cdef ix r = 0
-    while r + BLOCK_ROWS <= n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, BLOCK_ROWS, V)
-        r += BLOCK_ROWS
+    while r + TALL <= n:
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, TALL, V)
+        r += TALL
     while r + 2 <= n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 2, V)
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 2, V)
         r += 2
     if r < n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 1, V)
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 1, V)
 
 
 cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z) noexcept nogil:
     """z (n, vectors · VL) += rows · weights; the rows of a segment begin CHUNK pointers behind those of the one before."""
     cdef ix v = 0, ldz = p.vectors * VL
-    while v + BLOCK_VECTORS <= p.vectors:
-        rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, BLOCK_VECTORS)
-        v += BLOCK_VECTORS
+    while v + WIDE <= p.vectors:
+        rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, WIDE)
+        v += WIDE
     while v < p.vectors:
         rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, 1)
         v += 1
@@ -172,23 +101,23 @@ cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z) no
 cdef inline void outer_panel(const real *const *rows, ix n, ix units, const real *b, real *z, ix width,
                              const int V) noexcept nogil:
     cdef ix u = 0
-    while u + BLOCK_ROWS <= units:
-        block_outer(rows, u, n, b, width, z + u * width, width, BLOCK_ROWS, V)
-        u += BLOCK_ROWS
+    while u + TALL <= units:
+        tile_outer(rows, u, n, b, width, z + u * width, width, TALL, V)
+        u += TALL
     while u + 2 <= units:
-        block_outer(rows, u, n, b, width, z + u * width, width, 2, V)
+        tile_outer(rows, u, n, b, width, z + u * width, width, 2, V)
         u += 2
     if u < units:
-        block_outer(rows, u, n, b, width, z + u * width, width, 1, V)
+        tile_outer(rows, u, n, b, width, z + u * width, width, 1, V)
 
 
 cdef void add_outer(const real *const *rows, ix n, ix units, const real *b, real *z, ix width) noexcept nogil:
     """z (units, width) += rowsᵀ b, n rows of `units` and b (n, width); their sum is formed before it is added."""
     cdef ix v = 0
-    while v + BLOCK_VECTORS * VL <= width:
-        outer_panel(rows, n, units, b + v, z + v, width, BLOCK_VECTORS)
-        v += BLOCK_VECTORS * VL
-    if BLOCK_VECTORS > 2 and v + 2 * VL <= width:
+    while v + WIDE * VL <= width:
+        outer_panel(rows, n, units, b + v, z + v, width, WIDE)
+        v += WIDE * VL
+    if WIDE > 2 and v + 2 * VL <= width:
         outer_panel(rows, n, units, b + v, z + v, width, 2)
         v += 2 * VL
     while v < width:
@@ -207,7 +136,7 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
     cdef cnp.ndarray room = numbers(p.vectors * VL * p.total, True)
     p.w = to = <real *>cnp.PyArray_DATA(room)
     while v < p.vectors:
-        V = BLOCK_VECTORS if v + BLOCK_VECTORS <= p.vectors else 1
+        V = WIDE if v + WIDE <= p.vectors else 1
         for k in range(p.total):
             for u in range(v * VL, min((v + V) * VL, units)):
                 to[u - v * VL] = src[k * units + u]
