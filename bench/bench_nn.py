@@ -34,7 +34,7 @@ def agree(ours, theirs, name, tolerance):
 
 
 def dense_peers(X, W, b, dY):
-    """What computes the layer with σ there and back, and parts of it: functions of no arguments, by name."""
+    """The layer with σ, by name; and what else computes it or its products, by name, with the name of what to compare it to."""
     products = [np.empty_like(X) for _ in range(3)]
 
     def forward():
@@ -43,24 +43,38 @@ def dense_peers(X, W, b, dY):
     def both():
         return forward(), *fd.dense_vjp(dY, X, W, b, activation="sigmoid")
 
+    def both_cached():
+        Y, cache = fd.dense(X, W, b, activation="sigmoid", return_cache=True)
+        return Y, *fd.dense_vjp(dY, X, W, b, activation="sigmoid", cache=cache)
+
     def one_product():
         np.matmul(X, W, out=products[0])
 
     def three_products():
+        return X @ W, dY @ W.T, X.T @ dY
+
+    def three_in_place():
         one_product()
         np.matmul(dY, W.T, out=products[1])
         np.matmul(X.T, dY, out=products[2])
 
-    def four_products():
+    def four_in_place():
         one_product()
-        three_products()
+        three_in_place()
 
     def numpy_layer():
         Y = 1 / (1 + np.exp(-(X @ W + b)))
         dN = dY * Y * (1 - Y)
         return Y, dN @ W.T, X.T @ dN, dN.sum(0)
 
-    peers = {"3 products": three_products, "4 products": four_products, "NumPy, Y kept": numpy_layer}
+    ours = {"dense": forward, "dense + vjp, cache": both_cached, "dense + vjp, no cache": both}
+    peers = {
+        "1 product, in place": ("dense", one_product),
+        "3 products": ("dense + vjp, cache", three_products),
+        "3 products, in place": ("dense + vjp, cache", three_in_place),
+        "4 products, in place": ("dense + vjp, no cache", four_in_place),
+        "NumPy, Y kept": ("dense + vjp, cache", numpy_layer),
+    }
     if torch:
         leaves = [torch.from_numpy(a).requires_grad_() for a in (X, W, b)]
         adjoint = torch.from_numpy(dY)
@@ -69,26 +83,28 @@ def dense_peers(X, W, b, dY):
             Y = torch.sigmoid(torch.addmm(leaves[2], leaves[0], leaves[1]))
             return Y.detach().numpy(), *(g.numpy() for g in torch.autograd.grad(Y, leaves, adjoint))
 
-        peers["PyTorch, Y kept"] = pytorch
-    return forward, one_product, both, peers
+        peers["PyTorch, Y kept"] = ("dense + vjp, cache", pytorch)
+    return ours, peers
 
 
 def dense_results(rounds: int, threads: int) -> Iterator[Result]:
-    """Against the products alone: the three of a layer that keeps its result, and the four that there are as nothing is kept."""
+    """With a cache against the three products of a layer that keeps what it needs, without one against the four that there are.
+
+    In place: into memory that exists, where `dense` and `dense_vjp` return new arrays.
+    """
     n = 1024
     for dtype in np.float32, np.float64:
         rng = np.random.default_rng(0)
         X, W, dY = (rng.normal(size=(n, n)).astype(dtype) for _ in range(3))
-        forward, one_product, both, peers = dense_peers(X, W / 32, rng.normal(size=n).astype(dtype), dY)
-        for name, peer in peers.items():
+        ours, peers = dense_peers(X, W / 32, rng.normal(size=n).astype(dtype), dY)
+        agree(ours["dense + vjp, cache"](), ours["dense + vjp, no cache"](), "the layer with a cache", 1e-30)
+        for name, (counterpart, peer) in peers.items():
             if name.endswith("kept"):
-                agree(both(), peer(), name, 1e-4 if dtype == np.float32 else 1e-12)
+                agree(ours[counterpart](), peer(), name, 1e-4 if dtype == np.float32 else 1e-12)
         label = f"({n}, {n}, {n}) sigmoid {np.dtype(dtype)}{suffix(threads)}"
-        t = interleave({"fastderiv": forward, "1 product": one_product}, rounds=rounds)
-        yield compare(f"dense {label}", t, "fastderiv", "1 product", "call", 1)
-        t = interleave({"fastderiv": both, **peers}, rounds=rounds)
-        for peer in peers:
-            yield compare(f"dense + vjp {label}", t, "fastderiv", peer, "call", 1)
+        t = interleave(ours | {name: peer for name, (_, peer) in peers.items()}, rounds=rounds)
+        for name, (counterpart, _) in peers.items():
+            yield compare(f"{counterpart} {label}", t, counterpart, name, "call", 1)
 
 
 # ---- grid RNN --------------------------------------------------------------------------------------------------------------

@@ -135,6 +135,79 @@ def test_columns_as_samples_are_transposed_views():
         assert error(ours.T, exact) < 1e-15
 
 
+# ---- caches --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("name", [*NAMES, None, (np.sin, np.cos)])
+def test_a_cache_gives_the_same_bits_any_number_of_times(name, dtype):
+    for shape, with_bias in itertools.product(SHAPES, (True, False)):
+        dY, X, W, b = problem(*shape, dtype)
+        b = b if with_bias else None
+        Y, cache = fd.dense(3 * X, W, b, activation=name, return_cache=True)
+        assert same_bits(Y, fd.dense(3 * X, W, b, activation=name))
+        for adjoint in dY, np.cos(dY), dY:
+            grads = fd.dense_vjp(adjoint, 3 * X, W, b, activation=name)
+            for a, e in zip(fd.dense_vjp(adjoint, 3 * X, W, b, activation=name, cache=cache), grads, strict=True):
+                assert a is e is None or same_bits(a, e)
+
+
+def test_with_a_cache_the_product_is_not_computed_again():
+    """X then only matters to dW, as the page has it."""
+    dY, X, W, b = problem(20, 5, 4)
+    for name in "sigmoid", (np.sin, np.cos):
+        _, cache = fd.dense(X, W, b, activation=name, return_cache=True)
+        lost = np.full_like(X, np.nan)
+        grads = fd.dense_vjp(dY, lost, W, b, activation=name, cache=cache)
+        assert same_bits(grads.dX, fd.dense_vjp(dY, X, W, b, activation=name).dX) and np.isnan(grads.dW).all()
+
+
+def test_a_cache_is_not_of_the_callers_memory():
+    """What is done to the result, to `out` or by a callable to what it is given, never changes a cache."""
+    dY, X, W, bias = problem(20, 5, 4)
+    in_place = lambda x: np.sin(x, out=x), lambda x: np.cos(x, out=x)
+    for name, b in itertools.product(("gelu", in_place), (bias, None)):
+        exact = fd.dense_vjp(dY, X, W, b, activation=name)
+        out = np.zeros((4, 20)).T
+        Y, cache = fd.dense(X, W, b, activation=name, out=out, return_cache=True)
+        assert Y is out and same_bits(Y.copy("C"), fd.dense(X, W, b, activation=name))
+        out[...] = 7
+        Y, again = fd.dense(X, W, b, activation=name, return_cache=True)
+        Y[...] = 7
+        for c in cache, cache, again:
+            grads = fd.dense_vjp(dY, X, W, b, activation=name, cache=c)
+            assert all(a is e is None or same_bits(a, e) for a, e in zip(grads, exact, strict=True))
+
+
+def test_the_references_cache_changes_nothing():
+    dY, X, W, b = problem()
+    Y, cache = reference.dense(X, W, b, activation="tanh", return_cache=True)
+    grads = reference.dense_vjp(dY, X, W, b, activation="tanh")
+    assert same_bits(Y, reference.dense(X, W, b, activation="tanh"))
+    assert all(same_bits(a, e) for a, e in zip(reference.dense_vjp(dY, X, W, b, activation="tanh", cache=cache), grads, strict=True))
+
+
+def test_another_calls_cache_is_refused():
+    dY, X, W, b = problem()
+    cache = fd.dense(X, W, b, activation="tanh", return_cache=True)[1]
+    single = fd.dense(*(a.astype(np.float32) for a in (X, W, b)), activation="tanh", return_cache=True)[1]
+    rows, inputs = (fd.dense(*problem(*s)[1:], activation="tanh", return_cache=True)[1] for s in ((5, 4, 3), (6, 2, 3)))
+    of = r"cache is of a call with \(dtype, K, n, m\) = "
+    for bad, name, kind, text in (
+        (rows, "tanh", ValueError, of + r"\(float64, 5, 4, 3\); expected \(float64, 6, 4, 3\)"),
+        (inputs, "tanh", ValueError, of + r"\(float64, 6, 2, 3\); expected \(float64, 6, 4, 3\)"),
+        (single, "tanh", ValueError, of + r"\(float32, 6, 4, 3\); expected \(float64, 6, 4, 3\)"),
+        (cache, "relu", ValueError, "cache is of a call with activation 'tanh'; expected 'relu'"),
+        (cache, None, ValueError, "cache is of a call with activation 'tanh'; expected None"),
+        (cache, (np.sin, np.cos), ValueError, "cache is of a call with activation 'tanh'; expected a pair of callables"),
+        (X @ W, "tanh", TypeError, r"cache is a ndarray; expected what dense\(…, return_cache=True\) returns"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=text):
+            fd.dense_vjp(dY, X, W, b, activation=name, cache=bad)
+    grads = fd.dense_vjp(dY, X, W, b, activation="tanh", cache=cache)
+    assert same_bits(grads.dX, fd.dense_vjp(dY, X, W, b, activation="tanh").dX)
+
+
 # ---- activations -------------------------------------------------------------------------------------------------------
 
 half = mpmath.mpf(0.5)
@@ -299,7 +372,8 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
     dY, X, W, b = problem(3000, 8, 700, dtype)
 
     def call():
-        return [fd.dense(X, W, b, activation="gelu"), *fd.dense_vjp(dY, X, W, b, activation="gelu")]
+        Y, cache = fd.dense(X, W, b, activation="gelu", return_cache=True)
+        return [Y, *fd.dense_vjp(dY, X, W, b, activation="gelu"), *fd.dense_vjp(dY, X, W, b, activation="gelu", cache=cache)]
 
     for others in zip(*by_threads(call, 1, 2, 5), strict=True):
         assert all(same_bits(a, others[0]) for a in others)

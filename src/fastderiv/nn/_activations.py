@@ -26,6 +26,11 @@ def check(activation: Activation) -> int | None:
     return None
 
 
+def name(curve: int | None) -> str:
+    """What `check` was given, for messages."""
+    return "a pair of callables" if curve is None else repr((None, *NAMES)[curve])
+
+
 def evaluate(activation: Activation, k: int, x: NDArray) -> NDArray:
     """φ(x), or for k = 1 φ′(x), of a pair, in the shape and dtype of `x`, which is the callable's to keep or overwrite."""
     assert isinstance(activation, tuple)

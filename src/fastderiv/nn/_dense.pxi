@@ -25,58 +25,64 @@ cdef inline vf span_value(const Layer *a, ix at, ix j, const Curve curve, const 
     return phi_vjp(x, vload(a.dy + at), curve) if back else phi(x, curve)
 
 
-cdef inline void activation_span(const Layer *a, ix at, ix n, ix j, const Curve curve, const bint back) noexcept nogil:
-    """n elements from `at` on, the first of them with bias[j]."""
-    cdef Layer tail
-    cdef real pad[3][64]
+cdef inline void activation_vectors(const Layer *a, ix at, ix n, ix j, const Curve curve, const bint back) noexcept nogil:
+    """n elements from `at` on, whole vectors, the first of them with bias[j]."""
     cdef ix step = VL % a.period, end = at + n
-    while at + VL <= end:
+    while at < end:
         vstore(a.out + at, span_value(a, at, j, curve, back))
         at += VL
         j += step
         if j >= a.period:
             j -= a.period
-    if at < end:
-        n = end - at
-        memset(pad, 0, sizeof(pad))
-        memcpy(pad[0], a.x + at, n * sizeof(real))
-        if back:
-            memcpy(pad[1], a.dy + at, n * sizeof(real))
-        tail.x, tail.dy, tail.bias = pad[0], pad[1], a.bias
-        vstore(pad[2], span_value(&tail, 0, j, curve, back))
-        memcpy(a.out + at, pad[2], n * sizeof(real))
+
+
+cdef void vectors(const Layer *a, ix at, ix n, ix j) noexcept nogil:
+    if a.curve == IDENTITY:
+        activation_vectors(a, at, n, j, IDENTITY, False)
+    elif a.curve == SIGMOID:
+        activation_vectors(a, at, n, j, SIGMOID, False)
+    elif a.curve == TANH:
+        activation_vectors(a, at, n, j, TANH, False)
+    elif a.curve == RELU:
+        activation_vectors(a, at, n, j, RELU, False)
+    elif a.curve == SOFTPLUS:
+        activation_vectors(a, at, n, j, SOFTPLUS, False)
+    elif a.curve == SILU:
+        activation_vectors(a, at, n, j, SILU, False)
+    else:
+        activation_vectors(a, at, n, j, GELU, False)
+
+
+cdef void vectors_vjp(const Layer *a, ix at, ix n, ix j) noexcept nogil:
+    if a.curve == SIGMOID:
+        activation_vectors(a, at, n, j, SIGMOID, True)
+    elif a.curve == TANH:
+        activation_vectors(a, at, n, j, TANH, True)
+    elif a.curve == RELU:
+        activation_vectors(a, at, n, j, RELU, True)
+    elif a.curve == SOFTPLUS:
+        activation_vectors(a, at, n, j, SOFTPLUS, True)
+    elif a.curve == SILU:
+        activation_vectors(a, at, n, j, SILU, True)
+    else:
+        activation_vectors(a, at, n, j, GELU, True)
 
 
 cdef void span(const Layer *a, ix at, ix n, ix j) noexcept nogil:
-    if a.curve == IDENTITY:
-        activation_span(a, at, n, j, IDENTITY, False)
-    elif a.curve == SIGMOID:
-        activation_span(a, at, n, j, SIGMOID, False)
-    elif a.curve == TANH:
-        activation_span(a, at, n, j, TANH, False)
-    elif a.curve == RELU:
-        activation_span(a, at, n, j, RELU, False)
-    elif a.curve == SOFTPLUS:
-        activation_span(a, at, n, j, SOFTPLUS, False)
-    elif a.curve == SILU:
-        activation_span(a, at, n, j, SILU, False)
-    else:
-        activation_span(a, at, n, j, GELU, False)
-
-
-cdef void span_vjp(const Layer *a, ix at, ix n, ix j) noexcept nogil:
-    if a.curve == SIGMOID:
-        activation_span(a, at, n, j, SIGMOID, True)
-    elif a.curve == TANH:
-        activation_span(a, at, n, j, TANH, True)
-    elif a.curve == RELU:
-        activation_span(a, at, n, j, RELU, True)
-    elif a.curve == SOFTPLUS:
-        activation_span(a, at, n, j, SOFTPLUS, True)
-    elif a.curve == SILU:
-        activation_span(a, at, n, j, SILU, True)
-    else:
-        activation_span(a, at, n, j, GELU, True)
+    """n elements from `at` on; the last of them by way of a vector of their own, so that φ stands in the code once."""
+    cdef ix tail = n % VL
+    cdef Layer last
+    cdef real pad[3][64]
+    (vectors if a.dy is NULL else vectors_vjp)(a, at, n - tail, j)
+    if tail:
+        at += n - tail
+        memset(pad, 0, sizeof(pad))
+        memcpy(pad[0], a.x + at, tail * sizeof(real))
+        if a.dy is not NULL:
+            memcpy(pad[1], a.dy + at, tail * sizeof(real))
+        last.x, last.dy, last.out, last.bias, last.period, last.curve = pad[0], pad[1], pad[2], a.bias, a.period, a.curve
+        (vectors if a.dy is NULL else vectors_vjp)(&last, 0, VL, (j + n - tail) % a.period)
+        memcpy(a.out + at, pad[2], tail * sizeof(real))
 
 
 cdef void activation_rows(const Layer *a, ix row, ix rows, ix column, ix width) noexcept nogil:
@@ -85,10 +91,7 @@ cdef void activation_rows(const Layer *a, ix row, ix rows, ix column, ix width) 
     if width == a.columns:
         lines, n = 1, rows * width
     for r in range(lines):
-        if a.dy is NULL:
-            span(a, at, n, j)
-        else:
-            span_vjp(a, at, n, j)
+        span(a, at, n, j)
         at += a.columns
 
 
@@ -121,7 +124,7 @@ cdef void layer_task(void *args, ix i, Worker *worker) noexcept nogil:
         row += rows
 
 
-cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias, cnp.ndarray like):
+cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias):
     """Repeated from its start for GL more; without a bias −0, which changes nothing.  Keep what is returned."""
     cdef const real *b = NULL
     cdef real *to
@@ -129,7 +132,7 @@ cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias, cnp.ndarray like):
     a.period = 1
     if bias is not None:
         b, a.period = <real *>cnp.PyArray_DATA(bias), cnp.PyArray_DIM(bias, 0)
-    cdef cnp.ndarray room = np.empty(a.period + GL, like.dtype)
+    cdef cnp.ndarray room = numbers(a.period + GL, False)
     to = <real *>cnp.PyArray_DATA(room)
     for i in range(a.period + GL):
         to[i] = -0.0 if b is NULL else b[i % a.period]
@@ -152,19 +155,19 @@ cdef int run_layer(Layer *a, cnp.ndarray like) except -1:
     return run(layer_task, a, (a.rows + a.task_rows - 1) // a.task_rows * a.blocks, 0, pass_over)
 
 
-def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve):
-    """x (K, m) = φ(x + bias), in place; contiguous, as are bias (m,) or None."""
+def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out, /):
+    """OUT out (K, m) = φ(x + bias), which may be x; contiguous, as are bias (m,) or None."""
     cdef Layer a
     if cnp.PyArray_SIZE(x) == 0:
         return
-    room = set_bias(&a, bias, x)
-    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    room = set_bias(&a, bias)
+    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
     a.dy, a.sums, a.curve = NULL, NULL, curve
     run_layer(&a, x)
 
 
-def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve):
-    """x (K, m) = dy ⊙ φ'(x + bias), in place.  With a bias, what `column_groups` says of the result; else None."""
+def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out, /):
+    """OUT out (K, m) = dy ⊙ φ'(x + bias), which may be x.  With a bias, what `column_groups` says of it; else None."""
     cdef Layer a
     cdef cnp.ndarray sums = None
     a.sums = NULL
@@ -172,14 +175,14 @@ def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve):
         sums = set_sums(&a, x)
     if cnp.PyArray_SIZE(x) == 0:
         return sums
-    room = set_bias(&a, bias, x)
-    a.x = a.out = <real *>cnp.PyArray_DATA(x)
+    room = set_bias(&a, bias)
+    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
     a.dy, a.curve = <real *>cnp.PyArray_DATA(dy), curve
     run_layer(&a, x)
     return sums
 
 
-def column_groups(cnp.ndarray x):
+def column_groups(cnp.ndarray x, /):
     """The sums (groups, m) of x (K, m) over groups of rows."""
     cdef Layer a
     cdef cnp.ndarray sums = set_sums(&a, x)

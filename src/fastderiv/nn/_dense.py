@@ -1,6 +1,6 @@
 """`dense` and `dense_vjp`: the fully connected layer, its products by BLAS and all the rest in one compiled pass."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,18 @@ from ._activations import Activation
 from ._products import column_sums, packed, product, quietly, summed_product, total_of
 
 _kernels = kernels("nn")
+
+
+class DenseCache:
+    """What a forward pass keeps for its adjoint: opaque, read-only, usable any number of times."""
+
+    __slots__ = ("curve", "product", "shape")
+
+    def __init__(self, call: "_DenseCall") -> None:
+        self.shape, self.curve = (call.dtype, *call.X.shape, call.shape[1]), call.curve
+        # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
+        # do: where φ saturates, it has no digits left to make φ′ of.
+        self.product = None if call.curve == 0 else np.empty(call.shape, call.dtype)
 
 
 class DenseGrads(NamedTuple):
@@ -30,6 +42,21 @@ class DenseGrads(NamedTuple):
     db: NDArray | None
 
 
+@overload
+def dense(
+    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
+) -> NDArray: ...  # fmt: skip
+@overload
+def dense(
+    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, DenseCache]: ...  # fmt: skip
+@overload
+def dense(
+    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    return_cache: bool = False,
+) -> NDArray | tuple[NDArray, DenseCache]: ...  # fmt: skip
 def dense(
     X: ArrayLike,
     W: ArrayLike,
@@ -37,7 +64,8 @@ def dense(
     *,
     activation: Activation = None,
     out: np.ndarray | None = None,
-) -> NDArray:
+    return_cache: bool = False,
+) -> NDArray | tuple[NDArray, DenseCache]:
     r"""The fully connected layer :math:`Y = \varphi(X W + b)`; the rows of X are samples.
 
     Parameters
@@ -52,11 +80,15 @@ def dense(
         many numbers.
     out : ndarray, shape (K, m), optional
         Where to put the result: of the result's dtype, writeable, any strides, no memory shared with an argument.
+    return_cache : bool, optional
+        Whether to return what `dense_vjp` needs, which otherwise computes the product once more.
 
     Returns
     -------
     Y : ndarray, shape (K, m)
         float32 if all arrays are, else float64.  `out` if it was given.
+    cache : object
+        Only if `return_cache`: opaque, read-only, usable any number of times, with the same arguments.
 
     Raises
     ------
@@ -70,9 +102,9 @@ def dense(
     Notes
     -----
     The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result, with no memory of
-    their own.  The bits of the result depend neither on strides nor on fastderiv's threads; on those of BLAS they
-    may.  Activations are within 4 units in the last place (gelu 7), far into
-    their tails, and raise no floating-point warnings.
+    their own.  A cache takes K·m numbers, without an activation none.  The bits of the result depend neither on strides
+    nor on fastderiv's threads; on those of BLAS they may.  Activations are within 4 units in the last place (gelu 7),
+    far into their tails, and raise no floating-point warnings.
 
     References
     ----------
@@ -103,25 +135,34 @@ def dense(
     True
     """
     call = _DenseCall(("X", "W", "b"), (X, W, b), activation)
-    if out is not None:
+    cache = DenseCache(call) if return_cache else None
+    if out is None:
+        Y = call.forward(np.empty(call.shape, call.dtype), cache)
+    else:
+        Y = out
         check_out(out, call.shape, call.dtype, zip(("X", "W", "b"), call.given, strict=True))
         target = as_dtype(out, call.dtype)
         if target.flags.c_contiguous:
-            call.forward(target)
+            call.forward(target, cache)
         else:
-            target[...] = call.forward(np.empty(call.shape, call.dtype))
+            target[...] = call.forward(np.empty(call.shape, call.dtype), cache)
         copy_back(target, out)
-        return out
-    return call.forward(np.empty(call.shape, call.dtype))
+    return Y if cache is None else (Y, cache)
 
 
 def dense_vjp(
-    dY: ArrayLike, X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None
+    dY: ArrayLike,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    cache: DenseCache | None = None,
 ) -> DenseGrads:
     r"""The adjoint of `dense`: gradients of a scalar from that with respect to the layer's result.
 
-    With the pre-activations :math:`N = X W + b`, which are computed again, and :math:`\bar N = \bar Y \odot
-    \varphi'(N)`,
+    With the pre-activations :math:`N = X W + b`, which are computed again without a cache, and
+    :math:`\bar N = \bar Y \odot \varphi'(N)`,
 
     .. math::
         \bar X = \bar N W^T, \qquad \bar W = X^T \bar N, \qquad \bar b = \textstyle\sum_k \bar N_k.
@@ -132,6 +173,8 @@ def dense_vjp(
         Gradient with respect to the result of `dense`.
     X, W, b, activation
         As they were passed to `dense`.
+    cache : object, optional
+        What `dense` returned for the same arguments.  Without it their product is computed once more.
 
     Returns
     -------
@@ -141,7 +184,8 @@ def dense_vjp(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        A shape or dtype that does not fit, or a cache of another call, naming the argument, what was expected and what
+        came; an unknown activation.
 
     See Also
     --------
@@ -149,8 +193,8 @@ def dense_vjp(
 
     Notes
     -----
-    Three products of K·n·m multiply–adds, two without an activation.  Memory beyond inputs and results: one array (K,
-    m), and a sixty-fourth of it for the sums that ``db`` is made of, which are added up in float64.
+    Three products of K·n·m multiply–adds, two with a cache or without an activation.  Memory beyond inputs and results:
+    one array (K, m), and a sixty-fourth of it for the sums that ``db`` is made of, which are added up in float64.
 
     φ′ is a closed form of its own, not made from φ: σ′, softplus′ and silu′ have all their digits down to the smallest
     normal number, where σ(1 − σ) has none for x > 17 in float32.  relu′(0) = 0.
@@ -173,6 +217,13 @@ def dense_vjp(
     >>> bool(np.allclose(grads.dW, X.T @ dN) and np.allclose(grads.db, dN.sum(0)))
     True
 
+    Nothing is computed twice where the layer's cache is passed on:
+
+    >>> Y, cache = fd.dense(X, W, b, activation="tanh", return_cache=True)
+    >>> again = fd.dense_vjp(Y, X, W, b, activation="tanh", cache=cache)
+    >>> bool((again.dW == grads.dW).all())
+    True
+
     Columns as samples, Y = W X + b: the results are transposes too.
 
     >>> dYc, Wc, Xc = Y.T, W.T, X.T
@@ -180,7 +231,7 @@ def dense_vjp(
     >>> bool(np.allclose(dX.T, Wc.T @ dYc) and np.allclose(dW.T, dYc @ Xc.T) and np.allclose(db, dYc.sum(1)))
     True
     """
-    return _DenseCall(("dY", "X", "W", "b"), (dY, X, W, b), activation).adjoint()
+    return _DenseCall(("dY", "X", "W", "b"), (dY, X, W, b), activation).adjoint(cache)
 
 
 class _DenseCall:
@@ -208,30 +259,47 @@ class _DenseCall:
         )
 
     @quietly
-    def forward(self, Y: NDArray) -> NDArray:
-        """OUT Y = φ(X W + b)."""
-        product(self.X, self.W, Y)
+    def forward(self, Y: NDArray, cache: DenseCache | None) -> NDArray:
+        """OUT Y = φ(X W + b), and X W in the cache."""
+        XW = product(self.X, self.W, Y if cache is None or cache.product is None else cache.product)
         if self.curve is None:
-            self.add_bias(Y)
-            Y[...] = _activations.evaluate(self.activation, 0, Y.copy())
+            Y[...] = _activations.evaluate(self.activation, 0, self.biased(XW))
         elif self.curve or self.b is not None:
-            self.kernel.activate(Y, self.b, self.curve)
+            self.kernel.activate(XW, self.b, self.curve, Y)
         return Y
 
     @quietly
-    def adjoint(self) -> DenseGrads:
+    def adjoint(self, cache: DenseCache | None) -> DenseGrads:
         (dY,) = self.dY
+        kept = self.kept(cache)
         dN, groups = dY, None
-        if self.curve is None:
-            N = self.add_bias(product(self.X, self.W))
-            dN = np.multiply(dY, _activations.evaluate(self.activation, 1, N))
-        elif self.curve:
-            dN = product(self.X, self.W)
-            groups = self.kernel.activate_vjp(dY, dN, self.b, self.curve)
+        if self.curve != 0:
+            XW = product(self.X, self.W) if kept is None else kept
+            if self.curve is None:
+                dN = np.multiply(dY, _activations.evaluate(self.activation, 1, self.biased(XW)))
+            else:
+                dN = XW if kept is None else np.empty_like(XW)
+                groups = self.kernel.activate_vjp(dY, XW, self.b, self.curve, dN)
         db = total_of(groups) if groups is not None else None if self.b is None else column_sums(dN)
         return DenseGrads(product(dN, self.W.T), summed_product(self.X, dN), db)
 
-    def add_bias(self, N: NDArray) -> NDArray:
-        if self.b is not None:
-            self.kernel.activate(N, self.b, 0)
+    def kept(self, cache: DenseCache | None) -> NDArray | None:
+        """X W from the caller's cache, if that fits."""
+        if cache is None:
+            return None
+        if not isinstance(cache, DenseCache):
+            raise TypeError(f"cache is a {type(cache).__name__}; expected what dense(…, return_cache=True) returns")
+        shape = (self.dtype, *self.X.shape, self.shape[1])
+        if cache.shape != shape:
+            came, wanted = (f"({', '.join(map(str, s))})" for s in (cache.shape, shape))
+            raise ValueError(f"cache is of a call with (dtype, K, n, m) = {came}; expected {wanted}")
+        if cache.curve != self.curve:
+            came, wanted = map(_activations.name, (cache.curve, self.curve))
+            raise ValueError(f"cache is of a call with activation {came}; expected {wanted}")
+        return cache.product
+
+    def biased(self, XW: NDArray) -> NDArray:
+        """X W + b, an array of its own."""
+        N = np.empty_like(XW)
+        self.kernel.activate(XW, self.b, 0, N)
         return N

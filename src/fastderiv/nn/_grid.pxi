@@ -7,85 +7,14 @@
 from libc.string cimport memcpy, memset
 from fastderiv._core.simd cimport vprefetch
 
-cdef extern from *:
-    """
-    enum { BLOCK_ROWS = 6, BLOCK_VECTORS = VB == 64 ? 4 : 2 };  /* what 32 or 16 registers hold */
-
-    /* z[r, :] += sum over segments s and k < n[s] of rows[s·step + r][k] · w[s, k, :], R rows by V vectors in registers */
-    VINL void block_times(const real *const *rows, ptrdiff_t step, int segments, const ptrdiff_t *n, const real *w,
-                          real *z, ptrdiff_t ldz, const int R, const int V)
-    {
-        vf acc[BLOCK_ROWS][BLOCK_VECTORS];
-        const real *a[BLOCK_ROWS];
-        ptrdiff_t k;
-        int r, v, s;
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) acc[r][v] = vload(z + r * ldz + v * VL);
-        for (s = 0; s < segments; s++, rows += step) {
-    # pragma GCC unroll 8
-            for (r = 0; r < R; r++) a[r] = rows[r];
-            for (k = 0; k < n[s]; k++, w += V * VL) {
-                vf b[BLOCK_VECTORS];
-    # pragma GCC unroll 4
-                for (v = 0; v < V; v++) b[v] = vload(w + v * VL);
-    # pragma GCC unroll 8
-                for (r = 0; r < R; r++) {
-                    const vf x = vset1(a[r][k]);
-    # pragma GCC unroll 4
-                    for (v = 0; v < V; v++) acc[r][v] = vfma(x, b[v], acc[r][v]);
-                }
-            }
-        }
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) vstore(z + r * ldz + v * VL, acc[r][v]);
-    }
-
-    /* z[r, :] += sum over k < n of rows[k][r] · b[k, :], R rows by V vectors */
-    VINL void block_outer(const real *const *rows, ptrdiff_t at, ptrdiff_t n, const real *b, ptrdiff_t ldb,
-                          real *z, ptrdiff_t ldz, const int R, const int V)
-    {
-        vf acc[BLOCK_ROWS][BLOCK_VECTORS];
-        ptrdiff_t k;
-        int r, v;
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) acc[r][v] = vset1(0);
-        for (k = 0; k < n; k++, b += ldb) {
-            const real *a = rows[k] + at;
-            vf y[BLOCK_VECTORS];
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) y[v] = vload(b + v * VL);
-    # pragma GCC unroll 8
-            for (r = 0; r < R; r++) {
-                const vf x = vset1(a[r]);
-    # pragma GCC unroll 4
-                for (v = 0; v < V; v++) acc[r][v] = vfma(x, y[v], acc[r][v]);
-            }
-        }
-    # pragma GCC unroll 8
-        for (r = 0; r < R; r++)
-    # pragma GCC unroll 4
-            for (v = 0; v < V; v++) vstore(z + r * ldz + v * VL, vload(z + r * ldz + v * VL) + acc[r][v]);
-    }
-    """
-    enum: BLOCK_ROWS, BLOCK_VECTORS
-    void block_outer(const real *const *rows, ix at, ix n, const real *b, ix ldb, real *z, ix ldz, int R, int V) noexcept nogil
-    void block_times(const real *const *rows, ix step, int segments, const ix *n, const real *w, real *z, ix ldz,
-                     int R, int V) noexcept nogil
-
 cdef enum:
-    CHUNK = 8 * BLOCK_ROWS              # rows worked on between two looks at the weights
+    CHUNK = 8 * TALL                    # rows worked on between two looks at the weights
     ENOUGH = 24                         # rows on an average diagonal of a task
     SHARES = 16                         # of the weights' gradients, at most: one to a task of the adjoint
     CHUNKS = 32                         # summed up before they go into a share
 
 
-cdef struct Panels:                     # weights (k, units) cut into panels of BLOCK_VECTORS vectors, then single ones
+cdef struct Panels:                     # weights (k, units) cut into panels of WIDE vectors, then single ones
     const real *w                       # zero padded
     ix vectors                          # over all panels
     ix total                            # k over all segments
@@ -148,22 +77,22 @@ cdef inline void prefetch(const Cells *c, ix item, ix i, ix j) noexcept nogil:
 cdef inline void rows_times_panel(const Panels *p, const real *const *rows, ix n, const real *w,
                                   real *z, ix ldz, const int V) noexcept nogil:
     cdef ix r = 0
-    while r + BLOCK_ROWS <= n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, BLOCK_ROWS, V)
-        r += BLOCK_ROWS
+    while r + TALL <= n:
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, TALL, V)
+        r += TALL
     while r + 2 <= n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 2, V)
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 2, V)
         r += 2
     if r < n:
-        block_times(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 1, V)
+        tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 1, V)
 
 
 cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z) noexcept nogil:
     """z (n, vectors · VL) += rows · weights; the rows of a segment begin CHUNK pointers behind those of the one before."""
     cdef ix v = 0, ldz = p.vectors * VL
-    while v + BLOCK_VECTORS <= p.vectors:
-        rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, BLOCK_VECTORS)
-        v += BLOCK_VECTORS
+    while v + WIDE <= p.vectors:
+        rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, WIDE)
+        v += WIDE
     while v < p.vectors:
         rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, 1)
         v += 1
@@ -172,23 +101,23 @@ cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z) no
 cdef inline void outer_panel(const real *const *rows, ix n, ix units, const real *b, real *z, ix width,
                              const int V) noexcept nogil:
     cdef ix u = 0
-    while u + BLOCK_ROWS <= units:
-        block_outer(rows, u, n, b, width, z + u * width, width, BLOCK_ROWS, V)
-        u += BLOCK_ROWS
+    while u + TALL <= units:
+        tile_outer(rows, u, n, b, width, z + u * width, width, TALL, V)
+        u += TALL
     while u + 2 <= units:
-        block_outer(rows, u, n, b, width, z + u * width, width, 2, V)
+        tile_outer(rows, u, n, b, width, z + u * width, width, 2, V)
         u += 2
     if u < units:
-        block_outer(rows, u, n, b, width, z + u * width, width, 1, V)
+        tile_outer(rows, u, n, b, width, z + u * width, width, 1, V)
 
 
 cdef void add_outer(const real *const *rows, ix n, ix units, const real *b, real *z, ix width) noexcept nogil:
     """z (units, width) += rowsᵀ b, n rows of `units` and b (n, width); their sum is formed before it is added."""
     cdef ix v = 0
-    while v + BLOCK_VECTORS * VL <= width:
-        outer_panel(rows, n, units, b + v, z + v, width, BLOCK_VECTORS)
-        v += BLOCK_VECTORS * VL
-    if BLOCK_VECTORS > 2 and v + 2 * VL <= width:
+    while v + WIDE * VL <= width:
+        outer_panel(rows, n, units, b + v, z + v, width, WIDE)
+        v += WIDE * VL
+    if WIDE > 2 and v + 2 * VL <= width:
         outer_panel(rows, n, units, b + v, z + v, width, 2)
         v += 2 * VL
     while v < width:
@@ -204,10 +133,10 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
     p.vectors, p.total = (units + VL - 1) // VL, n0 + n1 + n2
     p.n[0], p.n[1], p.n[2] = n0, n1, n2
     p.segments = segments
-    cdef cnp.ndarray room = np.zeros(p.vectors * VL * p.total, weights.dtype)
+    cdef cnp.ndarray room = numbers(p.vectors * VL * p.total, True)
     p.w = to = <real *>cnp.PyArray_DATA(room)
     while v < p.vectors:
-        V = BLOCK_VECTORS if v + BLOCK_VECTORS <= p.vectors else 1
+        V = WIDE if v + WIDE <= p.vectors else 1
         for k in range(p.total):
             for u in range(v * VL, min((v + V) * VL, units)):
                 to[u - v * VL] = src[k * units + u]
@@ -218,32 +147,39 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
 
 # ---- forward: a = W_in x + W_west h_west + W_north h_north + b, h = φ(a) ------------------------------------------------
 
-cdef inline void finish_row(const real *z, real *h, real *slope, ix n, const Curve curve, const bint keep) noexcept nogil:
-    """OUT h (n,) = φ(z), and slope = φ'(z) if `keep`; z is readable up to whole vectors."""
-    cdef real pad[2][64]
+cdef inline void finish_rows(const Grid *g, const Chunk *c, const Curve curve, const bint keep) noexcept nogil:
+    """OUT h = φ(z), and slope = φ'(z) if `keep`; z is readable up to whole vectors, so that φ stands here once for all."""
+    cdef ix r, u, some, ldz = g.panels.vectors * VL
+    cdef real *h
+    cdef real *slope
     cdef vf s
-    cdef ix u = 0
-    while u + VL <= n:
-        vstore(h + u, phi_slope(vload(z + u), &s, curve, keep))
-        if keep:
-            vstore(slope + u, s)
-        u += VL
-    if u < n:
-        vstore(pad[0], phi_slope(vload(z + u), &s, curve, keep))
-        memcpy(h + u, pad[0], (n - u) * sizeof(real))
-        if keep:
-            vstore(pad[1], s)
-            memcpy(slope + u, pad[1], (n - u) * sizeof(real))
-
-
-cdef inline void finish_rows(const Grid *g, const Chunk *c, const real *z, const Curve curve) noexcept nogil:
-    cdef ix r, b, i, j, ldz = g.panels.vectors * VL
     for r in range(c.n):
-        b, i, j = c.item[r], c.i[r], c.j[r]
-        if g.slope.p is NULL:
-            finish_row(z + r * ldz, cell(&g.h, b, i, j), NULL, g.H, curve, False)
-        else:
-            finish_row(z + r * ldz, cell(&g.h, b, i, j), cell(&g.slope, b, i, j), g.H, curve, True)
+        h = cell(&g.h, c.item[r], c.i[r], c.j[r])
+        slope = cell(&g.slope, c.item[r], c.i[r], c.j[r]) if keep else NULL
+        u = 0
+        while u < g.H:
+            some = min(<ix>VL, g.H - u)
+            store_some(h + u, phi_slope(vload(c.z + r * ldz + u), &s, curve, keep), some)
+            if keep:
+                store_some(slope + u, s, some)
+            u += VL
+
+
+cdef inline void finish_chunk(const Grid *g, const Chunk *c, const bint keep) noexcept nogil:
+    if g.curve == IDENTITY:
+        finish_rows(g, c, IDENTITY, keep)
+    elif g.curve == SIGMOID:
+        finish_rows(g, c, SIGMOID, keep)
+    elif g.curve == TANH:
+        finish_rows(g, c, TANH, keep)
+    elif g.curve == RELU:
+        finish_rows(g, c, RELU, keep)
+    elif g.curve == SOFTPLUS:
+        finish_rows(g, c, SOFTPLUS, keep)
+    elif g.curve == SILU:
+        finish_rows(g, c, SILU, keep)
+    else:
+        finish_rows(g, c, GELU, keep)
 
 
 cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
@@ -259,20 +195,10 @@ cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
             prefetch(&g.x, b, i, j + 1)
             prefetch(&g.h, b, i, j + 1)
     rows_times(&g.panels, c.rows, c.n, z)
-    if g.curve == IDENTITY:
-        finish_rows(g, c, z, IDENTITY)
-    elif g.curve == SIGMOID:
-        finish_rows(g, c, z, SIGMOID)
-    elif g.curve == TANH:
-        finish_rows(g, c, z, TANH)
-    elif g.curve == RELU:
-        finish_rows(g, c, z, RELU)
-    elif g.curve == SOFTPLUS:
-        finish_rows(g, c, z, SOFTPLUS)
-    elif g.curve == SILU:
-        finish_rows(g, c, z, SILU)
+    if g.slope.p is NULL:
+        finish_chunk(g, c, False)
     else:
-        finish_rows(g, c, z, GELU)
+        finish_chunk(g, c, True)
 
 
 # ---- adjoint: ā = (h̄ + W_westᵀ ā_east + W_northᵀ ā_south) ⊙ φ' ---------------------------------------------------------
@@ -412,7 +338,7 @@ cdef void adjoint_task(void *args, ix t, Worker *worker) noexcept nogil:
     settle(&g, c, share)
 
 
-cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a):
+cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a) noexcept:
     """Contiguous; `a` may be None."""
     c.p = NULL
     if a is not None:
@@ -438,14 +364,14 @@ cdef tuple set_grid(Grid *g, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bia
     set_cells(&g.h, g, g.H, None)
     set_cells(&g.slope, g, g.H, None)
     panels = set_panels(&g.panels, weights, 3, g.D, g.H, g.H)
-    cdef cnp.ndarray b = np.zeros(whole(g.H), x.dtype), zeros = np.zeros(max(g.D, g.H), x.dtype)
+    cdef cnp.ndarray b = numbers(whole(g.H), True), nothing = numbers(max(g.D, g.H), True)
+    g.bias, g.zeros = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(nothing)
     if bias is not None:
-        b[:g.H] = bias
-    g.bias, g.zeros = <real *>cnp.PyArray_DATA(b), <real *>cnp.PyArray_DATA(zeros)
-    return panels, b, zeros
+        memcpy(g.bias, cnp.PyArray_DATA(bias), g.H * sizeof(real))
+    return panels, b, nothing
 
 
-def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, Curve curve):
+def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray h, Curve curve, /):
     """OUT h (Bt, G1, G2, H).  x (Bt, G1, G2, D); weights (D + 2H, H), those of x, west and north one above the other;
     bias (H,) or None.  All contiguous, no axis empty but D."""
     cdef Grid g
@@ -456,7 +382,7 @@ def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarr
 
 
 def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarray W_in, cnp.ndarray turned,
-                 cnp.ndarray dx, Curve curve):
+                 cnp.ndarray dx, Curve curve, /):
     """OUT dx.  Returned, in float64 shares (tasks, H, ≥ D + 2H + 1) to be added up: the gradient of
     [W_in | W_west | W_north | b].  x, weights and bias as above; turned (2H, H): W_west and W_north one above the other."""
     cdef Grid g

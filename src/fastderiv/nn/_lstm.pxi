@@ -484,23 +484,23 @@ cdef void add_up(const real *a, ix K, real *sums) noexcept nogil:
 
 # ---- from arrays to the structs -------------------------------------------------------------------------------------
 
-cdef real *data(cnp.ndarray a):
+cdef real *data(cnp.ndarray a) noexcept:
     return NULL if a is None else <real *>cnp.PyArray_DATA(a)
 
 
-def aligned(ix size):
+def aligned(ix size, /):
     """An array of so many numbers that begins on a cache line: vectors that straddle two cost twice."""
-    cdef cnp.ndarray raw = np.empty(size + GL, np.float32 if sizeof(real) == 4 else np.float64)
+    cdef cnp.ndarray raw = numbers(size + GL, False)
     cdef ix start = -<ix>cnp.PyArray_DATA(raw) // <ix>sizeof(real) % GL
     return raw[(start + GL) % GL:][:size]
 
 
-def lstm_units(ix hidden):
+def lstm_units(ix hidden, /):
     """Vectors of hidden units, and lanes of one."""
     return (hidden + VL - 1) // VL, VL
 
 
-cdef pack_gates(cnp.ndarray W, ix H):
+cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H):
     """W (4H, K) as [units][K][gate][VL], zeros for what is beyond H."""
     cdef ix K = cnp.PyArray_DIM(W, 1), units = (H + VL - 1) // VL, u, gate, k, lane, some
     cdef cnp.ndarray packed = aligned(units * K * PW)
@@ -520,7 +520,7 @@ cdef pack_gates(cnp.ndarray W, ix H):
     return packed
 
 
-cdef pack_panels(cnp.ndarray W):
+cdef cnp.ndarray pack_panels(cnp.ndarray W):
     """W (4H, N) as [panels of N][4H][PW], zeros for what is beyond N."""
     cdef ix K = cnp.PyArray_DIM(W, 0), N = cnp.PyArray_DIM(W, 1), panels = (N + PW - 1) // PW, p, k, some
     cdef cnp.ndarray packed = aligned(panels * K * PW)
@@ -532,7 +532,7 @@ cdef pack_panels(cnp.ndarray W):
     return packed
 
 
-cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarray order, cnp.ndarray lengths):
+cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarray order, cnp.ndarray lengths) noexcept:
     s.steps, s.batch, s.inputs, s.hidden = steps, batch, inputs, hidden
     s.units = (hidden + VL - 1) // VL
     s.wide = s.units * VL + GL                      # not a power of two: rows in cache sets of their own
@@ -543,14 +543,14 @@ cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarr
     s.order, s.lengths = <ix *>cnp.PyArray_DATA(order), <ix *>cnp.PyArray_DATA(lengths)
 
 
-cdef double seconds(double multiplications):
+cdef double seconds(double multiplications) noexcept:
     """A low estimate of what so many take."""
     return multiplications / (VL * 4e9)
 
 
 def lstm(cnp.ndarray x, cnp.ndarray w_ih, cnp.ndarray w_hh, cnp.ndarray bias, cnp.ndarray h0, cnp.ndarray c0,
          cnp.ndarray order, cnp.ndarray lengths, cnp.ndarray h, cnp.ndarray h_n, cnp.ndarray c_n,
-         cnp.ndarray gates, cnp.ndarray cells):
+         cnp.ndarray gates, cnp.ndarray cells, /):
     """IN all C-contiguous, h0, c0 or None, rows sorted; OUT h, h_n, c_n, and gates and cells or None."""
     cdef Lstm s
     cdef ix H = cnp.PyArray_DIM(w_hh, 1)
@@ -563,7 +563,7 @@ def lstm(cnp.ndarray x, cnp.ndarray w_ih, cnp.ndarray w_hh, cnp.ndarray bias, cn
 
 def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray w_ih, cnp.ndarray w_hh, cnp.ndarray c0,
                  cnp.ndarray order, cnp.ndarray lengths, cnp.ndarray gates, cnp.ndarray cells, cnp.ndarray abar,
-                 cnp.ndarray h, cnp.ndarray dx, cnp.ndarray dh0, cnp.ndarray dc0, cnp.ndarray hbar, cnp.ndarray cbar):
+                 cnp.ndarray h, cnp.ndarray dx, cnp.ndarray dh0, cnp.ndarray dc0, cnp.ndarray hbar, cnp.ndarray cbar, /):
     """IN dh, dh_n and dc_n or None, what `lstm` kept; OUT abar, h, dx together or None, dh0, dc0, hbar and cbar or None."""
     cdef LstmAdjoint s
     cdef ix H = cnp.PyArray_DIM(w_hh, 1), D = cnp.PyArray_DIM(w_ih, 1)
@@ -585,8 +585,8 @@ cdef cnp.ndarray clear_sums(Sums *s, ix units, ix columns):
 
 
 def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray h0, cnp.ndarray order, cnp.ndarray lengths,
-                     ix hidden):
-    """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,)."""
+                     ix hidden, /):
+    """Σ ā ⊗ x, Σ ā ⊗ h[t−1] and Σ ā, as [units][columns][gate][VL]."""
     cdef WeightSums s
     set_sizes(&s.f, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), hidden, order, lengths)
     s.f.x, s.f.h0, s.abar, s.h = data(x), data(h0), data(abar), data(h)
@@ -596,10 +596,4 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
     memset(s.bias, 0, units * PW * sizeof(real))
     run(weight_sums, &s, (s.x.blocks + s.recurrent.blocks) * ((units + SUM_UNITS - 1) // SUM_UNITS),
         SUM_STEPS * (SUM_COLUMNS + MR) * sizeof(real), seconds(4. * s.f.steps * s.f.batch * hidden * (inputs + hidden)))
-    return unpacked(w_x, units, inputs, hidden), unpacked(w_h, units, hidden, hidden), unpacked(bias, units, 1, hidden).ravel()
-
-
-cdef unpacked(cnp.ndarray sums, ix units, ix columns, ix hidden):
-    """[units][columns][gate][VL] as (4H, columns)."""
-    whole = sums.reshape(units, columns, 4, VL).transpose(2, 0, 3, 1).reshape(4, units * VL, columns)
-    return np.ascontiguousarray(whole[:, :hidden]).reshape(4 * hidden, columns)
+    return w_x, w_h, bias

@@ -247,7 +247,7 @@ def lstm_vjp(
     abar = call.kernel.aligned(kept.gates.size) if cache is kept else kept.gates
     dx, h = np.empty(call.x.shape, call.dtype), np.empty((call.steps, call.batch, call.hidden), call.dtype)
     dfirst = call.adjoint(kept, abar, h, dx)
-    dweight_ih, dweight_hh, dbias = call.kernel.lstm_weight_sums(abar, call.x, h, call.h0, call.order, call.lengths, call.hidden)
+    dweight_ih, dweight_hh, dbias = call.weight_sums(abar, h)
     return LSTMGrads(
         call.squeeze(dx),
         dweight_ih,
@@ -439,6 +439,18 @@ class LSTMCall:
         self.kernel.lstm_adjoint(self.dh, self.dh_n, self.dc_n, self.weight_ih, self.weight_hh, self.c0, self.order, self.lengths,
                                  kept.gates, kept.cells, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
         return dfirst
+
+
+    def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,), from the kernels' [units][columns][gate][lanes]."""
+        units, lanes = self.kernel.lstm_units(self.hidden)
+        sums = self.kernel.lstm_weight_sums(abar, self.x, h, self.h0, self.order, self.lengths, self.hidden)
+
+        def unpacked(packed: NDArray, columns: int) -> NDArray:
+            rows = packed.reshape(units, columns, 4, lanes).transpose(2, 0, 3, 1).reshape(4, units * lanes, columns)
+            return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
+
+        return unpacked(sums[0], self.inputs), unpacked(sums[1], self.hidden), unpacked(sums[2], 1)[:, 0]
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:

@@ -44,28 +44,27 @@ class DenseGrads(NamedTuple):
 
 
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: NDArray | None = None
-) -> NDArray:
+    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: NDArray | None = None,
+    return_cache: bool = False,
+) -> Any:  # fmt: skip
     phi, _ = _pair(activation)
     N = np.asarray(X, float) @ np.asarray(W, float)
     if b is not None:
         N = N + np.asarray(b, float)
-    Y = np.asarray(phi(N))
-    if out is None:
-        return Y
-    out[...] = Y
-    return out
+    Y = np.asarray(phi(N.copy()))
+    if out is not None:
+        out[...] = Y
+        Y = out
+    return (Y, N) if return_cache else Y
 
 
 def dense_vjp(
-    dY: ArrayLike, X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None
+    dY: ArrayLike, X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, cache: Any = None
 ) -> DenseGrads:
     _, slope = _pair(activation)
     x, w = np.asarray(X, float), np.asarray(W, float)
-    N = x @ w
-    if b is not None:
-        N = N + np.asarray(b, float)
-    dN = np.asarray(dY, float) * slope(N)
+    N = dense(x, w, b) if cache is None else cache
+    dN = np.asarray(dY, float) * slope(N.copy())
     return DenseGrads(dN @ w.T, x.T @ dN, None if b is None else dN.sum(0))
 
 
