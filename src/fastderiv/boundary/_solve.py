@@ -163,7 +163,8 @@ def solve_x1(
             solver.solve(x[first : first + _BLOCK], lo, hi, xtol, room, listing)
             if done:
                 done(min(first + _BLOCK, len(x)))
-    return Crossings(*listing.arrays(), np.ones(len(x), np.bool_), root_bound)
+    indptr, x_found, lower, upper, unique = listing.arrays()
+    return Crossings(indptr, x_found, lower, upper, unique, np.ones(len(x), np.bool_), root_bound)
 
 
 def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
