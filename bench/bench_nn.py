@@ -102,7 +102,7 @@ def dense_results(rounds: int, threads: int) -> Iterator[Result]:
             if name.endswith("kept"):
                 agree(ours[counterpart](), peer(), name, 1e-4 if dtype == np.float32 else 1e-12)
         label = f"({n}, {n}, {n}) sigmoid {np.dtype(dtype)}{suffix(threads)}"
-        t = interleave(ours | {name: peer for name, (_, peer) in peers.items()}, rounds=rounds)
+        t = interleave(ours | {name: peer for name, (_, peer) in peers.items()}, rounds=rounds, rest=0.02)
         for name, (counterpart, _) in peers.items():
             yield compare(f"{counterpart} {label}", t, counterpart, name, "call", 1)
 
@@ -128,19 +128,20 @@ def grid_results(rounds: int, threads: int) -> Iterator[Result]:
         def both(p=p, dh=dh):
             return fd.grid_rnn(*p), *fd.grid_rnn_vjp(dh, *p)
 
-        peers = {"NumPy, cell by cell": (grids.numpy_forward(p), grids.numpy_gradient(p, dh))}
+        peers = {"NumPy, cell by cell": grids.numpy_forward(p)}
+        both_peers = {"NumPy, cell by cell": grids.numpy_gradient(p, dh),
+                      "NumPy, weights by sample": grids.numpy_gradient_by_sample(p, dh)}  # fmt: skip
         if torch:
-            peers["PyTorch, by diagonals"] = grids.torch_forward(p), grids.torch_gradient(p, dh)
-        for name, (theirs, theirs_both) in peers.items():
-            few = max(3, rounds // 3) if name.startswith("NumPy") else rounds
-            agree([forward()], [theirs()], name, 1e-4)
-            t = interleave({"fastderiv": forward, name: theirs}, rounds=few, rest=0.02)
-            memory = {"fastderiv": peak_memory(forward), name: peak_memory(theirs)}
-            yield compare(f"grid {label}", t, "fastderiv", name, "cell", cells, memory)
-            agree(both(), theirs_both(), name, 1e-3)
-            t = interleave({"fastderiv": both, name: theirs_both}, rounds=few, rest=0.02)
-            memory = {"fastderiv": peak_memory(both), name: peak_memory(theirs_both)}
-            yield compare(f"grid + vjp {label}", t, "fastderiv", name, "cell", cells, memory)
+            peers["PyTorch, by diagonals"] = grids.torch_forward(p)
+            both_peers["PyTorch, by diagonals"] = grids.torch_gradient(p, dh)
+        for what, ours, theirs in ("grid", forward, peers), ("grid + vjp", both, both_peers):
+            for name, peer in theirs.items():
+                few = max(3, rounds // 3) if name.startswith("NumPy") else rounds
+                results = [f() if ours is both else [f()] for f in (ours, peer)]
+                agree(*results, name, 1e-3 if ours is both else 1e-4)
+                t = interleave({"fastderiv": ours, name: peer}, rounds=few, rest=0.02)
+                memory = {"fastderiv": peak_memory(ours), name: peak_memory(peer)}
+                yield compare(f"{what} {label}", t, "fastderiv", name, "cell", cells, memory)
 
 
 # ---- LSTM ----------------------------------------------------------------------------------------------------------------

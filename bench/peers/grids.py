@@ -38,6 +38,35 @@ def numpy_forward(problem: Arrays) -> Callable[[], np.ndarray]:
 
 
 def numpy_gradient(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
+    """The double loop as the formulas read: every gradient cell by cell, those of the weights as outer products."""
+    x, W_in, W_west, W_north, b = problem
+    forward = numpy_forward(problem)
+
+    def call():
+        h = forward()
+        Bt, G1, G2, _ = x.shape
+        dW_in, dW_west, dW_north, db = (np.zeros_like(a) for a in problem[1:])
+        dx = np.empty_like(x)
+        for t in range(Bt):
+            da = np.zeros((G1 + 1, G2 + 1, len(b)), x.dtype)
+            for i in reversed(range(G1)):
+                for j in reversed(range(G2)):
+                    back = dh[t, i, j] + da[i, j + 1] @ W_west + da[i + 1, j] @ W_north
+                    a = da[i, j] = back * (1 - h[t, i, j] ** 2)
+                    dx[t, i, j] = a @ W_in
+                    dW_in += np.outer(a, x[t, i, j])
+                    db += a
+                    if j > 0:
+                        dW_west += np.outer(a, h[t, i, j - 1])
+                    if i > 0:
+                        dW_north += np.outer(a, h[t, i - 1, j])
+        return h, dx, dW_in, dW_west, dW_north, db
+
+    return call
+
+
+def numpy_gradient_by_sample(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
+    """The double loop for the adjoints only; dx and the weights' gradients as one product for each sample."""
     x, W_in, W_west, W_north, b = problem
     forward = numpy_forward(problem)
 
