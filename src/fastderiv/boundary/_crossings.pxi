@@ -84,7 +84,8 @@ cdef void order_rows(const Sink *s, ix rows, ix first, ix task, Found *found, ix
                 found.upper[at - 1] = max(found.upper[at - 1], s.upper[i])
                 found.x[at - 1] = inside(found.lower[at - 1], found.upper[at - 1])
             else:
-                found.lower[at], found.upper[at], found.x[at], found.unique[at] = s.lower[i], s.upper[i], s.x[i], s.kind[i] == UNIQUE
+                found.lower[at], found.upper[at] = s.lower[i], s.upper[i]
+                found.x[at], found.unique[at] = s.x[i], s.kind[i] == UNIQUE
                 at += 1
         found.count[first + row] = at - k
 

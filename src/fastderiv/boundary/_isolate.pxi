@@ -374,7 +374,7 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
-    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, tol, ends, one = vset1(1)
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, one = vset1(1)
     cdef ix i, j, kept, step_number = 0
     cdef unsigned live, done
     while s.n > 0:
@@ -402,7 +402,8 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             done &= live
             live &= ~done
             if done:
-                put(b, row, vmax(l, x - ends), vmin(r, x + ends), vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x), done)
+                best = vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x)
+                put(b, row, vmax(l, x - ends), vmin(r, x + ends), best, done)
             t = middle(a.f, l, r)
             x = vsel_lt(l, next, vsel_lt(next, r, next, t), t)
             if live:
@@ -487,9 +488,11 @@ cdef bint prove(const Block *b, ix row, real after, real before, real *lower, re
     x[0] = inside(lower[0], upper[0])
     values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
     E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
-    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0])) * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
-    if not (vget(slope_error(a.f, T, es) + bend(a.f, vset1(t)), 0) < 0.4999 * size and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0]))
-            and after < x[0] - t and x[0] + t < before and a.lo <= x[0] - t and x[0] + t <= a.hi):
+    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0]))
+    t = t * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
+    if not (vget(slope_error(a.f, T, es) + bend(a.f, vset1(t)), 0) < 0.4999 * size
+            and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0])) and after < x[0] - t and x[0] + t < before
+            and a.lo <= x[0] - t and x[0] + t <= a.hi):
         return False
     lower[0], upper[0] = x[0] - t, x[0] + t
     return True
@@ -510,7 +513,8 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
                 found.x[j] = inside(found.lower[j], found.upper[j])
                 if isfinite(found.lower[j]) and isfinite(found.upper[j]):
                     found.unique[j] = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
-            found.lower[out], found.upper[out], found.x[out], found.unique[out] = found.lower[j], found.upper[j], found.x[j], found.unique[j]
+            found.lower[out], found.upper[out] = found.lower[j], found.upper[j]
+            found.x[out], found.unique[out] = found.x[j], found.unique[j]
             out += 1
         found.count[first + row] = out - start
         at = end
