@@ -1,6 +1,7 @@
 """`lstm`, `lstm_vjp` and `lstm_state_adjoints`: against their reference, PyTorch, complex steps, and each other."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,10 +258,12 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
     assert all(map(same_bits, one, two)) and all(map(same_bits, one, five))
 
 
-SCRIPT = """
+SCRIPT = f"""
 import hashlib
+import sys
 import numpy as np
 import fastderiv as fd
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_nn_lstm import everything, some_lengths
 for shape in (9, 20, 33, 40), (60, 1, 8, 64), (5, 3, 4, 17):
     for dtype in np.float32, np.float64:
