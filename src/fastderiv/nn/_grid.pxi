@@ -335,7 +335,8 @@ cdef void adjoint_task(void *args, ix t, Worker *worker) noexcept nogil:
             settle(&g, c, share)
         if at == 0:
             d -= 1
-    settle(&g, c, share)
+    if d < 0:                           # else interrupted, and a share of wide layers takes long to touch
+        settle(&g, c, share)
 
 
 cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a) noexcept:

@@ -80,7 +80,9 @@ def grid_rnn(
     items are shared out among threads.  Memory beyond inputs and result: a copy of the weights, and sums for 48 rows a
     thread.
 
-    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here calls BLAS.
+    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here calls BLAS, but for
+    a pair of callables: there the bits are those of NumPy's products.  The zeros outside the grid are multiplied too: a
+    weight that is not finite makes NaN at the rim.
 
     References
     ----------
@@ -170,7 +172,10 @@ def grid_rnn_vjp(
     size of the weights per thread.
 
     The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of the result do not
-    depend on strides or threads, those of ``dx`` neither on the rest of the batch.  Nothing here calls BLAS.
+    depend on strides or threads, those of ``dx`` neither on the rest of the batch.  Nothing here calls BLAS, but for a
+    pair of callables, which takes memory for all cells' states, slopes, adjoints and operands at once, too.
+    As in `grid_rnn` the zeros outside the grid are multiplied: a weight, or an adjoint at the rim, that is not finite
+    makes NaN of them.
 
     References
     ----------
