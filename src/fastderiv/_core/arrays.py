@@ -147,6 +147,14 @@ def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
     return i % size
 
 
+def row_number(value: SupportsIndex, rows: int) -> int:
+    """`value` as one of so many rows, as sequences are indexed: negative ones count from the end, others are an IndexError."""
+    i = index("row", value)
+    if not -rows <= i < rows:
+        raise IndexError(f"row {i} is out of range, there being {rows} rows")
+    return i % rows
+
+
 def number(name: str, value: ArrayLike) -> float:
     """`value`, a scalar or 0-d array of integers or floats, as a float."""
     if isinstance(value, (int, float, np.generic, np.ndarray)):

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import Outputs, SigmoidMLP
-from ._points import check_box, check_network, check_point, rounding
+from ._network import Outputs, SigmoidMLP, check_network
+from ._points import check_box, check_point, rounding
 from ._roots import find_x1
 from ._solve import solve_x1
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from ..subsets import subset_sums
-from ._network import Outputs, SigmoidMLP
+from ._network import Outputs, SigmoidMLP, check_network
 
 _MOST_UNITS = 62  # masks are int64
 _BLOCK_UNITS = 14  # 2**14 terms at once
@@ -66,8 +66,7 @@ class ExponentialSum:
     """
 
     def __init__(self, net: SigmoidMLP, outputs: Outputs = (0, 1)) -> None:
-        if not isinstance(net, SigmoidMLP):
-            raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+        check_network(net)
         if len(net.weights) != 2:
             raise ValueError(f"net has {len(net.weights) - 1} hidden layers; expected one")
         if net.hidden_widths[0] > _MOST_UNITS:
@@ -216,14 +215,6 @@ class ExponentialSum:
             sign[i : i + step], logabs[i : i + step] = _log_sum(rows[i : i + step], C, unit)
         return sign.reshape(B.shape[:-1])[()], logabs.reshape(B.shape[:-1])[()]
 
-    def _columns(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
-        """Weights and biases of the two outputs, (v_o0, v_o1) and (c_o0, c_o1); a single output leads zero."""
-        v, c = self._net.weights[1], self._net.biases[1]
-        if self._pair is None:
-            return (v[:, 0], np.zeros(len(v))), (c[0], 0.0)
-        a, b = self._pair
-        return (v[:, a], v[:, b]), (c[a], c[b])
-
     def _coordinate(self, coordinate: int) -> int:
         return arrays.position("coordinate", coordinate, self._net.n_inputs, "inputs")
 
@@ -235,9 +226,9 @@ class ExponentialSum:
         """
         exponents, shift = _packed([*np.delete(self._net.weights[0], coordinate, axis=0), self._net.biases[0],
                                     self._net.weights[0][coordinate]])  # fmt: skip
-        (v0, v1), (c0, c1) = self._columns()
-        *v, plus, minus = _integers([*v0, *v1, c0, c1])
-        d = [a - b for a, b in zip(v[: len(v0)], v[len(v0) :], strict=True)]
+        first, second = self._net._last_columns(self._pair)
+        values = _integers([*first, *second])
+        *d, dc = [a - b for a, b in zip(values[: len(first)], values[len(first) :], strict=True)]
         terms = {0: (1, 0)}
         for e, di in zip(exponents, d, strict=True):
             more = dict(terms)
@@ -245,7 +236,7 @@ class ExponentialSum:
                 there = more.get(E + e, (0, 0))
                 more[E + e] = there[0] + n, there[1] + D + n * di
             terms = more
-        total = plus - minus + sum(d)
+        total = dc + sum(d)
         return sorted((E, n * total - D) for E, (n, D) in terms.items()), shift
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import Outputs, SigmoidMLP, _pair
-from ._points import CLOSE, check_network, check_point, rounding
+from ._network import Outputs, SigmoidMLP, _pair, check_network
+from ._points import CLOSE, check_point, rounding
 
 _EPS = float(np.finfo(float).eps)
 _OFF = 1e-7  # how far the integrator's own curve may leave the boundary before a step is taken back

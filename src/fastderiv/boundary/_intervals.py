@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import SigmoidMLP
-from ._points import check_box, check_network
+from ._network import SigmoidMLP, check_network
+from ._points import check_box
 from ._roots import _others
 from ._solve import solve_x1
 
@@ -53,10 +53,7 @@ class DecisionIntervals:
         return len(self.complete)
 
     def __getitem__(self, row: int) -> "DecisionIntervals":
-        i = arrays.index("row", row)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"row {i} is out of range, there being {len(self)} rows")
-        i %= len(self)
+        i = arrays.row_number(row, len(self))
         part = slice(self.indptr[i], self.indptr[i + 1])
         size = np.array([0, part.stop - part.start])
         return DecisionIntervals(size, self.lower[part], self.upper[part], self.output[part], self.complete[i : i + 1])

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from .._core import maths
 from ._counterfactuals import counterfactuals
-from ._network import Outputs, SigmoidMLP
-from ._points import check_box, check_network, check_point, margin_and_gradient, rounding
+from ._network import Outputs, SigmoidMLP, check_network
+from ._points import check_box, check_point, margin_and_gradient, rounding
 from ._solve import solve_x1
 
 _LINES = 24  # straight ways into the space that are searched for ties, beside those along the inputs and the gradient

@@ -259,14 +259,20 @@ class SigmoidMLP:
             self._programs[pair] = _kernels.Program((*self._weights[:-1], d[:, None]), (*self._biases[:-1], dc))
         return self._programs[pair]
 
-    def _last_difference(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Weights d (n,) and bias Δc (1,) of the margin in the last layer; infinite where the difference overflows."""
+    def _last_columns(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """The last layer's weights and bias (n + 1,) of the two outputs; a single output leads zero."""
         v, c = self._weights[-1], self._biases[-1]
         if pair is None:
-            return v[:, 0], c
+            return np.append(v[:, 0], c[0]), np.zeros(len(v) + 1)
         a, b = pair
+        return np.append(v[:, a], c[a]), np.append(v[:, b], c[b])
+
+    def _last_difference(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Weights d (n,) and bias Δc (1,) of the margin in the last layer; infinite where the difference overflows."""
+        first, second = self._last_columns(pair)
         with np.errstate(over="ignore"):
-            return v[:, a] - v[:, b], c[a : a + 1] - c[b]
+            difference = first - second
+        return difference[:-1], difference[-1:]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SigmoidMLP):
@@ -285,6 +291,11 @@ class SigmoidMLP:
 
     def _sizes(self) -> tuple[int, ...]:
         return (self.n_inputs, *self.hidden_widths, self.n_outputs)
+
+
+def check_network(net: SigmoidMLP) -> None:
+    if not isinstance(net, SigmoidMLP):
+        raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
 
 
 def _parameters(weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> tuple[tuple, tuple]:

@@ -9,11 +9,6 @@ from ._network import Outputs, SigmoidMLP
 CLOSE = 1e-6  # a point nearer than this to the boundary, in units of max(1, |x|), is taken for a tie
 
 
-def check_network(net: SigmoidMLP) -> None:
-    if not isinstance(net, SigmoidMLP):
-        raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
-
-
 def check_point(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
     """`x` as a finite float64 (n_inputs,) array."""
     x = arrays.finite(name, arrays.float64(name, x))

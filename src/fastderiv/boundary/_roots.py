@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import Outputs, SigmoidMLP, _kernels
+from ._network import Outputs, SigmoidMLP, _kernels, check_network
 
 Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
 Bracket = Sequence[ArrayLike] | np.ndarray
@@ -136,8 +136,7 @@ class _Call:
     def __init__(
         self, net: SigmoidMLP, x_other: ArrayLike, bracket: Bracket, coordinate: int, outputs: Outputs
     ) -> None:
-        if not isinstance(net, SigmoidMLP):
-            raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+        check_network(net)
         self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
         self.x_other = _others(net, x_other)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays, maths
-from ._network import Outputs, SigmoidMLP
-from ._points import check_network, check_point, check_tie
+from ._network import Outputs, SigmoidMLP, check_network
+from ._points import check_point, check_tie
 
 
 class TieSensitivity(NamedTuple):

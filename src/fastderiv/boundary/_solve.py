@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from .._core import arrays
 from .._core.progress import Progress, reporting
 from ._expsum import ExponentialSum, _integers
-from ._network import Outputs, SigmoidMLP, _kernels
+from ._network import Outputs, SigmoidMLP, _kernels, check_network
 from ._roots import _others
 
 _BLOCK = 1 << 16  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
@@ -68,10 +68,7 @@ class Crossings:
         return len(self.complete)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        i = arrays.index("row", i)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"row {i} is out of range, there being {len(self)} rows")
-        i %= len(self)
+        i = arrays.row_number(i, len(self))
         return self.x[self.indptr[i] : self.indptr[i + 1]]
 
 
@@ -148,8 +145,7 @@ def solve_x1(
     >>> bool(ties.unique.all()), bool(ties.complete.all()), ties.root_bound
     (True, True, 7)
     """
-    if not isinstance(net, SigmoidMLP):
-        raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+    check_network(net)
     coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
     pair, x = net._columns(outputs), _others(net, x_other)
     lo, hi = _bounds(bounds)
@@ -221,7 +217,7 @@ class LastLayer:
     """
 
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
-        first, second = _columns(net, pair)
+        first, second = net._last_columns(pair)
         exponent = max(0, math.frexp(max(np.abs(first).max(), np.abs(second).max()))[1] - 1000)
         lost = len(first) * _TINY if exponent else 0.0  # bits that are shifted out to avoid an overflow
         self._columns, self.used = (first, second), (first != second)[:-1]
@@ -230,8 +226,8 @@ class LastLayer:
         back = difference - first
         rest = (first - (difference - back)) - (second + back)  # exactly
         exponent = math.frexp(np.abs(difference).max())[1]
-        *_, self.c = self.d = np.ldexp(difference, -exponent)
-        self.d = self.d[:-1]
+        scaled = np.ldexp(difference, -exponent)
+        self.d, self.c = scaled[:-1], float(scaled[-1])
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
 
     def limit(self, on: np.ndarray) -> float:
@@ -240,11 +236,6 @@ class LastLayer:
         first, second = (column[np.append(units, len(self.d))] for column in self._columns)
         exact, size = sum(_integers([*first, *-second])), abs(math.fsum([*self.d[units], self.c]))
         return max(size, _TINY) * ((exact > 0) - (exact < 0))
-
-
-def _columns(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-    v = np.vstack([net.weights[-1], net.biases[-1]])
-    return (v[:, 0], np.zeros(len(v))) if pair is None else (v[:, pair[0]], v[:, pair[1]])
 
 
 def _root_bound(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import Outputs, SigmoidMLP, _kernels, _pair
+from ._network import Outputs, SigmoidMLP, _kernels, _pair, check_network
 
 _U = 2.0**-53
 _FINEST = 30  # a cell's side is at least 2**-30 of the box's
@@ -185,8 +185,7 @@ class _Plane:
 
 def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None, outputs: Outputs) -> _Plane:
     """The checked arguments: every error is raised here."""
-    if not isinstance(net, SigmoidMLP):
-        raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+    check_network(net)
     if net.n_inputs < 2:
         raise ValueError(f"net has {net.n_inputs} input; expected at least two")
     pair = list(_pair("coordinates", coordinates, net.n_inputs, "inputs"))

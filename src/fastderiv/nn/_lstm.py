@@ -440,7 +440,6 @@ class LSTMCall:
                                  kept.gates, kept.cells, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
         return dfirst
 
-
     def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,), from the kernels' [units][columns][gate][lanes]."""
         units, lanes = self.kernel.lstm_units(self.hidden)
