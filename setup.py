@@ -34,7 +34,7 @@ KERNELS = {
 }  # fmt: skip
 
 SRC = Path("src/fastderiv")
-HEADERS = [str(SRC / "_core" / name) for name in ("simd.h", "simd.pxd", "threads.pxd")]
+HEADERS = [str(SRC / "_core" / name) for name in ("fpstate.h", "fpstate.pxd", "simd.h", "simd.pxd", "threads.pxd")]
 DIRECTIVES = {
     "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False,
     "binding": False, "embedsignature": False, "auto_pickle": False, "freethreading_compatible": True,
@@ -103,6 +103,7 @@ def extensions() -> list[Extension]:
     built = [("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
     found = [
         extension("fastderiv._core.cpu", SRC / "_core" / "cpu.pyx", [], built),
+        extension("fastderiv._core.fpstate", SRC / "_core" / "fpstate.pyx", [], []),
         extension("fastderiv._core.plain", SRC / "_core" / "plain.pyx", [], []),
         extension("fastderiv._core.threads", SRC / "_core" / "threads.pyx", [], []),
     ]

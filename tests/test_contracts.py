@@ -59,7 +59,7 @@ def test_reference_imports_nothing_compiled():
     for path in (ROOT / "reference").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                assert node.level == 1 or node.module.split(".")[0] in ("numpy", "scipy", "collections", "typing", "fractions"), path
+                assert node.level == 1 or node.module.split(".")[0] in ("__future__", "numpy", "scipy", "collections", "typing", "fractions"), path
             if isinstance(node, ast.Import):
                 assert all(alias.name.split(".")[0] in ("numpy", "scipy", "itertools", "math", "warnings") for alias in node.names), path
 
@@ -185,3 +185,14 @@ def test_integers_count_as_float64(name):
 def test_other_dtypes_are_type_errors_that_name_the_argument(name, dtype):
     with pytest.raises(TypeError, match=r"^\w+ has dtype \w+; expected float32, float64 or integers$"):
         CALLS[name](getattr(fd, name), lambda shape: np.ones(shape, dtype))
+
+
+@pytest.mark.parametrize("name", fd.__all__)
+def test_help_opens_with_a_signature_that_people_read(name):
+    """Annotations are shown as they are written (`ArrayLike`), not as what NumPy spells them out to be."""
+    thing = getattr(fd, name)
+    signatures = [inspect.signature(thing)] if callable(thing) else []
+    if inspect.isclass(thing):
+        signatures += [inspect.signature(method) for method in methods(thing).values()]
+    for one in signatures:
+        assert len(str(one)) < 600 and "typing" not in str(one), one

@@ -1,5 +1,7 @@
 """``python -m fastderiv bench``: the three kernels against NumPy, each result checked before it is timed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass

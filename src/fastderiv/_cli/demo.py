@@ -3,6 +3,8 @@
 `run` prints as it goes and returns what it computed, for the exit status and for the plot.  Text is plain ASCII.
 """
 
+from __future__ import annotations
+
 import textwrap
 import time
 from collections.abc import Callable

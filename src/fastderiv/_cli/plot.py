@@ -1,5 +1,7 @@
 """``python -m fastderiv --plot FILE``: the tie line over the data, and the scan over the sunspots."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The one timing helper: candidates in turn, round by round, so that a machine whose speed drifts slows all of them."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,12 @@
 """Arrays as users pass them, arrays as kernels want them: dtypes, alignment, `out=`, and the errors that name an argument."""
 
+from __future__ import annotations
+
 import operator
 import os
+import sys
 from collections.abc import Iterable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,16 +17,59 @@ _MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
 
 
 def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
-    """`value` as an ndarray of a dtype that fastderiv computes with, still in its own dtype."""
+    """`value` as a base ndarray of a dtype that fastderiv computes with, still in its own dtype."""
     if type(value) is not np.ndarray:
-        try:
-            value = np.asarray(value)
-        except ValueError as error:  # ragged lists
-            raise ValueError(f"{name} is not an array of numbers: {error}") from None
+        value = base_array(name, value)
     dtype = value.dtype
     if dtype is F32 or dtype is F64 or dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8)):
         return value
     raise TypeError(f"{name} has dtype {dtype}; expected float32, float64 or integers")
+
+
+def base_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an ndarray and no subclass, whose methods would be its own; errors of whatever it is get the argument's name."""
+    refuse_masked(name, value)
+    try:
+        if hasattr(value, "to_numpy"):  # a DataFrame or a Series
+            return _columns(value)
+        return np.asarray(value)
+    except (MemoryError, RecursionError):
+        raise
+    except TypeError as error:
+        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of numbers: {_first_line(error)}") from error
+    except Exception as error:  # ragged lists; what `__array__` of another library's type raises
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} is not an array of numbers: {_first_line(error)}") from error
+
+
+def refuse_masked(name: str, value: object) -> None:
+    """A TypeError for masked arrays: as plain arrays they would show the values that are hidden."""
+    ma = sys.modules.get("numpy.ma")
+    if ma is None or not (isinstance(value, ma.MaskedArray) or _holds(value, ma.MaskedArray)):
+        return
+    raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass an ordinary array, such as {name}.filled(0)")
+
+
+def _holds(value: object, kind: type) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, kind) for item in value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _columns(frame: Any) -> np.ndarray:
+    """The numbers of a DataFrame or Series as scikit-learn takes them: float32 if all columns are, else float64; missing ones NaN."""
+    dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8) for dtype in dtypes):
+        return np.asarray(frame.to_numpy())
+    for dtype in dtypes:
+        if getattr(dtype, "kind", "f") not in "biufO":  # e.g. dates, which NumPy would turn into numbers
+            raise TypeError(f"it has a column of dtype {dtype}")
+    try:
+        return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))  # pandas
+    except TypeError:
+        return np.asarray(frame.to_numpy()).astype(F64)
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -75,16 +121,13 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def integers(name: str, value: ArrayLike) -> np.ndarray:
-    """`value` as a native intp array; floats and bools are a TypeError."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # ragged lists
-        raise ValueError(f"{name} is not an array of integers: {error}") from None
+    """`value` as a native, contiguous intp array of our own, that nobody can change any more; floats and bools are a TypeError."""
+    array = base_array(name, value)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
     if array.dtype.kind == "u":  # beyond intp they would turn negative
         array = np.minimum(array, np.iinfo(np.intp).max, dtype=np.uint64)
-    return array.astype(np.intp, copy=False)
+    return np.array(array, np.intp, order="C")
 
 
 def expect(name: str, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> None:
@@ -103,21 +146,62 @@ def overlap(a: np.ndarray, b: np.ndarray) -> bool:
         return True
 
 
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements share memory, as in expanded views; True where that is too hard to tell."""
+    if array.size <= 1 or array.flags.c_contiguous or array.flags.f_contiguous:
+        return False
+    reach = array.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1):
+        if stride < reach:  # steps of one axis lie between those of another, or on them
+            return _meet(array)
+        reach += stride * (size - 1)
+    return False
+
+
+def _meet(array: np.ndarray) -> bool:
+    if array.size > _MANY:
+        return True
+    at = np.zeros((), np.intp)
+    for stride, size in zip(array.strides, array.shape, strict=True):
+        at = np.add.outer(at, stride * np.arange(size))
+    return bool((np.diff(np.sort(at, axis=None)) < array.itemsize).any())
+
+
+def in_place(name: str, array: Any) -> np.ndarray:
+    """The base ndarray view of an argument that is updated in place, float32 or float64."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is a {type(array).__name__}; expected a NumPy array, which is updated in place")
+    refuse_masked(name, array)
+    view = np.asarray(array)  # a subclass's own methods are never called
+    if view.dtype.kind != "f" or view.dtype.itemsize not in (4, 8):
+        raise TypeError(f"{name} has dtype {view.dtype}; expected float32 or float64")
+    if not view.flags.writeable:
+        raise ValueError(f"{name} is read-only; it is updated in place")
+    if overlaps_itself(view):
+        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+    return view
+
+
 def check_out(
-    out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, inputs: Iterable[tuple[str, np.ndarray | None]], name: str = "out"
-) -> None:
-    """The checks of `out=`: exact shape and dtype, writeable, memory of its own."""
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Iterable[tuple[str, np.ndarray | None]], name: str = "out"
+) -> np.ndarray:
+    """The base ndarray view of `out=`, checked: exact shape and dtype, writeable, memory of its own."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} is a {type(out).__name__}; expected a NumPy array")
-    if out.dtype != dtype:
-        raise TypeError(f"{name} has dtype {out.dtype}; expected {dtype}")
-    if out.shape != shape:
-        raise ValueError(f"{name} has shape {out.shape}; expected {shape}")
-    if not out.flags.writeable:
+    refuse_masked(name, out)
+    view = np.asarray(out)  # a subclass's own methods are never called
+    if view.dtype != dtype:
+        raise TypeError(f"{name} has dtype {view.dtype}; expected {dtype}")
+    if view.shape != shape:
+        raise ValueError(f"{name} has shape {view.shape}; expected {shape}")
+    if not view.flags.writeable:
         raise ValueError(f"{name} is read-only")
+    if overlaps_itself(view):
+        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
     for other, array in inputs:
-        if array is not None and overlap(out, array):
+        if array is not None and overlap(view, array):
             raise ValueError(f"{name} shares memory with {other}")
+    return view
 
 
 def copy_back(target: np.ndarray, out: np.ndarray) -> None:
@@ -157,6 +241,7 @@ def row_number(value: SupportsIndex, rows: int) -> int:
 
 def number(name: str, value: ArrayLike) -> float:
     """`value`, a scalar or 0-d array of integers or floats, as a float."""
+    refuse_masked(name, value)
     if isinstance(value, (int, float, np.generic, np.ndarray)):
         array = np.asarray(value)
         if array.ndim == 0 and array.dtype.kind in "iuf":

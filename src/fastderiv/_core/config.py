@@ -1,5 +1,7 @@
 """Threads, and what this installation is."""
 
+from __future__ import annotations
+
 import operator
 import os
 from typing import SupportsIndex

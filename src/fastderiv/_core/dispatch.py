@@ -3,6 +3,8 @@
 Every room's ``_kernels.pyx`` is compiled once per level; a room asks `kernels(room)` and never sees levels.
 """
 
+from __future__ import annotations
+
 import os
 from importlib import import_module
 from types import ModuleType

@@ -1,5 +1,7 @@
 """The vector maths of simd.h as functions of arrays: what the kernels compute with, made testable and reusable."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -6,13 +6,13 @@ cnp.import_array()
 
 
 def plain(target, tuple required, tuple optional):
-    """Whether `target` is a float32 or float64 array that a kernel can write to, and all others are arrays of the same dtype
+    """Whether `target` is a float32 or float64 array that a kernel can write to, no element of it twice in memory, and all others are arrays of the same dtype
     that it can read and whose memory does not reach into that of `target`; those that are `optional` may be None.
 
     False says that something may have to be converted, or may be wrong: `arrays` has the conversions and the errors.
     """
     cdef cnp.npy_uintp start, end
-    if not cnp.PyArray_CheckExact(target) or not cnp.PyArray_ISBEHAVED(target):
+    if not cnp.PyArray_CheckExact(target) or not cnp.PyArray_ISBEHAVED(target) or not apart(target):
         return False
     if cnp.PyArray_TYPE(target) not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64):
         return False
@@ -23,6 +23,27 @@ def plain(target, tuple required, tuple optional):
     for array in optional:
         if array is not None and not readable(array, target, start, end):
             return False
+    return True
+
+
+cdef bint apart(cnp.ndarray a):
+    """Whether its elements surely are apart: each axis steps over everything that the axes behind it (or before it) hold."""
+    cdef int axis, n = cnp.PyArray_NDIM(a)
+    cdef cnp.npy_intp step, size, inner = cnp.PyArray_ITEMSIZE(a), outer = inner
+    for axis in range(n - 1, -1, -1):
+        size, step = cnp.PyArray_DIM(a, axis), abs(cnp.PyArray_STRIDE(a, axis))
+        if size > 1:
+            if step < inner:
+                break
+            inner += step * (size - 1)
+    else:
+        return True
+    for axis in range(n):
+        size, step = cnp.PyArray_DIM(a, axis), abs(cnp.PyArray_STRIDE(a, axis))
+        if size > 1:
+            if step < outer:
+                return False
+            outer += step * (size - 1)
     return True
 
 

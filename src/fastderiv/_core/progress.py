@@ -1,5 +1,7 @@
 """`progress=`: None, True (a tqdm bar) or a callable `progress(done, total)`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -13,8 +13,11 @@ cdef struct Worker:                     # one thread's view of the call it works
 ctypedef void (*task_t)(void *args, ix i, Worker *worker) noexcept nogil
 
 # Run task(args, i) for i in [0, n), each exactly once, on as many threads as `seconds` of estimated work deserve.
-# Tasks must not depend on which thread runs them or in what order.  -1 with KeyboardInterrupt (or MemoryError) set.
-cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint interruptible=*) except -1
+# Tasks must not depend on which thread runs them or in what order.  They run in the default floating-point state on every
+# thread.  `scratch`, bytes for each thread, is a double, and so must be everything it is computed from: exact where there is
+# so much memory, and a MemoryError, where integers would overflow to a small number.
+# -1 with KeyboardInterrupt (or MemoryError) set.
+cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=*) except -1
 
 # To be called by a task every millisecond or so: true when the call was interrupted and the task must return.
 cdef bint interrupted(Worker *worker) noexcept nogil

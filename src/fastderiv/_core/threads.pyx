@@ -12,6 +12,7 @@ import threading
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
                                PyThread_get_thread_ident, PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free
+from .fpstate cimport fp_enter, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
 
 cdef extern from *:
@@ -48,6 +49,24 @@ cdef extern from *:
     """
     void *scratch_memory(size_t size) nogil
 
+cdef extern from *:
+    """
+    /* a flag that one thread sets and others see sometime, with no order to other memory */
+    #if defined(__GNUC__) || defined(__clang__)
+    typedef int relaxed;
+    static inline int is_set(relaxed *flag) { return __atomic_load_n(flag, __ATOMIC_RELAXED); }
+    static inline void put(relaxed *flag, int to) { __atomic_store_n(flag, to, __ATOMIC_RELAXED); }
+    #else
+    #include <intrin.h>
+    typedef volatile long relaxed;
+    static inline int is_set(relaxed *flag) { return __iso_volatile_load32((volatile __int32 *)flag); }
+    static inline void put(relaxed *flag, int to) { __iso_volatile_store32((volatile __int32 *)flag, to); }
+    #endif
+    """
+    ctypedef int relaxed
+    bint is_set(relaxed *flag) nogil
+    void put(relaxed *flag, bint to) nogil
+
 cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals"() nogil          # leaves the exception set; we return -1 later
 
@@ -56,7 +75,7 @@ cdef struct Job:
     void *args
     ix n, next                          # tasks, and the first not yet taken
     size_t scratch
-    volatile bint stop
+    relaxed stop
     bint interruptible, closed
     int active                          # workers inside
 
@@ -80,11 +99,12 @@ cdef Pool pool
 cdef int num_threads = 1
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef double WORTH_A_THREAD = 250e-6     # seconds of work; waking a thread costs 20 to 30 µs
+cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)  # no address space is larger; below, all products of sizes are exact
 
 
 cdef bint interrupted(Worker *w) noexcept nogil:
     cdef double t
-    if w.job.stop:
+    if is_set(&w.job.stop):
         return True
     if w.caller and w.job.interruptible:
         t = now()
@@ -92,15 +112,15 @@ cdef bint interrupted(Worker *w) noexcept nogil:
             w.checked = t
             with gil:
                 if check_signals():
-                    w.job.stop = True
-    return w.job.stop
+                    put(&w.job.stop, True)
+    return is_set(&w.job.stop)
 
 
 cdef ix take(Job *job) noexcept nogil:
     """The next task, or -1."""
     cdef ix i = -1
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
-    if job.next < job.n and not job.stop:
+    if job.next < job.n and not is_set(&job.stop):
         i = job.next
         job.next += 1
     PyThread_release_lock(pool.mutex)
@@ -108,9 +128,10 @@ cdef ix take(Job *job) noexcept nogil:
 
 
 cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
-    """Take tasks until none is left; False if there was no memory for the scratch."""
+    """Take tasks until none is left, in the default floating-point state; False if there was no memory for the scratch."""
     cdef Worker w
     cdef ix i
+    cdef fp_word state
     cdef void *raw = scratch_memory(job.scratch + 64)
     if raw is NULL:
         return False
@@ -118,6 +139,7 @@ cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
     w.job = job
     w.caller = caller
     w.checked = now() if caller else 0
+    state = fp_enter()
     while not interrupted(&w):
         if alone:
             i = job.next
@@ -129,6 +151,7 @@ cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
             if i < 0:
                 break
         job.task(job.args, i, &w)
+    fp_leave(state)
     free(raw)
     return True
 
@@ -201,14 +224,17 @@ cdef void dismiss(Job *job, int helpers) noexcept nogil:
         PyThread_acquire_lock(pool.done, WAIT_LOCK)
 
 
-cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint interruptible=True) except -1:
+cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=True) except -1:
     cdef Job job
     cdef double worth = 1 + seconds / WORTH_A_THREAD
     cdef int helpers = <int>min(min(<double>num_threads, worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
     cdef int generation = pool.generation
     cdef bint ok, forked
-    job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, scratch
-    job.stop, job.closed, job.active = False, False, 0
+    if not scratch < MOST_BYTES:
+        raise MemoryError(f"no memory for {scratch:.0f} bytes of scratch")
+    job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, <size_t>scratch
+    job.closed, job.active = False, 0
+    put(&job.stop, False)
     job.interruptible = interruptible and PyThread_get_thread_ident() == main_thread
     if helpers > 0 and PyThread_acquire_lock(pool.busy, NOWAIT_LOCK):
         helpers = seat_workers(helpers)
@@ -224,10 +250,10 @@ cdef int run(task_t task, void *args, ix n, size_t scratch, double seconds, bint
     else:
         with nogil:
             ok = work(&job, True, True)
-    if job.stop:
+    if is_set(&job.stop):
         return -1                       # the signal handler's exception is set
     if not ok:
-        raise MemoryError(f"no memory for {scratch} bytes of scratch")
+        raise MemoryError(f"no memory for {scratch:.0f} bytes of scratch")
     return 0
 
 

@@ -1,5 +1,7 @@
 """counterfactuals: the smallest change of each single input that makes two outputs tie."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """ExponentialSum: the margin of a one-hidden-layer network as a sum of 2**H exponentials, for structure and bounds."""
 
+from __future__ import annotations
+
 import math
 import sys
 from itertools import groupby

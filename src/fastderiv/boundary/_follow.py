@@ -1,5 +1,7 @@
 """follow_boundary: the boundary between two outputs as a curve in arc length, by SciPy's integrator and projection."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 

@@ -1,5 +1,7 @@
 """decision_intervals: the intervals of one input on which each output of a network is the largest."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from itertools import combinations

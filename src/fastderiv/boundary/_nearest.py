@@ -1,5 +1,7 @@
 """nearest_tie: the nearest point of the boundary, by SciPy's optimiser from many certified starts."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

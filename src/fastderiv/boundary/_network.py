@@ -1,5 +1,7 @@
 """SigmoidMLP: the network, its outputs, the margin between two of them and the margin's gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 

@@ -1,5 +1,7 @@
 """One point among a network's inputs: its checks, and how far it is from being a tie."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """find_x1: one tie per row along one input, by SciPy's root finders on the compiled margin."""
 
+from __future__ import annotations
+
 import math
 import operator
 import sys

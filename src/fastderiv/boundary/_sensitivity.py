@@ -1,5 +1,7 @@
 """tie_sensitivity: how a tie moves with every parameter of the network, by implicit differentiation."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

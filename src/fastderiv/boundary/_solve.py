@@ -1,5 +1,7 @@
 """solve_x1: every tie along one input, with a certificate, for many rows."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

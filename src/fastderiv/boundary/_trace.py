@@ -7,6 +7,8 @@ edges would rise in opposite directions.)  Arcs meet where cells meet, and are r
 monotone.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

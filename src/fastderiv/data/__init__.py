@@ -5,6 +5,8 @@ network.json  -> load_network()     a sigmoid 2-3-2 network trained on them by t
 sunspots.csv  -> load_sunspots()    yearly sunspot numbers, 1700-2008
 """
 
+from __future__ import annotations
+
 import csv
 import json
 from importlib.resources import files

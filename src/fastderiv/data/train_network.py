@@ -5,6 +5,8 @@ Loss: mean cross-entropy of the two logistic outputs against one-hot species, pl
 The gradient is written out by hand.  Everything is deterministic: fixed starts, one minimum chosen, one canonical form.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the style of scikit-learn's."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, Self

@@ -6,6 +6,8 @@ These two are exchanged, and ``causal_conv1d_fn``, which would be next in cost, 
 else is: projections, cache and generation remain those of transformers.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import threading

@@ -1,5 +1,7 @@
 """Activations by name, or as a pair (φ, φ′) of callables."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from numpy.typing import ArrayLike, NDArray

@@ -1,5 +1,7 @@
 """`dense` and `dense_vjp`: the fully connected layer, its products by BLAS and all the rest in one compiled pass."""
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
@@ -140,13 +142,13 @@ def dense(
         Y = call.forward(np.empty(call.shape, call.dtype), cache)
     else:
         Y = out
-        check_out(out, call.shape, call.dtype, zip(("X", "W", "b"), call.given, strict=True))
-        target = as_dtype(out, call.dtype)
+        base = check_out(out, call.shape, call.dtype, zip(("X", "W", "b"), call.given, strict=True))
+        target = as_dtype(base, call.dtype)
         if target.flags.c_contiguous:
             call.forward(target, cache)
         else:
             target[...] = call.forward(np.empty(call.shape, call.dtype), cache)
-        copy_back(target, out)
+        copy_back(target, base)
     return Y if cache is None else (Y, cache)
 
 

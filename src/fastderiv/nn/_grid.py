@@ -1,5 +1,7 @@
 """`grid_rnn` and `grid_rnn_vjp`: the two-dimensional RNN, swept diagonal by diagonal."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import NamedTuple
 

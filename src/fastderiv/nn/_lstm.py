@@ -1,5 +1,7 @@
 """`lstm` and its adjoint as users call them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 

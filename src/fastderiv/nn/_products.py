@@ -1,5 +1,7 @@
 """Matrix products by NumPy's BLAS: the same bits for any strides of the operands, and not deaf to Ctrl-C for long."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,5 +1,7 @@
 """`hypergradient`: the gradient of a loss after training, by training backwards."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple, SupportsIndex
 

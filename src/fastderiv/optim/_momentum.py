@@ -1,5 +1,7 @@
 """Momentum in floating point: a step, its inverse, its Jacobian."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import cast
@@ -7,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype, number, overlap, working
+from .._core.arrays import F32, F64, as_array, as_dtype, in_place, number, overlap, working
 from .._core.dispatch import kernels
 from .._core.plain import plain
 
@@ -79,7 +81,7 @@ def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: f
     if plain(theta, (p, grad), ()) and plain(p, (grad,), ()) and theta.shape == p.shape == grad.shape:  # type: ignore[union-attr]
         given = cast(np.ndarray, grad)
     else:
-        given = _checked(theta, p, grad)
+        theta, p, given = _checked(theta, p, grad)
     _update(theta, p, given, alpha, beta, back=False)
 
 
@@ -139,14 +141,14 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
     False
     """
     alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
-    _check_state(theta, p)
+    theta, p = _check_state(theta, p)
     dtype = _native(theta)
     with np.errstate(all="ignore"):
         if dtype.type(beta) == 0:
             raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
         before = np.subtract(theta, p, out=np.empty(theta.shape, dtype))
     grad = as_array("grad_fn(theta)", grad_fn(before))
-    _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
+    theta, p = _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)
     if overlap(grad, theta) or overlap(grad, p):
         grad = grad.copy()
@@ -204,31 +206,26 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
     return np.block([[eye + pull, beta * eye], [pull, beta * eye]])
 
 
-def _check_state(theta: np.ndarray, p: np.ndarray) -> None:
-    """Whether theta and p can be updated in place."""
-    for name, array in ("theta", theta), ("p", p):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} is a {type(array).__name__}; expected a NumPy array, which is updated in place")
-        if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-            raise TypeError(f"{name} has dtype {array.dtype}; expected float32 or float64")
-        if not array.flags.writeable:
-            raise ValueError(f"{name} is read-only; it is updated in place")
+def _check_state(theta: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The base views of theta and p, which can be updated in place."""
+    theta, p = in_place("theta", theta), in_place("p", p)
     if _native(p) != _native(theta):
         raise TypeError(f"p has dtype {p.dtype}; expected that of theta, {theta.dtype}")
     expect_like("p", p, theta.shape)
     if overlap(theta, p):
         raise ValueError("theta shares memory with p")
+    return theta, p
 
 
-def _checked(theta: np.ndarray, p: np.ndarray, grad: ArrayLike) -> np.ndarray:
-    """`grad` as an array, with whatever is wrong with the three of them raised."""
-    _check_state(theta, p)
+def _checked(theta: np.ndarray, p: np.ndarray, grad: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three as base arrays, with whatever is wrong with them raised."""
+    theta, p = _check_state(theta, p)
     given = as_array("grad", grad)
     expect_like("grad", given, theta.shape)
     for name, array in ("theta", theta), ("p", p):
         if overlap(array, given):
             raise ValueError(f"{name} shares memory with grad")
-    return given
+    return theta, p, given
 
 
 def _native(array: np.ndarray) -> np.dtype:

@@ -1,5 +1,7 @@
 """`ReversibleMomentum`: momentum in fixed point that runs backwards bit for bit."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

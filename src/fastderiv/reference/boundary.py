@@ -1,5 +1,7 @@
 """derivations §2 in plain NumPy and SciPy, one formula at a time; networks are evaluated row by row, unit by unit."""
 
+from __future__ import annotations
+
 import itertools
 import warnings
 from collections import defaultdict

@@ -1,5 +1,7 @@
 """derivations §3–5 in plain NumPy."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """derivations §4, momentum: in plain NumPy, and on Python's integers, one parameter after the other."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple, SupportsIndex

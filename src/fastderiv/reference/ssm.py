@@ -1,5 +1,7 @@
 """The selective scan as the page states it (derivations §1), one step after the other."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any, Literal, NamedTuple, SupportsIndex
 

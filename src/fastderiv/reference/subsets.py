@@ -1,5 +1,7 @@
 """Sums over subsets, by loops over bitmasks.  derivations §1, the theorem."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Literal
 

@@ -1,5 +1,7 @@
 """`scan_attention`: the matrix that the scan applies to its input, channel by channel."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -1,5 +1,7 @@
 """`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair that composes."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

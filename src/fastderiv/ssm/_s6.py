@@ -1,5 +1,7 @@
 """`S6`: the layer of derivations §1, its projections by matrix products and its recurrence by the scan's kernels."""
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np

@@ -1,5 +1,7 @@
 """`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -143,9 +145,10 @@ def selective_scan(
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
-    result = call.checked_out(out)
+    base = call.checked_out(out)
     last = np.empty(call.state_shape, call.dtype) if return_last_state else None
-    call.run(result, last, bool(delta_softplus))
+    call.run(base, last, bool(delta_softplus))
+    result = base if out is None else out
     return result if last is None else (result, last)
 
 
@@ -191,8 +194,7 @@ class ScanCall:
     def checked_out(self, out: NDArray | None) -> NDArray:
         if out is None:
             return np.empty(self.shape, self.dtype)
-        check_out(out, self.shape, self.dtype, [*zip(_SCAN, self.given, strict=True), ("cu_seqlens", self.starts)])
-        return out
+        return check_out(out, self.shape, self.dtype, zip(_SCAN, self.given, strict=True))
 
     def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""

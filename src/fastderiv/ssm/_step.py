@@ -1,11 +1,13 @@
 """`selective_state_update`: one step of the scan, the state in place."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, expect
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, expect, in_place
 from .._core.dispatch import kernels
 from .._core.plain import plain
 from ._scan import check_parameters
@@ -80,30 +82,24 @@ def selective_state_update(
     [0.25]
     """
     required, optional = (x, dt, A, B, C), (D, z, dt_bias)
-    h: NDArray = state
-    arrays: tuple[Any, ...] = (*required, *optional)
+    base, h, arrays = state, state, (*required, *optional)
     if not plain(state, required, optional):
-        h, arrays = _converted(state, arrays)
-    _check_shapes(state.shape, *arrays)
+        base, h, arrays = _converted(state, arrays)
+    _check_shapes(base.shape, *arrays)
     dtype = F32 if h.itemsize == 4 else F64
-    out = np.empty(state.shape[:-1], dtype)
+    out = np.empty(base.shape[:-1], dtype)
     _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)
-    copy_back(h, state)
+    copy_back(h, base)
     return out
 
 
-def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, tuple[Any, ...]]:
-    """The state and the arguments as arrays of one dtype, whatever they were."""
-    if not isinstance(state, np.ndarray):
-        raise TypeError(f"state is a {type(state).__name__}; expected a NumPy array, which is updated in place")
-    if state.dtype.kind != "f" or state.dtype.itemsize not in (4, 8):
-        raise TypeError(f"state has dtype {state.dtype}; expected float32 or float64")
-    if not state.flags.writeable:
-        raise ValueError("state is read-only; it is updated in place")
-    dtype = F32 if state.dtype.itemsize == 4 else F64
+def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
+    """The base view of the state, and the state and the arguments as arrays of one dtype, whatever they were."""
+    base = in_place("state", state)
+    dtype = F32 if base.dtype.itemsize == 4 else F64
     given = as_arrays(_STEP, arguments, optional=_STEP[5:])
-    check_out(state, state.shape, state.dtype, zip(_STEP, given, strict=True), name="state")
-    return as_dtype(state, dtype), tuple(None if a is None else as_dtype(a, dtype) for a in given)
+    check_out(base, base.shape, base.dtype, zip(_STEP, given, strict=True), name="state")
+    return base, as_dtype(base, dtype), tuple(None if a is None else as_dtype(a, dtype) for a in given)
 
 
 def _check_shapes(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,

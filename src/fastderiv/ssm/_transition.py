@@ -1,5 +1,7 @@
 """`transition_product`: the product of the scan's transitions, by either side of the theorem."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import numpy as np

@@ -1,5 +1,7 @@
 """`selective_scan_vjp`: the adjoint of the scan."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

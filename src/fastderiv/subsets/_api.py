@@ -1,5 +1,7 @@
 """Subset sums: arguments in, arrays out; the arithmetic is in _kernels.pyx.  docs/derivations.md §1, the theorem."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, SupportsIndex
@@ -101,15 +103,11 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     source = as_array("x", x)
     x = _rows(source)
     shape = (*x.shape[:-1], _masks(x))
-    reused = out is not None
-    if out is None:
-        out = _empty(shape, x.dtype)
-    else:
-        check_out(out, shape, x.dtype, [("x", source)])
-    target = as_dtype(out, x.dtype)
-    _kernels[x.dtype].sums(x, target, 0, reused)
-    copy_back(target, out)
-    return out
+    base = _empty(shape, x.dtype) if out is None else check_out(out, shape, x.dtype, [("x", source)])
+    target = as_dtype(base, x.dtype)
+    _kernels[x.dtype].sums(x, target, 0, out is not None)
+    copy_back(target, base)
+    return base if out is None else out
 
 
 def iter_subset_sums(

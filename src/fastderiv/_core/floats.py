@@ -1,0 +1,43 @@
+"""Floating-point arithmetic in Python code that does not depend on the state the caller's thread is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from .fpstate import ieee
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` in the default floating-point state, with NumPy's floating-point errors ignored; both the caller's again after.
+
+    The state is the control register's (rounding mode, gradual underflow, traps) and NumPy's (`np.errstate`).  Functions
+    for which a microsecond counts use ``with ieee():`` around what needs it; the thread pool sets the register by itself.
+    A function of the user's, called inside, runs in the user's state if it was passed through `as_caller` before.
+    """
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ieee(), np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def as_caller(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` in the floating-point and error state that is in force now, wherever it is called."""
+    errors = np.geterr()
+    state = ieee.current()
+
+    @wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with state.again(), np.errstate(**errors):
+            return function(*args, **kwargs)
+
+    return outside

@@ -1,0 +1,47 @@
+/* The floating-point control register of a thread: rounding mode, gradual underflow, traps.
+ *
+ * fp_enter() puts the thread into the default state (to nearest, gradual underflow, nothing traps) and returns what was
+ * there; fp_leave() puts that back.  Both cost a few nanoseconds, and write the register only if it differs from the default.
+ * Arithmetic between the two must be in functions that the compiler calls through a pointer: it may move other arithmetic
+ * across them, since it does not know that the register matters.
+ */
+#ifndef FASTDERIV_FPSTATE_H
+#define FASTDERIV_FPSTATE_H
+
+#if defined(__x86_64__) || defined(_M_X64) || defined(__SSE2__)
+# include <xmmintrin.h>
+typedef unsigned fp_word;
+# define FP_CONTROL 0xFFC0u             /* the six lowest bits are flags that operations leave, not control */
+static inline fp_word fp_default(void) { return 0x1F80u; }
+static inline fp_word fp_get(void) { return _mm_getcsr(); }
+static inline void fp_set(fp_word w) { _mm_setcsr(w); }
+static inline int fp_same(fp_word a, fp_word b) { return !((a ^ b) & FP_CONTROL); }
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+# include <stdint.h>
+typedef uint64_t fp_word;
+static inline fp_word fp_default(void) { return 0; }
+static inline fp_word fp_get(void) { fp_word w; __asm__ __volatile__("mrs %0, fpcr" : "=r"(w)); return w; }
+static inline void fp_set(fp_word w) { __asm__ __volatile__("msr fpcr, %0" : : "r"(w) : "memory"); }
+static inline int fp_same(fp_word a, fp_word b) { return a == b; }
+#else
+# include <fenv.h>
+# include <string.h>
+typedef fenv_t fp_word;
+static inline fp_word fp_default(void) { return *FE_DFL_ENV; }
+static inline fp_word fp_get(void) { fp_word w; fegetenv(&w); return w; }
+static inline void fp_set(fp_word w) { fesetenv(&w); }
+static inline int fp_same(fp_word a, fp_word b) { return !memcmp(&a, &b, sizeof a); }
+#endif
+
+/* Puts the thread into the state `wanted`; OUT the state before. */
+static inline fp_word fp_change(fp_word wanted)
+{
+    const fp_word before = fp_get();
+    if (!fp_same(before, wanted)) fp_set(wanted);
+    return before;
+}
+
+static inline fp_word fp_enter(void) { return fp_change(fp_default()); }
+static inline void fp_leave(fp_word before) { fp_change(before); }
+
+#endif

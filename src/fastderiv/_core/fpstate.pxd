@@ -1,0 +1,10 @@
+"""fpstate.h as Cython sees it."""
+
+cdef extern from "fpstate.h" nogil:
+    ctypedef struct fp_word:            # an integer or a struct, by platform
+        pass
+    fp_word fp_default()
+    fp_word fp_get()
+    fp_word fp_change(fp_word wanted)   # the state before
+    fp_word fp_enter()                  # the default state; the one before
+    void fp_leave(fp_word before)
