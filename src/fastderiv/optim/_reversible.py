@@ -123,7 +123,7 @@ class ReversibleMomentum:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Checked whole, since a file may be damaged or not ours; and copies, since its arrays may be shared with another object."""
         if not isinstance(state, tuple) or len(state) != 7:
-            raise ValueError(f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns")
+            raise TypeError(f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns")
         alpha, n, rate, shape, numbers, count, stack = state
         alpha, n, shape = finite_number("state: alpha", alpha), _state_numerator(n), _state_shape(shape)
         _check_rate(rate, n)
@@ -323,7 +323,7 @@ def _state_numerator(n: Any) -> int:
 
 def _state_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple):
-        raise ValueError(f"state: shape is a {type(shape).__name__}; expected a tuple")
+        raise TypeError(f"state: shape is a {type(shape).__name__}; expected a tuple")
     shape = tuple(index("state: shape", axis, least=0) for axis in shape)
     try:
         np.broadcast_to(np.int8(0), shape)
