@@ -335,8 +335,8 @@ class LSTMCall:
         self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0, self.dh, self.dh_n, self.dc_n = arrays
         self.dtype = self.x.dtype
         self._check_shapes()
-        self._sort(lengths)
         self._one_layout()
+        self._sort(lengths)
 
     def _check_shapes(self) -> None:
         if self.x.ndim not in (2, 3):
