@@ -163,7 +163,7 @@ def test_what_a_cache_holds_is_compared_to_the_call_before_it_is_read():
     operands = (*arguments, *first)
     for gates, cells in ((np.zeros(8), np.zeros(8)), (np.zeros((2, 8)), None), (np.zeros(480, np.float32), np.zeros(120, np.float32))):
         with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
-            lstm(fd, keep("lstm", (sizes, *ends), operands, (gates, cells)), **LSTM)
+            lstm(fd, keep("lstm", (sizes, False, *ends), operands, (gates, cells)), **LSTM)
     forged = keep("dense", ((np.dtype(np.float64), 6, 4, 3), 2), tuple(DENSE.values()), (np.zeros((2, 3)),))
     with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
         dense(fd, forged, **DENSE)
