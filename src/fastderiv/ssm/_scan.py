@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, expect, integers
+from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, integers, pieces
 from .._core.dispatch import kernels
 
 _kernels = kernels("ssm")
@@ -146,7 +146,7 @@ def selective_scan(
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
     base = call.checked_out(out)
-    last = np.empty(call.state_shape, call.dtype) if return_last_state else None
+    last = call.new_state() if return_last_state else None
     call.run(base, last, bool(delta_softplus))
     result = base if out is None else out
     return result if last is None else (result, last)
@@ -173,7 +173,9 @@ class ScanCall:
         self.batched = len(self.shape) == 3
         self._check_sequences()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
-        self.starts = None if cu_seqlens is None else _check_starts(cu_seqlens, self.shape)
+        self.starts, self.longest = None, self.shape[-1]
+        if cu_seqlens is not None:
+            self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
             self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
@@ -193,8 +195,11 @@ class ScanCall:
 
     def checked_out(self, out: NDArray | None) -> NDArray:
         if out is None:
-            return np.empty(self.shape, self.dtype)
+            return empty("the result", self.shape, self.dtype)
         return check_out(out, self.shape, self.dtype, zip(_SCAN, self.given, strict=True))
+
+    def new_state(self) -> NDArray:
+        return empty("the state", self.state_shape, self.dtype)
 
     def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
@@ -251,13 +256,21 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     )
 
 
-def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.intp]:
+def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], int]:
+    """The boundaries, a copy of our own, and the length of the longest sequence."""
     starts = integers("cu_seqlens", cu_seqlens)
     steps = shape[-1]
     if len(shape) == 3 and shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}")
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
-    if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
-        raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
-    return starts
+    longest = 0
+    for part in pieces((len(starts) - 1,)):
+        before, after = starts[:-1][part], starts[1:][part]
+        if (after < before).any():
+            break
+        longest = max(longest, int((after - before).max(initial=0)))
+    else:
+        if starts[0] == 0 and starts[-1] == steps:
+            return starts, longest
+    raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
