@@ -156,6 +156,8 @@ def integers(name: str, value: ArrayLike) -> np.ndarray:
     array = base_array(name, value, "integers")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    if array.size <= _PIECE and array.dtype.kind != "u":
+        return np.array(array, np.intp, order="C")
     own = empty(f"the copy of {name}", array.shape, np.dtype(np.intp))
     for part in pieces(array.shape):
         # unsigned ones beyond intp would turn negative

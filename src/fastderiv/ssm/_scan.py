@@ -7,12 +7,14 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, integers, pieces
+from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, integers
 from .._core.dispatch import kernels
+from .._core.plain import alike, widest
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _ADJOINTS = ("dout", "dlast_state")
+_LOOK = 1 << 24  # boundaries checked between two looks for signals
 _OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
@@ -166,8 +168,12 @@ class ScanCall:
         adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
         without: str = "",
     ) -> None:
-        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=(*_OPTIONAL, without))
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
+        self.given: Any = (*arguments, *adjoints)
+        arrays = self.given
+        if not alike(self.given, 5) or (adjoints and adjoints[0] is None):
+            self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], self.given, optional=(*_OPTIONAL, without))
+            arrays = common(self.given)
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = arrays
         self.dout, self.dlast = adjoint or (None, None)
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
@@ -265,11 +271,11 @@ def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArra
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
     longest = 0
-    for part in pieces((len(starts) - 1,)):
-        before, after = starts[:-1][part], starts[1:][part]
-        if (after < before).any():
+    for first in range(0, len(starts) - 1, _LOOK):
+        width = widest(starts[first : first + _LOOK + 1])
+        if width < 0:
             break
-        longest = max(longest, int((after - before).max(initial=0)))
+        longest = max(longest, width)
     else:
         if starts[0] == 0 and starts[-1] == steps:
             return starts, longest

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._core.arrays import assign, empty
 from .._core.floats import undisturbed
+from .._core.fpstate import ieee
 from ._scan import ScanCall
 
 
@@ -126,12 +127,17 @@ def selective_scan_vjp(
     return _collect(call, _sums(call, bool(delta_softplus), results), du, ddelta, dB, dC, dz, dfirst)
 
 
-@undisturbed
 def _sums(call: ScanCall, softplus: bool, results: tuple[NDArray | None, ...]) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
-    shares: NDArray = call.kernel.adjoint(
-        call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast), call.longest, *results
-    )
+    with ieee():  # into how many shares they are cut, is computed too
+        shares: NDArray = call.kernel.adjoint(
+            call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast), call.longest, *results
+        )
+    return shares[0] if len(shares) == 1 else _total(shares)
+
+
+@undisturbed
+def _total(shares: NDArray) -> NDArray:
     total: NDArray = shares.sum(axis=0)
     return total
 
