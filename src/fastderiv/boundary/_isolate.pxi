@@ -15,6 +15,8 @@
 #     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| |a_i d_i| + 1e−320),   sup |σ''| = 1/(6√3)
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
+from libc.math cimport fma
+
 cdef struct Sigmoids:
     ix units
     const real *a
@@ -68,6 +70,7 @@ cdef struct Verdict:                    # bit i: lane i
 cdef enum:
     MOST_BREAKS = 16
     BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
+    MANY = 300                          # splits after which a row's intervals are judged by polynomials too
     DEPTH = 192                         # items that one lane at a time may add to a full stack
     STEPS = 100                         # of Newton's method; bisections among them
 
@@ -155,23 +158,36 @@ cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
     vcompress(s.p + field * s.cap + s.n, v, lanes)
 
 
+cdef inline void push_bracket(Block *b, vf row, vf l, vf r, vf fl, vf fr, vf slope, unsigned lanes) noexcept nogil:
+    """The lanes whose interval holds one simple root: f has opposite signs at the ends, and |f'| ≥ slope."""
+    push(&b.bracket, 0, row, lanes)
+    push(&b.bracket, 1, vsel_neg(fl, l, r), lanes)
+    push(&b.bracket, 2, vsel_neg(fl, r, l), lanes)
+    push(&b.bracket, 3, vmin(vmax(vfma(r - l, fl / (fl - fr), l), l), r), lanes)
+    push(&b.bracket, 4, slope, lanes)
+    b.bracket.n += vcount(lanes)
+
+
+cdef inline void emit_clusters(Block *b, vf row, vf l, vf r, unsigned lanes) noexcept nogil:
+    cdef ix i
+    while lanes:
+        i = vfirst(lanes)
+        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
+        lanes &= lanes - 1
+
+
 cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real *qr, vf es, unsigned live, const int H) noexcept nogil:
     """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks, clusters to the sink."""
     cdef const Isolate *a = b.a
     cdef Verdict v
     cdef ix n = count_units(a.f, H), i
-    cdef unsigned one, rest, lanes
+    cdef unsigned one, rest
     judge(a, l, r, ql, qr, es, &v, H)
     live &= vlt(l, r) & ~v.none
     one = live & v.one & vlt(vset1(-INFINITY), l) & vlt(r, vset1(INFINITY))     # an infinite end is no bracket: split once more
     rest = live & ~one & ~v.any
     if one:
-        push(&b.bracket, 0, row, one)
-        push(&b.bracket, 1, vsel_neg(v.fl, l, r), one)
-        push(&b.bracket, 2, vsel_neg(v.fl, r, l), one)
-        push(&b.bracket, 3, vmin(vmax(vfma(r - l, v.fl / (v.fl - v.fr), l), l), r), one)
-        push(&b.bracket, 4, v.slope, one)
-        b.bracket.n += vcount(one)
+        push_bracket(b, row, l, r, v.fl, v.fr, v.slope, one)
     if rest:
         push(&b.todo, 0, row, rest)
         push(&b.todo, 1, l, rest)
@@ -180,11 +196,7 @@ cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real
             push(&b.todo, 3 + i, vload(ql + i * VL), rest)
             push(&b.todo, 3 + n + i, vload(qr + i * VL), rest)
         b.todo.n += vcount(rest)
-    lanes = live & v.any
-    while lanes:
-        i = vfirst(lanes)
-        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
-        lanes &= lanes - 1
+    emit_clusters(b, row, l, r, live & v.any)
 
 
 # 2. From the bounds and a few points in between
@@ -294,20 +306,80 @@ cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
     return vload(t)
 
 
-cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live) noexcept nogil:
-    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters."""
+cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live, unsigned *hard) noexcept nogil:
+    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters.
+
+    OUT hard: those of rows that have taken many splits.
+    """
     cdef unsigned lanes = live
     cdef bint full = b.todo.n + 3 * VL > b.todo.cap
     cdef ix i, at
+    hard[0] = 0
     while lanes:
         i = vfirst(lanes)
         lanes &= lanes - 1
         at = <ix>vget(row, i)
         b.spent[at] += 1
+        if b.spent[at] > MANY:
+            hard[0] |= 1u << i
         if full or b.spent[at] > BUDGET:
             emit(&b.sink, at, vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
             live &= ~(1u << i)
     return live
+
+
+cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned live) noexcept nogil:
+    """The lanes whose interval, whose q are in b.item and b.points, is decided by f's polynomial of degree 4 at t.
+
+    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are sums too, and cancel.  With
+    h the larger half and τ = (x − t)/h in [−1, 1]:
+
+        f = Σ_{n≤4} c_n τⁿ ± rest,   c_n = Σ_i d_i (a_i h)ⁿ/n! σ⁽ⁿ⁾(z_i),   rest = Σ_i |d_i| |a_i h|⁵/120 max σ'_i
+
+    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p·s, p (1 − 6p), p s (1 − 12p), p (1 − 30p + 120p²).
+    For the same reason rounding costs each c_n as much as σ' relatively, (850 + H) u + 1.02 es of Σ_i |d_i| |a_i h|ⁿ/n! p.
+    """
+    cdef const Sigmoids *f = b.a.f
+    cdef ix n = f.units, i
+    cdef vf h = vmax(r - t, t - l) * (1 + 4 * ROUND), zero = vset1(0), one = vset1(1)
+    cdef vf c0 = vset1(f.c), c1 = zero, c2 = zero, c3 = zero, c4 = zero, fl = c0, fr = c0, rest = zero, size = zero
+    cdef vf ql, qr, q, k, p, s, d, e, top, E, low, slope, wrong
+    cdef unsigned none, one_root, flat, same, opposite
+    live &= vlt(es, vset1(0.01)) & vlt(h * f.widest, vset1(1e30))
+    if not live:
+        return 0
+    for i in range(n):
+        ql, qr, q = vload(b.item + i * VL), vload(b.item + (n + i) * VL), vload(b.points + i * VL)
+        d, k = vset1(f.d[i]), vset1(f.a[i]) * h
+        fl, fr, c0 = vfma(d, sigma(ql), fl), vfma(d, sigma(qr), fr), vfma(d, sigma(q), c0)
+        p, s = dsigma(q), one - 2.0 * sigma(q)
+        top = vsel_neg(vxor(ql, qr), vset1(0.25), vmax(dsigma(ql), dsigma(qr))) + es * es * 0.0667
+        e = d * p * k
+        c1, size = c1 + e, size + vabs(e)
+        e = e * k * 0.5
+        c2, size = c2 + e * s, size + vabs(e)
+        e = e * k * (1. / 3)
+        c3, size = c3 + e * (one - 6.0 * p), size + vabs(e)
+        e = e * k * 0.25
+        c4, size = c4 + e * s * (one - 12.0 * p), size + vabs(e)
+        e = k * k
+        rest += vabs(d * k) * (e * e) * top
+    E = error(f, es)
+    rest = rest * (1.02 / 120) + vset1(1e-100)          # 1.02: of the slopes at the ends; 1e-100: what underflows
+    wrong = size * (vset1(f.slope_u + 100 * ROUND) + 1.02 * es)
+    # |f| from below; |c0| and the others are paid for once more, for the rounding of what follows
+    c1, c2 = vabs(c1), vsel_neg(c0, -c2, c2)
+    low = vabs(c0) - vsel_lt(c1, 2.0 * c2, c1 * c1 / (4.0 * c2), c1 - c2) - vabs(c3) - vabs(c4)
+    slope = c1 - 2.0 * vabs(c2) - 3.0 * vabs(c3) - 4.0 * vabs(c4) - 5.0 * rest - 8.0 * wrong
+    same = (vlt(E, fl) & vlt(E, fr)) | (vlt(fl, -E) & vlt(fr, -E))
+    opposite = (vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))
+    none = vlt(3.0 * E + 2.0 * (wrong + rest), low) | (same & vlt(zero, slope))
+    one_root = opposite & vlt(zero, slope) & ~none & live
+    flat = vlt(vabs(c0) + c1 + vabs(c2) + vabs(c3) + vabs(c4) + rest + wrong, 3.0 * E) & ~none & ~one_root & live
+    if one_root:
+        push_bracket(b, row, l, r, fl, fr, vmin(slope / h * (1 - 8 * ROUND), vset1(1e300)), one_root)
+    emit_clusters(b, row, l, r, flat)
+    return live & (none | one_root | flat)
 
 
 cdef inline void split(Block *b, const int H) noexcept nogil:
@@ -318,13 +390,13 @@ cdef inline void split(Block *b, const int H) noexcept nogil:
     cdef real *ql = b.item
     cdef real *qr = b.item + n * VL
     cdef vf row, l, r, t, es
-    cdef unsigned live
+    cdef unsigned live, hard
     while b.todo.n > 0:
         take = min(<ix>VL, b.todo.n) if b.todo.n + DEPTH < b.todo.cap else 1
         b.todo.n -= take
         at = b.todo.n
         row, l, r = vload(b.todo.p + at), vload(b.todo.p + b.todo.cap + at), vload(b.todo.p + 2 * b.todo.cap + at)
-        live = afford(b, row, l, r, (1u << take) - 1)
+        live = afford(b, row, l, r, (1u << take) - 1, &hard)
         if not live:
             continue
         row = vmax(vmin(row, vset1(b.rows - 1)), vset1(0))      # what lies behind the last item may be anything
@@ -334,6 +406,8 @@ cdef inline void split(Block *b, const int H) noexcept nogil:
             vstore(qr + i * VL, vload(b.todo.p + (3 + n + i) * b.todo.cap + at))
         for i in range(n):
             vstore(b.points + i * VL, vtail(preactivation(f, i, t, vgather(b.s + i * a.block, row))))
+        if hard & live:
+            live &= ~decide_whole(b, row, l, t, r, es, hard & live)
         decide(b, row, l, t, ql, b.points, es, live, H)
         decide(b, row, t, r, b.points, qr, es, live, H)
         make_room(b, H)
@@ -366,17 +440,72 @@ cdef inline void values(const Block *b, vf row, vf x, vf *f, vf *slope, vf *T, v
         curve[0] = vfma(e * vset1(p.a[i]), vset1(0.5) - y, curve[0])
 
 
+cdef struct Point:                      # f at x, one row alone
+    real x, f, E, slope
+    real reach                          # where |f| is some 1.2 E if f' stays about as it is: 2.2 (|f| + E)/|f'|
+    int sign                            # of f, 0 where it cannot be told
+
+
+cdef void visit(const Block *b, ix row, real x, Point *p) noexcept nogil:
+    cdef vf f, slope, T, curve
+    values(b, vset1(row), vset1(x), &f, &slope, &T, &curve, 0)
+    p.x, p.f, p.slope, p.E = x, vget(f, 0), vget(slope, 0), vget(error(b.a.f, vset1(b.es[row])), 0)
+    p.sign = (p.f > p.E) - (p.f < -p.E)
+    p.reach = 2.2 * (fabs(p.f) + p.E) / fabs(p.slope) + 4 * ROUND * fabs(x) + 1e-300
+
+
+cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower, real *upper) noexcept nogil:
+    """Signs of f further and further from x cut [lower, upper], which holds one root, f having the sign −rising before it."""
+    cdef real by = x.reach, l = lower[0], r = upper[0]
+    cdef Point p
+    cdef ix i
+    for i in range(40):
+        if lower[0] == l and x.x - by > l:
+            visit(b, row, x.x - by, &p)
+            if p.sign == -rising:
+                lower[0] = p.x
+            elif p.sign == rising:
+                upper[0] = min(upper[0], p.x)
+        if upper[0] == r and x.x + by < r:
+            visit(b, row, x.x + by, &p)
+            if p.sign == rising:
+                upper[0] = p.x
+            elif p.sign == -rising:
+                lower[0] = max(lower[0], p.x)
+        if not ((lower[0] == l and x.x - by > l) or (upper[0] == r and x.x + by < r)):
+            return
+        by *= 2
+
+
+cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *upper, unsigned lanes) noexcept nogil:
+    """The same for enclosures in lanes, whose f < 0 towards n and > 0 towards p."""
+    cdef real l[VL]
+    cdef real r[VL]
+    cdef Point at
+    cdef int i
+    vstore(l, lower[0])
+    vstore(r, upper[0])
+    while lanes:
+        i = vfirst(lanes)
+        lanes &= lanes - 1
+        visit(b, <ix>vget(row, i), vget(x, i), &at)
+        narrow(b, <ix>vget(row, i), 1 if vget(n, i) < vget(p, i) else -1, &at, &l[i], &r[i])
+    lower[0], upper[0] = vload(l), vload(r)
+
+
 cdef inline void refine(Block *b, const int H) noexcept nogil:
     """From brackets to enclosures: one step of all of them at a time, those that need another move up.
 
     |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'| the root is there, and no
-    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end.
+    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end:
+    M₂ and the least |f'| are those of the whole line and of the first bracket, but the signs of f around x, whose one root is
+    known, need neither.
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
-    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, one = vset1(1)
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, goal, one = vset1(1)
     cdef ix i, j, kept, step_number = 0
-    cdef unsigned live, done
+    cdef unsigned live, done, wide
     while s.n > 0:
         kept = 0
         for j in range((s.n + VL - 1) // VL):
@@ -389,21 +518,29 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             values(b, row, x, &f, &slope, &T, &curve, H)
             E, size = error(a.f, es), vabs(slope)
             t = 2.0001 * (vabs(f) + E) / size
+            step = 2.5 * t
             t = vsel_lt(slope_error(a.f, T, es) + bend(a.f, t), 0.4999 * size, t, vset1(INFINITY))
             tol = vmin(t, 1.0001 * (vabs(f) + E) / least)
+            wide = ~vlt(tol, step)
             p, n = vsel_lt(E, f, x, p), vsel_lt(f, -E, x, n)
             l, r = vmin(n, p), vmax(n, p)
             step = f / slope                            # Halley's, its factor kept tame
             next = x - step / vmin(vmax(one - step * (curve / slope), vset1(0.5)), vset1(2))
             ends = tol * (1 + 4 * ROUND) + 2 * ROUND * vabs(x)
-            done = vlt(ends, 0.4999 * a.xtol * vmax(one, vabs(x))) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * ROUND * vabs(x))
+            goal = 0.4999 * a.xtol * vmax(one, vabs(x))
+            done = vlt(ends, goal) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * ROUND * vabs(x))
             if step_number >= STEPS:
                 done = ~0
             done &= live
             live &= ~done
             if done:
                 best = vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x)
-                put(b, row, vmax(l, x - ends), vmin(r, x + ends), best, done)
+                l, r = vmax(l, x - ends), vmin(r, x + ends)
+                wide &= done & ~vlt(0.5 * (r - l), goal)
+                if wide:
+                    narrow_lanes(b, row, n, p, x, &l, &r, wide)
+                put(b, row, l, r, best, done)
+                l, r = vmin(n, p), vmax(n, p)
             t = middle(a.f, l, r)
             x = vsel_lt(l, next, vsel_lt(next, r, next, t), t)
             if live:
@@ -434,6 +571,9 @@ cdef inline void put(Block *b, vf row, vf lower, vf upper, vf x, unsigned lanes)
 cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil:
     """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so have the slowest units.
 
+    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and every sum of them of one sign,
+    which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers δ so small that they lost bits, and for products that underflow.
+
     Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).  Further on, all of these shrink at
     least as fast as the slowest: if its sum outweighs the others at t, it does for good.
     """
@@ -443,22 +583,22 @@ cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil
     if not (f.limit[side] == f.limit[side]) or not b.es[row] < 1e-6:
         return False
     for i in range(f.units):
-        z = f.a[i] * t + b.s[i * b.a.block + row]
+        z = fma(f.a[i], t, b.s[i * b.a.block + row])
         if not 1 < (z if (f.a[i] > 0) == (side > 0) else -z) < 1e9:
             return False
         if fabs(f.a[i]) == f.slowest:
             nearest = min(nearest, fabs(z))
     for i in range(f.units):
-        z = fabs(f.a[i] * t + b.s[i * b.a.block + row])
+        z = fabs(fma(f.a[i], t, b.s[i * b.a.block + row]))
         e = exp(nearest - z)
         delta = -f.d[i] if (f.a[i] > 0) == (side > 0) else f.d[i]
         if fabs(f.a[i]) == f.slowest:
             slow += delta * e
-            size += fabs(delta) * e
+            size += (fabs(delta) + 1e-318) * e
             rest += fabs(delta) * e * exp(-z)
         else:
-            rest += fabs(delta) * e
-    return fabs(slow) > 1.001 * rest + 1e-5 * size and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
+            rest += (fabs(delta) + 1e-318) * e
+    return fabs(slow) > 1.001 * rest + 1e-5 * size + 1e-310 and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
 
 
 cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
@@ -480,28 +620,80 @@ cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
     return True
 
 
-cdef bint prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *x) noexcept nogil:
-    """Try to make a cluster the enclosure of exactly one root, as in 4, strictly between its neighbours and the bounds."""
-    cdef const Isolate *a = b.a
-    cdef vf f, slope, T, curve, es = vset1(b.es[row])
-    cdef real size, t, E
-    x[0] = inside(lower[0], upper[0])
-    values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
-    E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
-    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0]))
-    t = t * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
-    if not (vget(slope_error(a.f, T, es) + bend(a.f, vset1(t)), 0) < 0.4999 * size
-            and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0])) and after < x[0] - t and x[0] + t < before
-            and a.lo <= x[0] - t and x[0] + t <= a.hi):
-        return False
-    lower[0], upper[0] = x[0] - t, x[0] + t
-    return True
+cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noexcept nogil:
+    """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
+
+    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l): within h of x no |σ''| is larger
+    than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ' are in [−1, 1].
+    """
+    cdef const Sigmoids *f = b.a.f
+    cdef vf es = vset1(b.es[row]), s, zl, zr, pl, pr, p
+    cdef real h = max(r - x.x, x.x - l) * (1 + 4 * ROUND), m = 0, M = 0, T = 0, slope = 0, size = 0, bend = 0, k, g, top, low
+    cdef ix i
+    for i in range(f.units):
+        s, g, k = vset1(b.s[i * b.a.block + row]), f.g[i], fabs(f.a[i]) * h
+        zl, zr = vtail(preactivation(f, i, vset1(l), s)), vtail(preactivation(f, i, vset1(r), s))
+        pl, pr, p = dsigma(zl), dsigma(zr), dsigma(vtail(preactivation(f, i, vset1(x.x), s)))
+        top, low = vget(vsel_neg(vxor(zl, zr), vset1(0.25), vmax(pl, pr)), 0), vget(vmin(pl, pr), 0)
+        m, M = m + min(g * top, g * low), M + max(g * top, g * low)
+        T += fabs(g) * top
+        slope += g * vget(p, 0)
+        size += fabs(g) * vget(p, 0)
+        if k > 0:
+            bend += fabs(g) * k * (min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963)
+    k = vget(slope_error(f, vset1(T), es), 0)
+    m, M = m - k, M + k
+    k = vget(slope_error(f, vset1(size), es), 0) + bend * 1.03 + 1e-300     # 1.03: es < 0.01, exp and the sums
+    return max(max(m, slope - k), max(-M, -slope - k))
+
+
+cdef void approach(const Block *b, ix row, real l, real r, Point *x) noexcept nogil:
+    """OUT x in [l, r], nearer to a simple root: some steps of Newton's method."""
+    cdef Point p
+    cdef real next
+    cdef ix i
+    visit(b, row, inside(l, r), x)
+    for i in range(8):
+        next = x.x - x.f / x.slope
+        if x.sign == 0 or not l <= next <= r:
+            return
+        visit(b, row, next, &p)
+        if not fabs(p.f) < fabs(x.f):
+            return
+        x[0] = p
+
+
+cdef int prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *at) noexcept nogil:
+    """Try to make a cluster the enclosure of exactly one root, or of none: 1 or 0, and −1 where it stays what it is.
+
+    f has signs a little outside, strictly within the bounds and between the neighbours, and f' one sign in between.
+    """
+    cdef Point x, l, r
+    cdef real by
+    cdef ix i
+    approach(b, row, lower[0], upper[0], &x)
+    by = x.reach
+    for i in range(8):
+        visit(b, row, max(min(lower[0], x.x - by), max(after, b.a.lo)), &l)
+        visit(b, row, min(max(upper[0], x.x + by), min(before, b.a.hi)), &r)
+        if not (l.x < r.x and steepness(b, row, l.x, &x, r.x) > 0):
+            return -1
+        if l.sign != 0 and r.sign != 0:
+            if l.sign == r.sign:
+                return 0
+            lower[0], upper[0] = l.x, r.x
+            narrow(b, row, r.sign, &x, lower, upper)
+            at[0] = min(max(x.x, lower[0]), upper[0])
+            return 1
+        by *= 2
+    return -1
 
 
 cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
     """Clusters that reach to ±∞ end where f is decided; those that prove to be one root are."""
     cdef ix row, j, at = task * found.cap, end, out = at, first = task * b.a.block, start
     cdef real after, before
+    cdef int known
     for row in range(b.rows):
         end, start = at + found.count[first + row], out
         for j in range(at, end):
@@ -512,7 +704,10 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
                 before = found.lower[j + 1] if j + 1 < end else INFINITY
                 found.x[j] = inside(found.lower[j], found.upper[j])
                 if isfinite(found.lower[j]) and isfinite(found.upper[j]):
-                    found.unique[j] = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+                    known = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+                    if known == 0:
+                        continue
+                    found.unique[j] = known > 0
             found.lower[out], found.upper[out] = found.lower[j], found.upper[j]
             found.x[out], found.unique[out] = found.x[j], found.unique[j]
             out += 1
