@@ -16,6 +16,7 @@
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
 from libc.math cimport fma
+from libc.stdint cimport int64_t
 
 cdef struct Sigmoids:
     ix units
@@ -745,27 +746,28 @@ cdef void offsets(Block *b, ix first) noexcept nogil:
             vstore(b.s + i * ts + r, vsel_lt(most, vset1(INFINITY), s, vset1(0)))
 
 
-cdef inline real *carve(real **at, ix size) noexcept nogil:
-    """The next `size` numbers of the scratch, cache lines of their own."""
-    cdef real *p = at[0]
-    at[0] = p + (size + GL - 1) // GL * GL
-    return p
+cdef inline real *carve(real *scratch, double *at, double size) noexcept nogil:
+    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when only `at` counts."""
+    cdef double here = at[0]
+    at[0] = here + (GL * <double><int64_t>((size + (GL - 1)) / GL) if size < 1e18 else size)
+    return NULL if scratch is NULL else scratch + <ix>here
 
 
-cdef ix lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
-    """Where everything of a task is in the scratch; how many numbers that takes."""
-    cdef real *at = scratch
-    cdef ix n = a.f.units, sink = a.found.cap + VL
+cdef double lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
+    """Where everything of a task is in the scratch; how many numbers that takes, computed where nothing overflows."""
+    cdef double at = 0, n = a.f.units, whole = padded(a.f.units), rows = a.block, sink = <double>a.found.cap + VL
     b.a = a
-    b.s, b.es, b.spent = carve(&at, padded(n) * a.block), carve(&at, a.block), carve(&at, a.block)
-    b.x, b.magnitudes = carve(&at, a.other.net.layers[0].n_in * a.block), carve(&at, padded(n) * a.block)
-    b.points, b.item, b.t = carve(&at, 2 * n * VL), carve(&at, 2 * n * VL), carve(&at, (MOST_BREAKS + 2) * VL)
+    b.s, b.es, b.spent = carve(scratch, &at, whole * rows), carve(scratch, &at, rows), carve(scratch, &at, rows)
+    b.x, b.magnitudes = carve(scratch, &at, a.other.net.layers[0].n_in * rows), carve(scratch, &at, whole * rows)
+    b.points, b.item = carve(scratch, &at, 2 * n * VL), carve(scratch, &at, 2 * n * VL)
+    b.t = carve(scratch, &at, (MOST_BREAKS + 2) * VL)
     b.todo.cap, b.bracket.cap = a.todo_cap, a.bracket_cap
-    b.todo.p, b.bracket.p = carve(&at, (3 + 2 * n) * a.todo_cap + VL), carve(&at, 5 * a.bracket_cap + VL)
-    b.sink.row, b.sink.lower, b.sink.upper = carve(&at, sink), carve(&at, sink), carve(&at, sink)
-    b.sink.x, b.sink.kind, b.sink.cap = carve(&at, sink), carve(&at, sink), a.found.cap
-    b.start, b.order = <ix *>carve(&at, a.block + 1), <ix *>carve(&at, a.found.cap + 1)
-    return at - scratch
+    b.todo.p = carve(scratch, &at, (3 + 2 * n) * a.todo_cap + VL)
+    b.bracket.p = carve(scratch, &at, 5. * a.bracket_cap + VL)
+    b.sink.row, b.sink.lower, b.sink.upper = carve(scratch, &at, sink), carve(scratch, &at, sink), carve(scratch, &at, sink)
+    b.sink.x, b.sink.kind, b.sink.cap = carve(scratch, &at, sink), carve(scratch, &at, sink), a.found.cap
+    b.start, b.order = <ix *>carve(scratch, &at, rows + 1), <ix *>carve(scratch, &at, a.found.cap + 1.)
+    return at
 
 
 cdef inline void isolate(Block *b, const int H) noexcept nogil:
