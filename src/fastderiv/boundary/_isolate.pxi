@@ -4,15 +4,23 @@
 # t come from it, and so do the ranges of every term of f (monotone) and of f' (unimodal) on an interval, from its two ends.
 # t = ±∞ is a point like others.  An interval is excluded, or a bracket of exactly one simple root, or a cluster, or split.
 #
-# Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.  No statement is made unless it clears
+# Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.
+#     ẑ = (a t + ŝ)(1 + δ), |δ| ≤ u
+#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and fma): rounded twice, it would be wrong by
+#   u |a t|, which is 0.1 for offsets of 1e15.  Where it underflows, its sign is right; where it overflows, σ' is 0.  Nothing else
+#   adds a product to a sum that it may cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
+#   No statement is made unless it clears
 #     |f̂ − f| ≤ E = 1.001 (u D (0.225 + 2.5) + (H + 3) u (|c| + D) + edc) + 0.251 es D
-#   0.225: ẑ = z(1 + δ) as the multiply–add rounds once, and sup |z σ'(z)| = 0.2239.  2.5: vtail has 2.1 ulp, 1.05u where it is
-#   ½, and 1 − t adds u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
-#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + 1e−320,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
-#   (log σ')' = 1 − 2σ is in [−1, 1]: the rounding of z costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
-#   costs e^es − 1.  7u for t(1 − t), 3u for a d and the product, H u for the sum.  es²/15: a centre within es of an end may
-#   seem to lie outside.  For larger es, 0.0964 es G.  1e−320: products that underflow, times the widest interval.
-#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| |a_i d_i| + 1e−320),   sup |σ''| = 1/(6√3)
+#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t adds u/2.
+#   H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
+#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + A 1e−323 + 1e−320,   A = Σ|a_i|,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
+#   (log σ')' = 1 − 2σ is in [−1, 1]: δ costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
+#   costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d and the product, H u for the sum.
+#   es²/15: a centre within es of an end may seem to lie outside, which takes es²/16 of ¼.  For larger es, 0.0964 es G.
+#   A 1e−323: d_i so small that scaling has taken bits; 1e−320: products that underflow.
+#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| (|a_i d_i| + |a_i| 1e−323) + 1e−320),   sup |σ''| = 1/(6√3)
+#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`, signs alone; and
+#   `decide_whole`, a polynomial with its rest.  They say themselves what rounding costs them.
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
 from libc.math cimport fma
@@ -641,7 +649,7 @@ cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noex
         slope += g * vget(p, 0)
         size += fabs(g) * vget(p, 0)
         if k > 0:
-            bend += fabs(g) * k * (min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963)
+            bend += (fabs(g) + fabs(f.a[i]) * 1e-323) * k * (min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963)
     k = vget(slope_error(f, vset1(T), es), 0)
     m, M = m - k, M + k
     k = vget(slope_error(f, vset1(size), es), 0) + bend * 1.03 + 1e-300     # 1.03: es < 0.01, exp and the sums
@@ -809,7 +817,7 @@ cdef class Isolator(Solver):
         cdef Sigmoids *f = &self.f
         cdef ix n = a.shape[0], i
         cdef real *at
-        cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size
+        cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size, lost = 0
         self.net, self.sizes, self.store = offsets, magnitudes, reals(3 * n)
         at = aligned(self.store)
         f.units, f.a, f.d, f.g, f.c, f.few = n, at, at + n, at + 2 * n, c, few
@@ -817,15 +825,16 @@ cdef class Isolator(Solver):
             at[i], at[n + i] = (<real *>cnp.PyArray_DATA(a))[i], (<real *>cnp.PyArray_DATA(d))[i]
             at[2 * n + i] = at[i] * at[n + i]
             size = fabs(at[i])
+            lost += size * 1e-323
             D, G = D + fabs(at[n + i]), G + fabs(at[2 * n + i])
             if size > 0:
                 widest, slowest = max(widest, size), min(slowest, size)
         for i in range(n if widest > 0 else 0):
-            curvature += fabs(at[i]) / widest * fabs(at[2 * n + i])
+            curvature += fabs(at[i]) / widest * (fabs(at[2 * n + i]) + fabs(at[i]) * 1e-323)
         f.E = 1.001 * (ROUND * D * 2.725 + (n + 3) * ROUND * (fabs(c) + D) + error)
         f.E_s, f.slope_u, f.slopes = 0.251 * D, (750 + n) * ROUND, G
         f.curvature, f.widest = 0.0964 * curvature + 1e-320, widest
-        f.least_slope = G * 4e-308 + 1e-320
+        f.least_slope = G * 4e-308 + lost + 1e-320
         f.narrow, f.slowest = 16 / widest if widest else 1, slowest if widest else 1
         for i in range(2):
             f.limit[i] = limits[i]
