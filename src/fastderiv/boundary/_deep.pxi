@@ -102,6 +102,7 @@ cdef enum:
     SPANS = 2048                        # undecided parts of a row at once: halving floats goes at most 1100 deep
     WORK = 20000                        # enclosures a row may take
     PATIENCE = WORK / 4                 # after so many, spans wide enough to see become clusters: see `too_narrow`
+    HARD = 1000                         # ordinary rows take fewer; from here on flat stretches are not searched
 
 cdef double HUGE = 1e307, TINY = 1e-307
 cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots exactly at 0
@@ -642,6 +643,15 @@ cdef inline bint too_narrow(const Search *row, const Span *s) noexcept nogil:
     return row.work >= WORK or width <= (1e-9 if row.work < 2 * PATIENCE else 1e-6 if row.work < 3 * PATIENCE else 1e-3) * size
 
 
+cdef inline bint hopeless(const Search *row, const Span *s, const Margin *f) noexcept nogil:
+    """Whether a span is a cluster: f is rounding on all of it; or, in a row that is hard, at both ends and in between."""
+    cdef double size = max(max(fabs(s.l.t), fabs(s.r.t)), row.flow.spread)
+    if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
+        return True
+    return (row.work >= HARD and s.l.sign == 0 and s.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
+            and s.r.t - s.l.t <= 1e-2 * size)
+
+
 cdef void solve_row(Search *row, Span *stack) noexcept nogil:
     """Isolate from left to right; what is undecided waits on the stack."""
     cdef const Deep *call = row.call
@@ -673,7 +683,7 @@ cdef void solve_row(Search *row, Span *stack) noexcept nogil:
             if isfinite(s.r.t - s.l.t):
                 found_root(row, &s, &f, m)
                 continue
-        if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY or not divide(&s, m, &f, stack, &n):
+        if hopeless(row, &s, &f) or not divide(&s, m, &f, stack, &n):
             found_cluster(row, s.l.t, s.r.t)
     if row.pending:
         settle(row, call.hi)
