@@ -17,6 +17,7 @@ from .._core.progress import Progress, reporting
 from ._expsum import ExponentialSum, _integers
 from ._network import Outputs, SigmoidMLP, _kernels, check_network
 from ._roots import _others
+from ._units import distinct_units
 
 _BLOCK = 1 << 16  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
@@ -220,12 +221,13 @@ def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) ->
 
 def _margin_program(net: SigmoidMLP, pair: tuple[int, int] | None) -> Any:
     """The network whose only output is the margin, times a power of two so that d is about 1 where that loses no bits."""
-    d, c = net._last_difference(pair)  # infinite differences make every row a cluster
+    weights, biases = distinct_units(net, pair)
+    d, c = weights.pop()[:, 0], biases.pop()  # infinite differences make every row a cluster
     sizes = np.abs(np.append(d, c))
     exponent = -math.frexp(sizes.max())[1]
     if np.all((sizes == 0) | (np.ldexp(sizes, exponent) > _SMALL)):
         d, c = np.ldexp(d, exponent), np.ldexp(c, exponent)
-    return _kernels.Program((*net.weights[:-1], d[:, None]), (*net.biases[:-1], c))
+    return _kernels.Program((*weights, np.ascontiguousarray(d[:, None])), (*biases, c))
 
 
 class LastLayer:
