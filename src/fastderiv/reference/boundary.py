@@ -418,21 +418,26 @@ def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1
 class DecisionIntervals:
     """The intervals of all rows, one row after the other."""
 
-    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray) -> None:
-        self.indptr, self.lower, self.upper, self.output, self.complete = indptr, lower, upper, output, complete
+    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray,
+                 proven: NDArray) -> None:  # fmt: skip
+        self.indptr, self.lower, self.upper, self.output = indptr, lower, upper, output
+        self.complete, self.proven = complete, proven
 
     def __len__(self) -> int:
         return len(self.complete)
 
     def __getitem__(self, row: int) -> "DecisionIntervals":
         part = slice(*self.indptr[row : row + 2])
-        rows = np.array([0, part.stop - part.start])
-        return DecisionIntervals(rows, self.lower[part], self.upper[part], self.output[part], self.complete[row : row + 1])
+        rows, ends = np.array([0, part.stop - part.start]), (self.lower[part], self.upper[part])
+        return DecisionIntervals(rows, *ends, self.output[part], self.complete[row : row + 1], self.proven[part])
 
 
 def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0,
                        bounds: ArrayLike = (-np.inf, np.inf)) -> DecisionIntervals:  # fmt: skip
-    """The largest output at many points; where it differs between neighbours, halve until they are the same number."""
+    """The largest output at many points; where it differs between neighbours, halve until they are the same number.
+
+    Nothing of it is proven.
+    """
     x_other = np.asarray(x_other, np.float64)
     x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
     lo, hi = np.asarray(bounds, np.float64)
@@ -457,4 +462,5 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
     uppers = [[*(at for at, _ in row[1:]), hi] for row in rows]
     flat = [pair for row in rows for pair in row]
     return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
-                             np.array([output for _, output in flat], int), np.ones(len(rows), bool))  # fmt: skip
+                             np.array([output for _, output in flat], int), np.zeros(len(rows), bool),
+                             np.zeros(len(flat), bool))  # fmt: skip
