@@ -156,10 +156,24 @@ def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *
             x[coordinate] = t
             return x[None]
 
-        rows.append(_one_root(lambda t: net.margin(at(t), outputs)[0],
-                              lambda t: net.margin_gradient(at(t), outputs)[0, coordinate],
-                              a, b, method, xtol, rtol, maxiter))  # fmt: skip
+        seen = {}
+
+        def f(t, at=at, seen=seen):
+            return seen.setdefault(float(t), net.margin(at(t), outputs)[0])
+
+        root, converged, *work = _one_root(f, lambda t, at=at: net.margin_gradient(at(t), outputs)[0, coordinate],
+                                           a, b, method, xtol, rtol, maxiter)  # fmt: skip
+        rows.append((root, converged and _changes_sign(f, seen, root, xtol + rtol * abs(root)), *work))
     return RootResults(*(np.array([row[k] for row in rows], kind) for k, kind in enumerate((float, bool, int, int))))
+
+
+def _changes_sign(f, seen, x, reach):
+    """Whether f is 0 at x, or has both signs among all points no further than `reach` from x where it was evaluated."""
+    if not np.isfinite(x) or f(x) == 0:
+        return bool(np.isfinite(x))
+    f(np.nextafter(x - reach, x)), f(np.nextafter(x + reach, x))  # inwards, after rounding
+    near = [np.sign(value) for t, value in seen.items() if abs(t - x) <= reach]
+    return 0 in near or (1 in near and -1 in near)
 
 
 def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
