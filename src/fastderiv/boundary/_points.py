@@ -12,8 +12,8 @@ CLOSE = 1e-6  # a point nearer than this to the boundary, in units of max(1, |x|
 
 
 def check_point(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
-    """`x` as a finite float64 (n_inputs,) array."""
-    x = arrays.finite(name, arrays.float64(name, x))
+    """`x` as a finite float64 (n_inputs,) array of our own."""
+    x = arrays.finite(name, np.array(arrays.float64(name, x)))
     arrays.expect(name, x, (net.n_inputs,), "(n_inputs,)")
     return x
 
@@ -35,7 +35,7 @@ def check_tie(name: str, x: np.ndarray, margin: float, gradient: np.ndarray) -> 
 
 def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: bool = False) -> np.ndarray:
     """`bounds` as (size, 2), one pair standing for all: lo < hi in every row, or lo ≤ hi if they may be `equal`."""
-    box = arrays.float64(name, bounds)
+    box = np.array(arrays.float64(name, bounds))  # our own: nobody changes it after it was checked
     if box.shape not in ((2,), (size, 2)):
         raise ValueError(f"{name} has shape {box.shape}; expected {meaning} = (2,) or {(size, 2)}")
     box = np.broadcast_to(box, (size, 2))

@@ -156,10 +156,24 @@ def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *
             x[coordinate] = t
             return x[None]
 
-        rows.append(_one_root(lambda t: net.margin(at(t), outputs)[0],
-                              lambda t: net.margin_gradient(at(t), outputs)[0, coordinate],
-                              a, b, method, xtol, rtol, maxiter))  # fmt: skip
+        seen = {}
+
+        def f(t, at=at, seen=seen):
+            return seen.setdefault(float(t), net.margin(at(t), outputs)[0])
+
+        root, converged, *work = _one_root(f, lambda t, at=at: net.margin_gradient(at(t), outputs)[0, coordinate],
+                                           a, b, method, xtol, rtol, maxiter)  # fmt: skip
+        rows.append((root, converged and _changes_sign(f, seen, root, xtol + rtol * abs(root)), *work))
     return RootResults(*(np.array([row[k] for row in rows], kind) for k, kind in enumerate((float, bool, int, int))))
+
+
+def _changes_sign(f, seen, x, reach):
+    """Whether f is 0 at x, or has both signs among all points no further than `reach` from x where it was evaluated."""
+    if not np.isfinite(x) or f(x) == 0:
+        return bool(np.isfinite(x))
+    f(np.nextafter(x - reach, x)), f(np.nextafter(x + reach, x))  # inwards, after rounding
+    near = [np.sign(value) for t, value in seen.items() if abs(t - x) <= reach]
+    return 0 in near or (1 in near and -1 in near)
 
 
 def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
@@ -418,21 +432,26 @@ def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1
 class DecisionIntervals:
     """The intervals of all rows, one row after the other."""
 
-    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray) -> None:
-        self.indptr, self.lower, self.upper, self.output, self.complete = indptr, lower, upper, output, complete
+    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray,
+                 proven: NDArray) -> None:  # fmt: skip
+        self.indptr, self.lower, self.upper, self.output = indptr, lower, upper, output
+        self.complete, self.proven = complete, proven
 
     def __len__(self) -> int:
         return len(self.complete)
 
     def __getitem__(self, row: int) -> "DecisionIntervals":
         part = slice(*self.indptr[row : row + 2])
-        rows = np.array([0, part.stop - part.start])
-        return DecisionIntervals(rows, self.lower[part], self.upper[part], self.output[part], self.complete[row : row + 1])
+        rows, ends = np.array([0, part.stop - part.start]), (self.lower[part], self.upper[part])
+        return DecisionIntervals(rows, *ends, self.output[part], self.complete[row : row + 1], self.proven[part])
 
 
 def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0,
                        bounds: ArrayLike = (-np.inf, np.inf)) -> DecisionIntervals:  # fmt: skip
-    """The largest output at many points; where it differs between neighbours, halve until they are the same number."""
+    """The largest output at many points; where it differs between neighbours, halve until they are the same number.
+
+    Nothing of it is proven.
+    """
     x_other = np.asarray(x_other, np.float64)
     x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
     lo, hi = np.asarray(bounds, np.float64)
@@ -457,4 +476,5 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
     uppers = [[*(at for at, _ in row[1:]), hi] for row in rows]
     flat = [pair for row in rows for pair in row]
     return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
-                             np.array([output for _, output in flat], int), np.ones(len(rows), bool))  # fmt: skip
+                             np.array([output for _, output in flat], int), np.zeros(len(rows), bool),
+                             np.zeros(len(flat), bool))  # fmt: skip
