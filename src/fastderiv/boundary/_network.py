@@ -260,6 +260,12 @@ class SigmoidMLP:
         _pair("outputs", outputs, 2, "classes")
         return None
 
+    def _unpacked(self) -> Self:
+        """The same network, whose packed kernels' networks are its own and end with it."""
+        other = object.__new__(type(self))
+        other._weights, other._biases, other._names, other._programs = self._weights, self._biases, self._names, {}
+        return other
+
     def _logits_program(self) -> Any:
         if None not in self._programs:
             self._programs[None] = _kernels.Program(self._weights, self._biases)
