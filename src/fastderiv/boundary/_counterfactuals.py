@@ -239,7 +239,7 @@ def _all_ties(
             for i in np.flatnonzero(~found.unique):
                 ends = (float(end[i]) for end in (found.lower, found.x, found.upper))
                 inside = _in_cluster(net, X[row[i]], j, columns_of(net, two), *ends)
-                value[i] = min(inside, key=lambda tie: abs(tie - X[row[i], j]), default=math.nan)  # noqa: B023
+                value[i] = min(inside, key=lambda tie: abs(tie - X[row[i], j]), default=math.nan)
             lead = ahead[row, k]
             ties = _Ties(row * len(chosen) + k, value, found.lower, found.upper, found.unique, lead, sum(two) - lead)
             yield ties, r[~found.complete] * len(chosen) + k
