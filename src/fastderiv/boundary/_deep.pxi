@@ -50,10 +50,10 @@ cdef extern from *:
         vf m[2][5], r[2][5], x[2], size[2];
         int i, p, v;
     # define AT(s) (z + v / NS * CELL + (s) * GL + v % NS * VL)
-    # pragma GCC unroll 2
+        UNROLLED
         for (v = 0; v < NV; v++) {
             const vf bias = vload(b + v * VL);
-    # pragma GCC unroll 5
+            UNROLLED
             for (p = 0; p < NP; p++) {
                 const int value = p == 0 || p == 2;
                 vstore(AT(2 * p), value ? bias : vset1(0));
@@ -62,34 +62,34 @@ cdef extern from *:
         }
         for (; n > 0; n -= GL, y += CELL) {
             const int c = n < GL ? (int)n : GL;
-    # pragma GCC unroll 2
+            UNROLLED
             for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) m[v][p] = vset1(0);
             for (i = 0; i < c; i++, w += GL) {
-    # pragma GCC unroll 2
+                UNROLLED
                 for (v = 0; v < NV; v++) {
                     x[v] = vload(w + v / NS * panel + v % NS * VL);
                     size[v] = vabs(x[v]);
                 }
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) {
                     const vf mid = vset1(y[2 * p * GL + i]), rad = vset1(y[(2 * p + 1) * GL + i]);
-    # pragma GCC unroll 2
+                    UNROLLED
                     for (v = 0; v < NV; v++) {
                         m[v][p] = vfma(x[v], mid, m[v][p]);
                         r[v][p] = vfma(size[v], rad, r[v][p]);
                     }
                 }
             }
-    # pragma GCC unroll 2
+            UNROLLED
             for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) vstore(AT(2 * p), vload(AT(2 * p)) + m[v][p]);
         }
-    # pragma GCC unroll 2
+        UNROLLED
         for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+            UNROLLED
             for (p = 0; p < NP; p++) vstore(AT(2 * p + 1), r[v][p]);
     # undef AT
     }

@@ -30,13 +30,13 @@ cdef extern from *:
     {
         vf acc[8][2];
         int j, k;
-    # pragma GCC unroll 8
+        UNROLLED
         for (j = 0; j < NO; j++) acc[j][0] = acc[j][1] = vset1(b[j]);
         for (; n > 0; n -= GL, w += next) {
             const int c = n < GL ? (int)n : GL;
             for (k = 0; k < c; k++, y += ts) {
                 const vf y0 = vload(y), y1 = vload(y + VL);
-    # pragma GCC unroll 8
+                UNROLLED
                 for (j = 0; j < NO; j++) {
                     const vf a = vset1(turned ? w[j * GL + k] : w[k * GL + j]);
                     acc[j][0] = vfma(a, y0, acc[j][0]);
@@ -44,7 +44,7 @@ cdef extern from *:
                 }
             }
         }
-    # pragma GCC unroll 8
+        UNROLLED
         for (j = 0; j < NO; j++) { vstore(z + j * ts, acc[j][0]); vstore(z + j * ts + VL, acc[j][1]); }
     }
 
@@ -54,14 +54,14 @@ cdef extern from *:
         vf acc[8];
         ptrdiff_t k;
         int i;
-    # pragma GCC unroll 8
+        UNROLLED
         for (i = 0; i < NP * NS; i++) acc[i] = vload(b + i * VL);
         for (k = 0; k < n; k++) {
             const vf a = vset1(y[k]);
-    # pragma GCC unroll 8
+            UNROLLED
             for (i = 0; i < NP * NS; i++) acc[i] = vfma(a, vload(w + i / NS * panel + k * GL + i % NS * VL), acc[i]);
         }
-    # pragma GCC unroll 8
+        UNROLLED
         for (i = 0; i < NP * NS; i++) vstore(z + i * VL, acc[i]);
     }
     enum { AT_ONCE = VL == 8 ? 8 : 4,               /* outputs of a block: what 32 or 16 registers hold beside two rows */
