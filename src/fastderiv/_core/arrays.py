@@ -31,7 +31,7 @@ def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
     raise TypeError(f"{name} has dtype {dtype}; expected float32, float64 or integers")
 
 
-def base_array(name: str, value: Any) -> np.ndarray:
+def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     """`value` as an ndarray and no subclass, whose methods would be its own; errors of whatever it is get the argument's name."""
     refuse_masked(name, value)
     try:
@@ -41,10 +41,10 @@ def base_array(name: str, value: Any) -> np.ndarray:
     except (MemoryError, RecursionError):
         raise
     except TypeError as error:
-        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of numbers: {_first_line(error)}") from error
+        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of {of}: {_first_line(error)}") from error
     except Exception as error:  # ragged lists; what `__array__` of another library's type raises
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name} is not an array of numbers: {_first_line(error)}") from error
+        raise kind(f"{name} is not an array of {of}: {_first_line(error)}") from error
 
 
 def refuse_masked(name: str, value: object) -> None:
@@ -64,7 +64,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _columns(frame: Any) -> np.ndarray:
-    """The numbers of a DataFrame or Series as scikit-learn takes them: float32 if all columns are, else float64; missing ones NaN."""
+    """The numbers of a DataFrame or Series as scikit-learn takes them; missing ones are NaN.
+
+    float32 if every column is, integers if every column holds integers and none is missing, else float64.
+    """
     dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
     if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8) for dtype in dtypes):
         return np.asarray(frame.to_numpy())
@@ -72,9 +75,14 @@ def _columns(frame: Any) -> np.ndarray:
         if getattr(dtype, "kind", "f") not in "biufO":  # e.g. dates, which NumPy would turn into numbers
             raise TypeError(f"it has a column of dtype {dtype}")
     try:
-        return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))  # pandas
-    except TypeError:
-        return np.asarray(frame.to_numpy()).astype(F64)
+        if all(getattr(dtype, "kind", "f") in "iu" for dtype in dtypes) and not frame.isna().to_numpy().any():
+            return np.asarray(frame.to_numpy(dtype=np.int64))
+        return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))
+    except TypeError:  # not pandas, whose signature this is
+        values = np.asarray(frame.to_numpy())
+    if values.dtype.kind not in "biufO":
+        raise TypeError(f"its columns have dtype {values.dtype}")
+    return values.astype(F64)
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -153,9 +161,11 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
 
 def integers(name: str, value: ArrayLike) -> np.ndarray:
     """`value` as a native, contiguous intp array of our own, that nobody can change any more; floats and bools are a TypeError."""
-    array = base_array(name, value)
+    array = base_array(name, value, "integers")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    if array.size <= _PIECE and array.dtype.kind != "u":
+        return np.array(array, np.intp, order="C")
     own = empty(f"the copy of {name}", array.shape, np.dtype(np.intp))
     for part in pieces(array.shape):
         # unsigned ones beyond intp would turn negative

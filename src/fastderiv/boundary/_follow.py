@@ -9,15 +9,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, _pair, check_network
 from ._points import CLOSE, check_point, rounding
 
 _EPS = float(np.finfo(float).eps)
 _OFF = 1e-7  # how far the integrator's own curve may leave the boundary before a step is taken back
 _EVENLY = np.linspace(0, 1, 17)[1:]  # where a step is looked at
+_MANY = 400  # steps, after which one is as long as it gets: it may be ten times as long as the one before, up to 10^308
+_MOST = 2.0**52  # steps of a walk: beside a longer way a step is lost in rounding
+_EVEN_POINTS = 1 << 14  # of a long step at a time
+_BLOCK = 1 << 16  # points that are kept as single arrays; when there are so many, it shows how many there will be
+_FARTHEST = CLOSE / _EPS  # beyond, neighbouring numbers are further apart than points may be from the boundary
 _TRANSITION = np.arange(-12, 12.1, 1.5)  # and at which arguments of a hidden unit
 
 
+@undisturbed
 def follow_boundary(
     net: SigmoidMLP,
     start: ArrayLike,
@@ -42,7 +49,7 @@ def follow_boundary(
     start : array_like, shape (n_inputs,)
         A tie, no further than 1e-6 from the boundary.
     length : float
-        Arc length to follow; a negative one goes the other way.
+        Arc length to follow; a negative one goes the other way.  At most 2⁵² times the longest step that the curve allows.
     coordinates : pair of int, optional
         Two different inputs, by default (0, 1); negative ones count from the last.
     outputs : pair of int, optional
@@ -67,8 +74,11 @@ def follow_boundary(
         If `net` is no SigmoidMLP or an argument has another type.
     ValueError
         For a wrong shape or option, NaN and inf; if `start` is no tie or the gradient vanishes there; if the curve runs
-        into a point where it cannot be continued: a saddle, where it crosses itself, or a plateau on which float64 does
-        not tell the margin from zero.  The message says how far it can be followed.
+        into a point where it cannot be continued: a saddle, where it crosses itself, a plateau on which float64 does not
+        tell the margin from zero, or so far out (4.5e9) that float64 does not tell 1e-6; if steps would be lost in rounding beside `length`.  The message says how far it
+        can be followed.
+    MemoryError
+        If the points do not fit, as far as that can be told: at once with `step`, else after 65536 of them.
 
     Notes
     -----
@@ -90,13 +100,13 @@ def follow_boundary(
            [2.      , 2.      ]])
     """
     check_network(net)
-    plane = _Plane(net, check_point("start", net, start), _pair("coordinates", coordinates, net.n_inputs, "inputs"), outputs)
+    pair = net._columns(outputs) or (0, 1)  # read once; with a single output they do not matter
+    plane = _Plane(net, check_point("start", net, start), _pair("coordinates", coordinates, net.n_inputs, "inputs"), pair)
     length, step = _lengths(length, step, net.n_inputs)
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
-    with np.errstate(all="ignore"):  # NaN where the gradient vanishes: such steps are taken back
-        points = _Curve(plane, length, rtol, atol).points(step, bool(stop_when_closed))
-    return plane.lift(np.array(points))
+    # NaN where the gradient vanishes: such steps are taken back
+    return plane.lift(_Curve(plane, length, rtol, atol).points(step, bool(stop_when_closed)))
 
 
 class _Plane:
@@ -171,6 +181,7 @@ class _Curve:
         self.x = np.repeat(plane.fixed[None], 1, axis=0)  # one row, for the field
         self.begin = self.p = plane.project(plane.start[None])[0]
         self.s, self.h = 0.0, None  # arc length so far; the next step's, if known
+        self.steps, self.longest = 0, 0.0
         self.forward = self.field(0, self.p)
 
     def field(self, s: float, p: np.ndarray) -> np.ndarray:
@@ -180,29 +191,44 @@ class _Curve:
         size = math.hypot(a / 2, b / 2)  # halved: it must not overflow
         return np.array([-b, a]) / 2 * (self.sign / size) if size else np.full(2, np.nan)
 
-    def points(self, step: float | None, stop_when_closed: bool) -> list[np.ndarray]:
-        """`start`, the points on the way, and the one at the end."""
-        points, next_at = [self.plane.start], 1
+    def points(self, step: float | None, stop_when_closed: bool) -> np.ndarray:
+        """(k, 2): `start`, the points on the way, and the one at the end."""
+        points, next_at = _Points(self.plane.start, self.plane.net.n_inputs), 1
         while self.s < self.length:
             s, way, samples = self.advance()
             end = self.closing(way, samples) if stop_when_closed else None
             reach = self.s if end is None else s + end
             if step is not None:
                 last = min(math.ceil(reach / step - 1e-9), math.ceil(self.length / step - 1e-9))
-                at = np.arange(next_at, max(last, next_at)) * step - s
-                points += list(self.plane.project(way(at).T)) if len(at) else []
-                next_at += len(at)
+                for first in range(next_at, last, _EVEN_POINTS):
+                    at = np.arange(first, min(first + _EVEN_POINTS, last)) * step - s
+                    points.add(self.plane.project(way(at).T))
+                next_at = max(last, next_at)
             if end is not None:
-                return [*points, self.plane.start]
+                points.add(self.plane.start[None])
+                break
             if step is None or self.s == self.length:
-                points.append(self.p)
-        return points
+                points.add(self.p[None])
+                if step is None:
+                    points.expect(self.length / self.s)
+        return points.all()
+
+    def refuse_lost_steps(self, taken: float) -> None:
+        """A ValueError where the rest of the way is so long that no step of the lengths seen can be told beside it."""
+        self.steps, self.longest = self.steps + 1, max(self.longest, taken)
+        if self.steps >= _MANY and self.length - self.s > _MOST * self.longest:
+            raise ValueError(
+                f"length is {self.sign * self.length:g}, beside which steps along this boundary are lost in rounding: the "
+                f"longest of {self.steps} was {self.longest:.3g}; expected at most 2**52 times that"
+            )
 
     def advance(self) -> tuple[float, Callable, np.ndarray]:
         """One step that stays on the boundary: where it began, the way from there, where it was looked at."""
         from scipy.integrate import DOP853
 
         left = self.length - self.s
+        if not np.isfinite(self.field(0, self.p)).all():  # which the integrator would try to integrate for ever
+            raise self.stuck()
         h, taken_back = None if self.h is None else min(self.h, left), False
         while True:
             solver = DOP853(self.field, 0.0, self.p, left, first_step=h, rtol=self.rtol, atol=self.atol)
@@ -215,16 +241,20 @@ class _Curve:
                     break
                 taken, taken_back = solver.t / 4, True
             if solver.status == "failed" or taken < 64 * _EPS * max(1.0, abs(self.p).max()):
-                raise ValueError(
-                    f"length is {self.sign * self.length:g}, but the boundary cannot be followed beyond "
-                    f"{self.sign * self.s:.6g}: at {self.plane.lift(self.p[None])[0].tolist()} it has no direction that "
-                    f"float64 can tell, as at a saddle or on a plateau of the margin"
-                )
+                raise self.stuck()
             h = taken
         s, self.p = self.s, self.plane.project(solver.y[None])[0]
         self.s = self.length if left - solver.t <= 4 * _EPS * self.length else s + solver.t
         self.h = solver.t if taken_back else solver.h_abs  # which is what the integrator would try next
+        self.refuse_lost_steps(solver.t)
         return s, way, samples
+
+    def stuck(self) -> ValueError:
+        return ValueError(
+            f"length is {self.sign * self.length:g}, but the boundary cannot be followed beyond "
+            f"{self.sign * self.s + 0.0:.6g}: at {self.plane.lift(self.p[None])[0].tolist()} it has no direction that "
+            f"float64 can tell, as at a saddle, on a plateau of the margin or farther out than {_FARTHEST:.2g}"
+        )
 
     def looked_at(self, way: Callable, q: np.ndarray, h: float, chosen: bool) -> np.ndarray | None:
         """Where a step to q was sampled, if all of it lies on the boundary; else None.
@@ -237,7 +267,7 @@ class _Curve:
         f, g = self.plane.evaluate(P)
         size = np.hypot(*g.T)
         on = abs(f) <= _OFF * np.maximum(1.0, abs(P).max(1)) * size
-        told = self.plane.noise <= (min(CLOSE, h / 16) if chosen else CLOSE) * size
+        told = (self.plane.noise <= (min(CLOSE, h / 16) if chosen else CLOSE) * size) & (abs(P).max(1) <= _FARTHEST)
         return t if (on & told).all() else None
 
     def closing(self, way: Callable, t: np.ndarray) -> float | None:
@@ -259,6 +289,27 @@ class _Curve:
             if math.dist(way(at), self.begin) <= CLOSE * max(1.0, abs(self.begin).max()):
                 return at
         return None
+
+
+class _Points:
+    """Points of the plane in the order in which they are added, in blocks: single ones would take ten times the memory."""
+
+    def __init__(self, start: np.ndarray, n_inputs: int) -> None:
+        self.blocks, self.open, self.count, self.n_inputs = [start[None]], [], 1, n_inputs
+
+    def add(self, points: np.ndarray) -> None:
+        self.open.append(points)
+        self.count += len(points)
+        if len(self.open) == _BLOCK:
+            self.blocks, self.open = [*self.blocks, np.concatenate(self.open)], []
+
+    def expect(self, ratio: float) -> None:
+        """A MemoryError if `ratio` times the points so far do not fit; not before there are many."""
+        if self.count % _BLOCK == 0:
+            arrays.check_fits("the points", int(min(self.count * ratio, 1e300)) * 8 * self.n_inputs)
+
+    def all(self) -> np.ndarray:
+        return np.concatenate([*self.blocks, *self.open])
 
 
 def _lengths(length: float, step: float | None, n_inputs: int) -> tuple[float, float | None]:

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import SigmoidMLP, check_network
+from .._core.floats import undisturbed
+from ._network import SigmoidMLP, _kernels, check_network
 from ._points import check_box
 from ._roots import _others
 from ._solve import solve_x1
 
-_WIDE = 1e-3  # enclosures of multiple ties are narrower; wider ones are plateaus and tails, in which evaluation decides
+_WIDE = 1e-3  # enclosures of multiple ties are narrower; wider ones are plateaus and tails, in which no order is proven
 _ROWS = 4096  # at a time: their ties and the points between them are some MiB
+_ROW_BYTES = 41  # of the result, at least: one interval, its row's end and certificate
+_U = 2.0**-53
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,7 +38,11 @@ class DecisionIntervals:
     output : ndarray of int, shape (k,)
         The largest output inside, as ``argmax`` counts; with a single logit 1 where it is positive and else 0.
     complete : ndarray of bool, shape (m,)
-        Whether every change of the largest output is known, and placed to within the enclosure of its tie.
+        Whether all of the row is proven: the output of each of its intervals, and that the largest output changes where
+        they meet, once, within the enclosure of that tie.
+    proven : ndarray of bool, shape (k,)
+        Whether it is proven that no other output is larger anywhere inside of the interval, apart from the enclosures of
+        the ties at its ends.  Where it is not, `output` is what floating point evaluation says.
 
     Examples
     --------
@@ -50,6 +57,7 @@ class DecisionIntervals:
     upper: np.ndarray
     output: np.ndarray
     complete: np.ndarray
+    proven: np.ndarray
 
     def __len__(self) -> int:
         return len(self.complete)
@@ -57,10 +65,11 @@ class DecisionIntervals:
     def __getitem__(self, row: int) -> "DecisionIntervals":
         i = arrays.row_number(row, len(self))
         part = slice(self.indptr[i], self.indptr[i + 1])
-        size = np.array([0, part.stop - part.start])
-        return DecisionIntervals(size, self.lower[part], self.upper[part], self.output[part], self.complete[i : i + 1])
+        size, lower, upper = np.array([0, part.stop - part.start]), self.lower[part], self.upper[part]
+        return DecisionIntervals(size, lower, upper, self.output[part], self.complete[i : i + 1], self.proven[part])
 
 
+@undisturbed
 def decision_intervals(
     net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, bounds: ArrayLike = (-math.inf, math.inf)
 ) -> DecisionIntervals:
@@ -93,11 +102,15 @@ def decision_intervals(
     Notes
     -----
     All ties of all K (K − 1) / 2 pairs of outputs by `solve_x1`; between neighbouring enclosures no two outputs
-    change their order, so that one evaluation there tells the largest.  Two outputs that are the same function of the
-    inputs never part, and count as the first.  A row is not `complete` if one of its pairs is not, if enclosures
-    overlap in which more than the two leading outputs change their order, or if a leading output has a tie that may be
-    a double one, or is nearly the same as another on a stretch.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows are taken in blocks, so that the
-    memory beside the result is bounded; a row's result does not depend on the others.
+    change their order, so that their order at one point there is that of the whole gap.  It is proven: the outputs are
+    evaluated with a bound of all rounding errors, and in decimal intervals of as many digits as it takes where they
+    are closer than that.  Two outputs that are the same function of the inputs never part, and count as the first.
+
+    An interval is not `proven` if its output is one of two that float64 cannot tell apart on a stretch of it, or may
+    touch another inside; a row is not `complete`, moreover, if enclosures overlap in which more than the two leading
+    outputs change their order, or if `solve_x1` is not.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows
+    are taken in blocks, so that the memory beside the result and one copy of `x_other` is bounded; a row's result does
+    not depend on the others.
 
     References
     ----------
@@ -114,12 +127,13 @@ def decision_intervals(
     check_network(net)
     c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
     others = _others(net, x_other)
+    arrays.check_fits("the intervals", len(others) * _ROW_BYTES)
     lo, hi = check_box("bounds", bounds, 1, "(lo, hi)")[0].tolist()
     blocks = [
         _row_block(net, others[first : first + _ROWS], c, lo, hi) for first in range(0, len(others), _ROWS)
     ] or [_row_block(net, others, c, lo, hi)]
-    counts, lower, upper, output, complete = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    return DecisionIntervals(np.concatenate([[0], np.cumsum(counts)]), lower, upper, output, complete)
+    counts, *fields = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    return DecisionIntervals(np.concatenate([[0], np.cumsum(counts)]), *fields)
 
 
 class _Ties(NamedTuple):
@@ -142,37 +156,50 @@ class _Blocks(NamedTuple):
     first: np.ndarray
 
 
+class _Gaps(NamedTuple):
+    """What lies before, between and behind the blocks of every row: closed intervals, on whose inside no outputs tie."""
+
+    row: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
 def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[np.ndarray, ...]:
-    """(intervals of each row, lower, upper, output, complete) of some rows.
+    """(intervals of each row, then the other fields of the result) for some rows.
 
     1. ties     enclosures of all pairs; wide ones, where two outputs are nearly the same, only cast doubt
     2. blocks   those that overlap, merged: between them the order of the outputs is constant
-    3. gaps     before, between and behind a row's blocks: one evaluation each
+    3. gaps     before, between and behind a row's blocks: the largest output at one point each, proven
     4. cuts     blocks at which the largest output changes: where, and whether that is certain
+    5. runs     of gaps with the same largest output: the intervals
     """
     m = len(others)
     found, complete = _all_ties(net, others, c, lo, hi)
     wide = ~found.unique & ~(found.upper - found.lower <= _WIDE * np.maximum(1, abs(found.x)))
     ties = _Ties(*(field[~wide] for field in found))
     blocks = _merged(ties)
-    gap_row, gap_lower, gap_upper = _gaps(blocks, m, lo, hi)
-    winner, known = _winners(net, others, c, gap_row, gap_lower, gap_upper)
-    complete &= np.bincount(gap_row, known, minlength=m) > 0  # some gap to begin with
-    winner = _filled(winner, known, gap_row)
-    complete[_doubtful(_Ties(*(field[wide] for field in found)), gap_row, gap_lower, gap_upper, winner)] = False
+    gaps = _gaps(blocks, m, lo, hi)
+    known = gaps.lower < gaps.upper
+    winner, sure = _winners(net, others, c, gaps, known, _Ties(*(field[wide] for field in found)))
+    sure &= (complete & (np.bincount(gaps.row, known, minlength=m) > 0))[gaps.row]  # some gap to begin with
+    winner = _filled(winner, known, gaps.row)
     before = np.arange(len(blocks.row)) + blocks.row  # a row has one gap more than blocks
     left, right = winner[before], winner[before + 1]
     cut, certain = _cuts(ties, blocks, left, right, known[before] & known[before + 1])
+    complete[gaps.row[~sure]] = False
     complete[blocks.row[~certain]] = False
     begins = np.ones(len(winner), bool)
     begins[before + 1] = left != right
     at = np.full(len(winner), lo)
     at[before + 1] = cut
-    lower, row = at[begins], gap_row[begins]
+    lower, row = at[begins], gaps.row[begins]
     upper = np.full(len(lower), hi)
     inner = np.flatnonzero(row[1:] == row[:-1])
     upper[inner] = lower[inner + 1]
-    return np.bincount(row, minlength=m), lower, upper, winner[begins], complete
+    run, proven = np.cumsum(begins) - 1, np.ones(len(lower), bool)
+    proven[run[~sure]] = False
+    proven[run[before[~certain & (left == right)]]] = False
+    return np.bincount(row, minlength=m), lower, upper, winner[begins], complete, proven
 
 
 def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[_Ties, np.ndarray]:
@@ -181,7 +208,7 @@ def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float)
     pairs = list(combinations(range(net.n_outputs), 2)) if net.n_outputs > 1 else [(0, 1)]
     for pair in pairs:
         d, dc = net._last_difference(net._columns(pair))
-        if net.n_outputs > 1 and not d.any() and not dc.any():
+        if not d.any() and not dc.any():
             continue
         found = solve_x1(net, others, coordinate=c, outputs=pair, bounds=(lo, hi))
         complete &= found.complete
@@ -211,24 +238,97 @@ def _merged(ties: _Ties) -> _Blocks:
     return _Blocks(ties.row[first], ties.lower[first], reach[last], first)
 
 
-def _gaps(blocks: _Blocks, m: int, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, lower, upper) of what lies before, between and behind the blocks of every row."""
+def _gaps(blocks: _Blocks, m: int, lo: float, hi: float) -> _Gaps:
     row = np.repeat(np.arange(m), np.bincount(blocks.row, minlength=m) + 1)
     lower, upper = np.full(len(row), lo), np.full(len(row), hi)
     before = np.arange(len(blocks.row)) + blocks.row
     upper[before] = blocks.lower
     lower[before + 1] = blocks.upper
-    return row, lower, upper
+    return _Gaps(row, lower, upper)
 
 
 def _winners(
-    net: SigmoidMLP, others: np.ndarray, c: int, row: np.ndarray, lower: np.ndarray, upper: np.ndarray
+    net: SigmoidMLP, others: np.ndarray, c: int, gaps: _Gaps, known: np.ndarray, wide: _Ties
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest output in the middle of every gap, and whether the gap has an inside."""
-    X, z = np.insert(others, c, 0.0, axis=1), np.empty((len(row), net.n_outputs))
-    net._logits_program().along(X, row, _middle(lower, upper), c, z)
-    winner = z.argmax(1) if net.n_outputs > 1 else (z[:, 0] > 0).astype(np.intp)
-    return winner, lower < upper
+    """The largest output in every gap, and whether that is proven; gaps without an inside, not `known`, need no proof.
+
+    1. one evaluation at a point of the gap, and the leader's distance from the others beside all rounding errors
+    2. in doubt for good, if the leader ties with another on a stretch of the gap
+    3. else the order at that point in more digits
+    """
+    t = _middle(gaps.lower, gaps.upper)
+    leads = _leads(net)
+    z, error = leads.evaluate(others, c, gaps.row, t)
+    winner = leads.distinct[z.argmax(1)]
+    rest = leads.distinct != winner[:, None]
+    most = np.where(rest, -np.inf, z).max(1), np.where(rest, -np.inf, error).max(1)  # the leader's
+    clear = ~rest | (most[0][:, None] - z > 1.01 * (most[1][:, None] + error))
+    doubtful = _doubtful(wide, gaps, winner)
+    sure = (clear.all(1) & ~doubtful) | ~known
+    for k in np.flatnonzero(~sure & ~doubtful):
+        x = np.insert(others[gaps.row[k]], c, t[k])
+        winner[k], sure[k] = leads.settled(net, x, int(winner[k]), leads.distinct[~clear[k]].tolist())
+    return winner, sure
+
+
+def _leads(net: SigmoidMLP) -> _Leads:
+    if "leads" not in net._programs:
+        net._programs["leads"] = _Leads(net)
+    return net._programs["leads"]
+
+
+class _Leads:
+    """All outputs relative to the first one, which is then 0; a single logit is output 1, relative to 0.
+
+    What is large and common to the outputs cancels in the weights, before it can cost digits.  `distinct`: the outputs
+    that are not the same function as one before.
+    """
+
+    def __init__(self, net: SigmoidMLP) -> None:
+        self.single = net.n_outputs == 1
+        last = np.vstack([net.weights[-1], net.biases[-1]])
+        last = np.hstack([0 * last, last]) if self.single else last
+        _, first = np.unique(last + 0.0, axis=1, return_index=True)  # + 0.0: −0.0 is the same number as 0.0
+        self.distinct = np.sort(first)
+        relative = last[:, self.distinct] - last[:, :1]
+        weights = (*net.weights[:-1], np.ascontiguousarray(relative[:-1]))
+        biases = (*net.biases[:-1], relative[-1].copy())
+        self.program = _kernels.Program(weights, biases)
+        self.sizes = [(np.abs(w), np.abs(b)) for w, b in zip(weights, biases, strict=True)]
+
+    def evaluate(self, others: np.ndarray, c: int, row: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct outputs (k, n) of the rows (k,) of `others` at input c = t (k,), and bounds of their errors.
+
+        With u = 2⁻⁵³, a sum of n products and a bias is off by at most (n + 1) u of the sum of magnitudes, and the last
+        layer's numbers, which are differences, by u; σ is off by 3u, exp being within 4u, and passes on a quarter of an
+        error at most.  1e-300 pays for products that underflow.
+        """
+        z = np.empty((len(row), len(self.distinct)))
+        self.program.along(np.insert(others, c, 0.0, axis=1), row, t, c, z)
+        (first, bias), *deeper = self.sizes
+        if deeper:  # one bound for all units of a hidden layer
+            first, bias = first.max(1, keepdims=True, initial=0), bias.max(keepdims=True, initial=0)
+        size = (np.abs(others) @ np.delete(first, c, axis=0))[row] + np.abs(t)[:, None] * first[c] + bias
+        error = 1.01 * (len(first) + 3) * _U * size + 1e-300
+        for left, (w, b) in zip(range(len(deeper) - 1, -1, -1), deeper, strict=True):
+            total, n = w.sum(0), len(w)
+            most = b + total
+            if left:
+                total, most = total.max(keepdims=True, initial=0), most.max(keepdims=True, initial=0)
+            error = 1.01 * ((np.minimum(error / 4, 1) + 4 * _U) * total + (n + 4) * _U * most) + 1e-300
+        return z, np.broadcast_to(error, z.shape)
+
+    def settled(self, net: SigmoidMLP, x: np.ndarray, leader: int, rivals: list[int]) -> tuple[int, bool]:
+        """The largest of the leader and its rivals at x, and whether that is proven."""
+        from ._digits import Point  # decimal arithmetic takes time to import
+
+        point = Point(net, x)
+        for rival in rivals:
+            order = point.leader(0, None) * (1 if leader else -1) if self.single else point.leader(leader, rival)
+            if order == 0:
+                return leader, False
+            leader = leader if order > 0 else rival
+        return leader, True
 
 
 def _middle(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
@@ -250,16 +350,14 @@ def _filled(winner: np.ndarray, known: np.ndarray, row: np.ndarray) -> np.ndarra
     return winner[np.where(has_left, left, np.where(has_right, right, place))]
 
 
-def _doubtful(
-    wide: _Ties, row: np.ndarray, lower: np.ndarray, upper: np.ndarray, winner: np.ndarray
-) -> list[int]:
-    """Rows in which one of two outputs that float64 cannot tell apart somewhere is the largest there."""
-    begins = np.searchsorted(row, wide.row), np.searchsorted(row, wide.row, side="right")
-    return [
-        int(r)
-        for r, i, j, a, b, pair in zip(wide.row, *begins, wide.lower, wide.upper, wide.pair, strict=True)
-        if np.isin(winner[i:j][(lower[i:j] <= b) & (upper[i:j] >= a)], pair).any()
-    ]
+def _doubtful(wide: _Ties, gaps: _Gaps, winner: np.ndarray) -> np.ndarray:
+    """Gaps in which one of two outputs that float64 cannot tell apart somewhere is the largest there."""
+    doubtful = np.zeros(len(winner), bool)
+    begins = np.searchsorted(gaps.row, wide.row), np.searchsorted(gaps.row, wide.row, side="right")
+    for i, j, a, b, pair in zip(*begins, wide.lower, wide.upper, wide.pair, strict=True):
+        meets = (gaps.lower[i:j] <= b) & (gaps.upper[i:j] >= a)
+        doubtful[i:j] |= meets & np.isin(winner[i:j], pair)
+    return doubtful
 
 
 def _cuts(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, _kernels, check_network
 
 Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
@@ -22,6 +23,10 @@ _RTOL = 4 * sys.float_info.epsilon  # the least that SciPy's solvers accept
 _MAXITER = 2**31 - 1
 _report = operator.itemgetter("converged", "iterations", "function_calls")  # as attributes they cost 1 µs more a row
 _BLOCK = 4096  # rows at a time: some MiB of solver's arrays, and as fast as more
+_ROW_BYTES = 25  # of the results
+
+
+Solve = Callable[["_Block", np.ndarray, list | None], Iterable]
 
 
 class RootResults(NamedTuple):
@@ -34,6 +39,8 @@ class RootResults(NamedTuple):
     x : ndarray, shape (m,)
         The roots; where `converged` is False, the last iterates.
     converged : ndarray of bool, shape (m,)
+        True: the solver accepted x, and the margin as computed in float64 is zero at x or changes its sign no further
+        than xtol + rtol·|x| from it.
     iterations, function_calls : ndarray of int, shape (m,)
 
     Examples
@@ -51,6 +58,7 @@ class RootResults(NamedTuple):
     function_calls: np.ndarray
 
 
+@undisturbed
 def find_x1(
     net: SigmoidMLP,
     x_other: ArrayLike,
@@ -78,10 +86,12 @@ def find_x1(
         As in `SigmoidMLP.margin`.
     method : str, optional
         "brentq" (the default), "brenth", "ridder", "bisect", "toms748": `scipy.optimize` row by row.  "newton" starts at the
-        bracket's midpoint, with the exact derivative, and "secant" at its ends; both may leave the bracket.
+        bracket's midpoint, with the exact derivative, and "secant" at its ends; both may leave the bracket, and end at a
+        tie outside of it.
         "chandrupatla": `scipy.optimize.elementwise.find_root`, all rows at once, much the fastest when there are many.
     xtol, rtol : float, optional
-        A root is accepted when it is known within xtol + rtol·|x|.  xtol > 0, rtol ≥ 4·eps.
+        A root is accepted when it is known within xtol + rtol·|x|.  xtol > 0, rtol ≥ 4·eps.  What a solver accepts is
+        checked: `converged` is False unless the margin changes its sign that close to x, or is zero at x.
     maxiter : int, optional
         At most how many iterations a row may take.
 
@@ -104,9 +114,9 @@ def find_x1(
     -----
     The callback continues the first layer's sums from the inputs before `coordinate` and allocates nothing; it returns
     the same bits as ``net.margin``.  Row by row the time of small networks is SciPy's own, from 10 µs ("brentq") to
-    400 µs ("toms748"), all at once about 1 µs.  Rows are solved in blocks of 4096: memory beside the results is about
-    2 MiB and one copy of a block's inputs, and a byte for each number of `x_other` while that is checked.  A row's
-    result does not depend on the others.
+    400 µs ("toms748"), all at once about 1 µs; the check at the end costs three evaluations.  Rows are solved in blocks
+    of 4096: memory beside the results is about 2 MiB and a copy of `x_other` and `bracket`, without what is broadcast
+    in them.  A row's result does not depend on the others.
 
     References
     ----------
@@ -120,7 +130,9 @@ def find_x1(
     array([0., 2., 3.])
     """
     call = _Call(net, x_other, bracket, coordinate, outputs)
-    solve = _solver(method, *_tolerances(xtol, rtol, maxiter))
+    tolerances = _tolerances(xtol, rtol, maxiter)
+    solve = _solver(method, *tolerances)
+    arrays.check_fits("the results", call.m * _ROW_BYTES)
     results = RootResults(
         np.empty(call.m), np.empty(call.m, np.bool_), np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
     )
@@ -128,7 +140,7 @@ def find_x1(
         for block in call.blocks():
             results.x[block.rows], results.converged[block.rows] = block.checked_ends()
         for block in call.blocks():
-            _solve_block(solve, block, RootResults(*(field[block.rows] for field in results)))
+            _solve_block(solve, block, tolerances[:2], RootResults(*(field[block.rows] for field in results)))
     return results
 
 
@@ -190,41 +202,89 @@ class _Block:
         return self.rows.start + i
 
 
-def _solve_block(solve: Callable, block: _Block, results: RootResults) -> None:
+def _solve_block(solve: Solve, block: _Block, tolerances: tuple[float, float], results: RootResults) -> None:
     """Fill in the `results` of the block's rows that are not solved yet: `converged` says which."""
     rows = np.flatnonzero(~results.converged)
-    if len(rows):
-        for field, values in zip(results, solve(block, rows), strict=True):
-            field[rows] = values
-        results.converged[~np.isfinite(results.x)] = False
+    if not len(rows):
+        return
+    for field, values in zip(results, solve(block, rows, None), strict=True):
+        field[rows] = values
+    accepted = rows[results.converged[rows]]
+    x = results.x[accepted]
+    reach = tolerances[0] + tolerances[1] * np.abs(x)
+    good = _changes_sign(block, accepted, x, reach)
+    for k in np.flatnonzero(~good):
+        good[k] = _has_seen_a_change(solve, block, accepted[k], x[k], reach[k])
+    results.converged[accepted] = good
 
 
-def _all_at_once(block: _Block, rows: np.ndarray, options: dict) -> Iterable:
+def _changes_sign(block: _Block, rows: np.ndarray, x: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Whether the margin is zero at x, or its signs at x and `reach` to the left and right of it are not all the same."""
+    ends = (np.nextafter(x - reach, x), np.nextafter(x + reach, x))  # inwards, after rounding
+    below, at, above = (np.sign(block.margin(t, rows)) for t in (ends[0], x, ends[1]))
+    return np.isfinite(x) & ((at == 0) | (below * at <= 0) | (above * at <= 0))
+
+
+def _has_seen_a_change(solve: Solve, block: _Block, row: int, x: float, reach: float) -> bool:
+    """Whether the solver evaluated the margin within `reach` of x where it has different signs.
+
+    Where rounding lets the margin change its sign several times these are points that only the solver knows.
+    """
+    seen: list[tuple[float, float]] = []
+    seen.append((x, block.margin(np.array([x]), np.array([row]))[0]))
+    solve(block, np.array([row]), seen)
+    near = [np.sign(f) for t, f in seen if abs(t - x) <= reach]
+    return 0 in near or (1 in near and -1 in near)
+
+
+def _all_at_once(options: dict, block: _Block, rows: np.ndarray, seen: list | None) -> Iterable:
     from scipy.optimize.elementwise import find_root
 
-    r = find_root(block.margin, (block.lo[rows], block.hi[rows]), args=(rows,), **options)
+    def margin(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        f = block.margin(x, rows)
+        if seen is not None:
+            seen.extend(zip(x.tolist(), f.tolist(), strict=True))
+        return f
+
+    r = find_root(margin, (block.lo[rows], block.hi[rows]), args=(rows,), **options)
     return r.x, r.success, r.nit, r.nfev
 
 
-def _one_by_one(block: _Block, rows: np.ndarray, solve: Callable) -> Iterable:
+class _Seen:
+    """A margin along one input that notes where it was evaluated, and its values there."""
+
+    def __init__(self, line: Any, seen: list) -> None:
+        self.line, self.seen, self.derivative = line, seen, line.derivative
+
+    def __call__(self, x: float) -> float:
+        f = self.line(x)
+        self.seen.append((x, f))
+        return f
+
+
+def _one_by_one(solve: Callable, block: _Block, rows: np.ndarray, seen: list | None) -> Iterable:
     """solve(line, lo, hi) for each of the rows: SciPy's scalar functions."""
     line, solved = _kernels.Line(block.program, block.coordinate), []
+    margin = line if seen is None else _Seen(line, seen)
     for i, lo, hi in zip(rows.tolist(), block.lo[rows].tolist(), block.hi[rows].tolist(), strict=True):
         line.prepare(block.X, i)
         try:
-            solved.append(solve(line, lo, hi))
+            solved.append(solve(margin, lo, hi))
         except ValueError as error:
             raise ValueError(f"bracket from {lo} to {hi} in row {block.name(i)} is not solved: {error}") from error
     return zip(*solved, strict=True)
 
 
-def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> Callable[[_Block, np.ndarray], Iterable]:
-    """What solves rows of a block: the fields of their results, by which of SciPy's functions and options."""
+def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> Solve:
+    """What solves rows of a block: the fields of their results, by which of SciPy's functions and options.
+
+    It appends the points and values of all evaluations to its last argument, unless that is None.
+    """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if method == "chandrupatla":
         options = {"tolerances": {"xatol": xtol, "xrtol": rtol}, "maxiter": maxiter}
-        return lambda block, rows: _all_at_once(block, rows, options)
+        return partial(_all_at_once, options)
     from scipy import optimize
 
     options = {"rtol": rtol, "maxiter": maxiter, "full_output": True, "disp": False}
@@ -234,7 +294,7 @@ def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> Callable[[_B
         solve = partial(_secant, optimize.newton, {"tol": xtol, **options})
     else:
         solve = partial(_bracketing, partial(getattr(optimize, method), xtol=xtol, **options))
-    return lambda block, rows: _one_by_one(block, rows, solve)
+    return partial(_one_by_one, solve)
 
 
 def _bracketing(find: Callable, line: Any, lo: float, hi: float) -> tuple:
@@ -297,8 +357,8 @@ def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, i
 
 
 def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
-    """`x_other` as (m, n_inputs - 1)."""
-    x, n = arrays.finite("x_other", arrays.float64("x_other", x_other)), net.n_inputs - 1
+    """`x_other` as (m, n_inputs - 1), our own."""
+    x, n = _own("x_other", x_other), net.n_inputs - 1
     if n == 1 and x.ndim < 2:
         return x.reshape(-1, 1)
     if x.ndim != 2 or x.shape[1] != n:
@@ -307,8 +367,16 @@ def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
     return x
 
 
+def _own(name: str, value: ArrayLike) -> np.ndarray:
+    """`value` as finite float64 numbers that nobody else can change; what is broadcast in it is copied once."""
+    array = arrays.float64(name, value)
+    apart = tuple(slice(1) if step == 0 else slice(None) for step in array.strides)
+    own = arrays.finite(name, np.array(array[apart], order="C"))
+    return np.broadcast_to(own, array.shape) if own.shape != array.shape else own
+
+
 def _ends(bracket: Bracket, m: int) -> list[np.ndarray]:
-    """Both ends as (m,)."""
+    """Both ends as (m,), our own."""
     try:
         pair = list(bracket)
     except TypeError:
@@ -317,7 +385,7 @@ def _ends(bracket: Bracket, m: int) -> list[np.ndarray]:
         raise ValueError(f"bracket has {len(pair)} elements; expected a pair (lo, hi)")
     ends = []
     for k, end in enumerate(pair):
-        end = arrays.finite(f"bracket[{k}]", arrays.float64(f"bracket[{k}]", end))
+        end = _own(f"bracket[{k}]", end)
         if end.ndim:
             arrays.expect(f"bracket[{k}]", end, (m,), "a scalar or (m,)")
         ends.append(np.broadcast_to(end, (m,)))
