@@ -93,12 +93,12 @@ def test_arguments_changed_in_place_are_other_arguments():
 
 
 def test_references_caches_are_of_one_call_too():
-    for name in DENSE:
+    for name, array in DENSE.items():
         with pytest.raises(ValueError, match="cache is of another call"):
-            dense(reference, dense_cache(reference, DENSE), **{**DENSE, name: 2 * DENSE[name]})
-    for name in LSTM:
+            dense(reference, dense_cache(reference, DENSE), **{**DENSE, name: 2 * array})
+    for name, array in LSTM.items():
         with pytest.raises(ValueError, match="cache is of another call"):
-            lstm(reference, lstm_cache(reference, LSTM), **{**LSTM, name: 2 * LSTM[name]})
+            lstm(reference, lstm_cache(reference, LSTM), **{**LSTM, name: 2 * array})
     with pytest.raises(ValueError, match="cache is of another call"):
         lstm(reference, lstm_cache(reference, LSTM), lengths=[1, 2, 3], **LSTM)
 
@@ -106,12 +106,12 @@ def test_references_caches_are_of_one_call_too():
 def test_the_same_numbers_in_any_layout_are_the_same_arguments():
     expected = dense(fd, None, **DENSE)
     cache = dense_cache(fd, DENSE)
-    for name in DENSE:
-        for label, array in layouts(DENSE[name]):
+    for name, given in DENSE.items():
+        for label, array in layouts(given):
             assert all(map(same_bits, dense(fd, cache, **{**DENSE, name: array}), expected)), label
     expected, cache = flat(lstm(fd, None, **LSTM)), lstm_cache(fd, LSTM)
-    for name in LSTM:
-        for label, array in layouts(LSTM[name]):
+    for name, given in LSTM.items():
+        for label, array in layouts(given):
             assert all(map(same_bits, flat(lstm(fd, cache, **{**LSTM, name: array})), expected)), label
 
 

@@ -618,12 +618,12 @@ def test_a_state_in_any_layout_is_the_same_state_and_the_objects_own():
     momentum = long_run()
     _, _, _, _, numbers, count, stack = momentum.__getstate__()
     held = state(momentum)
-    for _, given in layouts(numbers):
+    for _, array in layouts(numbers):
         words = [next(a for label, a in layouts(w) if label == "negative strides") for w in stack]
-        other = restored(momentum, numbers=given, stack=words, count=count.astype(">i8"))
+        other = restored(momentum, numbers=array, stack=words, count=count.astype(">i8"))
         assert state(other) == held
-        if given.flags.writeable:
-            given[...] = 0
+        if array.flags.writeable:
+            array[...] = 0
         for w in words:
             w[...] = 0
         for _ in range(230):
@@ -874,6 +874,17 @@ def test_ctrl_c_comes_between_steps_and_never_amid_one(delay):
     while momentum.steps:
         momentum.unstep(np.copy)
     assert state(momentum) == start
+
+
+@pytest.mark.slow
+def test_a_large_jacobian_answers_ctrl_c():
+    hessian = np.full((3000, 3000), 1e-3)
+
+    def call():
+        while True:
+            fd.momentum_jacobian(hessian, **RATES)
+
+    assert seconds_until_answered(call, delay=0.2) < ALLOWED
 
 
 def test_hypergradient_answers_ctrl_c():
