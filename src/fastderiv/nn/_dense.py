@@ -251,11 +251,13 @@ class _DenseCall:
         # do: where φ saturates, it has no digits left to make φ′ of.
         kept = empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
         XW = product(self.X, self.W, Y if kept is None else kept)
+        # before a callable can change the arguments
+        cache = keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
         if self.pair is not None:
             Y[...] = _activations.evaluate(self.pair, 0, self.biased(XW))
         elif self.curve or self.b is not None:
             self.kernel.activate(XW, self.b, self.curve, Y)
-        return Y, keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
+        return Y, cache
 
     @undisturbed
     def adjoint(self, cache: Cache | None) -> DenseGrads:

@@ -35,10 +35,9 @@ def packed(name: str, array: NDArray) -> NDArray:
 
 def stacked(matrices: Sequence[NDArray]) -> NDArray:
     """The matrices one above the other, in C order."""
-    rows = sum(map(len, matrices))
-    stack = empty("a copy of the weights", (rows, matrices[0].shape[1]), matrices[0].dtype)
-    if stack.size <= _FEW:
-        return np.concatenate(matrices, out=stack)
+    if matrices[0].size + matrices[-1].size <= _FEW // 2:
+        return np.ascontiguousarray(np.concatenate(matrices))
+    stack = empty("a copy of the weights", (sum(map(len, matrices)), matrices[0].shape[1]), matrices[0].dtype)
     first = 0
     for matrix in matrices:
         assign(stack[first : first + len(matrix)], matrix)
