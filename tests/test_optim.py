@@ -647,6 +647,13 @@ def test_states_that_left_their_way_can_be_copied():
         assert state(pickle.loads(pickle.dumps(momentum))) == state(momentum)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16])
+def test_jacobians_of_integers_are_those_of_floats(dtype):
+    H = np.array([[1, 2], [2, 3]], dtype)
+    for room in fd, reference:
+        assert same_bits(room.momentum_jacobian(H, alpha=2, beta=0.5), room.momentum_jacobian(H.astype(float), alpha=2, beta=0.5))
+
+
 def test_no_unstep_leaves_the_range():
     """θ − p beyond it: no step can have begun there."""
     for room in fd, reference:
