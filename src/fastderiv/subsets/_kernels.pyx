@@ -29,6 +29,7 @@ cdef enum:
     K = 10                              # bits of the low table: part of the definition of the bits
     CHUNK_BITS = 18                     # subsets of one task, about 0.1 ms
     MAX_N = 62
+    MAX_AXES = 64                       # of NumPy's arrays
     ROW = MAX_N + K + 16                # a row with zeros behind it: what first_sums may read
     PIECE = 16384                       # entries of one task of the closed form
     BUFFER = 1024                       # entries of it at a time, a multiple of GL
@@ -42,9 +43,9 @@ cdef struct Rows:                       # x (..., n) and a result (..., m) or (.
     const char *x
     char *out
     int nd                              # leading axes
-    const cnp.npy_intp *shape
-    const cnp.npy_intp *xs
-    const cnp.npy_intp *os
+    cnp.npy_intp shape[MAX_AXES]        # copies: another thread may give the arrays other shapes
+    cnp.npy_intp xs[MAX_AXES]           # strides in bytes
+    cnp.npy_intp os[MAX_AXES]
     ix rows, n, per, parts              # a task does `per` rows, or one of `parts` of a row
 
 cdef struct Sums:
@@ -99,7 +100,10 @@ cdef int rows_of(Rows *r, cnp.ndarray x, cnp.ndarray out) except -1:
     if cnp.PyArray_NDIM(x) < 1:
         raise TypeError("a kernel was handed x without axes")
     r.x, r.out = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out)
-    r.shape, r.xs, r.os = cnp.PyArray_DIMS(x), cnp.PyArray_STRIDES(x), cnp.PyArray_STRIDES(out)
+    for axis in range(cnp.PyArray_NDIM(x)):
+        r.shape[axis], r.xs[axis] = cnp.PyArray_DIM(x, axis), cnp.PyArray_STRIDE(x, axis)
+    for axis in range(cnp.PyArray_NDIM(out)):
+        r.os[axis] = cnp.PyArray_STRIDE(out, axis)
     r.nd, r.rows, r.per, r.parts = cnp.PyArray_NDIM(x) - 1, 1, 1, 1
     r.n = r.shape[r.nd]
     for axis in range(r.nd):
