@@ -272,7 +272,7 @@ cdef int expect_coefficient(cnp.ndarray a, ix batch, ix channels, ix states, ix 
 
 cdef int expect_integers(cnp.ndarray a) except -1:
     """(k,) intp, contiguous: what kernels index by."""
-    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP or not cnp.PyArray_ISCARRAY_RO(a):
         raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected contiguous (k,) intp")
     return 0
 
