@@ -16,7 +16,7 @@ from ._scan import selective_scan
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
-_WORK, _ROWS = 4_000_000_000, 1 << 18  # multiply–adds, and rows, that BLAS takes in one go
+_WORK, _ROWS = 1_000_000_000, 1 << 18  # multiply–adds, and rows, that BLAS takes in one go
 _CALL = ("x", "initial_state", "dy", "dlast_state")
 
 
