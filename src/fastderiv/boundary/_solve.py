@@ -43,7 +43,11 @@ class Crossings:
         True: the enclosure holds exactly one tie, and a simple one.  False, a cluster: it holds all that are near there,
         perhaps none; float64 cannot tell.
     complete : ndarray of bool, shape (m,)
-        Whether it is proven that all ties of the row are in its enclosures.
+        Whether it is proven that all ties of the row are in its enclosures.  True in every row that `solve_x1` returns: what
+        it cannot decide, for want of precision or because the row's work is spent, it lists as clusters; where the sums
+        overflow, or the margin is zero everywhere, that is one cluster over the bounds.  So look at `unique` for what is
+        known of a tie, and at `complete` only in `Crossings` of other origin: `fastderiv.reference.solve_x1` samples, and
+        claims nothing.
     root_bound : int or None
         At most how many ties a row has, from `ExponentialSum.root_bound`; None if the network has not one hidden layer
         of four units or less.
@@ -129,13 +133,14 @@ def solve_x1(
     Newton's method then ends with a proof of its own.  What float64 cannot separate, such as a tie where the
     margin only touches zero, is one cluster; a margin that is zero along the whole line is one cluster over the bounds.
     A row gets 4000 splits, with more than one hidden layer 20000, then what is undecided becomes a cluster.
+    Hidden units whose weights and biases are equal, or opposite, are one.
 
     With more hidden layers the margin and two derivatives are enclosed layer by layer, each behind its linear map cut by
     the centred form with what is known of the next derivative.
 
     One row costs about 0.1 µs with three hidden units and 0.8 µs with 16; 25 µs with three layers of 16 units and 0.3 ms
     with three of 64.  A row's result does not depend on the others, the strides or the number of threads.  Memory beside
-    the result is up to 10 MiB, and at most 1 MiB a thread up to width 256.
+    the result is a copy of `x_other`, up to 10 MiB, and at most 1 MiB a thread up to width 256.
 
     References
     ----------
