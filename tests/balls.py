@@ -68,20 +68,23 @@ class Row:
         found = set()
         for a, s, _ in self.units:
             if a != 0:
-                for k in (-20, 0, 20):
+                for k in (-20, 0.0371, 20):
                     t = float(((k - s) / a).mid())
                     if l < t < r:
                         found.add(t)
         return sorted(found)
 
 
-def slopes_between(row, l, r):
-    """A ball around f' on [l, r], from the ranges of its terms."""
-    total = arb(0)
+def monotone(row, l, r):
+    """Whether the ranges of its terms prove that f' has no root on [l, r].
+
+    Their ends are balls of their own: the radius of a ball around [e^−9000, 1] would reach below 0.
+    """
+    low = high = arb(0)
     for (a, _, d), up, vp, p, q in zip(row.units, l.up, r.up, l.p, r.p, strict=True):
-        most = arb.union(p, q)
-        total += a * d * (arb.union(most, arb(0.25)) if up != vp else most)
-    return total
+        ends = a * d * p.min(q), a * d * (arb(0.25) if up != vp else p.max(q))
+        low, high = low + ends[0].min(ends[1]), high + ends[0].max(ends[1])
+    return bool(low > 0 or high < 0)
 
 
 def excludes_by_ranges(row, l, r):
@@ -100,7 +103,7 @@ def excludes_by_ranges(row, l, r):
 def excludes_by_taylor(row, l, m, r):
     """2: Taylor's polynomial of degree 4 at m, with its rest, proves that f has no root on [l, r]; 1: that f' has none; 0: neither."""
     right, left = r.t - m.t, m.t - l.t
-    h = (right if right > left else left).upper()
+    h = max(left, right).upper()
     c, rest = [m.f, arb(0), arb(0), arb(0), arb(0)], arb(0)
     for (a, _, d), up, p, q, v, vl, vr in zip(row.units, m.up, m.p, l.p, r.p, l.up, r.up, strict=True):
         k, largest = a * h, arb(0.25) if vl != vr else arb.union(q, v)
@@ -129,49 +132,28 @@ def excludes_by_taylor(row, l, m, r):
     return 2
 
 
-def without_roots(row, l, r):
-    """Whether f has no root between two points: True; False: it has one; None: open."""
-    todo, work = [(l, r)], WORK
+def roots_between(row, points):
+    """How many roots f has between the first and the last of these points, all simple; None if that stays open."""
+    todo, work, count = list(pairwise(points)), WORK, 0
     while todo:
         l, r = todo.pop()
-        work -= 1
-        if l.sign * r.sign < 0:
-            return False
-        if work < 0:
-            return None
-        if l.sign * r.sign > 0:
-            g = slopes_between(row, l, r)
-            if g > 0 or g < 0:
+        signs, work = l.sign * r.sign, work - 1
+        if signs > 0 and excludes_by_ranges(row, l, r):
+            continue
+        steady = monotone(row, l, r)
+        if not steady:
+            m = Point(row, (l.t + (r.t - l.t) * arb(0.4873)).mid())  # symmetric rows have roots in the middle
+            known = excludes_by_taylor(row, l, m, r)
+            if known == 2:
                 continue
-        if excludes_by_ranges(row, l, r):
-            continue
-        m = Point(row, ((l.t + r.t) / 2).mid())
-        known = excludes_by_taylor(row, l, m, r)
-        if known == 2 or (known == 1 and l.sign * r.sign > 0):
-            continue
-        if not (l.t < m.t < r.t):
+            steady = known == 1
+        if steady and signs != 0:
+            count += signs < 0
+        elif steady or work < 0 or not l.t < m.t < r.t:
             return None
-        todo += [(l, m), (m, r)]
-    return True
-
-
-def one_root(row, l, r, work=400):
-    """Whether f has exactly one root on [l, r], and a simple one; False: surely not; None: open."""
-    signs = l.sign * r.sign
-    todo = [(l, r)]
-    while todo:
-        l, r = todo.pop()
-        g = slopes_between(row, l, r)
-        if g > 0 or g < 0:
-            continue
-        m = Point(row, ((l.t + r.t) / 2).mid())
-        work -= 1
-        if excludes_by_taylor(row, l, m, r) == 1:
-            continue
-        if work < 0 or not (l.t < m.t < r.t):
-            return None
-        todo += [(l, m), (m, r)]
-    return True if signs < 0 else False if signs > 0 else None
+        else:
+            todo += [(l, m), (m, r)]
+    return count
 
 
 def decided_from(row, t, side):
@@ -202,10 +184,10 @@ def decided_from(row, t, side):
     return bool(abs(slow) > rest and (limit == 0 or (limit > 0 and slow > 0) or (limit < 0 and slow < 0)))
 
 
-def gap_is_empty(row, l, r):
-    """Whether f has no root strictly between the floats l < r, of which one or both may be infinite; None: open."""
-    if not row.units or all(a == 0 for a, _, _ in row.units):
-        return Point(row, arb(0)).sign != 0 or None
+def roots_in(row, l, r):
+    """How many roots f has between the floats l < r, of which one or both may be infinite; None if that stays open."""
+    if all(a == 0 for a, _, _ in row.units):
+        return 0 if Point(row, arb(0)).sign else None
     inner = row.cuts(l, r)
     slowest = min(float(abs(a).mid()) for a, _, _ in row.units if a != 0)
     anchor = inner or [r if np.isfinite(r) else l if np.isfinite(l) else 0.0]
@@ -228,13 +210,7 @@ def gap_is_empty(row, l, r):
         if at != start:
             found.append(at)
     cuts = sorted({*before, *inner, *after, *([anchor[0]] if l < anchor[0] < r else [])})
-    open_ = False
-    for p, q in pairwise(Point(row, arb(t)) for t in [l, *cuts, r] if np.isfinite(t)):
-        empty = without_roots(row, p, q)
-        if empty is False:
-            return False
-        open_ |= empty is None
-    return None if open_ else True
+    return roots_between(row, [Point(row, arb(t)) for t in [l, *cuts, r] if np.isfinite(t)])
 
 
 def judge(net, x, lower, upper, unique, *, coordinate=0, outputs=(0, 1), bounds=(-np.inf, np.inf)):
@@ -248,14 +224,14 @@ def judge(net, x, lower, upper, unique, *, coordinate=0, outputs=(0, 1), bounds=
             row, last = Row(net, x, coordinate, outputs), k == len(PRECISIONS) - 1
             again_uniques, again_gaps = [], []
             for pair in uniques:
-                one = one_root(row, *(Point(row, arb(float(t))) for t in pair))
-                false += one is False
-                if one is None:
+                roots = roots_in(row, *map(float, pair))
+                false += roots is not None and roots != 1
+                if roots is None:
                     again_uniques.append(pair)
             for pair in gaps:
-                empty = gap_is_empty(row, *map(float, pair))
-                missed += empty is False
-                if empty is None:
+                roots = roots_in(row, *map(float, pair))
+                missed += roots is not None and roots > 0
+                if roots is None:
                     again_gaps.append(pair)
             uniques, gaps = again_uniques, again_gaps
             if not uniques and not gaps:

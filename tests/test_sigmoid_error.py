@@ -7,6 +7,7 @@ operation, with the values as balls and a bound of what rounding has done to the
 import math
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def multiply_add(a, b, c, fused):
 def pieces():
     edges = [(-0.5 + i / PIECES) for i in range(PIECES + 1)]
     edges[0], edges[-1] = edges[0] - 1e-12, edges[-1] + 1e-12  # k is rounded from a rounded product
-    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
+    for lo, hi in pairwise(edges):
         yield arb.union(arb(lo), arb(hi))
 
 
