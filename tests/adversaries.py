@@ -1,16 +1,19 @@
-"""Networks of one hidden layer, and rows of their other input, that are hard for certificates: what float64 confuses, in kinds."""
+"""Networks of one hidden layer, and rows of their other input, that are hard for certificates, in kinds."""
 
 import numpy as np
 
 import fastderiv as fd
 
-KINDS = ("random", "prescribed roots", "near-doubles", "scales", "large offsets", "nearly equal columns", "equal columns", "tails")
+KINDS = (
+    "random", "prescribed roots", "near-doubles", "scales", "large offsets", "nearly equal columns", "equal columns", "tails",
+)  # fmt: skip
 
 
 def _network(a, w, s, d, c):
     """Units of two inputs: Σ d σ(a t + w x + s) + c as the difference of two outputs."""
     d, rest = np.asarray(d, float), np.zeros(len(d))
-    return fd.SigmoidMLP([np.array([a, w], float), np.column_stack([d, rest])], [np.asarray(s, float), [c, 0.0]])
+    weights = [np.array([a, w], float), np.column_stack([d, rest])]
+    return fd.SigmoidMLP(weights, [np.asarray(s, float), [c, 0.0]])
 
 
 def _sigma(z):
@@ -18,7 +21,7 @@ def _sigma(z):
 
 
 def adversary(kind, seed, rows):
-    """(network, x_other (rows, 1)); the first row of x_other is 0, where what is prescribed happens."""
+    """(network, x_other (rows, 1)); the first of x_other is 0, where what is prescribed happens."""
     rng = np.random.default_rng([KINDS.index(kind), seed])
     H = int(rng.choice([2, 3, 3, 4, 5, 6]))
     a, s, d = rng.normal(0, 2, H), rng.normal(0, 3, H), rng.normal(0, 1, H)
@@ -26,7 +29,7 @@ def adversary(kind, seed, rows):
     if kind == "random":
         a *= rng.choice([0.3, 1, 30])
     elif kind == "prescribed roots":
-        roots = np.sort(rng.uniform(-3, 3, H)) if rng.random() < 0.7 else np.sort(rng.uniform(-0.3, 0.3, H))
+        roots = rng.uniform(-3, 3, H) * (1 if rng.random() < 0.7 else 0.1)
         d = np.linalg.lstsq(_sigma(np.outer(roots, a) + s), np.full(H, -c), rcond=None)[0]
         x[1:] *= 10.0 ** rng.uniform(-12, 0, rows - 1)
     elif kind == "near-doubles":
@@ -37,7 +40,8 @@ def adversary(kind, seed, rows):
         x[1:] *= 10.0 ** rng.uniform(-16, -3, rows - 1)
     elif kind == "scales":
         a *= 10.0 ** rng.choice([rng.uniform(-300, 300, H), np.full(H, rng.uniform(-300, 300))])
-        d *= 10.0 ** rng.choice([rng.uniform(-300, 300, H), np.full(H, rng.uniform(-300, 300)), np.zeros(H)])
+        alike = np.full(H, rng.uniform(-300, 300))
+        d *= 10.0 ** rng.choice([rng.uniform(-300, 300, H), alike, np.zeros(H)])
         c = rng.choice([0.0, -0.5 * d[0], -0.5 * d.sum()])
     elif kind == "large offsets":
         far = 10.0 ** rng.choice([rng.uniform(8, 17), 15, 300 * rng.random()])
@@ -60,7 +64,8 @@ def adversary(kind, seed, rows):
         c = rng.choice([0.0, c, -d.sum()])
     else:  # tails: a limit of 0, or next to it
         d = np.round(d * 64) / 64
-        c = -(d[a > 0].sum() if rng.random() < 0.5 else d[a < 0].sum()) + rng.choice([0, 0, 1e-18, -1e-25])
+        c = -(d[a > 0].sum() if rng.random() < 0.5 else d[a < 0].sum())
+        c += rng.choice([0, 0, 1e-18, -1e-25])
         s *= 10.0 ** rng.uniform(0, 3)
         if rng.random() < 0.5:
             a[:2] = np.sort(abs(a[:2])).min() * np.array([1, 1 + 10.0 ** rng.uniform(-12, 0)])

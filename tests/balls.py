@@ -1,7 +1,7 @@
-"""An oracle for certificates of one hidden layer in ball arithmetic (python-flint): an isolation of its own, at any precision.
+"""An oracle for certificates of one hidden layer: an isolation of its own in ball arithmetic (python-flint).
 
-Every statement is a proof: the parameters are exact numbers, and arb's balls hold what is computed with them.  A question that
-stays open at one precision is asked again at a higher one.
+Every statement is a proof: the parameters are exact numbers, and arb's balls hold what is computed with
+them.  A question that stays open at one precision is asked again at a higher one.
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ FACTORIALS = [arb(1) / n for n in (1, 2, 6, 24, 120)]
 
 
 class Point:
-    """f at t, term by term: K + Σ ±d_i σ(−|z_i|), which keeps tails that cancel with the constants."""
+    """f at t as K + Σ ±d_i σ(−|z_i|), which keeps tails that cancel with the constants."""
 
     __slots__ = ("f", "p", "slope", "t", "tail", "up")
 
@@ -46,13 +46,16 @@ class Row:
         (W, V), (b, c) = net.weights, net.biases
         first, second = outputs if V.shape[1] > 1 else (0, None)
         others = [arb(float(v)) for v in x]
-        units, self.c = [], arb(float(c[first])) - (arb(float(c[second])) if second is not None else 0)
+        units, self.c = [], arb(float(c[first]))
+        if second is not None:
+            self.c -= arb(float(c[second]))
         for i in range(len(b)):
             w = [arb(v) for v in W[:, i].tolist()]
             a = w.pop(coordinate)
             s = sum((wk * xk for wk, xk in zip(w, others, strict=True)), arb(float(b[i])))
             d = arb(float(V[i, first])) - (arb(float(V[i, second])) if second is not None else 0)
-            for k, (p, q, before) in enumerate(units):  # equal units are one, and opposite ones: σ(−z) = 1 − σ(z)
+            # equal units are one, and opposite ones, as σ(−z) = 1 − σ(z)
+            for k, (p, q, before) in enumerate(units):
                 if a == p and s == q:
                     units[k] = p, q, before + d
                     break
@@ -101,11 +104,15 @@ def excludes_by_ranges(row, l, r):
 
 
 def excludes_by_taylor(row, l, m, r):
-    """2: Taylor's polynomial of degree 4 at m, with its rest, proves that f has no root on [l, r]; 1: that f' has none; 0: neither."""
+    """What Taylor's polynomial of degree 4 at m, with its rest, proves on [l, r].
+
+    2: f has no root; 1: f' has none; 0: nothing.
+    """
     right, left = r.t - m.t, m.t - l.t
     h = max(left, right).upper()
     c, rest = [m.f, arb(0), arb(0), arb(0), arb(0)], arb(0)
-    for (a, _, d), up, p, q, v, vl, vr in zip(row.units, m.up, m.p, l.p, r.p, l.up, r.up, strict=True):
+    units = zip(row.units, m.up, m.p, l.p, r.p, l.up, r.up, strict=True)
+    for (a, _, d), up, p, q, v, vl, vr in units:
         k, largest = a * h, arb(0.25) if vl != vr else arb.union(q, v)
         if abs(k) * largest > 1:
             return 0  # too long for a polynomial
@@ -157,7 +164,10 @@ def roots_between(row, points):
 
 
 def decided_from(row, t, side):
-    """Whether f has one sign from t to side·∞: there σ(−|z|) = e^(−|z|) up to e^(−2|z|), and the slowest units outweigh the rest."""
+    """Whether f has one sign from t to side·∞.
+
+    There σ(−|z|) = e^(−|z|) up to e^(−2|z|), and the slowest units outweigh the rest, or the limit both.
+    """
     limit, nearest = row.c, None
     for a, s, d in row.units:
         if a == 0:
@@ -181,11 +191,12 @@ def decided_from(row, t, side):
             rest += abs(delta) * e
     if (limit > 0 or limit < 0) and abs(limit) > abs(slow) + rest:
         return True
-    return bool(abs(slow) > rest and (limit == 0 or (limit > 0 and slow > 0) or (limit < 0 and slow < 0)))
+    agree = limit == 0 or (limit > 0 and slow > 0) or (limit < 0 and slow < 0)
+    return bool(agree and abs(slow) > rest)
 
 
 def roots_in(row, l, r):
-    """How many roots f has between the floats l < r, of which one or both may be infinite; None if that stays open."""
+    """How many roots f has between the floats l < r, which may be infinite; None if that stays open."""
     if all(a == 0 for a, _, _ in row.units):
         return 0 if Point(row, arb(0)).sign else None
     inner = row.cuts(l, r)

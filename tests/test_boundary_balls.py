@@ -1,4 +1,4 @@
-"""solve_x1 with one hidden layer against ball arithmetic (python-flint), where that is installed, on rows made to be hard."""
+"""solve_x1 with one hidden layer against ball arithmetic (python-flint), on rows made to be hard."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ ROWS = 8  # of a network
 
 
 def verdict(kind, seeds):
-    """(false uniques, missed ties, open questions), rows, enclosures of all rows of these networks."""
+    """(false uniques, missed ties, open questions), rows and enclosures of these networks."""
     judged, rows, found = np.zeros(3, int), 0, 0
     for seed in seeds:
         net, x = adversary(kind, seed, ROWS)
         crossings = fd.solve_x1(net, x)
         assert crossings.complete.all()
-        for i, (first, end) in enumerate(zip(crossings.indptr[:-1], crossings.indptr[1:], strict=True)):
-            one = judge(net, x[i], crossings.lower[first:end], crossings.upper[first:end], crossings.unique[first:end])
+        for i, part in enumerate(map(slice, crossings.indptr[:-1], crossings.indptr[1:])):
+            one = judge(net, x[i], crossings.lower[part], crossings.upper[part], crossings.unique[part])
             assert one[:2] == (0, 0), (kind, seed, i)
             judged += one
         rows, found = rows + len(crossings), found + len(crossings.x)

@@ -206,7 +206,7 @@ def test_overflowing_inputs_leave_everything_open():
     assert len(crossings[1]) > 0 and crossings.unique[1:].all()  # the other row is not touched by that
 
 
-# ---- faults that were ----------------------------------------------------------------------------------------------
+# ---- faults that were ---------------------------------------------------------------------------
 
 
 def holds(crossings, tie):
@@ -216,23 +216,25 @@ def holds(crossings, tie):
 @pytest.mark.parametrize(
     ("net", "l", "r"),
     [
-        (along([-2.7420735103876135, -2.332917454949804], [1.2513039166446588e16, 1.064591717737986e16], [2.58203125, -0.154296875], 0.0),
-         4563349275299992.0, 4563349275299993.0),
+        (along([-2.7420735103876135, -2.332917454949804], [1.2513039166446588e16, 1.064591717737986e16],
+               [2.58203125, -0.154296875], 0.0), 4563349275299992.0, 4563349275299993.0),
         (along([-0.988673228103446, -0.7324893344851138], [-880810568558621.5, -652575925827971.5],
-               [-0.4111328125, 103.1591796875], -102.748046875), -890901607853119.0, -890901607853118.4),
+               [-0.4111328125, 103.1591796875], -102.748046875),
+         -890901607853119.0, -890901607853118.4),
     ],
 )  # fmt: skip
 def test_tails_with_large_offsets_are_cut_behind_their_ties(net, l, r):
     (a, d), (s, c) = net.weights, net.biases
     with mpmath.workdps(100):
-        f = [mpmath.fsum([di / (1 + mpmath.exp(-(mpmath.mpf(ai) * t + si))) for ai, si, di in zip(a[0], s, d[:, 0], strict=True)]) + c[0]
-             for t in (l, r)]  # fmt: skip
+        units = [tuple(map(mpmath.mpf, unit)) for unit in zip(a[0], s, d[:, 0], strict=True)]
+        f = [mpmath.fsum([c[0], *(d / (1 + mpmath.exp(-a * t - s)) for a, s, d in units)]) for t in (l, r)]
         assert f[0] * f[1] < 0
     assert holds(alone(net), l) or holds(alone(net), r)
 
 
 def test_a_saturated_steep_unit_does_not_widen_enclosures():
-    crossings = alone(along([-1e4, 1.0, 1e-3, 1e-12], [-3e3, -5.0, -4.0, -3.0], [-1.0, -1, 1, -1], 0.5))
+    net = along([-1e4, 1.0, 1e-3, 1e-12], [-3e3, -5.0, -4.0, -3.0], [-1.0, -1, 1, -1], 0.5)
+    crossings = alone(net)
     assert crossings.unique.tolist() == [True] * 4
     assert np.all(crossings.upper - crossings.lower < 2e-12 * np.maximum(1, abs(crossings.x)))
 
@@ -247,34 +249,45 @@ def test_of_two_close_ties_both_are_unique_or_none():
 
 @pytest.mark.parametrize("by", [0, 2.0**-52, 1e-13, 1e-9, 1e-6, 1e-3])
 def test_units_that_cancel_leave_clusters_only_where_the_margin_cannot_be_told_from_zero(by):
-    net = along([1.0, 3.0, 1.0 + by, 2.5], [-0.75, -2.25, -0.75, -1.875], [3.0, 1.0, -3.0, -1.0], 0.0)
+    s, d = [-0.75, -2.25, -0.75, -1.875], [3.0, 1.0, -3.0, -1.0]
+    net = along([1.0, 3.0, 1.0 + by, 2.5], s, d, 0.0)
     crossings = alone(net, bounds=(-INF, 0.7))
     assert len(crossings.x) <= (2 if by else 0)
-    for lower, upper in zip(crossings.lower[~crossings.unique], crossings.upper[~crossings.unique], strict=True):
+    clusters = ~crossings.unique
+    for lower, upper in zip(crossings.lower[clusters], crossings.upper[clusters], strict=True):
         assert np.abs(net.margin(np.linspace(max(lower, -100), upper, 50)[:, None])).max() < 3e-14
-    assert check(net, np.zeros((1, 0)), crossings, bounds=(-INF, 0.7))[:2] == (0, 0) if EXTENDED else True
+    if EXTENDED:
+        assert check(net, np.zeros((1, 0)), crossings, bounds=(-INF, 0.7))[:2] == (0, 0)
 
 
 def test_equal_and_opposite_units_are_one():
     once = along([1.3, 0.7], [0.2, -1], [1.5, -2.5], 0.75)
-    thrice = along([1.3, -1.3, 0.7, 1.3, 0.7], [0.2, -0.2, -1, 0.2, -1], [2.0, 0.25, -2.0, -0.25, -0.5], 0.5)  # 2 − ¼ − ¼; c + ¼
+    d = [2.0, 0.25, -2.0, -0.25, -0.5]  # 2 − ¼ − ¼ and −2 − ½; ¼ is added to c
+    thrice = along([1.3, -1.3, 0.7, 1.3, 0.7], [0.2, -0.2, -1, 0.2, -1], d, 0.5)
     assert same(alone(thrice), alone(once))
     assert len(alone(along([1, 1, -1], [0, 0, 0], [1, 2, 3], -3)).x) == 1  # all cancel: f = 0
     assert len(alone(along([1, 1, -1], [0, 0, 0], [1, 2, 3], -2)).x) == 0  # f = 1
-    assert alone(along([0, 0, 1], [1, -1, 0], [1, 1, 1], -1.5)).unique.tolist() == [True]  # σ(1) + σ(−1) = 1
+    crossings = alone(along([0, 0, 1], [1, -1, 0], [1, 1, 1], -1.5))  # σ(1) + σ(−1) = 1
+    assert crossings.unique.tolist() == [True]
 
 
 def test_sums_of_equal_units_count_their_rounding():
-    net = along([1, 1, 1, 2], [0, 0, 0, 0.5], [1, 2.0**-54, 2.0**-54, 1], -1)  # the first three: 1 + 2⁻⁵³, rounded to 1
-    crossings = alone(net)
+    d = [1, 2.0**-54, 2.0**-54, 1]  # the first three are 1 + 2⁻⁵³, which is rounded to 1
+    crossings = alone(along([1, 1, 1, 2], [0, 0, 0, 0.5], d, -1))
     with mpmath.workdps(60):
-        tie = mpmath.findroot(lambda t: (1 + mpmath.mpf(2) ** -53) / (1 + mpmath.exp(-t)) + 1 / (1 + mpmath.exp(-2 * t - 0.5)) - 1, -0.2)
+
+        def f(t):
+            first = (1 + mpmath.mpf(2) ** -53) / (1 + mpmath.exp(-t))
+            return first + 1 / (1 + mpmath.exp(-2 * t - 0.5)) - 1
+
+        tie = mpmath.findroot(f, -0.2)
         assert crossings.unique.tolist() == [True]
         assert mpmath.mpf(crossings.lower[0]) <= tie <= mpmath.mpf(crossings.upper[0])
 
 
 def test_steep_units_of_weights_that_scaling_loses_are_not_forgotten():
-    crossings = alone(along([1e-40, 1e300], [0, 0], [1e308, -1e-22], -5e307))  # near 0 the steep unit makes three ties of one
+    # near 0 the steep unit makes three ties of one
+    crossings = alone(along([1e-40, 1e300], [0, 0], [1e308, -1e-22], -5e307))
     assert holds(crossings, 0.0) and not crossings.unique.any()
 
 
@@ -578,7 +591,8 @@ def test_frames_are_taken_as_arrays():
     net, x = network(4, 3, seed=4), others(30, 2)
     expected = fd.solve_x1(net, x)
     assert same(fd.solve_x1(net, pandas.DataFrame(x, columns=["p", "q"])), expected)
-    assert same(fd.solve_x1(net, pandas.DataFrame(x).convert_dtypes(dtype_backend="numpy_nullable")), expected)
+    nullable = pandas.DataFrame(x).convert_dtypes(dtype_backend="numpy_nullable")
+    assert same(fd.solve_x1(net, nullable), expected)
     single = network(3, seed=2)
     assert same(fd.solve_x1(single, pandas.Series(x[:, 0])), fd.solve_x1(single, x[:, 0]))
     with pytest.raises(ValueError, match=r"x_other\[1, 0\] is nan"):
@@ -644,8 +658,8 @@ def test_numpy_errors_are_not_let_through():
     with np.errstate(all="raise"):
         for case in HARD:
             everything(*case)
-        deep = fd.SigmoidMLP([[[1e-200, 1.0], [1.0, 1e-300]], [[1e-310], [1e308]], [[1e308, -1e308]]], [[0, 0], [0], [0, 0]])
-        fd.solve_x1(deep, [0.0])
+        weights = [[[1e-200, 1.0], [1.0, 1e-300]], [[1e-310], [1e308]], [[1e308, -1e308]]]
+        fd.solve_x1(fd.SigmoidMLP(weights, [[0, 0], [0], [0, 0]]), [0.0])
 
 
 def test_answers_an_interrupt():

@@ -150,11 +150,12 @@ class ExponentialSum:
 
         The generalised rule of signs: an exponential sum has no more zeros than its coefficients, in order of their
         frequencies, have changes of sign.  Decided in exact integer arithmetic (every float is a dyadic rational).
-        Terms merge, their coefficients adding up, only if their whole exponents are equal: every input's weights, and
-        the bias.  Terms of equal frequency along `coordinate` alone do not: with unlike offsets, from the other inputs or
-        the bias, each coefficient is weighted by e^offset, and what they add up to depends on the row.  If such
-        coefficients have both signs, the choice of signs that gives most changes counts.  (A row where every term
-        cancels, so that every x is a root, is beyond any bound.)
+        Terms merge, their coefficients adding up, only if their whole exponents are equal: every input's
+        weights, and the bias.  Terms of equal frequency along `coordinate` alone do not: with unlike
+        offsets, from the other inputs or the bias, each coefficient is weighted by e^offset, and what
+        they add up to depends on the row.  If such coefficients have both signs, the choice of signs
+        that gives most changes counts.  (A row where every term cancels, so that every x is a root, is
+        beyond any bound.)
 
         Parameters
         ----------
@@ -265,7 +266,8 @@ def _log_sum(B: np.ndarray, C: np.ndarray, unit: float) -> tuple[np.ndarray, np.
         exponent[:, c == 0] = -np.inf
         top = np.maximum(peak, exponent.max(axis=1))
         base = np.where(top == -np.inf, 0, top)
-        total = total * np.exp((peak - base) * _FAR) + (np.exp((exponent - base[:, None]) * _FAR) * c).sum(axis=1)
+        terms = np.exp((exponent - base[:, None]) * _FAR) * c
+        total = total * np.exp((peak - base) * _FAR) + terms.sum(axis=1)
         peak = top
     logabs = np.log(np.abs(total)) + math.log(unit) + peak * _FAR
     return np.sign(total), np.where(total == 0, -np.inf, logabs)
