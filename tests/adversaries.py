@@ -1,11 +1,13 @@
-"""Networks of one hidden layer, and rows of their other input, that are hard for certificates, in kinds."""
+"""Networks of one hidden layer, and rows of their other input, that are hard for certificates, in
+kinds."""
 
 import numpy as np
 
 import fastderiv as fd
 
 KINDS = (
-    "random", "prescribed roots", "near-doubles", "scales", "large offsets", "nearly equal columns", "equal columns", "tails",
+    "random", "prescribed roots", "near-doubles", "scales", "large offsets",
+    "nearly equal columns", "equal columns", "tails",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""An oracle for certificates of one hidden layer: an isolation of its own in ball arithmetic (python-flint).
+"""An oracle for certificates of one hidden layer: an isolation of its own in ball arithmetic
+(python-flint).
 
-Every statement is a proof: the parameters are exact numbers, and arb's balls hold what is computed with
-them.  A question that stays open at one precision is asked again at a higher one.
+Every statement is a proof: the parameters are exact numbers, and arb's balls hold what is computed
+with them.  A question that stays open at one precision is asked again at a higher one.
 """
 
 from itertools import pairwise
@@ -140,7 +141,8 @@ def excludes_by_taylor(row, l, m, r):
 
 
 def roots_between(row, points):
-    """How many roots f has between the first and the last of these points, all simple; None if that stays open."""
+    """How many roots f has between the first and the last of these points, all simple; None if that
+    stays open."""
     todo, work, count = list(pairwise(points)), WORK, 0
     while todo:
         l, r = todo.pop()
@@ -149,7 +151,8 @@ def roots_between(row, points):
             continue
         steady = monotone(row, l, r)
         if not steady:
-            m = Point(row, (l.t + (r.t - l.t) * arb(0.4873)).mid())  # symmetric rows have roots in the middle
+            # not in the middle, where symmetric rows have roots
+            m = Point(row, (l.t + (r.t - l.t) * arb(0.4873)).mid())
             known = excludes_by_taylor(row, l, m, r)
             if known == 2:
                 continue
@@ -166,7 +169,8 @@ def roots_between(row, points):
 def decided_from(row, t, side):
     """Whether f has one sign from t to side·∞.
 
-    There σ(−|z|) = e^(−|z|) up to e^(−2|z|), and the slowest units outweigh the rest, or the limit both.
+    There σ(−|z|) = e^(−|z|) up to e^(−2|z|), and the slowest units outweigh the rest, or the limit
+    both.
     """
     limit, nearest = row.c, None
     for a, s, d in row.units:
@@ -196,7 +200,8 @@ def decided_from(row, t, side):
 
 
 def roots_in(row, l, r):
-    """How many roots f has between the floats l < r, which may be infinite; None if that stays open."""
+    """How many roots f has between the floats l < r, which may be infinite; None if that stays
+    open."""
     if all(a == 0 for a, _, _ in row.units):
         return 0 if Point(row, arb(0)).sign else None
     inner = row.cuts(l, r)

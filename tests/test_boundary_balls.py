@@ -1,4 +1,5 @@
-"""solve_x1 with one hidden layer against ball arithmetic (python-flint), on rows made to be hard."""
+"""solve_x1 with one hidden layer against ball arithmetic (python-flint), on rows made to be
+hard."""
 
 import numpy as np
 import pytest
@@ -14,17 +15,18 @@ ROWS = 8  # of a network
 
 def verdict(kind, seeds):
     """(false uniques, missed ties, open questions), rows and enclosures of these networks."""
-    judged, rows, found = np.zeros(3, int), 0, 0
+    judged, rows, ties = np.zeros(3, int), 0, 0
     for seed in seeds:
         net, x = adversary(kind, seed, ROWS)
         crossings = fd.solve_x1(net, x)
         assert crossings.complete.all()
         for i, part in enumerate(map(slice, crossings.indptr[:-1], crossings.indptr[1:])):
-            one = judge(net, x[i], crossings.lower[part], crossings.upper[part], crossings.unique[part])
+            found = crossings.lower[part], crossings.upper[part], crossings.unique[part]
+            one = judge(net, x[i], *found)
             assert one[:2] == (0, 0), (kind, seed, i)
             judged += one
-        rows, found = rows + len(crossings), found + len(crossings.x)
-    return judged, rows, found
+        rows, ties = rows + len(crossings), ties + len(crossings.x)
+    return judged, rows, ties
 
 
 @pytest.mark.parametrize("kind", KINDS)

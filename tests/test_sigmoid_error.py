@@ -1,8 +1,9 @@
-"""Bounds of the float64 errors of exp, σ and σ' that certificates rest on, proven by ball arithmetic.
+"""Bounds of the float64 errors of exp, σ and σ' that certificates rest on, proven by ball
+arithmetic.
 
-An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code of simd.h
-is followed operation by operation, with the values as balls and a bound of what rounding has done to them,
-with fused operations and without.
+An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code
+of simd.h is followed operation by operation, with the values as balls and a bound of what rounding
+has done to them, with fused operations and without.
 """
 
 import math
@@ -64,7 +65,8 @@ def half_ulp(x):
 
 
 class Number:
-    """A ball that holds an expression's exact value, and how far from it its float64 value may be."""
+    """A ball that holds an expression's exact value, and how far from it its float64 value may
+    be."""
 
     def __init__(self, value, wrong=0.0):
         self.value, self.wrong = arb(value), wrong

@@ -6,25 +6,26 @@
 #
 # Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.
 #     ẑ = (a t + ŝ)(1 + δ), |δ| ≤ u
-#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and fma):
-#   rounded twice, it would be wrong by u |a t|, which is 0.1 for offsets of 1e15.  Where it underflows,
-#   its sign is right; where it overflows, σ' is 0.  Nothing else adds a product to a sum that it may
-#   cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
+#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and
+#   fma): rounded twice, it would be wrong by u |a t|, which is 0.1 for offsets of 1e15.  Where it
+#   underflows, its sign is right; where it overflows, σ' is 0.  Nothing else adds a product to a
+#   sum that it may cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
 #   No statement is made unless it clears
 #     |f̂ − f| ≤ E = 1.001 (u D (0.225 + 2.5) + (H + 3) u (|c| + D) + edc) + 0.251 es D
-#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t adds
-#   u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
+#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t
+#   adds u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
 #     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + A 1e−323 + 1e−320,
 #     T = Σ |a_i d_i| max σ'_i,   A = Σ |a_i|,   es < 0.01
 #   (log σ')' = 1 − 2σ is in [−1, 1]: δ costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308,
-#   and es costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d and
-#   the product, H u for the sum.  es²/15: a centre within es of an end may seem to lie outside, which
-#   takes es²/16 of ¼.  For larger es, 0.0964 es G.  A 1e−323: d_i so small that scaling has taken bits;
-#   1e−320: products that underflow, times the widest interval.
+#   and es costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d
+#   and the product, H u for the sum.  es²/15: a centre within es of an end may seem to lie outside,
+#   which takes es²/16 of ¼.  For larger es, 0.0964 es G.  A 1e−323: d_i so small that scaling has
+#   taken bits; 1e−320: products that underflow, times the widest interval.
 #     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| (|a_i d_i| + |a_i| 1e−323) + 1e−320),
 #     sup |σ''| = 1/(6√3)
-#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`, signs
-#   alone; and `decide_whole`, a polynomial with its rest.  They say themselves what rounding costs them.
+#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`,
+#   signs alone; and `decide_whole`, a polynomial with its rest.  They say themselves what rounding
+#   costs them.
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
 from libc.math cimport fma
@@ -83,7 +84,7 @@ cdef struct Verdict:                    # bit i: lane i
 cdef enum:
     MOST_BREAKS = 16
     BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
-    MANY = 300                          # splits; from then on polynomials judge a row's intervals too
+    MANY = 300                          # splits; then polynomials judge a row's intervals too
     DEPTH = 192                         # items that one lane at a time may add to a full stack
     STEPS = 100                         # of Newton's method; bisections among them
 
@@ -122,10 +123,12 @@ cdef inline vf slope_error(const Sigmoids *f, vf T, vf es) noexcept nogil:
 # 1. What is known about an interval
 
 cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real *qr, vf es, Verdict *v, const int H) noexcept nogil:
-    """IN q at both ends; OUT v: the lanes whose interval holds no root, exactly one simple root, or stays a cluster.
+    """IN q at both ends; OUT v: the lanes whose interval holds no root, exactly one simple root, or
+    stays a cluster.
 
-    Two slopes: where f > 0 at both ends and m ≤ f' ≤ M, m < 0 < M, f is nowhere below the point where the line with m from
-    the left meets that with M from the right.  |f| is taken 3E smaller, 2E more than needed: that pays for its rounding.
+    Two slopes: where f > 0 at both ends and m ≤ f' ≤ M, m < 0 < M, f is nowhere below the point
+    where the line with m from the left meets that with M from the right.  |f| is taken 3E smaller,
+    2E more than needed: that pays for its rounding.
     """
     cdef const Sigmoids *f = a.f
     cdef vf fl = vset1(f.c), fr = fl, low = fl, high = fl, m = vset1(0), M = m, T = m
@@ -173,7 +176,8 @@ cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
 
 cdef inline void push_bracket(Block *b, vf row, vf l, vf r, vf fl, vf fr, vf slope,
                               unsigned lanes) noexcept nogil:
-    """The lanes whose interval holds one simple root: opposite signs of f at the ends, and |f'| ≥ slope."""
+    """The lanes whose interval holds one simple root: opposite signs of f at the ends, and |f'| ≥
+    slope."""
     push(&b.bracket, 0, row, lanes)
     push(&b.bracket, 1, vsel_neg(fl, l, r), lanes)
     push(&b.bracket, 2, vsel_neg(fl, r, l), lanes)
@@ -192,7 +196,8 @@ cdef inline void emit_clusters(Block *b, vf row, vf l, vf r, unsigned lanes) noe
 
 
 cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real *qr, vf es, unsigned live, const int H) noexcept nogil:
-    """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks, clusters to the sink."""
+    """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks,
+    clusters to the sink."""
     cdef const Isolate *a = b.a
     cdef Verdict v
     cdef ix n = count_units(a.f, H), i
@@ -217,7 +222,8 @@ cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real
 # 2. From the bounds and a few points in between
 
 cdef inline void centres(const Block *b, ix row, const int H) noexcept nogil:
-    """b.t = lo, the points, hi, for VL rows: the units' centres, or quantiles of some of them, within the bounds.
+    """b.t = lo, the points, hi, for VL rows: the units' centres, or quantiles of some of them,
+    within the bounds.
 
     Beside the centres: symmetric networks have roots exactly at them.
     """
@@ -323,8 +329,8 @@ cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
 
 cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live,
                             unsigned *hard) noexcept nogil:
-    """The lanes of rows with splits left and where there is room for two more items; other intervals
-    become clusters.  OUT hard: those of rows that have taken many splits.
+    """The lanes of rows with splits left and where there is room for two more items; other
+    intervals become clusters.  OUT hard: those of rows that have taken many splits.
     """
     cdef unsigned lanes = live
     cdef bint full = b.todo.n + 3 * VL > b.todo.cap
@@ -344,16 +350,17 @@ cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live,
 
 
 cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned live) noexcept nogil:
-    """The lanes whose interval (its q are in b.item and b.points) f's polynomial of degree 4 at t decides.
+    """The lanes whose interval (its q are in b.item and b.points) f's polynomial of degree 4 at t
+    decides.
 
-    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are sums
-    too, and cancel.  With h the larger half and τ = (x − t)/h in [−1, 1]:
+    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are
+    sums too, and cancel.  With h the larger half and τ = (x − t)/h in [−1, 1]:
 
         f = Σ_{n≤4} c_n τⁿ ± rest,   c_n = Σ_i d_i (a_i h)ⁿ/n! σ⁽ⁿ⁾(z_i),
         rest = Σ_i |d_i| |a_i h|⁵/120 max σ'_i
 
-    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p s, p (1 − 6p), p s (1 − 12p) and
-    p (1 − 30p + 120p²).  For the same reason rounding costs each c_n as much as σ' relatively,
+    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p s, p (1 − 6p), p s (1 − 12p)
+    and p (1 − 30p + 120p²).  For the same reason rounding costs each c_n as much as σ' relatively,
     (850 + H) u + 1.02 es of Σ_i |d_i| |a_i h|ⁿ/n! p.
     """
     cdef const Sigmoids *f = b.a.f
@@ -404,7 +411,8 @@ cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned l
 
 
 cdef inline void split(Block *b, const int H) noexcept nogil:
-    """Split undecided intervals, newest first, VL at a time, until none is left; one at a time where memory is short."""
+    """Split undecided intervals, newest first, VL at a time, until none is left; one at a time
+    where memory is short."""
     cdef const Isolate *a = b.a
     cdef const Sigmoids *f = a.f
     cdef ix n = count_units(f, H), i, take, at, rounds = 0
@@ -463,7 +471,7 @@ cdef inline void values(const Block *b, vf row, vf x, vf *f, vf *slope, vf *T, v
 
 cdef struct Point:                      # f at x, one row alone
     real x, f, E, slope
-    real reach                          # 2.2 (|f| + E)/|f'|: there |f| > E if f' stays about as it is
+    real reach                          # 2.2 (|f| + E)/|f'|: there |f| > E if f' hardly changes
     int sign                            # of f, 0 where it cannot be told
 
 
@@ -477,8 +485,8 @@ cdef void visit(const Block *b, ix row, real x, Point *p) noexcept nogil:
 
 cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower,
                  real *upper) noexcept nogil:
-    """Signs of f further and further from x cut [lower, upper], which holds one root; before the root f
-    has the sign −rising."""
+    """Signs of f further and further from x cut [lower, upper], which holds one root; before the
+    root f has the sign −rising."""
     cdef real by = x.reach, l = lower[0], r = upper[0]
     cdef Point p
     cdef ix i
@@ -518,12 +526,14 @@ cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *
 
 
 cdef inline void refine(Block *b, const int H) noexcept nogil:
-    """From brackets to enclosures: one step of all of them at a time, those that need another move up.
+    """From brackets to enclosures: one step of all of them at a time, those that need another move
+    up.
 
-    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'| the
-    root is there, and no other.  Where that fails the least |f'| on the bracket gives a radius.  M₂ and
-    the least |f'| are those of the whole line and of the first bracket: where f cannot be told from 0
-    any more and they leave too much, the signs of f around x, which need neither, are the end.
+    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'|
+    the root is there, and no other.  Where that fails the least |f'| on the bracket gives a radius.
+    M₂ and the least |f'| are those of the whole line and of the first bracket: where f cannot be
+    told from 0 any more and they leave too much, the signs of f around x, which need neither, are
+    the end.
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
@@ -594,14 +604,16 @@ cdef inline void put(Block *b, vf row, vf lower, vf upper, vf x, unsigned lanes)
 # 5. Clusters, once more
 
 cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil:
-    """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so have the slowest units.
+    """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so
+    have the slowest units.
 
-    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and every
-    sum of them of one sign, which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers δ so small
-    that they lost bits, and for products that underflow.
+    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and
+    every sum of them of one sign, which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers
+    δ so small that they lost bits, and for products that underflow.
 
-    Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).  Further on, all of these shrink at
-    least as fast as the slowest: if its sum outweighs the others at t, it does for good.
+    Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).
+    Further on, all of these shrink at least as fast as the slowest: if its sum outweighs the others
+    at t, it does for good.
     """
     cdef const Sigmoids *f = b.a.f
     cdef real z, e, delta, nearest = INFINITY, slow = 0, size = 0, rest = 0
@@ -651,9 +663,10 @@ cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
 cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noexcept nogil:
     """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
 
-    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l): within h
-    of x no |σ''| is larger than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ' are in [−1, 1].
-    1.03 pays for es < 0.01, exp and the sums, 4e-308 for what σ' flushed, 1e-323 for bits d lost.
+    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l):
+    within h of x no |σ''| is larger than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ'
+    are in [−1, 1].  1.03 pays for es < 0.01, exp and the sums, 4e-308 for what σ' flushed, 1e-323
+    for bits d lost.
     """
     cdef const Sigmoids *f = b.a.f
     cdef vf es = vset1(b.es[row]), s, zl, zr, pl, pr, p
@@ -696,10 +709,11 @@ cdef void approach(const Block *b, ix row, real l, real r, Point *x) noexcept no
 
 cdef int prove(const Block *b, ix row, real after, real before, real *lower, real *upper,
                real *at) noexcept nogil:
-    """Try to make a cluster the enclosure of exactly one root, 1, or of none, 0; −1: it stays a cluster.
+    """Try to make a cluster the enclosure of exactly one root, 1, or of none, 0; −1: it stays a
+    cluster.
 
-    The proof: f has signs a little outside, within the bounds and between the neighbours, and f' one
-    sign in between.
+    The proof: f has signs a little outside, within the bounds and between the neighbours, and f'
+    one sign in between.
     """
     cdef Point x, l, r
     cdef real by
@@ -752,7 +766,8 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
 # 6. A task: a block of rows
 
 cdef void offsets(Block *b, ix first) noexcept nogil:
-    """OUT s and es.  A sum of n products and a bias is wrong by (n + 1)u times that of the magnitudes at most."""
+    """OUT s and es.  A sum of n products and a bias is wrong by (n + 1)u times that of the
+    magnitudes at most."""
     cdef const Isolate *a = b.a
     cdef const Layer *l = &a.other.net.layers[0]
     cdef ix i, j, r, ts = a.block
@@ -780,16 +795,16 @@ cdef void offsets(Block *b, ix first) noexcept nogil:
 
 
 cdef inline real *carve(real *scratch, double *at, double size) noexcept nogil:
-    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when only
-    `at` counts."""
+    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when
+    only `at` counts."""
     cdef double here = at[0]
     at[0] = here + (GL * <double><int64_t>((size + (GL - 1)) / GL) if size < 1e18 else size)
     return NULL if scratch is NULL else scratch + <ix>here
 
 
 cdef double lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
-    """Where everything of a task is in the scratch; how many numbers that takes, as a double, which does
-    not overflow."""
+    """Where everything of a task is in the scratch; how many numbers that takes, as a double, which
+    does not overflow."""
     cdef double at = 0, n = a.f.units, whole = padded(a.f.units), rows = a.block
     cdef double sink = <double>a.found.cap + VL
     b.a = a
@@ -838,8 +853,9 @@ cdef void isolate_task(void *args, ix i, Worker *worker) noexcept nogil:
 cdef class Isolator(Solver):
     """The ties of a network with one hidden layer along one input, packed once.
 
-    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs of f(±∞), exactly.
-    offsets: the network of one layer that makes s from the other inputs, magnitudes: the same of absolute values.
+    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs
+    of f(±∞), exactly.  offsets: the network of one layer that makes s from the other inputs,
+    magnitudes: the same of absolute values.
     """
     cdef Sigmoids f
     cdef Program net, sizes

@@ -43,11 +43,12 @@ class Crossings:
         True: the enclosure holds exactly one tie, and a simple one.  False, a cluster: it holds all that are near there,
         perhaps none; float64 cannot tell.
     complete : ndarray of bool, shape (m,)
-        Whether it is proven that all ties of the row are in its enclosures.  True in every row that
-        `solve_x1` returns: what it cannot decide, for want of precision or because the row's work is
-        spent, it lists as clusters; where the sums overflow, or the margin is zero everywhere, that is
-        one cluster over the bounds.  So look at `unique` for what is known of a tie.  False only in
-        crossings of other origin: `fastderiv.reference.solve_x1` samples, and claims nothing.
+        Whether it is proven that all ties of the row are in its enclosures.  True in every row
+        that `solve_x1` returns: what it cannot decide, for want of precision or because the row's
+        work is spent, it lists as clusters; where the sums overflow, or the margin is zero
+        everywhere, that is one cluster over the bounds.  So look at `unique` for what is known of
+        a tie.  False only in crossings of other origin: `fastderiv.reference.solve_x1` samples,
+        and claims nothing.
     root_bound : int or None
         At most how many ties a row has, from `ExponentialSum.root_bound`; None if the network has not one hidden layer
         of four units or less.
@@ -238,9 +239,9 @@ def _margin_program(net: SigmoidMLP, pair: tuple[int, int] | None) -> Any:
 class LastLayer:
     """The margin's last layer Σ d_i y_i + c, times a power of two so that its largest number is about 1.
 
-    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  Units that are equal for
-    every input, and those that are opposite, as σ(−z) = 1 − σ(z), are one: the first stands for all, with
-    the sum of their d_i.  `used`: the units that are left and not exactly 0.
+    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  Units that are
+    equal for every input, and those that are opposite, as σ(−z) = 1 − σ(z), are one: the first
+    stands for all, with the sum of their d_i.  `used`: the units that are left and not exactly 0.
     """
 
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
@@ -252,7 +253,7 @@ class LastLayer:
         difference = first - second
         back = difference - first
         rest = (first - (difference - back)) - (second + back)  # exactly
-        self._joined: dict[int, list[tuple[int, int]]] = {}  # unit, or c at −1 -> others, signs of their d
+        self._joined: dict[int, list[tuple[int, int]]] = {}  # unit, or −1 for c -> (unit, sign)
         self._merge(_alike(np.vstack([net.weights[0], net.biases[0]]), self.used))
         self._add(first, second, difference, rest)
         exponent = math.frexp(np.abs(difference).max())[1]
@@ -261,7 +262,7 @@ class LastLayer:
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
 
     def _merge(self, alike: dict[int, list[tuple[int, int]]]) -> None:
-        """Let the first of the units that are alike stand for all; what opposite ones add goes to c."""
+        """Let the first of units that are alike stand for all; what opposite ones add goes to c."""
         for lead, others in alike.items():
             self._joined[lead] = others
             self._joined.setdefault(-1, []).extend((k, 1) for k, sign in others if sign < 0)
@@ -269,7 +270,7 @@ class LastLayer:
             self.used[lead] = self._exact([lead]) != 0
 
     def _add(self, first: np.ndarray, second: np.ndarray, d: np.ndarray, rest: np.ndarray) -> None:
-        """OUT d, whose last is c: the sums of units that are one; and rest, what their rounding lost."""
+        """OUT d, whose last is c: the sums of units that are one; and rest, what rounding lost."""
         for lead, others in self._joined.items():
             together = [(lead, 1), *others]
             terms = [sign * column[k] for k, sign in together for column in (first, -second)]
@@ -293,7 +294,7 @@ class LastLayer:
 
 
 def _alike(columns: np.ndarray, used: np.ndarray) -> dict[int, list[tuple[int, int]]]:
-    """Of used units whose columns (n, H) are equal or opposite: the first -> the others, with 1 or −1."""
+    """Of used units whose columns (n, H) are equal or opposite: the first -> (another, 1 or −1)."""
     seen: dict[bytes, int] = {}
     found: dict[int, list[tuple[int, int]]] = {}
     _, same, counts = np.unique(np.abs(columns[-1]), return_inverse=True, return_counts=True)
