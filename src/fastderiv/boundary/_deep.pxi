@@ -474,14 +474,27 @@ cdef void narrow_root(Search *row, Root *b, Margin *f) noexcept nogil:
 
 
 cdef void probe_root(Search *row, Root *b, double reach, int way) noexcept nogil:
-    """Cut the enclosure at the first of x ± reach, x ± 4 reach, … at which f has a sign."""
-    cdef Margin f
-    cdef double t = b.x + way * reach
-    while b.lower < t < b.upper:
-        evaluate(row.flow, t, &f)
-        learn_sign(b, t, &f.f)
+    """Cut the enclosure about where f begins to have a sign: the first of x ± reach, x ± 4 reach, …, then closer by."""
+    cdef double x = b.x, inner = x, t = x + way * reach
+    cdef int i
+    while b.lower < t < b.upper and not cut_off(row, b, t, way):
+        inner = t
         reach *= 4
-        t = b.x + way * reach
+        t = x + way * reach
+    for i in range(4):
+        t = 0.5 * inner + 0.5 * (b.upper if way > 0 else b.lower)
+        if not (b.lower < t < b.upper):
+            return
+        if not cut_off(row, b, t, way):
+            inner = t
+
+
+cdef bint cut_off(Search *row, Root *b, double t, int way) noexcept nogil:
+    """Whether f(t) shows that the root is not beyond t."""
+    cdef Margin f
+    evaluate(row.flow, t, &f)
+    learn_sign(b, t, &f.f)
+    return b.upper <= t if way > 0 else b.lower >= t
 
 
 cdef void settle(Search *row, double after) noexcept nogil:
@@ -489,24 +502,25 @@ cdef void settle(Search *row, double after) noexcept nogil:
 
     One root if f has opposite signs a little outside and f' has one sign in between; nothing at all if the signs agree.
     """
-    cdef double x = inside(row.lower, row.upper), width = row.upper - row.lower, reach, further
+    cdef double x = inside(row.lower, row.upper), width = row.upper - row.lower, least = 64 * ROUND * fabs(x) + 1e-300, reach
     cdef Margin f
     cdef int i
     row.pending = False
     if isfinite(width):
         evaluate(row.flow, x, &f)
-        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid)
-        further = width + 64 * ROUND * fabs(x) + 1e-300
-        for i in range(4):              # signs show further out, the slope has one sign closer by
-            if settled(row, x, reach + further, after):
+        if settled(row, x, 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid) + width + least, after):
+            return
+        reach = 0.01 * width + least
+        for i in range(6):              # closer by, f' has one sign more often; further out, f has one
+            if settled(row, x, reach, after):
                 return
-            reach *= 0.25 if i == 0 else 8
+            reach *= 4
     list_enclosure(row, row.lower, row.upper, x, CLUSTER)
 
 
 cdef bint settled(Search *row, double x, double reach, double after) noexcept nogil:
     """Whether the pending cluster, from `reach` to its left to `reach` to its right, proves to hold one root, or none."""
-    cdef double l = row.lower - reach, r = row.upper + reach
+    cdef double l = row.lower - reach, r = row.upper + reach, slope
     cdef End left, right
     cdef Margin f
     if not (row.before < l and r < after and isfinite(r - l)):
@@ -517,17 +531,44 @@ cdef bint settled(Search *row, double x, double reach, double after) noexcept no
     right = end_at(r, &f.f)
     if left.sign == 0 or right.sign == 0:
         return False
-    enclose(row.flow, l, x, r, &f)
-    row.work += 1
-    if not least_slope(&f) > 0:
+    slope = least_by_parts(row, l, x, r, 64 if left.sign != right.sign and row.work < PATIENCE else 1)
+    if not slope > 0:
         return False
     if left.sign != right.sign:
-        newton(row, l, r, right.sign, least_slope(&f), x)
+        newton(row, l, r, right.sign, slope, x)
     return True
 
 
+cdef double least_by_parts(Search *row, double l, double m, double r, int most) noexcept nogil:
+    """min |f'| on [l, r], 0 if f' may vanish, from at most so many parts, the first cut at m; not for f' that rounding hides."""
+    cdef double ends[32]
+    cdef double least = INFINITY
+    cdef int n = 1, sign = 0, i
+    cdef Margin f
+    ends[0] = r
+    for i in range(most):
+        enclose(row.flow, l, m, ends[n - 1], &f)
+        row.work += 1
+        if least_slope(&f) > 0:
+            if sign * f.slopes.lo < 0:
+                return 0
+            least, sign, l, n = min(least, least_slope(&f)), 1 if f.slopes.lo > 0 else -1, ends[n - 1], n - 1
+            if n == 0:
+                return least
+        elif n == 32 or not (fabs(f.slope.mid) > f.slope.rad) or not (l < m < ends[n - 1]):
+            return 0
+        else:
+            ends[n] = m
+            n += 1
+        m = 0.5 * l + 0.5 * ends[n - 1]
+    return 0
+
+
+
+
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
-    if row.pending and lower <= row.upper:
+    cdef bint close = row.work >= PATIENCE and lower - row.upper <= 1e-3 * max(fabs(upper), row.flow.spread)
+    if row.pending and (lower <= row.upper or close):   # thousands of small ones, where a row is hard, tell nothing
         row.upper = max(row.upper, upper)
         return
     if row.pending:
