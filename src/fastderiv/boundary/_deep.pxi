@@ -14,22 +14,31 @@
 # Judging X, with E the radius of a computed f (a statement is made only where it clears it; NaN and inf make none):
 #     no root      0 outside f(X); or f' of one sign and f of the same sign at both ends; parts of X close to l, m and r where f
 #                  cannot reach 0 by its slope, or by its slope at m and its curvature
-#     one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)| + E) / min |f'(X)|
-#     cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or the row's work is spent
+#     one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)| + E) / min |f'(X)|, where X
+#                  shrinks: min |f'| is renewed, and signs of f just beyond where E hides them cut X (`narrow_root`)
+#     cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or wider the more work the row has taken (`too_narrow`)
 #     else         halves, without the parts known to be free of roots.
-# Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, it is one root.
+# Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, part by part, it is
+# one root.  Units that are equal or mirror images were merged before (_units.py).
 #
 # Rounding (to nearest, u = 2⁻⁵³; no directed modes).  Sums pass between layers as m ± r.
-#  1. Map, n inputs.  m = fl(b + Σ w y), GL by GL: every term meets at most D = GL + ⌈n/GL⌉ + 2 roundings (product, which a fused
-#     one has not, and sums); r = fl(Σ |w| r_i + …) loses at most n + 2.  Both are paid in advance: the inputs' r_i are stored as
-#     r_i (1 + (n + 32) u) + K |y_i| + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
-#  2. σ: t = σ(−|z|) is within 4.2u relatively, or flushed to 0 below 2.3e-308 (TINY pays); y = t or 1 − t within 6u of y.
-#     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (D + 14) u for values
-#     (D, difference 1, σ 6, the rounding of K |y| itself 2) and (D + 30) u for slopes and curvatures.
+#  1. Map, n inputs.  m = fl(b + Σ w y), GL by GL: every term meets at most D = GL + ⌈n/GL⌉ + 2 roundings (its product, which a fused
+#     one has not; GL − 1 sums within its group, as the first adds to 0; one for each group); the bias only those of the groups.
+#     r = fl(Σ |w| r_i + …) loses at most n + 2: n sums, a product, the bias.  Both are paid in advance: the inputs' r_i are stored
+#     as r_i (1 + (n + 32) u) + K |y_i| + TINY.  w and b may be rounded once, as differences of two weights or sums over equal
+#     units: one u more.  A product that underflows is wrong by 2⁻¹⁰⁷⁵: each output's radius begins with TINY, more than n of them.
+#  2. σ: t = σ(−|z|) is within 5u relatively (2u from exp(−|z|), u/2 of it more without a fused operation, u each from 1 + e and the
+#     quotient: 4.5u; 2.37 ulp and thereby at most 4.74u is the largest seen), or flushed to 0 below 2.3e-308 (TINY pays).
+#     y = t within 5u; y = 1 − t ≥ ½ within (5u t + u/2)/y ≤ 6u.  p = t(1 − t) = σ' within 5u (1 − 2t)/(1 − t) + 2u ≤ 7u of itself.
+#     p(1 − 2t) = |σ''| within 7u |σ''| + p (10u t + u/2) + u |σ''| ≤ 16u p.  So K = (D + 14) u for values (D, rounded w 1, σ 6, the rounding
+#     of K |y| itself 2) and (D + 30) u for slopes and curvatures.  Ranges are stored as m ± r with an end within 6u of
+#     max(|lo|, |hi|) ≤ |m| + r: (14 − 3) u |m| of K and (32 − 8) u r of the factor, n + 2 apart, are more.
 #  3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
 #     Beyond, as long as the sign of z is known, both σ's, and σ', are below σ(e − |z|) away from 0 or 1.
-#  4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s, rounded
-#     once, adds u |z|.
+#  4. First layer: s is a sum of at most n_in terms, of which each meets a product, unless fused, and n_in − 1 sums, and in a linear
+#     network w is a rounded difference: |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit, the rest paying for es' own rounding;
+#     where the sum overflows es is ∞.  z = a t + s is rounded once, on every level (vfma_once): it adds u |z|, however large s is,
+#     and 3u |z| is added.  A product a t rounded by itself would add u |a t|, which is u |s| where they cancel.
 #  5. m − r and the like are wrong by at most u of their result: 4u of it is added.  Products of ranges: 32u of their largest terms.
 #  6. |m| + r beyond HUGE, or NaN: the range becomes (−∞, ∞).  vmin and vmax return their second operand where one is NaN:
 #     what may be NaN (a centred form) comes first, what may not (a plain range) second.
@@ -101,8 +110,7 @@ cdef enum:
     DEEP_QUICK = 1 << 17                # multiply–adds of a network that is enclosed within a millisecond
     SPANS = 2048                        # undecided parts of a row at once: halving floats goes at most 1100 deep
     WORK = 20000                        # enclosures a row may take
-    PATIENCE = WORK / 4                 # after so many, spans wide enough to see become clusters: see `too_narrow`
-    HARD = 1000                         # ordinary rows take fewer; from here on flat stretches are not searched
+    HARD = 1000                         # ordinary rows take fewer; what follows looks at the row as a whole
 
 cdef double HUGE = 1e307, TINY = 1e-307
 cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots exactly at 0
@@ -531,7 +539,7 @@ cdef bint settled(Search *row, double x, double reach, double after) noexcept no
     right = end_at(r, &f.f)
     if left.sign == 0 or right.sign == 0:
         return False
-    slope = least_by_parts(row, l, x, r, 64 if left.sign != right.sign and row.work < PATIENCE else 1)
+    slope = least_by_parts(row, l, x, r, 64 if left.sign != right.sign and row.work < HARD else 1)
     if not slope > 0:
         return False
     if left.sign != right.sign:
@@ -567,7 +575,7 @@ cdef double least_by_parts(Search *row, double l, double m, double r, int most) 
 
 
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
-    cdef bint close = row.work >= PATIENCE and lower - row.upper <= 1e-3 * max(fabs(upper), row.flow.spread)
+    cdef bint close = row.work >= HARD and lower - row.upper <= max(1e-3, resolution(row.work)) * max(fabs(lower), row.flow.spread)
     if row.pending and (lower <= row.upper or close):   # thousands of small ones, where a row is hard, tell nothing
         row.upper = max(row.upper, upper)
         return
@@ -676,12 +684,14 @@ cdef inline bint too_narrow(const Search *row, const Span *s) noexcept nogil:
     rest of the row.
     """
     cdef double width = s.r.t - s.l.t, size = max(fabs(s.l.t), fabs(s.r.t))
-    if width <= 8 * ROUND * size < INFINITY:
+    if width <= 8 * ROUND * size < INFINITY or row.work >= WORK:
         return True
-    if row.work < PATIENCE:
-        return False
-    size = max(size, row.flow.spread)
-    return row.work >= WORK or width <= (1e-9 if row.work < 2 * PATIENCE else 1e-6 if row.work < 3 * PATIENCE else 1e-3) * size
+    return row.work >= HARD and width <= resolution(row.work) * max(size, row.flow.spread) < INFINITY
+
+
+cdef inline double resolution(ix work) noexcept nogil:
+    """Relative to t, or to where things happen: from 1e-9 to 1e-2."""
+    return 1e-9 if work < WORK / 8 else 1e-6 if work < WORK / 4 else 1e-4 if work < 3 * WORK / 8 else 1e-3 if work < WORK / 2 else 1e-2
 
 
 cdef inline bint hopeless(const Search *row, const Span *s, const Margin *f) noexcept nogil:
@@ -690,7 +700,7 @@ cdef inline bint hopeless(const Search *row, const Span *s, const Margin *f) noe
     if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
         return True
     return (row.work >= HARD and s.l.sign == 0 and s.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
-            and s.r.t - s.l.t <= 1e-2 * size)
+            and s.r.t - s.l.t <= 1e-2 * size < INFINITY)
 
 
 cdef void solve_row(Search *row, Span *stack) noexcept nogil:

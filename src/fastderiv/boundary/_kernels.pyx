@@ -360,13 +360,15 @@ cdef real *aligned(cnp.ndarray store) noexcept:
 
 cdef cnp.ndarray reals(double n):
     """n zeros and what `aligned` may skip; sizes are doubles, as in `run`: exact where there is so much memory."""
-    if not (n + 8) * sizeof(real) < 2.0**62:
+    if not (n + 8) * sizeof(real) < 2.0**48:
         raise MemoryError(f"no memory for {(n + 8) * sizeof(real):.0f} bytes of a network's numbers")
     return np.zeros(<ix>n + 8, np.float64)
 
 
 cdef int expect_reals(str name, cnp.ndarray a, int ndim, bint contiguous) except -1:
     """The kernels take pointers: native, aligned float64 of `ndim` axes, or an error."""
+    if a is None:
+        raise TypeError(f"{name} is None; expected an array")
     if cnp.PyArray_TYPE(a) != cnp.NPY_DOUBLE or not cnp.PyArray_ISBEHAVED_RO(a):
         raise TypeError(f"{name} has dtype {a.dtype}; expected native, aligned float64")
     if cnp.PyArray_NDIM(a) != ndim:
