@@ -5,6 +5,7 @@ that are equal or cancel, steep second layers.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -210,7 +211,7 @@ def gap(row, l, r, scale, work):
 
 def random_network(rng, scales, widths, inputs=1, outputs=1):
     sizes = [inputs, *widths, outputs]
-    W = [s * rng.standard_normal(shape) for s, shape in zip(scales, zip(sizes[:-1], sizes[1:], strict=True), strict=True)]
+    W = [s * rng.standard_normal(shape) for s, shape in zip(scales, pairwise(sizes), strict=True)]
     return W, [s * rng.standard_normal(n) for s, n in zip(scales, sizes[1:], strict=True)]
 
 

@@ -509,7 +509,7 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
     solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
-    _, x, lower, upper, unique = listing.arrays()
+    _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
     assert lower[k] <= 0.75 <= upper[k]
     near = ~unique & (upper > -4) & (lower < 6)
