@@ -333,10 +333,9 @@ class _Leads:
 
 def _middle(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Points well inside of the intervals, finite where an end is not."""
-    with np.errstate(all="ignore"):
-        middle = lower / 2 + upper / 2
-        middle = np.where(np.isfinite(lower), middle, upper - np.maximum(1, abs(upper)))
-        middle = np.where(np.isfinite(upper), middle, lower + np.maximum(1, abs(lower)))
+    middle = lower / 2 + upper / 2
+    middle = np.where(np.isfinite(lower), middle, upper - np.maximum(1, abs(upper)))
+    middle = np.where(np.isfinite(upper), middle, lower + np.maximum(1, abs(lower)))
     return np.where(np.isfinite(lower) | np.isfinite(upper), middle, 0.0)
 
 

@@ -136,11 +136,10 @@ def find_x1(
     results = RootResults(
         np.empty(call.m), np.empty(call.m, np.bool_), np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
     )
-    with np.errstate(all="ignore"):  # solvers may run away; `converged` tells
-        for block in call.blocks():
-            results.x[block.rows], results.converged[block.rows] = block.checked_ends()
-        for block in call.blocks():
-            _solve_block(solve, block, tolerances[:2], RootResults(*(field[block.rows] for field in results)))
+    for block in call.blocks():
+        results.x[block.rows], results.converged[block.rows] = block.checked_ends()
+    for block in call.blocks():  # solvers may run away; `converged` tells
+        _solve_block(solve, block, tolerances[:2], RootResults(*(field[block.rows] for field in results)))
     return results
 
 
