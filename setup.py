@@ -102,6 +102,7 @@ def extension(module: str, source: Path, flags: list[str], defines: list[tuple[s
 def extensions() -> list[Extension]:
     built = [("FASTDERIV_FLAGS", f'"{" ".join(FLAGS)}"')]
     found = [
+        extension("fastderiv._core.cache", SRC / "_core" / "cache.pyx", [], []),
         extension("fastderiv._core.cpu", SRC / "_core" / "cpu.pyx", [], built),
         extension("fastderiv._core.fpstate", SRC / "_core" / "fpstate.pyx", [], []),
         extension("fastderiv._core.plain", SRC / "_core" / "plain.pyx", [], []),

@@ -1,6 +1,9 @@
 """The same computation by several numbers of threads, and in a process of its own at every CPU level."""
 
+import contextlib
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 
@@ -38,3 +41,37 @@ def assert_levels_agree(script):
     assert sums[0]
     for others in sums[1:]:
         np.testing.assert_allclose(others, sums[0], rtol=1e-5)
+
+
+_ROUNDING = {  # what fesetround takes
+    "x86_64": {"up": 0x800, "down": 0x400, "zero": 0xC00},
+    "aarch64": {"up": 0x400000, "down": 0x800000, "zero": 0xC00000},
+}
+_FLUSH = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}  # where in glibc's fenv_t: MXCSR's FTZ and DAZ, FPCR's FZ
+
+
+@contextlib.contextmanager
+def control_register(rounding=None, flush=False):
+    """This thread with another rounding mode ("up", "down", "zero"), subnormal numbers flushed to zero, or both.
+
+    Does nothing where the C library is not glibc or the machine is another.
+    """
+    machine = platform.machine()
+    if not (rounding or flush) or platform.libc_ver()[0] != "glibc" or machine not in _ROUNDING:
+        yield
+        return
+    libm = ctypes.CDLL("libm.so.6")
+    before, changed = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+    libm.fegetenv(before)
+    if rounding:
+        libm.fesetround(_ROUNDING[machine][rounding])
+    if flush:
+        at, bits = _FLUSH[machine]
+        libm.fegetenv(changed)
+        word = int.from_bytes(changed[at : at + 4], "little") | bits
+        changed[at : at + 4] = word.to_bytes(4, "little")
+        libm.fesetenv(changed)
+    try:
+        yield
+    finally:
+        libm.fesetenv(before)

@@ -124,7 +124,7 @@ def test_every_tie_is_a_change_of_the_probabilities_of_scikit_learn(name):
     model, net, X = trained(name)
     compared = 0
     for x in X[:: len(X) // 6]:
-        value, change = fd.counterfactuals(net, x)
+        value, change = fd.counterfactuals(net, x, outputs=(0, 1))[:2]
         for j in np.flatnonzero(np.isfinite(change)):
             beside = np.repeat(x[None], 3, axis=0)
             beside[:, j] = value[j] + np.array([0, -1, 1]) * 1e-6 * max(1, abs(value[j]))
@@ -167,7 +167,7 @@ def test_the_result_pickles():
 @pytest.mark.parametrize(
     ("x", "options", "kind", "message"),
     [
-        ([0.0], {}, ValueError, r"x has shape \(1,\); expected \(n_inputs,\) = \(2,\)"),
+        ([0.0], {}, ValueError, r"x has shape \(1,\); expected \(n_inputs,\) or \(m, n_inputs\) = \(m, 2\)"),
         ([np.inf, 0.0], {}, ValueError, r"x\[0\] is inf"),
         (["a", "b"], {}, TypeError, "x has dtype"),
         ([0, 0], {"features": [2]}, ValueError, r"features\[0\] is 2; expected an integer from -2 to 1, there being 2 inputs"),

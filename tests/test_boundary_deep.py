@@ -66,9 +66,7 @@ def assert_in_order(ties, bounds=LINE):
 def work(net, x, bounds=LINE):
     """How many enclosures each row took."""
     solver, _ = _solver(net, net._columns((0, 1)), 0)
-    solver.work = np.zeros(len(x), np.intp)
-    solver.solve(x, *bounds, 1e-12, solver.room(len(x)), _kernels.Listing(len(x)))
-    return solver.work
+    return solver.effort(x, *bounds, 1e-12)
 
 
 def assert_proven(net, x, bounds=LINE, undecided=0, **options):

@@ -67,8 +67,8 @@ def test_no_change_of_sign_on_a_grid_is_nearer():
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 5, 2), (4, 6, 3), (9, 4, 1), (30, 6, 2), (3, 6, 5, 2)])
 def test_conditions_of_a_minimum(sizes):
     for seed in range(4):
-        net, x = centred(sizes, seed, (0, 0) if sizes[-1] == 1 else (0, 1)), inputs(1, sizes[0], seed)[0]
-        tie = fd.nearest_tie(net, x)
+        net, x = centred(sizes, seed), inputs(1, sizes[0], seed)[0]
+        tie = fd.nearest_tie(net, x, outputs=(0, 1))
         assert tie.converged
         assert tie.residual < 1e-12
         assert tie.margin == net.margin(tie.x[None])[0]
@@ -77,7 +77,7 @@ def test_conditions_of_a_minimum(sizes):
         g = net.margin_gradient(tie.x[None])[0]
         cosine = abs(g @ (tie.x - x)) / np.linalg.norm(g) / tie.distance
         assert cosine == pytest.approx(1, abs=1e-12)
-        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x).change), initial=np.inf) * (1 + 1e-14)
+        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x, outputs=(0, 1)).change), initial=np.inf) * (1 + 1e-14)
         if sizes[0] > 1:
             assert is_nearest_around(net, x, tie.x)
 
@@ -215,9 +215,9 @@ def test_more_inputs_than_units():
 def test_real_data(name):
     model, net, X = trained(name)
     for x in X[[0, -1]]:
-        tie = fd.nearest_tie(net, x)
+        tie = fd.nearest_tie(net, x, outputs=(0, 1))
         assert tie.converged
-        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x).change)) * (1 + 1e-14)
+        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x, outputs=(0, 1)).change)) * (1 + 1e-14)
         p = model.predict_proba(np.stack([tie.x, x + 1.001 * (tie.x - x), x + 0.999 * (tie.x - x)]))
         lead = np.log(p[:, 1]) - np.log(p[:, 0])
         assert abs(lead[0]) < 1e-9

@@ -34,7 +34,7 @@ CASES = [((2, 3, 2), 0, (0, 1)), ((4, 9, 1), 2, (0, 1)), ((3, 6, 5, 4), -1, (3, 
 @pytest.mark.parametrize(("sizes", "coordinate", "outputs"), CASES)
 def test_equals_reference_in_every_entry(sizes, coordinate, outputs):
     pair = outputs if sizes[-1] > 1 else (0, 1)
-    net = centred(sizes, outputs=(0, 0) if sizes[-1] == 1 else pair)
+    net = centred(sizes, outputs=pair)
     x = np.zeros(sizes[0])
     ours = fd.tie_sensitivity(net, x, coordinate=coordinate, outputs=outputs)
     plain = ref.tie_sensitivity(twin(net), x, coordinate=coordinate, outputs=outputs)

@@ -112,7 +112,7 @@ CALLS = {
     "grid_rnn_vjp": lambda f, a: f(a((2, 3, 4, 6)), a((2, 3, 4, 5)), a((6, 5)), a((6, 6)), a((6, 6)), a((6,))),
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
     "trace_boundary": lambda f, a: f(odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))).points[0],
-    "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0]),
+    "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0])[:4],
     "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,
     "nearest_tie": lambda f, a: f(odd_network(), a((2,))).x,
     "momentum_jacobian": lambda f, a: f(a((3, 3)), alpha=0.5, beta=0.75),

@@ -171,24 +171,310 @@ def test_one_float64_makes_it_float64():
     assert out.dtype == torch.float32 and torch.equal(out, wide.float()) and torch.equal(last, wide_last)
 
 
-def test_what_cannot_be_differentiated_says_so():
-    p = problem()
-    (gradient,) = torch.autograd.grad(selective_scan(**p).sum(), p["u"], create_graph=True)
-    with pytest.raises(RuntimeError, match="selective_scan_vjp.*no autograd formula"):
-        gradient.sum().backward()
-    with torch.autograd.forward_ad.dual_level():
-        p["z"] = torch.autograd.forward_ad.make_dual(p["z"].detach(), torch.ones_like(p["z"]))
-        with pytest.raises(NotImplementedError, match="z has a tangent"):
-            selective_scan(**p)
+# ---- what the operators cannot do is done by PyTorch's operations -----------------------------------------------------
 
 
-def test_checkpointing():
+def silu_of_many_derivatives(z):
+    return z * torch.sigmoid(z)  # PyTorch's has no second forward derivative
+
+
+def loop(*values):
+    """`plain_loop` of the tensors of `problem`, in order."""
+    p = dict(zip(NAMES, values, strict=True))
+    z = p.pop("z")
+    out, last = plain_loop(**p, delta_softplus=True)
+    return out * silu_of_many_derivatives(z), last
+
+
+def scan(*values):
+    return call(NAMES, values, delta_softplus=True)
+
+
+def squares(function):
+    return lambda *values: sum((r**2).sum() for r in function(*values))
+
+
+def both(program):
+    """What `program` makes of our scan and of the loop, as lists of tensors."""
+    return [torch.utils._pytree.tree_leaves(program(function)) for function in (scan, loop)]
+
+
+def assert_close(ours, theirs, tolerance=1e-11):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("B, C", [("constant", "in time"), ("in time", "grouped"), ("grouped", "constant")])
+def test_second_derivatives(B, C):
+    p = problem(B=B, C=C)
+    assert torch.autograd.gradgradcheck(lambda *values: call(p, values, delta_softplus=True), tuple(p.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("without", [("D", "z"), ("delta_bias", "initial_state")])
+@pytest.mark.parametrize("first", [False, True])
+def test_derivatives_in_forward_mode_of_batches_and_second_ones_without_some(without, first):
+    p = problem(without=without, B="grouped")
+    if first:  # of an unbatched scan
+        p = {name: (t if name in ("A", "D", "delta_bias") else t[0]).detach().requires_grad_() for name, t in p.items()}
+        p["C"] = p["C"][None].detach().requires_grad_()
+    how = {"check_batched_grad": True, "fast_mode": True}
+    values = tuple(p.values())
+    assert torch.autograd.gradcheck(lambda *v: call(p, v), values, check_forward_ad=True, **how)
+    assert torch.autograd.gradgradcheck(lambda *v: call(p, v), values, check_fwd_over_rev=True, **how)
+
+
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_second_derivatives_packed(unbatched, with_state):
+    p = problem(B="constant", C="constant")
+    one = {name: (t[0] if unbatched else t[:1]) if name in ("u", "delta", "z") else t for name, t in p.items()}
+    starts = torch.tensor([0, 2, 2, L])
+    one["initial_state"] = torch.randn(3, D, N, dtype=torch.float64)
+    if not with_state:
+        del one["initial_state"]
+    values = tuple(t.detach().requires_grad_() for t in one.values())
+
+    def packed(*v):
+        return call(one, v, cu_seqlens=starts)
+
+    assert torch.autograd.gradgradcheck(packed, values, fast_mode=True)
+    assert torch.autograd.gradcheck(packed, values, check_forward_ad=True, fast_mode=True)
+
+
+def test_third_derivatives():
+    def third(function):
+        values = [t.detach().requires_grad_() for t in problem().values()]
+        value = squares(function)(*values)
+        for i in (1, 2):
+            (gradient,) = torch.autograd.grad(value, values[i], create_graph=True)
+            value = (gradient**2).sum()
+        return torch.autograd.grad(value, values)
+
+    assert_close(*both(third))
+
+
+def test_second_derivatives_where_one_tensor_is_several_arguments():
+    u, _, A, B, _, skip, _, bias, state = (t.detach() for t in problem().values())
+    u.abs_().requires_grad_()
+
+    def second(function):
+        value = squares(function)(u, u, A, B, B, skip, u, bias, state)
+        (gradient,) = torch.autograd.grad(value, u, create_graph=True)
+        return gradient.detach(), torch.autograd.grad((gradient**2).sum(), u)
+
+    assert_close(*both(second))
+
+
+def test_the_first_derivatives_have_the_same_bits_with_a_graph():
+    values = tuple(problem().values())
+    for a, b in zip(*(torch.autograd.grad(squares(scan)(*values), values, create_graph=graph) for graph in (False, True)), strict=True):
+        assert torch.equal(a, b)
+
+
+EVERY = tuple(range(len(NAMES)))
+TRANSFORMS = {
+    "grad": lambda f: torch.func.grad(squares(f), EVERY),
+    "vjp": lambda f: lambda *v: torch.func.vjp(f, *v)[1]((v[0], v[-1])),
+    "jvp": lambda f: lambda *v: torch.func.jvp(f, v, v),
+    "jacrev": lambda f: torch.func.jacrev(f, EVERY),
+    "jacfwd": lambda f: torch.func.jacfwd(f, EVERY),
+    "hessian": lambda f: torch.func.hessian(squares(f), (0, 2)),
+    "vmap": lambda f: lambda *v: torch.func.vmap(f)(*(torch.stack([t, 2 * t]) for t in v)),
+    "vmap of u": lambda f: lambda *v: torch.func.vmap(f, (0, *[None] * 8))(torch.stack([v[0], 2 * v[0]]), *v[1:]),
+    "vmap of grad": lambda f: lambda *v: torch.func.vmap(torch.func.grad(squares(f), EVERY))(*(torch.stack([t, -t]) for t in v)),
+    "functional.hvp": lambda f: lambda *v: torch.autograd.functional.hvp(squares(f), v, v),
+    "functional.jacobian": lambda f: lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True),
+    "functional.hessian": lambda f: lambda *v: torch.autograd.functional.hessian(squares(f), v, vectorize=True),
+    "forward jacobian": lambda f: lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True, strategy="forward-mode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_transforms(name, autocast):
+    values = tuple(t.detach() for t in problem().values())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert_close(*both(lambda function: TRANSFORMS[name](function)(*values)))
+
+
+BATCHES = {
+    "is_grads_batched": lambda out, v, G: torch.autograd.grad(out, v, G, is_grads_batched=True),
+    "vmap": lambda out, v, G: torch.vmap(lambda g: torch.autograd.grad(out, v, g, retain_graph=True))(G),
+    "vmap with a graph": lambda out, v, G: torch.vmap(lambda g: torch.autograd.grad(out, v, g, create_graph=True))(G),
+    "jvp": lambda out, v, G: torch.func.jvp(lambda g: torch.autograd.grad(out, v, g), (G[0],), (G[1],)),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_backward_pass_alone_may_be_transformed(name):
+    def gradients(function):
+        values = [t.detach().requires_grad_() for t in problem().values()]
+        out, _ = function(*values)
+        G = torch.randn(3, *out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(0))
+        return torch.utils._pytree.tree_map(torch.Tensor.detach, BATCHES[name](out, values[:8], G))
+
+    assert_close(*both(gradients))
+
+
+def test_a_tangent_of_the_output_adjoint():
+    from torch.autograd import forward_ad
+
+    def tangents(function):
+        values = [t.detach().requires_grad_() for t in problem().values()]
+        out, _ = function(*values)
+        with forward_ad.dual_level():
+            dout = forward_ad.make_dual(torch.ones_like(out), torch.full_like(out, 0.5))
+            return [forward_ad.unpack_dual(t).tangent for t in torch.autograd.grad(out, values[:8], dout)]
+
+    assert_close(*both(tangents))
+
+
+def test_errors_name_the_argument_under_transforms():
+    p = {name: t.detach() for name, t in problem().items()}
+    for name, shape in ("B", (D, N + 1)), ("z", (1, D, L)), ("delta", (BATCH, 1, L)):
+        bad = p | {name: torch.zeros(shape, dtype=torch.float64)}
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            torch.func.jvp(lambda u, bad=bad: selective_scan(**bad | {"u": u}), (p["u"],), (p["u"],))
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_tangent_is_never_lost_without_a_word(trace):
+    from torch.autograd import forward_ad
+
+    values = tuple(t.detach() for t in problem().values())
+    torch._dynamo.reset()
+    opaque = torch.jit.trace(scan, values, check_trace=False) if trace else torch.compile(scan, backend="eager")
+    opaque(*values)
+    with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError), match="forward-mode derivatives"):
+        opaque(forward_ad.make_dual(values[0], values[0]), *values[1:])
+
+
+@pytest.mark.parametrize("which", range(9))
+def test_every_derivative_of_a_step(which):
+    given = step()
+
+    def results(x):
+        arguments = [t.clone() if torch.is_tensor(t) else t for t in given]
+        arguments[which] = x * 1.0
+        return selective_state_update(*arguments), arguments[0]
+
+    x = given[which].clone().requires_grad_()
+    assert torch.autograd.gradcheck(results, x, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(results, x, fast_mode=True)
+    for a, b in zip(torch.func.jacfwd(results)(x.detach()), torch.func.jacrev(results)(x.detach()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_of_many_states():
+    state, x, *others = step()
+    states, xs = torch.stack([state, 2 * state]), torch.stack([x, 3 * x])
+    expected = states.clone()
+    each = [selective_state_update(s, x, *others) for s, x in zip(expected, xs, strict=True)]
+    out = torch.vmap(lambda s, x: selective_state_update(s, x, *others))(states, xs)
+    torch.testing.assert_close(out, torch.stack(each), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(states, expected, rtol=1e-13, atol=1e-13)
+
+
+# ---- neighbours ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing(use_reentrant):
     from torch.utils.checkpoint import checkpoint
 
+    def gradients(keep):
+        p = problem()
+        out, _ = keep(lambda *values: call(p, values), *p.values())
+        out.sum().backward()
+        return [t.grad for t in p.values()]
+
+    ours = gradients(lambda function, *values: checkpoint(function, *values, use_reentrant=use_reentrant))
+    assert all(map(torch.equal, ours, gradients(lambda function, *values: function(*values))))
+
+
+def test_hooks_of_saved_tensors():
     p = problem()
-    expected = torch.autograd.grad(call(p, p.values())[0].sum(), p.values())
-    out, _ = checkpoint(lambda *values: call(p, values), *p.values(), use_reentrant=False)
-    assert all(map(torch.equal, torch.autograd.grad(out.sum(), p.values()), expected))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True), torch.from_numpy):
+        ours = torch.autograd.grad(squares(scan)(*p.values()), p.values())
+    assert all(map(torch.equal, ours, torch.autograd.grad(squares(scan)(*p.values()), p.values())))
+
+
+def test_tensors_changed_before_the_backward_pass_are_noticed():
+    p = problem()
+    z = p["z"].detach().clone()
+    out = selective_scan(**p | {"z": z})
+    z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_flushing_denormals_changes_nothing():
+    p = problem(torch.float32)
+    p["u"], p["B"] = (p[name].detach() * 1e-20 for name in ("u", "B"))  # so that states and gradients are subnormal
+    state, x, dt, A, B, *others = step(torch.float32)
+    state, B = state * 1e-40, B * 1e-40
+
+    def results():
+        results = call(NAMES, p.values(), delta_softplus=True)
+        variables = [t for t in p.values() if t.requires_grad]
+        gradients = torch.autograd.grad(results, variables, [torch.ones_like(t) for t in results])
+        new = state.clone()
+        return [t.numpy(force=True) for t in (*results, *gradients, selective_state_update(new, x, dt, A, B, *others), new)]
+
+    expected = results()
+    assert any((np.abs(a[a != 0]) < np.finfo(np.float32).tiny).any() for a in expected)
+    assert torch.set_flush_denormal(True)
+    try:
+        ours = results()
+    finally:
+        torch.set_flush_denormal(False)
+    for a, b in zip(ours, expected, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_views_that_are_negated_lazily():
+    def lazily(t):
+        view = torch.imag(torch.complex(torch.zeros_like(t), -t).conj())
+        assert view.is_neg() and torch.equal(view, t)
+        return view
+
+    values = [t.detach() for t in problem().values()]
+    for a, b in zip(scan(*map(lazily, values)), scan(*values), strict=True):
+        assert torch.equal(a, b)
+    ours, theirs = step(), step()
+    ours = (lazily(ours[0]), *ours[1:])
+    assert torch.equal(selective_state_update(*ours), selective_state_update(*theirs)) and torch.equal(ours[0], theirs[0])
+
+
+def test_subclasses_and_parameters():
+    class Tagged(torch.Tensor):
+        pass
+
+    values = [t.detach() for t in problem().values()]
+    for kind in Tagged, torch.nn.Parameter:
+        for a, b in zip(scan(*(t.as_subclass(Tagged) if kind is Tagged else kind(t) for t in values)), scan(*values), strict=True):
+            assert torch.equal(a.detach(), b)
+
+
+def test_fake_tensors():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        values = [mode.from_tensor(t.detach()) for t in problem().values()]
+        assert [tuple(t.shape) for t in scan(*values)] == [(BATCH, D, L), (BATCH, D, N)]
+        for dtype in torch.float32, torch.bfloat16:
+            out = selective_state_update(*(mode.from_tensor(t) if torch.is_tensor(t) else t for t in step(dtype)))
+            assert out.shape == (BATCH, D) and out.dtype == dtype
+
+
+def test_a_traced_scan_is_the_operator():
+    values = tuple(t.detach().requires_grad_() for t in problem().values())
+    traced = torch.jit.trace(scan, values, check_trace=False)
+    assert "fastderiv::selective_scan" in str(traced.graph)
+    for function in scan, traced:
+        torch.testing.assert_close(torch.autograd.grad(squares(function)(*values), values),
+                                   torch.autograd.grad(squares(loop)(*values), values), rtol=1e-11, atol=1e-12)  # fmt: skip
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -287,7 +573,12 @@ def test_step_of_half_precision_states_and_in_inference_mode():
         ({"delta": torch.zeros(BATCH, D, L, dtype=torch.int64)}, TypeError, "delta has dtype torch.int64"),
         ({"z": torch.zeros(BATCH, D, L, device="meta")}, ValueError, "z is on meta; expected a CPU tensor"),
         ({"C": torch.zeros(BATCH, N + 1, L)}, ValueError, r"C has shape \(2, 4, 5\); expected"),
-        ({"cu_seqlens": torch.tensor([0.0, L])}, TypeError, "cu_seqlens has dtype float32; expected integers"),
+        ({"cu_seqlens": torch.tensor([0.0, L])}, TypeError, "cu_seqlens has dtype torch.float32; expected integers"),
+        ({"cu_seqlens": torch.tensor([False, True])}, TypeError, "cu_seqlens has dtype torch.bool; expected integers"),
+        ({"cu_seqlens": [0, L]}, TypeError, "cu_seqlens is a list; expected a tensor of integers"),
+        ({"cu_seqlens": torch.tensor([0, L], device="meta")}, ValueError, "cu_seqlens is on meta; expected a CPU tensor"),
+        ({"D": 1.0}, TypeError, "D is a float; expected a tensor"),
+        ({"u": torch.zeros(BATCH, D, L).to_sparse()}, ValueError, "u is torch.sparse_coo; expected a dense tensor"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -301,6 +592,16 @@ def test_expanded_states_are_refused(requires_grad):
     others[0].requires_grad_(requires_grad)
     with pytest.raises(ValueError, match="state is expanded"):
         selective_state_update(torch.zeros_like(state[:1]).expand(state.shape), *others)
+
+
+@pytest.mark.parametrize("dtype, requires_grad", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
+def test_states_that_overlap_themselves_are_refused(dtype, requires_grad):
+    state, *others = step(dtype)
+    others[0].requires_grad_(requires_grad)
+    memory = torch.zeros(30, dtype=dtype)
+    with pytest.raises(ValueError, match="state shares memory with itself"):
+        selective_state_update(memory.as_strided(state.shape, (6, 1, 1)), *others)
+    assert not memory.any()
 
 
 def test_states_with_heads_are_refused():

@@ -385,7 +385,7 @@ def test_state_adjoints_are_those_of_restarted_sequences():
         tail = fd.lstm_vjp(dh[t + 1 :], x[t + 1 :], *weights, initial_state=state, dlast_state=dlast).dinitial_state
         np.testing.assert_allclose(hbar[t], dh[t] + tail[0], rtol=1e-12, atol=1e-14)
         c, o = state[1], reference.lstm(x[: t + 1], *weights, initial_state=first, return_cache=True)[2]
-        gate = np.array([steps[-1][3] for steps in o])
+        gate = np.array([steps[-1][3] for steps in o.value])
         np.testing.assert_allclose(cbar[t], tail[1] + hbar[t] * gate * (1 - np.tanh(c) ** 2), rtol=1e-12, atol=1e-14)
 
 

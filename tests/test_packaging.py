@@ -106,6 +106,7 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     assert not [n for n in files if n.endswith((".c", ".pyx", ".pxi", ".pxd", ".h"))]
     wanted = {
         "py.typed",
+        "_core/cache.pyi",
         "_core/cpu.pyi",
         "_core/plain.pyi",
         "_core/threads.pyi",

@@ -22,7 +22,7 @@ class Timing:
     def median(self) -> float:
         return median(self.rounds)
 
-    def ratio(self, peer: "Timing") -> float:
+    def ratio(self, peer: Timing) -> float:
         """How many times longer `peer` took: the median of the ratios round by round."""
         return median(theirs / ours for theirs, ours in zip(peer.rounds, self.rounds, strict=True))
 

@@ -69,6 +69,11 @@ cdef void elementwise(void *args, ix i, Worker *worker) noexcept nogil:
 
 cdef int apply(cnp.ndarray x, cnp.ndarray y, Curve curve) except -1:
     cdef Elementwise a
+    for array in (x, y):                # a mistake in Python must not become a read of foreign memory
+        if not (cnp.PyArray_ISFLOAT(array) and cnp.PyArray_ITEMSIZE(array) == sizeof(real) and cnp.PyArray_ISCARRAY_RO(array)):
+            raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype {array.dtype}, or one not contiguous")
+    if cnp.PyArray_SIZE(x) != cnp.PyArray_SIZE(y) or not cnp.PyArray_ISWRITEABLE(y):
+        raise TypeError("a kernel was handed a result of another size than its argument, or a read-only one")
     a.x, a.y, a.n, a.curve = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x), curve
     return run(elementwise, &a, (a.n + BLOCK - 1) // BLOCK, 0, a.n * 1e-9 * sizeof(real) / 4)
 

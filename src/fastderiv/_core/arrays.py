@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .fpstate import ieee
+
 F32 = np.dtype(np.float32)
 F64 = np.dtype(np.float64)
 _MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
+_PIECE = 1 << 21  # elements that NumPy works on between two looks for signals: some milliseconds
+_LARGE = 1 << 28  # bytes of a result that are looked at before they are promised
 
 
 def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
@@ -26,7 +31,7 @@ def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
     raise TypeError(f"{name} has dtype {dtype}; expected float32, float64 or integers")
 
 
-def base_array(name: str, value: Any) -> np.ndarray:
+def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     """`value` as an ndarray and no subclass, whose methods would be its own; errors of whatever it is get the argument's name."""
     refuse_masked(name, value)
     try:
@@ -36,10 +41,10 @@ def base_array(name: str, value: Any) -> np.ndarray:
     except (MemoryError, RecursionError):
         raise
     except TypeError as error:
-        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of numbers: {_first_line(error)}") from error
+        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of {of}: {_first_line(error)}") from error
     except Exception as error:  # ragged lists; what `__array__` of another library's type raises
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name} is not an array of numbers: {_first_line(error)}") from error
+        raise kind(f"{name} is not an array of {of}: {_first_line(error)}") from error
 
 
 def refuse_masked(name: str, value: object) -> None:
@@ -59,7 +64,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _columns(frame: Any) -> np.ndarray:
-    """The numbers of a DataFrame or Series as scikit-learn takes them: float32 if all columns are, else float64; missing ones NaN."""
+    """The numbers of a DataFrame or Series as scikit-learn takes them; missing ones are NaN.
+
+    float32 if every column is, integers if every column holds integers and none is missing, else float64.
+    """
     dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
     if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8) for dtype in dtypes):
         return np.asarray(frame.to_numpy())
@@ -67,9 +75,14 @@ def _columns(frame: Any) -> np.ndarray:
         if getattr(dtype, "kind", "f") not in "biufO":  # e.g. dates, which NumPy would turn into numbers
             raise TypeError(f"it has a column of dtype {dtype}")
     try:
-        return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))  # pandas
-    except TypeError:
-        return np.asarray(frame.to_numpy()).astype(F64)
+        if all(getattr(dtype, "kind", "f") in "iu" for dtype in dtypes) and not frame.isna().to_numpy().any():
+            return np.asarray(frame.to_numpy(dtype=np.int64))
+        return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))
+    except TypeError:  # not pandas, whose signature this is
+        values = np.asarray(frame.to_numpy())
+    if values.dtype.kind not in "biufO":
+        raise TypeError(f"its columns have dtype {values.dtype}")
+    return values.astype(F64)
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -77,8 +90,34 @@ def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # == and not only `is`: unpickled arrays carry dtype objects of their own; swapped bytes compare unequal
     if (array.dtype is dtype or array.dtype == dtype) and array.flags.aligned:
         return array
-    with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(dtype, copy=True, order="K")
+    with ieee(), np.errstate(all="ignore"):
+        if array.size <= _PIECE:
+            return array.astype(dtype, copy=True, order="K")
+        check_fits(f"a copy of shape {array.shape} and dtype {dtype}", array.size * dtype.itemsize)
+        copy = np.empty_like(array, dtype, order="K")
+        assign(copy, array)
+        return copy
+
+
+def pieces(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of this shape into parts that are worked on within milliseconds, so that signals are seen."""
+    size = math.prod(shape)
+    if size <= _PIECE:
+        yield (...,)
+    elif size // shape[0] > _PIECE:
+        for i in range(shape[0]):
+            for part in pieces(shape[1:]):
+                yield (i, *part)
+    else:
+        step = _PIECE // (size // shape[0])
+        for start in range(0, shape[0], step):
+            yield (slice(start, start + step),)
+
+
+def assign(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, of one shape, in pieces that a signal can come between."""
+    for part in pieces(target.shape):
+        target[part] = source[part]
 
 
 def as_arrays(names: Iterable[str], values: Iterable[ArrayLike | None], optional: Iterable[str] = ()) -> list:
@@ -122,12 +161,16 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
 
 def integers(name: str, value: ArrayLike) -> np.ndarray:
     """`value` as a native, contiguous intp array of our own, that nobody can change any more; floats and bools are a TypeError."""
-    array = base_array(name, value)
+    array = base_array(name, value, "integers")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
-    if array.dtype.kind == "u":  # beyond intp they would turn negative
-        array = np.minimum(array, np.iinfo(np.intp).max, dtype=np.uint64)
-    return np.array(array, np.intp, order="C")
+    if array.size <= _PIECE and array.dtype.kind != "u":
+        return np.array(array, np.intp, order="C")
+    own = empty(f"the copy of {name}", array.shape, np.dtype(np.intp))
+    for part in pieces(array.shape):
+        # unsigned ones beyond intp would turn negative
+        own[part] = np.minimum(array[part], np.iinfo(np.intp).max, dtype=np.uint64) if array.dtype.kind == "u" else array[part]
+    return own
 
 
 def expect(name: str, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> None:
@@ -207,11 +250,12 @@ def check_out(
 def copy_back(target: np.ndarray, out: np.ndarray) -> None:
     """`out` = `target`, its stand-in `as_dtype(out, …)` that a kernel could write to, if it needed one."""
     if target is not out:
-        out[...] = target
+        assign(out, target)
 
 
 def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """`value` as an int, not less than `least`; floats and bools are a TypeError."""
+    refuse_masked(name, value)
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -245,8 +289,23 @@ def number(name: str, value: ArrayLike) -> float:
     if isinstance(value, (int, float, np.generic, np.ndarray)):
         array = np.asarray(value)
         if array.ndim == 0 and array.dtype.kind in "iuf":
-            return float(array)
+            with ieee():
+                return float(array)
     raise TypeError(f"{name} is {value!r}; expected a number")
+
+
+def empty(what: str, shape: tuple[int, ...], dtype: np.dtype, make: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
+    """A new array by `make`, np.empty or np.zeros; a MemoryError that says how many bytes, if they are more than there are."""
+    try:
+        array = make(shape, dtype)
+    except (MemoryError, ValueError):  # the latter beyond NumPy's integers
+        nbytes = math.prod(shape) * dtype.itemsize
+        if not nbytes:  # NumPy multiplies the axes that are not empty
+            raise MemoryError(f"NumPy cannot represent the shape {shape} of {what}, although it is empty") from None
+        raise MemoryError(f"{what} of shape {shape} and dtype {dtype} would take {nbytes} bytes") from None
+    if array.nbytes > _LARGE:
+        check_fits(f"{what} of shape {shape} and dtype {dtype}", array.nbytes)
+    return array
 
 
 def check_fits(what: str, nbytes: int) -> None:

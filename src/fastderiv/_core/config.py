@@ -6,7 +6,7 @@ import operator
 import os
 from typing import SupportsIndex
 
-from . import cpu, dispatch, threads
+from . import cpu, dispatch, processors, threads
 
 _MAX_THREADS = 2**31 - 1
 
@@ -30,13 +30,19 @@ def set_num_threads(n: SupportsIndex) -> None:
     Parameters
     ----------
     n : int
-        At least 1.  The default is the number of processors this process may run on, or the environment variable
-        ``FASTDERIV_NUM_THREADS``.
+        At least 1.  The default is the environment variable ``FASTDERIV_NUM_THREADS``; without it, the number of processors
+        this process may run on, the CPU quota of its container (rounded up) or ``OMP_NUM_THREADS``, whichever is least.
 
     Raises
     ------
     ValueError
         If `n` is not a positive integer; the old value stays.
+
+    Notes
+    -----
+    threadpoolctl finds and limits these threads as the library "fastderiv", joblib's processes limit them by
+    ``OMP_NUM_THREADS``, and in a worker process of PyTorch's DataLoader the default is 1, as it is for PyTorch.  Of several
+    calls at the same time, one uses the threads, and each of the others its own thread only.
 
     Examples
     --------
@@ -104,13 +110,49 @@ def show_config() -> Config:
     })  # fmt: skip
 
 
-def _threads_at_import() -> int:
+def _set_default() -> None:
+    """The number of threads at import."""
     wanted = os.environ.get("FASTDERIV_NUM_THREADS", "")
     if not wanted:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads.set_default(min(processors.available(), _openmp_threads()), by_environment=False)
+        return
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 10 and 1 <= int(wanted) <= _MAX_THREADS):
         raise ImportError(f"FASTDERIV_NUM_THREADS={wanted!r}; expected a positive integer")
-    return int(wanted)
+    threads.set_default(int(wanted), by_environment=True)
 
 
-set_num_threads(_threads_at_import())
+def _openmp_threads() -> int:
+    """`OMP_NUM_THREADS`, of a list the first, which is for the outermost loops; what OpenMP would not take is no limit."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    usable = first.isascii() and first.isdigit() and len(first) <= 10 and 1 <= int(first) <= _MAX_THREADS
+    return int(first) if usable else _MAX_THREADS
+
+
+def _register() -> None:
+    """Have threadpoolctl, if there is one, find the pool: its documented way for libraries that it does not know."""
+    try:
+        from threadpoolctl import LibController, register
+    except ImportError:  # none, or one before 3.2
+        return
+
+    class FastderivController(LibController):
+        user_api = internal_api = "fastderiv"
+        filename_prefixes = ("threads.",)  # of fastderiv._core.threads
+        check_symbols = ("fastderiv_get_num_threads",)
+
+        def get_num_threads(self) -> int:
+            return get_num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            self.dynlib.fastderiv_set_num_threads(num_threads)  # like others, this ignores what is below 1
+
+        def get_version(self) -> str:
+            from .. import __version__
+
+            return __version__
+
+    register(FastderivController)
+
+
+_set_default()
+_register()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arrays import working
+from .arrays import assign, empty, working
 from .dispatch import kernels
 
 _kernels = kernels("_core")
@@ -14,7 +14,8 @@ SIMD_BITS: int = next(iter(_kernels.values())).simd_bits()
 
 def _elementwise(name: str, x: ArrayLike) -> np.ndarray:
     (array,) = working(x=x)
-    out = np.array(array, order="C")
+    out = empty("the result", array.shape, array.dtype)
+    assign(out, array)
     getattr(_kernels[array.dtype], name)(out, out)
     return out
 

@@ -26,6 +26,36 @@ def plain(target, tuple required, tuple optional):
     return True
 
 
+def alike(tuple arrays, int required):
+    """Whether the arrays, of which all but the first `required` may be None, are base arrays of one dtype, float32 or float64,
+    that a kernel can read as they are."""
+    cdef int i, kind = -1
+    for i in range(len(arrays)):
+        array = arrays[i]
+        if array is None and i >= required:
+            continue
+        if not cnp.PyArray_CheckExact(array) or not cnp.PyArray_ISBEHAVED_RO(array):
+            return False
+        if kind == -1:
+            kind = cnp.PyArray_TYPE(array)
+        if cnp.PyArray_TYPE(array) != kind:
+            return False
+    return kind in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64)
+
+
+def widest(cnp.ndarray starts):
+    """The largest difference of neighbours in `starts`, contiguous intp; -1 where it decreases."""
+    cdef const cnp.npy_intp *p = <const cnp.npy_intp *>cnp.PyArray_DATA(starts)
+    cdef cnp.npy_intp i, widest = 0
+    if cnp.PyArray_NDIM(starts) != 1 or cnp.PyArray_TYPE(starts) != cnp.NPY_INTP or not cnp.PyArray_ISCARRAY_RO(starts):
+        raise TypeError("starts is not contiguous intp")
+    for i in range(cnp.PyArray_DIM(starts, 0) - 1):
+        if p[i + 1] < p[i]:
+            return -1
+        widest = max(widest, p[i + 1] - p[i])
+    return widest
+
+
 cdef bint apart(cnp.ndarray a):
     """Whether its elements surely are apart: each axis steps over everything that the axes behind it (or before it) hold."""
     cdef int axis, n = cnp.PyArray_NDIM(a)

@@ -7,10 +7,12 @@ must not ask for the GIL amid a job: a finalizing interpreter ends daemon thread
 If the pool is busy with another Python thread's call, the caller works alone.  After a fork the child starts a pool of its own.
 """
 import os
+import sys
 import threading
 
-from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-                               PyThread_get_thread_ident, PyThread_release_lock, PyThread_start_new_thread, PyThread_type_lock)
+from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
+                               PyThread_free_lock, PyThread_get_stacksize, PyThread_get_thread_ident, PyThread_release_lock,
+                               PyThread_set_stacksize, PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free
 from .fpstate cimport fp_enter, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
@@ -51,21 +53,46 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    /* a flag that one thread sets and others see sometime, with no order to other memory */
+    /* a number that one thread writes and others see sometime, with no order to other memory */
     #if defined(__GNUC__) || defined(__clang__)
     typedef int relaxed;
-    static inline int is_set(relaxed *flag) { return __atomic_load_n(flag, __ATOMIC_RELAXED); }
-    static inline void put(relaxed *flag, int to) { __atomic_store_n(flag, to, __ATOMIC_RELAXED); }
+    static inline int get(relaxed *number) { return __atomic_load_n(number, __ATOMIC_RELAXED); }
+    static inline void put(relaxed *number, int to) { __atomic_store_n(number, to, __ATOMIC_RELAXED); }
     #else
     #include <intrin.h>
     typedef volatile long relaxed;
-    static inline int is_set(relaxed *flag) { return __iso_volatile_load32((volatile __int32 *)flag); }
-    static inline void put(relaxed *flag, int to) { __iso_volatile_store32((volatile __int32 *)flag, to); }
+    static inline int get(relaxed *number) { return __iso_volatile_load32((volatile __int32 *)number); }
+    static inline void put(relaxed *number, int to) { __iso_volatile_store32((volatile __int32 *)number, to); }
     #endif
+
+    /* How many threads a call may use, and who said so.  The two exported functions are for threadpoolctl, which knows
+       the library by them, and for other libraries that look for symbols. */
+    enum { BY_DEFAULT, BY_CALL, BY_ENVIRONMENT };
+    static relaxed num_threads = 1, chosen = BY_DEFAULT;
+    #ifdef _WIN32
+    # define EXPORTED __declspec(dllexport)
+    #else
+    # define EXPORTED __attribute__((visibility("default")))
+    #endif
+    EXPORTED int fastderiv_get_num_threads(void);
+    EXPORTED void fastderiv_set_num_threads(int n);
+    int fastderiv_get_num_threads(void) { return get(&num_threads); }
+    void fastderiv_set_num_threads(int n)
+    {
+        if (n < 1) return;
+        put(&num_threads, n);
+        put(&chosen, BY_CALL);
+    }
     """
     ctypedef int relaxed
-    bint is_set(relaxed *flag) nogil
-    void put(relaxed *flag, bint to) nogil
+    int get(relaxed *number) nogil
+    void put(relaxed *number, int to) nogil
+    enum: BY_DEFAULT, BY_CALL, BY_ENVIRONMENT
+    relaxed num_threads, chosen
+    void fastderiv_set_num_threads(int n) nogil
+
+cdef extern from "pythread.h":
+    int PyThread_acquire_lock_timed(PyThread_type_lock, long long microseconds, bint intr_flag) nogil
 
 cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals"() nogil          # leaves the exception set; we return -1 later
@@ -96,7 +123,6 @@ cdef struct Pool:
     int generation                      # how many forks ago the first pool was made
 
 cdef Pool pool
-cdef int num_threads = 1
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef double WORTH_A_THREAD = 250e-6     # seconds of work; waking a thread costs 20 to 30 µs
 cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)  # no address space is larger; below, all products of sizes are exact
@@ -104,7 +130,7 @@ cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)  # no address space is la
 
 cdef bint interrupted(Worker *w) noexcept nogil:
     cdef double t
-    if is_set(&w.job.stop):
+    if get(&w.job.stop):
         return True
     if w.caller and w.job.interruptible:
         t = now()
@@ -113,14 +139,14 @@ cdef bint interrupted(Worker *w) noexcept nogil:
             with gil:
                 if check_signals():
                     put(&w.job.stop, True)
-    return is_set(&w.job.stop)
+    return get(&w.job.stop)
 
 
 cdef ix take(Job *job) noexcept nogil:
     """The next task, or -1."""
     cdef ix i = -1
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
-    if job.next < job.n and not is_set(&job.stop):
+    if job.next < job.n and not get(&job.stop):
         i = job.next
         job.next += 1
     PyThread_release_lock(pool.mutex)
@@ -180,20 +206,29 @@ cdef void worker(void *arg) noexcept nogil:
 
 
 cdef int seat_workers(int wanted) noexcept:
-    """Start threads up to `wanted`; how many there are."""
-    cdef Seat *seat
-    while pool.seated < wanted:
-        seat = &pool.seats[pool.seated]
-        seat.job, seat.posted = NULL, False
-        seat.wake = PyThread_allocate_lock()
-        if seat.wake is NULL:
-            break
-        PyThread_acquire_lock(seat.wake, WAIT_LOCK)
-        if <long>PyThread_start_new_thread(<void (*)(void *) noexcept>worker, seat) == -1:
-            PyThread_free_lock(seat.wake)
-            break
-        pool.seated += 1
+    """Start threads up to `wanted`, if so many are allowed; how many there are."""
+    cdef size_t stack
+    if pool.seated < wanted:
+        obey_loader()
+        wanted = min(wanted, get(&num_threads) - 1)
+        stack = PyThread_get_stacksize()
+        PyThread_set_stacksize(0)       # the default: `threading.stack_size` may be too little for a kernel
+        while pool.seated < wanted and seat_worker(&pool.seats[pool.seated]):
+            pool.seated += 1
+        PyThread_set_stacksize(stack)
     return min(wanted, pool.seated)
+
+
+cdef bint seat_worker(Seat *seat) noexcept:
+    seat.job, seat.posted = NULL, False
+    seat.wake = PyThread_allocate_lock()
+    if seat.wake is NULL:
+        return False
+    PyThread_acquire_lock(seat.wake, WAIT_LOCK)
+    if <long>PyThread_start_new_thread(<void (*)(void *) noexcept>worker, seat) == -1:
+        PyThread_free_lock(seat.wake)
+        return False
+    return True
 
 
 cdef void wake(Job *job, int helpers) noexcept nogil:
@@ -210,24 +245,35 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
     PyThread_release_lock(pool.mutex)
 
 
-cdef void dismiss(Job *job, int helpers) noexcept nogil:
-    """Wait until none of them is inside `job`."""
+cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
+    """Wait until none of them is inside `job`; False in a child that a signal handler forked: there, it has no helpers."""
     cdef int k
     cdef bint wait
+    if pool.generation != generation:
+        return False
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
         pool.seats[k].job = NULL
     job.closed = True
     wait = job.active > 0
     PyThread_release_lock(pool.mutex)
-    if wait:
-        PyThread_acquire_lock(pool.done, WAIT_LOCK)
+    while wait and pool.generation == generation:
+        if not job.interruptible or get(&job.stop):
+            PyThread_acquire_lock(pool.done, WAIT_LOCK)
+            wait = False
+        elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
+            wait = False
+        else:                           # the others' last tasks take long: Ctrl-C is for them
+            with gil:
+                if check_signals():
+                    put(&job.stop, True)
+    return pool.generation == generation
 
 
 cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=True) except -1:
     cdef Job job
     cdef double worth = 1 + seconds / WORTH_A_THREAD
-    cdef int helpers = <int>min(min(<double>num_threads, worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
+    cdef int helpers = <int>min(min(<double>get(&num_threads), worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
     cdef int generation = pool.generation
     cdef bint ok, forked
     if not scratch < MOST_BYTES:
@@ -241,30 +287,52 @@ cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint
         with nogil:
             wake(&job, helpers)
             ok = work(&job, True, False)
-            forked = pool.generation != generation      # by a signal handler: this is the child, its helpers are gone
-            if not forked:
-                dismiss(&job, helpers)
+            forked = not dismiss(&job, helpers, generation)
         if forked:
             raise RuntimeError("the process was forked by a signal handler amid this call; its result is incomplete here")
         PyThread_release_lock(pool.busy)
     else:
         with nogil:
             ok = work(&job, True, True)
-    if is_set(&job.stop):
+    if get(&job.stop):
         return -1                       # the signal handler's exception is set
     if not ok:
         raise MemoryError(f"no memory for {scratch:.0f} bytes of scratch")
     return 0
 
 
+def set_default(int n, bint by_environment):
+    """How many threads, where no call of this process has said otherwise."""
+    put(&num_threads, n)
+    put(&chosen, BY_ENVIRONMENT if by_environment else BY_DEFAULT)
+
+
 def set_count(int n):
     """`set_num_threads` without its checks."""
-    global num_threads
-    num_threads = n
+    fastderiv_set_num_threads(n)
 
 
 def count():
-    return num_threads
+    obey_loader()
+    return get(&num_threads)
+
+
+cdef void obey_loader() noexcept:
+    """One thread by default in a worker process of PyTorch's DataLoader, which gives PyTorch one there.
+
+    This is asked when threads are about to be started, because the process is forked, or has imported this module, before
+    it is told that it is such a worker.
+    """
+    if get(&chosen) != BY_DEFAULT:
+        return
+    loading = sys.modules.get("torch.utils.data")
+    if loading is None:
+        return
+    try:
+        if loading.get_worker_info() is not None:
+            put(&num_threads, 1)
+    except Exception:                   # a module that is still being imported, or another one of that name
+        pass
 
 
 def _new_pool():
@@ -281,6 +349,8 @@ def _new_pool():
 def _after_fork():
     global main_thread
     main_thread = PyThread_get_thread_ident()
+    if get(&chosen) == BY_CALL:
+        put(&chosen, BY_DEFAULT)        # by another process
     pool.generation += 1
     _new_pool()
 

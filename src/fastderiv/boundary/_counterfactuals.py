@@ -1,73 +1,103 @@
-"""counterfactuals: the smallest change of each single input that makes two outputs tie."""
+"""counterfactuals: the smallest change of each single input at which a decision changes, or two outputs tie."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, check_network
-from ._points import check_box, check_point, rounding
+from ._points import check_box, check_samples, columns_of, decision, leader, leads, rounding
 from ._roots import find_x1
 from ._solve import solve_x1
 
 _FAR_LEFT = -1e300  # stands for −∞ where the margin is evaluated
 _STEPS = 2.0 ** np.arange(-40, 998)  # from the sample on: what lies far out is seen relative to how far
 _NARROW = 1e-3  # a cluster around a multiple root is narrower, one in a tail where the margin goes to zero is not
+_BLOCK = 1 << 20  # numbers at a time: inputs of all lines of some samples
+_KEPT = 1 << 27  # bytes of packed solvers that a network may be left with
+Pair = tuple[int, int]
 
 
 class Counterfactuals(NamedTuple):
-    """The nearest tie along each of some inputs: what `counterfactuals` returns.
+    """The nearest change along each of some inputs: what `counterfactuals` returns.
+
+    Its arrays have the shape (len(features),) for one sample, (m, len(features)) for m of them.
 
     Attributes
     ----------
-    value : ndarray, shape (len(features),)
-        What the input would have to be; NaN where no value of it makes a tie.
-    change : ndarray, shape (len(features),)
+    value : ndarray
+        What the input would have to be; NaN where no value of it is known to do.
+    change : ndarray
         `value` less what it is.
+    lower, upper : ndarray
+        The enclosure in which the nearest tie is, or the nearest that may be one: no tie is nearer to the sample than
+        this interval (of two that are equally near but for their widths, either).  NaN where there is none at all.
+    status : ndarray of str
+        "unique": exactly one tie is in the enclosure, a simple one, and `value` is it.  "cluster": float64 cannot tell
+        how many there are, perhaps none; `value` is what it seems to be, and lies outside, further away, or is NaN where
+        none seems to be in the enclosure.  "none": it is proven that no value of the input makes a tie.
+    output : ndarray of int
+        What the decision changes to: the output that is tied, at `value`, with the one that leads at the sample (of the
+        pair, if one was asked for); -1 where `value` is NaN.  A single output counts as its two classes.
+    decisive : ndarray of bool
+        Whether no third output is larger at `value`, so that the prediction changes there; False where `value` is NaN.
+    certified : ndarray of bool
+        Whether all of this is proven: `status` is not "cluster", and `decisive` holds on the whole enclosure.
 
     Examples
     --------
     >>> import fastderiv as fd
-    >>> fd.counterfactuals(fd.SigmoidMLP([[[2.0], [0.0]]], [[-6.0]]), [1.0, 0.0])
-    Counterfactuals(value=array([ 3., nan]), change=array([ 2., nan]))
+    >>> found = fd.counterfactuals(fd.SigmoidMLP([[[2.0], [0.0]]], [[-6.0]]), [1.0, 0.0])
+    >>> found.value, found.change, found.status
+    (array([ 3., nan]), array([ 2., nan]), array(['unique', 'none'], dtype='<U7'))
     """
 
     value: np.ndarray
     change: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    status: np.ndarray
+    output: np.ndarray
+    decisive: np.ndarray
+    certified: np.ndarray
 
 
+@undisturbed
 def counterfactuals(
     net: SigmoidMLP,
     x: ArrayLike,
     *,
     features: Sequence[int] | np.ndarray | None = None,
-    outputs: Outputs = (0, 1),
+    outputs: Outputs | Literal["any"] = "any",
     bounds: ArrayLike = (-math.inf, math.inf),
 ) -> Counterfactuals:
-    """The nearest tie along each single input, the others held: what would have had to be different.
+    """The nearest change of the decision along each single input, the others held: what would have had to be different.
 
     Parameters
     ----------
     net : SigmoidMLP
-    x : array_like, shape (n_inputs,)
-        The sample.
+    x : array_like, shape (n_inputs,) or (m, n_inputs)
+        The sample, or several.
     features : sequence of int, optional
         The inputs to change, one at a time; negative ones count from the last.  By default all of them.
-    outputs : pair of int, optional
-        As in `SigmoidMLP.margin`.
+    outputs : "any" or pair of int, optional
+        "any", the default: where the largest output ties with another, and the prediction changes.  A pair, as in
+        `SigmoidMLP.margin`: where these two tie, whether or not a third one is larger (see `decisive`).  With one or two
+        outputs both are the same.
     bounds : array_like, shape (2,) or (len(features), 2), optional
         The closed interval lo < hi within which a value is looked for, one for all or one for each feature.  It need not
-        hold the sample.
+        hold the sample; what leads is then what leads at the bound next to it.
 
     Returns
     -------
     result : Counterfactuals
-        `value` and `change`, (len(features),) in the order of `features`; NaN where there is no tie.
+        `value`, `change`, enclosures and what is known of them, in the order of `features`.
 
     Raises
     ------
@@ -78,10 +108,14 @@ def counterfactuals(
 
     Notes
     -----
-    Each feature costs one row of `solve_x1`, which finds all ties along it: a nearer one is not overlooked, and NaN means
-    that none exists.  A cluster, where float64 cannot tell ties apart, counts where the margin, as it is
-    computed, changes its sign in it or is exactly zero, the nearest such value, and if it touches zero; it does not if
-    the margin only goes to zero in a tail.
+    Each feature costs one row of `solve_x1`, which finds all ties along it: a nearer one is not overlooked.  With "any"
+    there is one for every other output, as the first tie of the leading output is where the prediction changes.  That
+    it leads at the sample is proven from a bound of rounding, as is what third outputs do at a tie; where the
+    bound does not suffice, `certified` is False.  What is packed for a line stays with the network, as for `solve_x1`, up to 128 MiB.
+
+    A cluster, where float64 cannot tell ties apart, gives a `value` where the margin, as it is computed, changes its
+    sign in it or is exactly zero, the nearest such value, and if it touches zero; it gives none if the margin only goes to
+    zero in a tail.  A cluster that is nearer than the `value` is the enclosure all the same, and `status` says so.
 
     References
     ----------
@@ -93,25 +127,177 @@ def counterfactuals(
     >>> net = fd.SigmoidMLP([[[1.0], [-2.0]], [[1.0]]], [[0.0], [-0.5]])      # a tie where x1 = 2 x2
     >>> fd.counterfactuals(net, [3.0, 1.0]).change.round(9)
     array([-1. ,  0.5])
-    >>> fd.counterfactuals(net, [3.0, 1.0], features=[1], bounds=(-1, 1)).value
-    array([nan])
+    >>> fd.counterfactuals(net, [3.0, 1.0], features=[1], bounds=(-1, 1)).status
+    array(['none'], dtype='<U7')
+    >>> net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])          # logits x, 1 and −x
+    >>> found = fd.counterfactuals(net, [[3.0], [-4.0]])
+    >>> found.value.round(9).T, found.output.T                                # first to output 1
+    (array([[ 1., -1.]]), array([[1, 1]]))
+    >>> found = fd.counterfactuals(net, [3.0], outputs=(0, 2))
+    >>> found.value.round(9) + 0, found.decisive                              # where output 1 is larger than both
+    (array([0.]), array([False]))
     """
     check_network(net)
-    x, chosen = check_point("x", net, x), _features(features, net.n_inputs)
+    X, chosen = check_samples("x", net, x), _features(features, net.n_inputs)
     box = check_box("bounds", bounds, len(chosen), "(2,) or (len(features), 2)")
-    value = np.empty(len(chosen))
-    for k, (j, (lo, hi)) in enumerate(zip(chosen, box.tolist(), strict=True)):
-        value[k] = _nearest(net, x, j, outputs, (lo, hi))
-    return Counterfactuals(value, value - x[chosen])
+    pair, samples = decision(net, outputs), X.reshape(-1, net.n_inputs)
+    work = net if pair or lasting(net, len(chosen)) else net._unpacked()
+    size = max(1, _BLOCK // max(1, len(chosen) * net.n_inputs))
+    blocks = [
+        _block(work, samples[first : first + size], chosen, box, pair)
+        for first in range(0, max(1, len(samples)), size)
+    ]
+    shape = (*X.shape[:-1], len(chosen))
+    return Counterfactuals(*(np.concatenate(field).reshape(shape) for field in zip(*blocks, strict=True)))
 
 
-def _nearest(net: SigmoidMLP, x: np.ndarray, j: int, outputs: Outputs, bounds: tuple[float, float]) -> float:
-    """The nearest tie of x along input j, or NaN."""
-    found = solve_x1(net, np.delete(x, j)[None], coordinate=j, outputs=outputs, bounds=bounds)
-    ties = found.x[found.unique].tolist()
-    for k in np.flatnonzero(~found.unique):
-        ties += _in_cluster(net, x, j, outputs, *(float(end[k]) for end in (found.lower, found.x, found.upper)))
-    return min(ties, key=lambda tie: abs(tie - x[j]), default=math.nan)
+def lasting(net: SigmoidMLP, features: int) -> bool:
+    """Whether all solvers that "any" may come to need are few enough to be kept with the network."""
+    K = net.n_outputs
+    return K * (K - 1) * features * sum(w.nbytes for w in net.weights) <= _KEPT
+
+
+def nearest_along(
+    net: SigmoidMLP, x: np.ndarray, chosen: Sequence[int], pair: Pair, box: np.ndarray
+) -> np.ndarray:
+    """The changes of `counterfactuals` for one checked sample and a pair."""
+    return _block(net, x[None], list(chosen), box, pair)[1][0]
+
+
+class _Ties(NamedTuple):
+    """Enclosures of ties on lines: sample r's along the k-th feature has the number r · len(features) + k."""
+
+    line: np.ndarray
+    value: np.ndarray  # of a cluster, the nearest that seems to be in it, or NaN
+    lower: np.ndarray
+    upper: np.ndarray
+    unique: np.ndarray
+    ahead: np.ndarray  # the output that leads at the sample
+    output: np.ndarray  # the one that it ties with
+
+
+def _block(
+    net: SigmoidMLP, X: np.ndarray, chosen: list[int], box: np.ndarray, pair: Pair | None
+) -> tuple[np.ndarray, ...]:
+    """The fields of the result (samples, features) of some samples.
+
+    1. leaders   which output leads at the sample, and whether that is proven
+    2. ties      all of its ties with every other output, or those of the pair
+    3. nearest   the nearest value, and the nearest enclosure
+    4. thirds    whether another output is larger at the value
+    """
+    x = X[:, chosen]
+    ahead, sure = _leaders(net, X, chosen, box, pair)
+    sought = [*_all_ties(net, X, chosen, box, pair, ahead)]
+    ties = _Ties(*(np.concatenate(field) for field in zip(*(t for t, _ in sought), strict=True))) if sought else _none()
+    complete = np.ones(x.size, bool)
+    for _, lines in sought:
+        complete[lines] = False
+    best, at = _nearest(ties, x.ravel())
+    value, output = np.full(x.size, math.nan), np.full(x.size, -1, np.intp)
+    has = best >= 0
+    value[has], output[has] = ties.value[best[has]], ties.output[best[has]]
+    lower, upper, unique = np.full(x.size, math.nan), np.full(x.size, math.nan), np.zeros(x.size, bool)
+    near = at >= 0
+    lower[near], upper[near], unique[near] = (field[at[near]] for field in (ties.lower, ties.upper, ties.unique))
+    status = np.where(near, np.where(unique, "unique", "cluster"), np.where(complete, "none", "cluster"))
+    decisive, proven = has.copy(), np.ones(x.size, bool)
+    if net.n_outputs > 2 and has.any():
+        lines = np.flatnonzero(has)
+        leading = ties.ahead[best[lines]]
+        decisive[lines], proven[lines] = _thirds(net, X, chosen, lines, value, lower, upper, leading, output)
+    certified = (status != "cluster") & complete & sure.ravel() & proven
+    fields = value, value - x.ravel(), lower, upper, status, output, decisive, certified
+    return tuple(field.reshape(x.shape) for field in fields)
+
+
+def _leaders(
+    net: SigmoidMLP, X: np.ndarray, chosen: list[int], box: np.ndarray, pair: Pair | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The leading output at the sample, or at the bound next to it, for every line (samples, features)."""
+    ahead, sure = (np.repeat(field[:, None], len(chosen), axis=1) for field in leader(net, X, pair))
+    start = np.clip(X[:, chosen], *box.T)
+    r, k = np.nonzero(start != X[:, chosen])
+    if len(r):
+        moved = X[r]
+        moved[np.arange(len(r)), np.array(chosen)[k]] = start[r, k]
+        ahead[r, k], sure[r, k] = leader(net, moved, pair)
+    return ahead, sure
+
+
+def _all_ties(
+    net: SigmoidMLP, X: np.ndarray, chosen: list[int], box: np.ndarray, pair: Pair | None, ahead: np.ndarray
+) -> Iterator[tuple[_Ties, np.ndarray]]:
+    """Ties of every feature's lines, and the lines on which not all are known."""
+    for k, j in enumerate(chosen):
+        others, bounds = np.delete(X, j, axis=1), tuple(box[k].tolist())
+        for two in [pair] if pair else _pairs(net, ahead[:, k]):
+            r = np.arange(len(X)) if pair else np.flatnonzero((ahead[:, k] == two[0]) | (ahead[:, k] == two[1]))
+            found = solve_x1(net, others[r], coordinate=j, outputs=columns_of(net, two), bounds=bounds)
+            row = np.repeat(r, np.diff(found.indptr))
+            value = found.x.copy()
+            for i in np.flatnonzero(~found.unique):
+                ends = (float(end[i]) for end in (found.lower, found.x, found.upper))
+                inside = _in_cluster(net, X[row[i]], j, columns_of(net, two), *ends)
+                value[i] = min(inside, key=lambda tie: abs(tie - X[row[i], j]), default=math.nan)
+            lead = ahead[row, k]
+            ties = _Ties(row * len(chosen) + k, value, found.lower, found.upper, found.unique, lead, sum(two) - lead)
+            yield ties, r[~found.complete] * len(chosen) + k
+
+
+def _pairs(net: SigmoidMLP, ahead: np.ndarray) -> list[Pair]:
+    """The pairs of an output that leads somewhere and another one, without those that are the same function."""
+    K = net.n_outputs
+    pairs = {(min(a, c), max(a, c)) for a in np.unique(ahead).tolist() for c in range(K) if c != a}
+    return [two for two in sorted(pairs) if any(part.any() for part in net._last_difference(two))]
+
+
+def _nearest(ties: _Ties, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every line the number of the tie with the nearest value, and that of the nearest enclosure, or -1."""
+    at = x[ties.line]
+    away = abs(ties.value - at)
+    gap = np.where(ties.unique, away, np.maximum(0, np.maximum(ties.lower - at, at - ties.upper)))
+    best = _first(np.lexsort((~ties.unique, away, ties.line)), ties.line, len(x))
+    chosen = np.zeros(len(ties.line), bool)
+    chosen[best[best >= 0]] = True
+    nearest = _first(np.lexsort((~chosen, gap, ties.line)), ties.line, len(x))
+    best[best >= 0] = np.where(np.isnan(ties.value[best[best >= 0]]), -1, best[best >= 0])
+    return best, nearest
+
+
+def _first(order: np.ndarray, line: np.ndarray, lines: int) -> np.ndarray:
+    """The first of every line in an order by line, or -1."""
+    first = np.full(lines, -1, np.intp)
+    first[line[order[::-1]]] = order[::-1]  # of equal indices the last assignment counts
+    return first
+
+
+def _thirds(
+    net: SigmoidMLP, X: np.ndarray, chosen: list[int], lines: np.ndarray, value: np.ndarray, lower: np.ndarray,
+    upper: np.ndarray, ahead: np.ndarray, output: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Whether no third output is larger at the values, and whether that is proven on all of their enclosures."""
+    r, k = np.divmod(lines, len(chosen))
+    j, tie = np.array(chosen)[k], value[lines]
+    points, reach = X[r], np.zeros((len(r), net.n_inputs))
+    points[np.arange(len(r)), j] = tie
+    reach[np.arange(len(r)), j] = np.maximum(upper[lines] - tie, tie - lower[lines])
+    decisive, proven = np.zeros(len(r), bool), np.zeros(len(r), bool)
+    for a in np.unique(ahead):
+        rows = np.flatnonzero(ahead == a)
+        lead, doubt = leads(net, points[rows], a)
+        _, wide = leads(net, points[rows], a, np.nextafter(reach[rows], math.inf))
+        third = np.ones(lead.shape, bool)
+        third[:, a], third[np.arange(len(rows)), output[lines[rows]]] = False, False
+        decisive[rows] = ~(third & (lead < -doubt)).any(axis=1)
+        larger, smaller = (third & (lead < -wide)).any(axis=1), (~third | (lead > wide)).all(axis=1)
+        proven[rows] = np.where(decisive[rows], smaller, larger)
+    return decisive, proven
+
+
+def _none() -> _Ties:
+    whole, real = np.zeros(0, np.intp), np.zeros(0)
+    return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole)
 
 
 def _in_cluster(
@@ -137,6 +323,7 @@ def _in_cluster(
 def _features(features: Sequence[int] | np.ndarray | None, n_inputs: int) -> list[int]:
     if features is None:
         return list(range(n_inputs))
+    arrays.refuse_masked("features", features)
     try:
         given = list(features)
     except TypeError:

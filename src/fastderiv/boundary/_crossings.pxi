@@ -8,6 +8,7 @@ cdef extern from *:
 
 cdef enum:
     CLUSTER, UNIQUE                     # what an enclosure is known to hold: any roots, or exactly one, simple
+    SMALL = 1024                        # enclosures
 
 cdef struct Sink:                       # enclosures of one task in any order, numbers throughout for vcompress
     real *row
@@ -107,15 +108,24 @@ cdef class Listing:
         return 0
 
     cdef int resize(self, ix cap) except -1:
-        self.cap = cap
         for array in (self.lower, self.upper, self.x, self.unique):
-            array.resize(cap, refcheck=False)
+            try:
+                array.resize(cap, refcheck=False)
+            except MemoryError:
+                raise MemoryError(f"no memory for {25 * cap} bytes of enclosures") from None
+        self.cap = cap
         return 0
 
     def arrays(self):
         """indptr (m + 1,), x, lower, upper, unique (k,).  Nothing can be listed any more."""
-        self.resize(self.n)
-        return np.cumsum(self.count, out=self.count), self.x, self.lower, self.upper, self.unique
+        cdef ix *count = <ix *>cnp.PyArray_DATA(self.count)
+        cdef ix i, end = self.n
+        for i in range(self.rows):
+            count[i + 1] += count[i]
+        if self.cap <= SMALL:                           # copies cost less than telling the allocator
+            return self.count, self.x[:end].copy(), self.lower[:end].copy(), self.upper[:end].copy(), self.unique[:end].copy()
+        self.resize(end)
+        return self.count, self.x, self.lower, self.upper, self.unique
 
 
 cdef class Segments:

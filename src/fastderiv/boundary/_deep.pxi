@@ -50,10 +50,10 @@ cdef extern from *:
         vf m[2][5], r[2][5], x[2], size[2];
         int i, p, v;
     # define AT(s) (z + v / NS * CELL + (s) * GL + v % NS * VL)
-    # pragma GCC unroll 2
+        UNROLLED
         for (v = 0; v < NV; v++) {
             const vf bias = vload(b + v * VL);
-    # pragma GCC unroll 5
+            UNROLLED
             for (p = 0; p < NP; p++) {
                 const int value = p == 0 || p == 2;
                 vstore(AT(2 * p), value ? bias : vset1(0));
@@ -62,34 +62,34 @@ cdef extern from *:
         }
         for (; n > 0; n -= GL, y += CELL) {
             const int c = n < GL ? (int)n : GL;
-    # pragma GCC unroll 2
+            UNROLLED
             for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) m[v][p] = vset1(0);
             for (i = 0; i < c; i++, w += GL) {
-    # pragma GCC unroll 2
+                UNROLLED
                 for (v = 0; v < NV; v++) {
                     x[v] = vload(w + v / NS * panel + v % NS * VL);
                     size[v] = vabs(x[v]);
                 }
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) {
                     const vf mid = vset1(y[2 * p * GL + i]), rad = vset1(y[(2 * p + 1) * GL + i]);
-    # pragma GCC unroll 2
+                    UNROLLED
                     for (v = 0; v < NV; v++) {
                         m[v][p] = vfma(x[v], mid, m[v][p]);
                         r[v][p] = vfma(size[v], rad, r[v][p]);
                     }
                 }
             }
-    # pragma GCC unroll 2
+            UNROLLED
             for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+                UNROLLED
                 for (p = 0; p < NP; p++) vstore(AT(2 * p), vload(AT(2 * p)) + m[v][p]);
         }
-    # pragma GCC unroll 2
+        UNROLLED
         for (v = 0; v < NV; v++)
-    # pragma GCC unroll 5
+            UNROLLED
             for (p = 0; p < NP; p++) vstore(AT(2 * p + 1), r[v][p]);
     # undef AT
     }
@@ -98,8 +98,11 @@ cdef extern from *:
     void flow_block(const real *w, ix panel, const real *b, real k, real tiny, const real *y, real *z, ix n, int NV, int NP) noexcept nogil
 
 cdef enum:
+    DEEP_QUICK = 1 << 17                # multiply–adds of a network that is enclosed within a millisecond
     SPANS = 2048                        # undecided parts of a row at once: halving floats goes at most 1100 deep
     WORK = 20000                        # enclosures a row may take
+    PATIENCE = WORK / 4                 # after so many, spans wide enough to see become clusters: see `too_narrow`
+    HARD = 1000                         # ordinary rows take fewer; from here on flat stretches are not searched
 
 cdef double HUGE = 1e307, TINY = 1e-307
 cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots exactly at 0
@@ -140,6 +143,7 @@ cdef struct Flow:                       # one row on its way, in a worker's scra
     real *es
     real *y                             # streams, CELL numbers for every GL units
     real *z
+    Worker *watch                       # whom to ask for interrupts on the way, or NULL: a pass takes a millisecond at most
     double scale                        # 1 / max |a|: below it, f is smooth in t
     double spread                       # 1 / rms a
 
@@ -300,12 +304,14 @@ cdef inline ix cell(ix v) noexcept nogil:
     return v // NS * CELL + v % NS * VL
 
 
-cdef inline void map_layer(const Layer *l, const real *y, real *z, const bint ranged) noexcept nogil:
-    """IN y, the streams of n_in units; OUT z, of n_out sums."""
+cdef inline void map_layer(const Layer *l, const real *y, real *z, Worker *watch, const bint ranged) noexcept nogil:
+    """IN y, the streams of n_in units; OUT z, of n_out sums.  After an interrupt that `watch` sees they are anything."""
     cdef ix v = 0, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
     cdef double k = (roundings(l.n_in) + 14) * ROUND
     cdef const real *w
     while v < vectors:
+        if watch is not NULL and interrupted(watch):
+            return
         w = l.w + v // NS * panel + v % NS * VL
         if TOGETHER == 2 and v + 2 <= vectors:
             flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 2, 5 if ranged else 2)
@@ -326,13 +332,13 @@ cdef inline void enclose_as(const Flow *w, double l, double m, double r, Margin 
         first_units(w, v * VL, l, m, r, &c, ranged)
         activate(&c, w.y + cell(v), &pay, ranged)
     for i in range(1, net.depth - 1):
-        map_layer(&net.layers[i], w.y, w.z, ranged)
+        map_layer(&net.layers[i], w.y, w.z, w.watch, ranged)
         n = net.layers[i].n_out
         pay = toll(n)
         for v in range(padded(n) // VL):
             load_sums(w.z + cell(v), h, &c, ranged)
             activate(&c, w.y + cell(v), &pay, ranged)
-    map_layer(&net.layers[net.depth - 1], w.y, w.z, ranged)
+    map_layer(&net.layers[net.depth - 1], w.y, w.z, w.watch, ranged)
     load_sums(w.z, h, &c, ranged)
     f.f.mid, f.f.rad, f.slope.mid, f.slope.rad = vget(c.z, 0), vget(c.e, 0), vget(c.g, 0), vget(c.ge, 0)
     if ranged:
@@ -391,37 +397,91 @@ cdef inline double least_slope(const Margin *f) noexcept nogil:
     return max(0.0, max(f.slopes.lo, -f.slopes.hi))
 
 
+cdef struct Root:                       # the only one in (l, r), simple: f has opposite signs at l and r, and |f'| ≥ slope between them
+    double l, r, slope
+    int rising                          # the sign of f'
+    double x                            # where f was evaluated last
+    double lower, upper                 # between them the root is
+
+
+cdef inline void learn_sign(Root *b, double t, const Ball *f) noexcept nogil:
+    """The root lies to the left of t, or to the right, where f(t) has a sign."""
+    if fabs(f.mid) > f.rad:
+        if (f.mid > 0) == (b.rising > 0):
+            b.r, b.upper = min(b.r, t), min(b.upper, t)
+        else:
+            b.l, b.lower = max(b.l, t), max(b.lower, t)
+
+
+cdef inline void learn_distance(Root *b, const Ball *f) noexcept nogil:
+    """The root is within (|f(x)| + E) / min |f'| of x."""
+    cdef double radius = (fabs(f.mid) + f.rad) / b.slope * (1 + 8 * ROUND) + 2 * ROUND * fabs(b.x) + 1e-300
+    b.lower, b.upper = max(b.lower, max(b.l, b.x - radius)), min(b.upper, min(b.r, b.x + radius))
+
+
+cdef inline bint root_is_wide(const Search *row, const Root *b) noexcept nogil:
+    return b.upper - b.lower > row.call.xtol * max(1.0, fabs(b.x))
+
+
 cdef void newton(Search *row, double l, double r, int rising, double slope, double x) noexcept nogil:
     """Emit the one root in (l, r), where f has opposite signs at the ends and |f'| ≥ slope > 0: Newton, kept in the bracket."""
-    cdef double xtol = row.call.xtol, radius = 0, lower = l, upper = r, next
-    cdef bint again = True
+    cdef Root b
     cdef Margin f
+    cdef double next
     cdef int i
+    b.l, b.r, b.slope, b.rising, b.lower, b.upper = l, r, slope, rising, l, r
     for i in range(100):
-        if not (l < x < r):
-            x = 0.5 * l + 0.5 * r
+        if not (b.l < x < b.r):
+            x = 0.5 * b.l + 0.5 * b.r
+        b.x = x
         evaluate(row.flow, x, &f)
-        if fabs(f.f.mid) > f.f.rad:
-            if (f.f.mid > 0) == (rising > 0):
-                r = x
-            else:
-                l = x
-        radius = (fabs(f.f.mid) + f.f.rad) / slope * (1 + 8 * ROUND) + 2 * ROUND * fabs(x) + 1e-300
-        lower, upper = max(lower, max(l, x - radius)), min(upper, min(r, x + radius))
-        if upper - lower <= xtol * max(1.0, fabs(x)) or not (fabs(f.f.mid) > f.f.rad) or r - l <= 4 * ROUND * fabs(x):
-            if again and upper - lower > xtol * max(1.0, fabs(x)):   # the slope near the root may be larger
-                again = False
-                enclose(row.flow, lower, min(max(x, lower), upper), upper, &f)
-                row.work += 1
-                l, r, slope = max(l, lower), min(r, upper), max(slope, least_slope(&f))
-                continue
+        learn_sign(&b, x, &f.f)
+        learn_distance(&b, &f.f)
+        if not root_is_wide(row, &b) or not (fabs(f.f.mid) > f.f.rad) or b.r - b.l <= 4 * ROUND * fabs(x):
             break
         next = x - f.f.mid / f.slope.mid
-        x = next if l < next < r else 0.5 * l + 0.5 * r
-    next = x - f.f.mid / f.slope.mid
-    if lower < next < upper:
-        x = next
-    list_enclosure(row, lower, upper, x, UNIQUE)
+        x = next if b.l < next < b.r else 0.5 * b.l + 0.5 * b.r
+        if i >= 16 and i % 2:           # steps of one size, as down an exponential, would take hundreds
+            x = cut_at(row.flow, b.l, b.r)
+    if root_is_wide(row, &b):
+        narrow_root(row, &b, &f)
+    next = b.x - f.f.mid / f.slope.mid
+    list_enclosure(row, b.lower, b.upper, next if b.lower < next < b.upper else b.x, UNIQUE)
+
+
+cdef void narrow_root(Search *row, Root *b, Margin *f) noexcept nogil:
+    """Narrow the enclosure as far as rounding allows; INOUT f, at b.x.
+
+    min |f'| over what is left, again and again; where that does not help, because f' nearly vanishes elsewhere or its range is
+    poor, signs of f just beyond where its rounding hides them make a new bracket.
+    """
+    cdef double width, reach
+    cdef int i
+    for i in range(64):
+        width = b.upper - b.lower
+        b.x = min(max(b.x, b.lower), b.upper)
+        enclose(row.flow, b.lower, b.x, b.upper, f)
+        row.work += 1
+        b.slope = max(b.slope, least_slope(f))
+        learn_sign(b, b.x, &f.f)
+        learn_distance(b, &f.f)
+        if root_is_wide(row, b) and b.upper - b.lower > 0.5 * width:
+            reach = 4 * (fabs(f.f.mid) + f.f.rad) / max(fabs(f.slope.mid), b.slope) + 4 * ROUND * fabs(b.x) + 1e-300
+            probe_root(row, b, reach, -1)
+            probe_root(row, b, reach, 1)
+        if not root_is_wide(row, b) or not (b.upper - b.lower <= 0.5 * width):
+            return
+
+
+cdef void probe_root(Search *row, Root *b, double reach, int way) noexcept nogil:
+    """Cut the enclosure at the first of x ± reach, x ± 4 reach, … at which f has a sign."""
+    cdef Margin f
+    cdef double t = b.x + way * reach
+    while b.lower < t < b.upper:
+        evaluate(row.flow, t, &f)
+        learn_sign(b, t, &f.f)
+        reach *= 4
+        t = b.x + way * reach
 
 
 cdef void settle(Search *row, double after) noexcept nogil:
@@ -429,26 +489,41 @@ cdef void settle(Search *row, double after) noexcept nogil:
 
     One root if f has opposite signs a little outside and f' has one sign in between; nothing at all if the signs agree.
     """
-    cdef double x = inside(row.lower, row.upper), reach, l, r
+    cdef double x = inside(row.lower, row.upper), width = row.upper - row.lower, reach, further
+    cdef Margin f
+    cdef int i
+    row.pending = False
+    if isfinite(width):
+        evaluate(row.flow, x, &f)
+        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid)
+        further = width + 64 * ROUND * fabs(x) + 1e-300
+        for i in range(4):              # signs show further out, the slope has one sign closer by
+            if settled(row, x, reach + further, after):
+                return
+            reach *= 0.25 if i == 0 else 8
+    list_enclosure(row, row.lower, row.upper, x, CLUSTER)
+
+
+cdef bint settled(Search *row, double x, double reach, double after) noexcept nogil:
+    """Whether the pending cluster, from `reach` to its left to `reach` to its right, proves to hold one root, or none."""
+    cdef double l = row.lower - reach, r = row.upper + reach
     cdef End left, right
     cdef Margin f
-    row.pending = False
-    if isfinite(row.upper - row.lower):
-        evaluate(row.flow, x, &f)
-        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid) + (row.upper - row.lower) + 64 * ROUND * fabs(x) + 1e-300
-        l, r = row.lower - reach, row.upper + reach
-        if row.before < l and r < after and isfinite(r - l):
-            evaluate(row.flow, l, &f)
-            left = end_at(l, &f.f)
-            evaluate(row.flow, r, &f)
-            right = end_at(r, &f.f)
-            enclose(row.flow, l, x, r, &f)
-            row.work += 1
-            if left.sign != 0 and right.sign != 0 and least_slope(&f) > 0:
-                if left.sign != right.sign:
-                    newton(row, l, r, right.sign, least_slope(&f), x)
-                return
-    list_enclosure(row, row.lower, row.upper, x, CLUSTER)
+    if not (row.before < l and r < after and isfinite(r - l)):
+        return False
+    evaluate(row.flow, l, &f)
+    left = end_at(l, &f.f)
+    evaluate(row.flow, r, &f)
+    right = end_at(r, &f.f)
+    if left.sign == 0 or right.sign == 0:
+        return False
+    enclose(row.flow, l, x, r, &f)
+    row.work += 1
+    if not least_slope(&f) > 0:
+        return False
+    if left.sign != right.sign:
+        newton(row, l, r, right.sign, least_slope(&f), x)
+    return True
 
 
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
@@ -553,12 +628,36 @@ cdef bint divide(const Span *s, double m, const Margin *f, Span *stack, ix *n) n
     return True
 
 
+cdef inline bint too_narrow(const Search *row, const Span *s) noexcept nogil:
+    """Whether a span is to be split no more: a few ulps wide, or wider, the more work its row has taken.
+
+    Work goes from left to right: a stretch where units cancel and nothing can be decided must not take what is meant for the
+    rest of the row.
+    """
+    cdef double width = s.r.t - s.l.t, size = max(fabs(s.l.t), fabs(s.r.t))
+    if width <= 8 * ROUND * size < INFINITY:
+        return True
+    if row.work < PATIENCE:
+        return False
+    size = max(size, row.flow.spread)
+    return row.work >= WORK or width <= (1e-9 if row.work < 2 * PATIENCE else 1e-6 if row.work < 3 * PATIENCE else 1e-3) * size
+
+
+cdef inline bint hopeless(const Search *row, const Span *s, const Margin *f) noexcept nogil:
+    """Whether a span is a cluster: f is rounding on all of it; or, in a row that is hard, at both ends and in between."""
+    cdef double size = max(max(fabs(s.l.t), fabs(s.r.t)), row.flow.spread)
+    if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
+        return True
+    return (row.work >= HARD and s.l.sign == 0 and s.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
+            and s.r.t - s.l.t <= 1e-2 * size)
+
+
 cdef void solve_row(Search *row, Span *stack) noexcept nogil:
     """Isolate from left to right; what is undecided waits on the stack."""
     cdef const Deep *call = row.call
     cdef Margin f
     cdef Span s
-    cdef double m, width
+    cdef double m
     cdef ix n = 1
     evaluate(row.flow, call.lo, &f)
     stack[0].l = end_at(call.lo, &f.f)
@@ -566,12 +665,12 @@ cdef void solve_row(Search *row, Span *stack) noexcept nogil:
     stack[0].r = end_at(call.hi, &f.f)
     row.before = call.lo
     while n > 0:
-        if row.work % 8 == 0 and interrupted(row.worker):
+        if (row.work % 8 == 0 or row.flow.watch is not NULL) and interrupted(row.worker):
             return
         n -= 1
         s = stack[n]
-        m, width = cut_at(row.flow, s.l.t, s.r.t), s.r.t - s.l.t
-        if row.work >= WORK or not (s.l.t < m < s.r.t) or width <= 8 * ROUND * max(fabs(s.l.t), fabs(s.r.t)) < INFINITY:
+        m = cut_at(row.flow, s.l.t, s.r.t)
+        if not (s.l.t < m < s.r.t) or too_narrow(row, &s):
             found_cluster(row, s.l.t, s.r.t)
             continue
         enclose(row.flow, s.l.t, m, s.r.t, &f)
@@ -581,10 +680,10 @@ cdef void solve_row(Search *row, Span *stack) noexcept nogil:
         if least_slope(&f) > 0 and s.l.sign != 0 and s.r.sign != 0:
             if s.l.sign == s.r.sign:
                 continue
-            if isfinite(width):
+            if isfinite(s.r.t - s.l.t):
                 found_root(row, &s, &f, m)
                 continue
-        if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY or not divide(&s, m, &f, stack, &n):
+        if hopeless(row, &s, &f) or not divide(&s, m, &f, stack, &n):
             found_cluster(row, s.l.t, s.r.t)
     if row.pending:
         settle(row, call.hi)
@@ -625,6 +724,8 @@ cdef void deep_offsets(const Deep *call, ix row, Flow *w) noexcept nogil:
     cdef vf s, size, v, share = vset1((l.n_in + 4) * ROUND)
     cdef ix i, o, k
     for i in range(padded(l.n_out) // VL):
+        if w.watch is not NULL and interrupted(w.watch):
+            return
         o = i * VL
         panel = l.w + o // GL * l.n_in * GL + o % GL
         s = vload(l.b + o)
@@ -654,9 +755,9 @@ cdef void slopes_of(const Deep *call, Flow *w) noexcept nogil:
     w.spread = w.scale * sqrt(used / squares) if most > 0 else 1.0
 
 
-cdef ix deep_scratch(const Net *net) noexcept nogil:
+cdef double deep_scratch(const Net *net) noexcept nogil:
     """Bytes of scratch that a task needs: a flow, then the stack of spans."""
-    return (3 + 2 * STREAMS) * (net.widest + GL) * sizeof(real) + (SPANS + 1) * sizeof(Span)
+    return (3. + 2 * STREAMS) * (net.widest + GL) * sizeof(real) + (SPANS + 1) * sizeof(Span)
 
 
 cdef real *lay_flow(const Net *net, real *at, Flow *w) noexcept nogil:
@@ -673,6 +774,7 @@ cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
     cdef Flow w
     cdef Span *stack = <Span *>lay_flow(call.net, <real *>worker.scratch, &w)
     cdef Search row
+    w.watch = worker if call.net.macs > DEEP_QUICK else NULL
     slopes_of(call, &w)
     row.call, row.flow, row.worker = call, &w, worker
     call.found.needed[task] = 0
@@ -690,6 +792,21 @@ cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
             return
 
 
+cdef struct OneSpan:                    # what `enclosure` asks
+    const Deep *call
+    Flow flow
+    double l, m, r
+    Margin f                            # OUT
+
+
+cdef void enclose_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef OneSpan *a = <OneSpan *>args
+    a.flow.watch = worker
+    slopes_of(a.call, &a.flow)
+    deep_offsets(a.call, 0, &a.flow)
+    enclose(&a.flow, a.l, a.m, a.r, &a.f)
+
+
 cdef double deep_seconds(const Net *net) noexcept:
     """What a row is expected to take: some hundred enclosures."""
     return 60 * (net.macs * STREAMS / (VL * 5e9) + net.sigmoids * 100 / (VL * 3e9) + 5e-8)
@@ -700,38 +817,54 @@ cdef class DeepNet(Solver):
     are differences of two, correctly rounded."""
     cdef Program program
     cdef ix coordinate
-    cdef public cnp.ndarray work        # None, or OUT how many enclosures each row of a call took, intp
 
-    def __cinit__(self, Program program, ix coordinate):
-        self.program, self.coordinate = program, coordinate
+    def __cinit__(self, Program program not None, ix coordinate):
+        expect_length("the number of outputs", program.net.outputs, 1)
+        self.program, self.coordinate = program, expect_index("coordinate", coordinate, program.net.layers[0].n_in)
 
-    def enclosure(self, cnp.ndarray X, double l, double m, double r):
+    def enclosure(self, cnp.ndarray X not None, double l, double m, double r):
         """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r], for the one row of X."""
         cdef Deep a
-        cdef Flow w
-        cdef Margin f
-        cdef const Net *net = &self.program.net
-        cdef cnp.ndarray store = reals(deep_scratch(net) // sizeof(real))
+        cdef OneSpan call
+        cdef Margin *f = &call.f
+        cdef cnp.ndarray store = reals(deep_scratch(&self.program.net) / sizeof(real))
+        if self.program.net.depth < 2 or not l <= m <= r:
+            raise ValueError(f"a network with {self.program.net.depth - 1} hidden layers from {l} through {m} to {r}; "
+                             "expected one at least, and l <= m <= r")
         self.describe(&a, X)
-        lay_flow(net, aligned(store), &w)
-        slopes_of(&a, &w)
-        deep_offsets(&a, 0, &w)
-        enclose(&w, l, m, r, &f)
+        expect_length("X.shape[0]", a.m, 1)
+        call.call, call.l, call.m, call.r = &a, l, m, r
+        lay_flow(a.net, aligned(store), &call.flow)
+        run_once(a.net, enclose_task, &call)
         return ((f.f.mid, f.f.rad), (f.slope.mid, f.slope.rad), (f.range.lo, f.range.hi), (f.slopes.lo, f.slopes.hi),
                 (f.curvatures.lo, f.curvatures.hi))
 
-    cdef void describe(self, Deep *a, cnp.ndarray X) noexcept:
+    def effort(self, cnp.ndarray X not None, double lo, double hi, double xtol):
+        """How many enclosures each row takes to solve, (m,) intp; what is found is not listed."""
+        cdef cnp.ndarray work = np.zeros(X.shape[0], np.intp)
+        cdef Segments room = self.room(X.shape[0])
+        room.reset(X.shape[0], Listing(X.shape[0]))
+        self.run_rows(X, lo, hi, xtol, room, <ix *>cnp.PyArray_DATA(work))
+        return work
+
+    cdef int describe(self, Deep *a, cnp.ndarray X) except -1:
         memset(a, 0, sizeof(Deep))
+        expect_reals("X", X, 2, False)
+        expect_length("X.shape[1]", X.shape[1], self.program.net.layers[0].n_in - 1)
         a.net, a.coordinate, a.m, a.x_other = &self.program.net, self.coordinate, X.shape[0], <const real *>cnp.PyArray_DATA(X)
         a.x_row, a.x_col = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real), cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
+        return 0
 
     cdef ix task_rows(self) noexcept:
         return max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / deep_seconds(&self.program.net))))
 
     cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+        return self.run_rows(X, lo, hi, xtol, out, NULL)
+
+    cdef int run_rows(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out, ix *work) except -1:
         cdef Deep a
-        cdef const Net *net = &self.program.net
         self.describe(&a, X)
-        a.lo, a.hi, a.xtol, a.rows, a.found = lo, hi, xtol, out.task_rows, out.found
-        a.work = NULL if self.work is None else <ix *>cnp.PyArray_DATA(self.work)
-        return run(deep_task, &a, out.tasks, deep_scratch(net), a.m * deep_seconds(net))
+        if out.rows != a.m or out.tasks * out.task_rows < a.m:
+            raise ValueError(f"there is room for {out.rows} rows; expected {a.m}")
+        a.lo, a.hi, a.xtol, a.rows, a.found, a.work = lo, hi, xtol, out.task_rows, out.found, work
+        return run(deep_task, &a, out.tasks, deep_scratch(a.net), a.m * deep_seconds(a.net))

@@ -4,16 +4,27 @@
 # t come from it, and so do the ranges of every term of f (monotone) and of f' (unimodal) on an interval, from its two ends.
 # t = ±∞ is a point like others.  An interval is excluded, or a bracket of exactly one simple root, or a cluster, or split.
 #
-# Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.  No statement is made unless it clears
+# Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.
+#     ẑ = (a t + ŝ)(1 + δ), |δ| ≤ u
+#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and fma): rounded twice, it would be wrong by
+#   u |a t|, which is 0.1 for offsets of 1e15.  Where it underflows, its sign is right; where it overflows, σ' is 0.  Nothing else
+#   adds a product to a sum that it may cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
+#   No statement is made unless it clears
 #     |f̂ − f| ≤ E = 1.001 (u D (0.225 + 2.5) + (H + 3) u (|c| + D) + edc) + 0.251 es D
-#   0.225: ẑ = z(1 + δ) as the multiply–add rounds once, and sup |z σ'(z)| = 0.2239.  2.5: vtail has 2.1 ulp, 1.05u where it is
-#   ½, and 1 − t adds u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
-#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + 1e−320,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
-#   (log σ')' = 1 − 2σ is in [−1, 1]: the rounding of z costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
-#   costs e^es − 1.  7u for t(1 − t), 3u for a d and the product, H u for the sum.  es²/15: a centre within es of an end may
-#   seem to lie outside.  For larger es, 0.0964 es G.  1e−320: products that underflow, times the widest interval.
-#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| |a_i d_i| + 1e−320),   sup |σ''| = 1/(6√3)
+#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t adds u/2.
+#   H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
+#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + A 1e−323 + 1e−320,   A = Σ|a_i|,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
+#   (log σ')' = 1 − 2σ is in [−1, 1]: δ costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
+#   costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d and the product, H u for the sum.
+#   es²/15: a centre within es of an end may seem to lie outside, which takes es²/16 of ¼.  For larger es, 0.0964 es G.
+#   A 1e−323: d_i so small that scaling has taken bits; 1e−320: products that underflow.
+#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| (|a_i d_i| + |a_i| 1e−323) + 1e−320),   sup |σ''| = 1/(6√3)
+#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`, signs alone; and
+#   `decide_whole`, a polynomial with its rest.  They say themselves what rounding costs them.
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
+
+from libc.math cimport fma
+from libc.stdint cimport int64_t
 
 cdef struct Sigmoids:
     ix units
@@ -68,6 +79,7 @@ cdef struct Verdict:                    # bit i: lane i
 cdef enum:
     MOST_BREAKS = 16
     BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
+    MANY = 300                          # splits after which a row's intervals are judged by polynomials too
     DEPTH = 192                         # items that one lane at a time may add to a full stack
     STEPS = 100                         # of Newton's method; bisections among them
 
@@ -155,23 +167,36 @@ cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
     vcompress(s.p + field * s.cap + s.n, v, lanes)
 
 
+cdef inline void push_bracket(Block *b, vf row, vf l, vf r, vf fl, vf fr, vf slope, unsigned lanes) noexcept nogil:
+    """The lanes whose interval holds one simple root: f has opposite signs at the ends, and |f'| ≥ slope."""
+    push(&b.bracket, 0, row, lanes)
+    push(&b.bracket, 1, vsel_neg(fl, l, r), lanes)
+    push(&b.bracket, 2, vsel_neg(fl, r, l), lanes)
+    push(&b.bracket, 3, vmin(vmax(vfma(r - l, fl / (fl - fr), l), l), r), lanes)
+    push(&b.bracket, 4, slope, lanes)
+    b.bracket.n += vcount(lanes)
+
+
+cdef inline void emit_clusters(Block *b, vf row, vf l, vf r, unsigned lanes) noexcept nogil:
+    cdef ix i
+    while lanes:
+        i = vfirst(lanes)
+        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
+        lanes &= lanes - 1
+
+
 cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real *qr, vf es, unsigned live, const int H) noexcept nogil:
     """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks, clusters to the sink."""
     cdef const Isolate *a = b.a
     cdef Verdict v
     cdef ix n = count_units(a.f, H), i
-    cdef unsigned one, rest, lanes
+    cdef unsigned one, rest
     judge(a, l, r, ql, qr, es, &v, H)
     live &= vlt(l, r) & ~v.none
     one = live & v.one & vlt(vset1(-INFINITY), l) & vlt(r, vset1(INFINITY))     # an infinite end is no bracket: split once more
     rest = live & ~one & ~v.any
     if one:
-        push(&b.bracket, 0, row, one)
-        push(&b.bracket, 1, vsel_neg(v.fl, l, r), one)
-        push(&b.bracket, 2, vsel_neg(v.fl, r, l), one)
-        push(&b.bracket, 3, vmin(vmax(vfma(r - l, v.fl / (v.fl - v.fr), l), l), r), one)
-        push(&b.bracket, 4, v.slope, one)
-        b.bracket.n += vcount(one)
+        push_bracket(b, row, l, r, v.fl, v.fr, v.slope, one)
     if rest:
         push(&b.todo, 0, row, rest)
         push(&b.todo, 1, l, rest)
@@ -180,11 +205,7 @@ cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real
             push(&b.todo, 3 + i, vload(ql + i * VL), rest)
             push(&b.todo, 3 + n + i, vload(qr + i * VL), rest)
         b.todo.n += vcount(rest)
-    lanes = live & v.any
-    while lanes:
-        i = vfirst(lanes)
-        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
-        lanes &= lanes - 1
+    emit_clusters(b, row, l, r, live & v.any)
 
 
 # 2. From the bounds and a few points in between
@@ -294,20 +315,80 @@ cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
     return vload(t)
 
 
-cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live) noexcept nogil:
-    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters."""
+cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live, unsigned *hard) noexcept nogil:
+    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters.
+
+    OUT hard: those of rows that have taken many splits.
+    """
     cdef unsigned lanes = live
     cdef bint full = b.todo.n + 3 * VL > b.todo.cap
     cdef ix i, at
+    hard[0] = 0
     while lanes:
         i = vfirst(lanes)
         lanes &= lanes - 1
         at = <ix>vget(row, i)
         b.spent[at] += 1
+        if b.spent[at] > MANY:
+            hard[0] |= 1u << i
         if full or b.spent[at] > BUDGET:
             emit(&b.sink, at, vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
             live &= ~(1u << i)
     return live
+
+
+cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned live) noexcept nogil:
+    """The lanes whose interval, whose q are in b.item and b.points, is decided by f's polynomial of degree 4 at t.
+
+    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are sums too, and cancel.  With
+    h the larger half and τ = (x − t)/h in [−1, 1]:
+
+        f = Σ_{n≤4} c_n τⁿ ± rest,   c_n = Σ_i d_i (a_i h)ⁿ/n! σ⁽ⁿ⁾(z_i),   rest = Σ_i |d_i| |a_i h|⁵/120 max σ'_i
+
+    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p·s, p (1 − 6p), p s (1 − 12p), p (1 − 30p + 120p²).
+    For the same reason rounding costs each c_n as much as σ' relatively, (850 + H) u + 1.02 es of Σ_i |d_i| |a_i h|ⁿ/n! p.
+    """
+    cdef const Sigmoids *f = b.a.f
+    cdef ix n = f.units, i
+    cdef vf h = vmax(r - t, t - l) * (1 + 4 * ROUND), zero = vset1(0), one = vset1(1)
+    cdef vf c0 = vset1(f.c), c1 = zero, c2 = zero, c3 = zero, c4 = zero, fl = c0, fr = c0, rest = zero, size = zero
+    cdef vf ql, qr, q, k, p, s, d, e, top, E, low, slope, wrong
+    cdef unsigned none, one_root, flat, same, opposite
+    live &= vlt(es, vset1(0.01)) & vlt(h * f.widest, vset1(1e30))
+    if not live:
+        return 0
+    for i in range(n):
+        ql, qr, q = vload(b.item + i * VL), vload(b.item + (n + i) * VL), vload(b.points + i * VL)
+        d, k = vset1(f.d[i]), vset1(f.a[i]) * h
+        fl, fr, c0 = vfma(d, sigma(ql), fl), vfma(d, sigma(qr), fr), vfma(d, sigma(q), c0)
+        p, s = dsigma(q), one - 2.0 * sigma(q)
+        top = vsel_neg(vxor(ql, qr), vset1(0.25), vmax(dsigma(ql), dsigma(qr))) + es * es * 0.0667
+        e = d * p * k
+        c1, size = c1 + e, size + vabs(e)
+        e = e * k * 0.5
+        c2, size = c2 + e * s, size + vabs(e)
+        e = e * k * (1. / 3)
+        c3, size = c3 + e * (one - 6.0 * p), size + vabs(e)
+        e = e * k * 0.25
+        c4, size = c4 + e * s * (one - 12.0 * p), size + vabs(e)
+        e = k * k
+        rest += vabs(d * k) * (e * e) * top
+    E = error(f, es)
+    rest = rest * (1.02 / 120) + vset1(1e-100)          # 1.02: of the slopes at the ends; 1e-100: what underflows
+    wrong = size * (vset1(f.slope_u + 100 * ROUND) + 1.02 * es)
+    # |f| from below; |c0| and the others are paid for once more, for the rounding of what follows
+    c1, c2 = vabs(c1), vsel_neg(c0, -c2, c2)
+    low = vabs(c0) - vsel_lt(c1, 2.0 * c2, c1 * c1 / (4.0 * c2), c1 - c2) - vabs(c3) - vabs(c4)
+    slope = c1 - 2.0 * vabs(c2) - 3.0 * vabs(c3) - 4.0 * vabs(c4) - 5.0 * rest - 8.0 * wrong
+    same = (vlt(E, fl) & vlt(E, fr)) | (vlt(fl, -E) & vlt(fr, -E))
+    opposite = (vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))
+    none = vlt(3.0 * E + 2.0 * (wrong + rest), low) | (same & vlt(zero, slope))
+    one_root = opposite & vlt(zero, slope) & ~none & live
+    flat = vlt(vabs(c0) + c1 + vabs(c2) + vabs(c3) + vabs(c4) + rest + wrong, 3.0 * E) & ~none & ~one_root & live
+    if one_root:
+        push_bracket(b, row, l, r, fl, fr, vmin(slope / h * (1 - 8 * ROUND), vset1(1e300)), one_root)
+    emit_clusters(b, row, l, r, flat)
+    return live & (none | one_root | flat)
 
 
 cdef inline void split(Block *b, const int H) noexcept nogil:
@@ -318,13 +399,13 @@ cdef inline void split(Block *b, const int H) noexcept nogil:
     cdef real *ql = b.item
     cdef real *qr = b.item + n * VL
     cdef vf row, l, r, t, es
-    cdef unsigned live
+    cdef unsigned live, hard
     while b.todo.n > 0:
         take = min(<ix>VL, b.todo.n) if b.todo.n + DEPTH < b.todo.cap else 1
         b.todo.n -= take
         at = b.todo.n
         row, l, r = vload(b.todo.p + at), vload(b.todo.p + b.todo.cap + at), vload(b.todo.p + 2 * b.todo.cap + at)
-        live = afford(b, row, l, r, (1u << take) - 1)
+        live = afford(b, row, l, r, (1u << take) - 1, &hard)
         if not live:
             continue
         row = vmax(vmin(row, vset1(b.rows - 1)), vset1(0))      # what lies behind the last item may be anything
@@ -334,6 +415,8 @@ cdef inline void split(Block *b, const int H) noexcept nogil:
             vstore(qr + i * VL, vload(b.todo.p + (3 + n + i) * b.todo.cap + at))
         for i in range(n):
             vstore(b.points + i * VL, vtail(preactivation(f, i, t, vgather(b.s + i * a.block, row))))
+        if hard & live:
+            live &= ~decide_whole(b, row, l, t, r, es, hard & live)
         decide(b, row, l, t, ql, b.points, es, live, H)
         decide(b, row, t, r, b.points, qr, es, live, H)
         make_room(b, H)
@@ -366,17 +449,72 @@ cdef inline void values(const Block *b, vf row, vf x, vf *f, vf *slope, vf *T, v
         curve[0] = vfma(e * vset1(p.a[i]), vset1(0.5) - y, curve[0])
 
 
+cdef struct Point:                      # f at x, one row alone
+    real x, f, E, slope
+    real reach                          # where |f| is some 1.2 E if f' stays about as it is: 2.2 (|f| + E)/|f'|
+    int sign                            # of f, 0 where it cannot be told
+
+
+cdef void visit(const Block *b, ix row, real x, Point *p) noexcept nogil:
+    cdef vf f, slope, T, curve
+    values(b, vset1(row), vset1(x), &f, &slope, &T, &curve, 0)
+    p.x, p.f, p.slope, p.E = x, vget(f, 0), vget(slope, 0), vget(error(b.a.f, vset1(b.es[row])), 0)
+    p.sign = (p.f > p.E) - (p.f < -p.E)
+    p.reach = 2.2 * (fabs(p.f) + p.E) / fabs(p.slope) + 4 * ROUND * fabs(x) + 1e-300
+
+
+cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower, real *upper) noexcept nogil:
+    """Signs of f further and further from x cut [lower, upper], which holds one root, f having the sign −rising before it."""
+    cdef real by = x.reach, l = lower[0], r = upper[0]
+    cdef Point p
+    cdef ix i
+    for i in range(40):
+        if lower[0] == l and x.x - by > l:
+            visit(b, row, x.x - by, &p)
+            if p.sign == -rising:
+                lower[0] = p.x
+            elif p.sign == rising:
+                upper[0] = min(upper[0], p.x)
+        if upper[0] == r and x.x + by < r:
+            visit(b, row, x.x + by, &p)
+            if p.sign == rising:
+                upper[0] = p.x
+            elif p.sign == -rising:
+                lower[0] = max(lower[0], p.x)
+        if not ((lower[0] == l and x.x - by > l) or (upper[0] == r and x.x + by < r)):
+            return
+        by *= 2
+
+
+cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *upper, unsigned lanes) noexcept nogil:
+    """The same for enclosures in lanes, whose f < 0 towards n and > 0 towards p."""
+    cdef real l[VL]
+    cdef real r[VL]
+    cdef Point at
+    cdef int i
+    vstore(l, lower[0])
+    vstore(r, upper[0])
+    while lanes:
+        i = vfirst(lanes)
+        lanes &= lanes - 1
+        visit(b, <ix>vget(row, i), vget(x, i), &at)
+        narrow(b, <ix>vget(row, i), 1 if vget(n, i) < vget(p, i) else -1, &at, &l[i], &r[i])
+    lower[0], upper[0] = vload(l), vload(r)
+
+
 cdef inline void refine(Block *b, const int H) noexcept nogil:
     """From brackets to enclosures: one step of all of them at a time, those that need another move up.
 
     |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'| the root is there, and no
-    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end.
+    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end:
+    M₂ and the least |f'| are those of the whole line and of the first bracket, but the signs of f around x, whose one root is
+    known, need neither.
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
-    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, one = vset1(1)
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, goal, one = vset1(1)
     cdef ix i, j, kept, step_number = 0
-    cdef unsigned live, done
+    cdef unsigned live, done, wide
     while s.n > 0:
         kept = 0
         for j in range((s.n + VL - 1) // VL):
@@ -389,21 +527,29 @@ cdef inline void refine(Block *b, const int H) noexcept nogil:
             values(b, row, x, &f, &slope, &T, &curve, H)
             E, size = error(a.f, es), vabs(slope)
             t = 2.0001 * (vabs(f) + E) / size
+            step = 2.5 * t
             t = vsel_lt(slope_error(a.f, T, es) + bend(a.f, t), 0.4999 * size, t, vset1(INFINITY))
             tol = vmin(t, 1.0001 * (vabs(f) + E) / least)
+            wide = ~vlt(tol, step)
             p, n = vsel_lt(E, f, x, p), vsel_lt(f, -E, x, n)
             l, r = vmin(n, p), vmax(n, p)
             step = f / slope                            # Halley's, its factor kept tame
             next = x - step / vmin(vmax(one - step * (curve / slope), vset1(0.5)), vset1(2))
             ends = tol * (1 + 4 * ROUND) + 2 * ROUND * vabs(x)
-            done = vlt(ends, 0.4999 * a.xtol * vmax(one, vabs(x))) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * ROUND * vabs(x))
+            goal = 0.4999 * a.xtol * vmax(one, vabs(x))
+            done = vlt(ends, goal) | ~vlt(E, vabs(f)) | vlt(r - l, 4 * ROUND * vabs(x))
             if step_number >= STEPS:
                 done = ~0
             done &= live
             live &= ~done
             if done:
                 best = vsel_lt(t, vset1(INFINITY), vsel_lt(l, next, vsel_lt(next, r, next, x), x), x)
-                put(b, row, vmax(l, x - ends), vmin(r, x + ends), best, done)
+                l, r = vmax(l, x - ends), vmin(r, x + ends)
+                wide &= done & ~vlt(0.5 * (r - l), goal)
+                if wide:
+                    narrow_lanes(b, row, n, p, x, &l, &r, wide)
+                put(b, row, l, r, best, done)
+                l, r = vmin(n, p), vmax(n, p)
             t = middle(a.f, l, r)
             x = vsel_lt(l, next, vsel_lt(next, r, next, t), t)
             if live:
@@ -434,6 +580,9 @@ cdef inline void put(Block *b, vf row, vf lower, vf upper, vf x, unsigned lanes)
 cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil:
     """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so have the slowest units.
 
+    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and every sum of them of one sign,
+    which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers δ so small that they lost bits, and for products that underflow.
+
     Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).  Further on, all of these shrink at
     least as fast as the slowest: if its sum outweighs the others at t, it does for good.
     """
@@ -443,22 +592,22 @@ cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil
     if not (f.limit[side] == f.limit[side]) or not b.es[row] < 1e-6:
         return False
     for i in range(f.units):
-        z = f.a[i] * t + b.s[i * b.a.block + row]
+        z = fma(f.a[i], t, b.s[i * b.a.block + row])
         if not 1 < (z if (f.a[i] > 0) == (side > 0) else -z) < 1e9:
             return False
         if fabs(f.a[i]) == f.slowest:
             nearest = min(nearest, fabs(z))
     for i in range(f.units):
-        z = fabs(f.a[i] * t + b.s[i * b.a.block + row])
+        z = fabs(fma(f.a[i], t, b.s[i * b.a.block + row]))
         e = exp(nearest - z)
         delta = -f.d[i] if (f.a[i] > 0) == (side > 0) else f.d[i]
         if fabs(f.a[i]) == f.slowest:
             slow += delta * e
-            size += fabs(delta) * e
+            size += (fabs(delta) + 1e-318) * e
             rest += fabs(delta) * e * exp(-z)
         else:
-            rest += fabs(delta) * e
-    return fabs(slow) > 1.001 * rest + 1e-5 * size and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
+            rest += (fabs(delta) + 1e-318) * e
+    return fabs(slow) > 1.001 * rest + 1e-5 * size + 1e-310 and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
 
 
 cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
@@ -480,28 +629,80 @@ cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
     return True
 
 
-cdef bint prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *x) noexcept nogil:
-    """Try to make a cluster the enclosure of exactly one root, as in 4, strictly between its neighbours and the bounds."""
-    cdef const Isolate *a = b.a
-    cdef vf f, slope, T, curve, es = vset1(b.es[row])
-    cdef real size, t, E
-    x[0] = inside(lower[0], upper[0])
-    values(b, vset1(row), vset1(x[0]), &f, &slope, &T, &curve, 0)
-    E, size = vget(error(a.f, es), 0), fabs(vget(slope, 0))
-    t = max(2.0001 * (fabs(vget(f, 0)) + E) / size, max(upper[0] - x[0], x[0] - lower[0]))
-    t = t * (1 + 4 * ROUND) + 2 * ROUND * fabs(x[0])
-    if not (vget(slope_error(a.f, T, es) + bend(a.f, vset1(t)), 0) < 0.4999 * size
-            and t < 0.4999 * a.xtol * max(<real>1, fabs(x[0])) and after < x[0] - t and x[0] + t < before
-            and a.lo <= x[0] - t and x[0] + t <= a.hi):
-        return False
-    lower[0], upper[0] = x[0] - t, x[0] + t
-    return True
+cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noexcept nogil:
+    """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
+
+    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l): within h of x no |σ''| is larger
+    than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ' are in [−1, 1].
+    """
+    cdef const Sigmoids *f = b.a.f
+    cdef vf es = vset1(b.es[row]), s, zl, zr, pl, pr, p
+    cdef real h = max(r - x.x, x.x - l) * (1 + 4 * ROUND), m = 0, M = 0, T = 0, slope = 0, size = 0, bend = 0, k, g, top, low
+    cdef ix i
+    for i in range(f.units):
+        s, g, k = vset1(b.s[i * b.a.block + row]), f.g[i], fabs(f.a[i]) * h
+        zl, zr = vtail(preactivation(f, i, vset1(l), s)), vtail(preactivation(f, i, vset1(r), s))
+        pl, pr, p = dsigma(zl), dsigma(zr), dsigma(vtail(preactivation(f, i, vset1(x.x), s)))
+        top, low = vget(vsel_neg(vxor(zl, zr), vset1(0.25), vmax(pl, pr)), 0), vget(vmin(pl, pr), 0)
+        m, M = m + min(g * top, g * low), M + max(g * top, g * low)
+        T += fabs(g) * top
+        slope += g * vget(p, 0)
+        size += fabs(g) * vget(p, 0)
+        if k > 0:
+            bend += (fabs(g) + fabs(f.a[i]) * 1e-323) * k * (min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963)
+    k = vget(slope_error(f, vset1(T), es), 0)
+    m, M = m - k, M + k
+    k = vget(slope_error(f, vset1(size), es), 0) + bend * 1.03 + 1e-300     # 1.03: es < 0.01, exp and the sums
+    return max(max(m, slope - k), max(-M, -slope - k))
+
+
+cdef void approach(const Block *b, ix row, real l, real r, Point *x) noexcept nogil:
+    """OUT x in [l, r], nearer to a simple root: some steps of Newton's method."""
+    cdef Point p
+    cdef real next
+    cdef ix i
+    visit(b, row, inside(l, r), x)
+    for i in range(8):
+        next = x.x - x.f / x.slope
+        if x.sign == 0 or not l <= next <= r:
+            return
+        visit(b, row, next, &p)
+        if not fabs(p.f) < fabs(x.f):
+            return
+        x[0] = p
+
+
+cdef int prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *at) noexcept nogil:
+    """Try to make a cluster the enclosure of exactly one root, or of none: 1 or 0, and −1 where it stays what it is.
+
+    f has signs a little outside, strictly within the bounds and between the neighbours, and f' one sign in between.
+    """
+    cdef Point x, l, r
+    cdef real by
+    cdef ix i
+    approach(b, row, lower[0], upper[0], &x)
+    by = x.reach
+    for i in range(8):
+        visit(b, row, max(min(lower[0], x.x - by), max(after, b.a.lo)), &l)
+        visit(b, row, min(max(upper[0], x.x + by), min(before, b.a.hi)), &r)
+        if not (l.x < r.x and steepness(b, row, l.x, &x, r.x) > 0):
+            return -1
+        if l.sign != 0 and r.sign != 0:
+            if l.sign == r.sign:
+                return 0
+            lower[0], upper[0] = l.x, r.x
+            narrow(b, row, r.sign, &x, lower, upper)
+            at[0] = min(max(x.x, lower[0]), upper[0])
+            return 1
+        by *= 2
+    return -1
 
 
 cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
     """Clusters that reach to ±∞ end where f is decided; those that prove to be one root are."""
     cdef ix row, j, at = task * found.cap, end, out = at, first = task * b.a.block, start
     cdef real after, before
+    cdef int known
     for row in range(b.rows):
         end, start = at + found.count[first + row], out
         for j in range(at, end):
@@ -512,7 +713,10 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
                 before = found.lower[j + 1] if j + 1 < end else INFINITY
                 found.x[j] = inside(found.lower[j], found.upper[j])
                 if isfinite(found.lower[j]) and isfinite(found.upper[j]):
-                    found.unique[j] = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+                    known = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+                    if known == 0:
+                        continue
+                    found.unique[j] = known > 0
             found.lower[out], found.upper[out] = found.lower[j], found.upper[j]
             found.x[out], found.unique[out] = found.x[j], found.unique[j]
             out += 1
@@ -550,27 +754,28 @@ cdef void offsets(Block *b, ix first) noexcept nogil:
             vstore(b.s + i * ts + r, vsel_lt(most, vset1(INFINITY), s, vset1(0)))
 
 
-cdef inline real *carve(real **at, ix size) noexcept nogil:
-    """The next `size` numbers of the scratch, cache lines of their own."""
-    cdef real *p = at[0]
-    at[0] = p + (size + GL - 1) // GL * GL
-    return p
+cdef inline real *carve(real *scratch, double *at, double size) noexcept nogil:
+    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when only `at` counts."""
+    cdef double here = at[0]
+    at[0] = here + (GL * <double><int64_t>((size + (GL - 1)) / GL) if size < 1e18 else size)
+    return NULL if scratch is NULL else scratch + <ix>here
 
 
-cdef ix lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
-    """Where everything of a task is in the scratch; how many numbers that takes."""
-    cdef real *at = scratch
-    cdef ix n = a.f.units, sink = a.found.cap + VL
+cdef double lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
+    """Where everything of a task is in the scratch; how many numbers that takes, computed where nothing overflows."""
+    cdef double at = 0, n = a.f.units, whole = padded(a.f.units), rows = a.block, sink = <double>a.found.cap + VL
     b.a = a
-    b.s, b.es, b.spent = carve(&at, padded(n) * a.block), carve(&at, a.block), carve(&at, a.block)
-    b.x, b.magnitudes = carve(&at, a.other.net.layers[0].n_in * a.block), carve(&at, padded(n) * a.block)
-    b.points, b.item, b.t = carve(&at, 2 * n * VL), carve(&at, 2 * n * VL), carve(&at, (MOST_BREAKS + 2) * VL)
+    b.s, b.es, b.spent = carve(scratch, &at, whole * rows), carve(scratch, &at, rows), carve(scratch, &at, rows)
+    b.x, b.magnitudes = carve(scratch, &at, a.other.net.layers[0].n_in * rows), carve(scratch, &at, whole * rows)
+    b.points, b.item = carve(scratch, &at, 2 * n * VL), carve(scratch, &at, 2 * n * VL)
+    b.t = carve(scratch, &at, (MOST_BREAKS + 2) * VL)
     b.todo.cap, b.bracket.cap = a.todo_cap, a.bracket_cap
-    b.todo.p, b.bracket.p = carve(&at, (3 + 2 * n) * a.todo_cap + VL), carve(&at, 5 * a.bracket_cap + VL)
-    b.sink.row, b.sink.lower, b.sink.upper = carve(&at, sink), carve(&at, sink), carve(&at, sink)
-    b.sink.x, b.sink.kind, b.sink.cap = carve(&at, sink), carve(&at, sink), a.found.cap
-    b.start, b.order = <ix *>carve(&at, a.block + 1), <ix *>carve(&at, a.found.cap + 1)
-    return at - scratch
+    b.todo.p = carve(scratch, &at, (3 + 2 * n) * a.todo_cap + VL)
+    b.bracket.p = carve(scratch, &at, 5. * a.bracket_cap + VL)
+    b.sink.row, b.sink.lower, b.sink.upper = carve(scratch, &at, sink), carve(scratch, &at, sink), carve(scratch, &at, sink)
+    b.sink.x, b.sink.kind, b.sink.cap = carve(scratch, &at, sink), carve(scratch, &at, sink), a.found.cap
+    b.start, b.order = <ix *>carve(scratch, &at, rows + 1), <ix *>carve(scratch, &at, a.found.cap + 1.)
+    return at
 
 
 cdef inline void isolate(Block *b, const int H) noexcept nogil:
@@ -612,7 +817,7 @@ cdef class Isolator(Solver):
         cdef Sigmoids *f = &self.f
         cdef ix n = a.shape[0], i
         cdef real *at
-        cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size
+        cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size, lost = 0
         self.net, self.sizes, self.store = offsets, magnitudes, reals(3 * n)
         at = aligned(self.store)
         f.units, f.a, f.d, f.g, f.c, f.few = n, at, at + n, at + 2 * n, c, few
@@ -620,15 +825,16 @@ cdef class Isolator(Solver):
             at[i], at[n + i] = (<real *>cnp.PyArray_DATA(a))[i], (<real *>cnp.PyArray_DATA(d))[i]
             at[2 * n + i] = at[i] * at[n + i]
             size = fabs(at[i])
+            lost += size * 1e-323
             D, G = D + fabs(at[n + i]), G + fabs(at[2 * n + i])
             if size > 0:
                 widest, slowest = max(widest, size), min(slowest, size)
         for i in range(n if widest > 0 else 0):
-            curvature += fabs(at[i]) / widest * fabs(at[2 * n + i])
+            curvature += fabs(at[i]) / widest * (fabs(at[2 * n + i]) + fabs(at[i]) * 1e-323)
         f.E = 1.001 * (ROUND * D * 2.725 + (n + 3) * ROUND * (fabs(c) + D) + error)
         f.E_s, f.slope_u, f.slopes = 0.251 * D, (750 + n) * ROUND, G
         f.curvature, f.widest = 0.0964 * curvature + 1e-320, widest
-        f.least_slope = G * 4e-308 + 1e-320
+        f.least_slope = G * 4e-308 + lost + 1e-320
         f.narrow, f.slowest = 16 / widest if widest else 1, slowest if widest else 1
         for i in range(2):
             f.limit[i] = limits[i]

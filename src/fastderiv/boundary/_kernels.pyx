@@ -13,10 +13,11 @@ from libc.math cimport INFINITY, exp, fabs, isfinite, log, sqrt
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
+from fastderiv._core.fpstate cimport fp_enter, fp_leave, fp_word
 from fastderiv._core.simd cimport (GL, NS, VL, ix, real, vabs, vall_lt, vcompress, vcopysign, vcount, vf, vfirst, vfma, vfma_once,
                                    vgather, vget, vload, vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad,
                                    vstore, vtail, vxor)
-from fastderiv._core.threads cimport Worker, interrupted, run
+from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 
 cnp.import_array()
 
@@ -29,13 +30,13 @@ cdef extern from *:
     {
         vf acc[8][2];
         int j, k;
-    # pragma GCC unroll 8
+        UNROLLED
         for (j = 0; j < NO; j++) acc[j][0] = acc[j][1] = vset1(b[j]);
         for (; n > 0; n -= GL, w += next) {
             const int c = n < GL ? (int)n : GL;
             for (k = 0; k < c; k++, y += ts) {
                 const vf y0 = vload(y), y1 = vload(y + VL);
-    # pragma GCC unroll 8
+                UNROLLED
                 for (j = 0; j < NO; j++) {
                     const vf a = vset1(turned ? w[j * GL + k] : w[k * GL + j]);
                     acc[j][0] = vfma(a, y0, acc[j][0]);
@@ -43,7 +44,7 @@ cdef extern from *:
                 }
             }
         }
-    # pragma GCC unroll 8
+        UNROLLED
         for (j = 0; j < NO; j++) { vstore(z + j * ts, acc[j][0]); vstore(z + j * ts + VL, acc[j][1]); }
     }
 
@@ -53,14 +54,14 @@ cdef extern from *:
         vf acc[8];
         ptrdiff_t k;
         int i;
-    # pragma GCC unroll 8
+        UNROLLED
         for (i = 0; i < NP * NS; i++) acc[i] = vload(b + i * VL);
         for (k = 0; k < n; k++) {
             const vf a = vset1(y[k]);
-    # pragma GCC unroll 8
+            UNROLLED
             for (i = 0; i < NP * NS; i++) acc[i] = vfma(a, vload(w + i / NS * panel + k * GL + i % NS * VL), acc[i]);
         }
-    # pragma GCC unroll 8
+        UNROLLED
         for (i = 0; i < NP * NS; i++) vstore(z + i * VL, acc[i]);
     }
     enum { AT_ONCE = VL == 8 ? 8 : 4,               /* outputs of a block: what 32 or 16 registers hold beside two rows */
@@ -76,6 +77,7 @@ cdef enum:
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of one layer's activations: they stay in the first-level cache
     QUICK = 1 << 24                     # multiply–adds of a tile, a few milliseconds, that needs no look for signals
+    ROW_QUICK = 1 << 21                 # of a single row, which reads every weight for one multiply–add: a millisecond
 
 cdef struct Layer:
     const real *w                       # panels, (⌈n_out / GL⌉, n_in, GL)
@@ -89,6 +91,7 @@ cdef struct Net:
     ix slopes                           # over all hidden layers, each rounded up to GL
     const real *zeros                   # (widest,)
     double macs, sigmoids               # per row
+    ix outputs                          # of the last layer
 
 cdef struct Batch:                      # IN X (…, n_in); OUT out (m, n_out), or the gradient (m, n_in)
     const Net *net
@@ -260,10 +263,13 @@ cdef void rows_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 # ---- one row: units in lanes --------------------------------------------------------------------------------------
 
-cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out) noexcept nogil:
-    """IN y (n,); OUT z (n_out, padded to GL) = b + Wᵀ y.  `panel`: the way from one panel to the next."""
+cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out, Worker *watch) noexcept nogil:
+    """IN y (n,); OUT z (n_out, padded to GL) = b + Wᵀ y.  `panel`: the way from one panel to the next; `watch` as in `dense`:
+    what is left is then not computed."""
     cdef ix left = padded(n_out) // GL
     while left >= PANELS:
+        if watch is not NULL and interrupted(watch):
+            return
         units_block(w, panel, b, y, z, n, PANELS)
         w, b, z, left = w + PANELS * panel, b + PANELS * GL, z + PANELS * GL, left - PANELS
     while left > 0:
@@ -282,48 +288,67 @@ cdef struct Row:                        # a network along one input, the others 
     real *dz
 
 
-cdef inline void first_layer(const Row *a, real t, real *z) noexcept nogil:
+cdef struct LineCall:                   # what a `Line` is asked
+    const Row *row
+    const real *x                       # `prepare`: the row of X
+    real t, out                         # the others: OUT the value or the slope at t
+
+
+cdef inline void first_layer(const Row *a, real t, real *z, Worker *watch) noexcept nogil:
     """z = the first layer's sums, resumed at `coordinate`: the other order would change the bits."""
     cdef const Layer *l = &a.net.layers[0]
     cdef ix c = a.coordinate
     a.x[c] = t
-    units(l.w + c * GL, l.n_in * GL, a.prefix, a.x + c, z, l.n_in - c, l.n_out)
+    units(l.w + c * GL, l.n_in * GL, a.prefix, a.x + c, z, l.n_in - c, l.n_out, watch)
 
 
-cdef real value_at(const Row *a, real t) noexcept nogil:
-    """The only output at input `coordinate` = t."""
+cdef void prepare_task(void *args, ix i, Worker *watch) noexcept nogil:
+    """OUT the row's inputs and, of the first layer's sums, the part before `coordinate`."""
+    cdef const LineCall *call = <const LineCall *>args
+    cdef const Row *a = call.row
+    cdef const Layer *l = &a.net.layers[0]
+    memcpy(a.x, call.x, l.n_in * sizeof(real))
+    units(l.w, l.n_in * GL, l.b, a.x, a.prefix, a.coordinate, l.n_out, watch)
+
+
+cdef void value_task(void *args, ix i, Worker *watch) noexcept nogil:
+    """OUT the only output at input `coordinate` = t."""
+    cdef LineCall *call = <LineCall *>args
+    cdef const Row *a = call.row
     cdef const Layer *l
     cdef real *y = a.y
     cdef real *z = a.z
-    cdef ix i
-    first_layer(a, t, y)
-    for i in range(1, a.net.depth):
-        l = &a.net.layers[i]
+    cdef ix k
+    first_layer(a, call.t, y, watch)
+    for k in range(1, a.net.depth):
+        l = &a.net.layers[k]
         logistic(y, padded(l.n_in))
-        units(l.w, l.n_in * GL, l.b, y, z, l.n_in, l.n_out)
+        units(l.w, l.n_in * GL, l.b, y, z, l.n_in, l.n_out, watch)
         y, z = z, y
-    return y[0]
+    call.out = y[0]
 
 
-cdef real slope_at(const Row *a, real t) noexcept nogil:
-    """Its derivative with respect to t: the tangent runs along with the value."""
+cdef void slope_task(void *args, ix i, Worker *watch) noexcept nogil:
+    """OUT its derivative with respect to t: the tangent runs along with the value."""
+    cdef LineCall *call = <LineCall *>args
+    cdef const Row *a = call.row
     cdef const Layer *l = &a.net.layers[0]
     cdef real *y = a.y
     cdef real *z = a.z
     cdef real *dy = a.dy
     cdef real *dz = a.dz
     cdef real one = 1
-    cdef ix i
-    first_layer(a, t, y)
-    units(l.w + a.coordinate * GL, l.n_in * GL, a.net.zeros, &one, dy, 1, l.n_out)
-    for i in range(1, a.net.depth):
-        l = &a.net.layers[i]
+    cdef ix k
+    first_layer(a, call.t, y, watch)
+    units(l.w + a.coordinate * GL, l.n_in * GL, a.net.zeros, &one, dy, 1, l.n_out, watch)
+    for k in range(1, a.net.depth):
+        l = &a.net.layers[k]
         logistic_and_slope(y, z, padded(l.n_in))
         times(dy, z, padded(l.n_in))
-        units(l.w, l.n_in * GL, l.b, y, z, l.n_in, l.n_out)
-        units(l.w, l.n_in * GL, a.net.zeros, dy, dz, l.n_in, l.n_out)
+        units(l.w, l.n_in * GL, l.b, y, z, l.n_in, l.n_out, watch)
+        units(l.w, l.n_in * GL, a.net.zeros, dy, dz, l.n_in, l.n_out, watch)
         y, z, dy, dz = z, y, dz, dy
-    return dy[0]
+    call.out = dy[0]
 
 
 # ---- as Python sees it --------------------------------------------------------------------------------------------
@@ -333,8 +358,43 @@ cdef real *aligned(cnp.ndarray store) noexcept:
     return <real *>((<uintptr_t>cnp.PyArray_DATA(store) + 63) & ~<uintptr_t>63)
 
 
-cdef cnp.ndarray reals(ix n):
-    return np.zeros(n + 8, np.float64)
+cdef cnp.ndarray reals(double n):
+    """n zeros and what `aligned` may skip; sizes are doubles, as in `run`: exact where there is so much memory."""
+    if not (n + 8) * sizeof(real) < 2.0**62:
+        raise MemoryError(f"no memory for {(n + 8) * sizeof(real):.0f} bytes of a network's numbers")
+    return np.zeros(<ix>n + 8, np.float64)
+
+
+cdef int expect_reals(str name, cnp.ndarray a, int ndim, bint contiguous) except -1:
+    """The kernels take pointers: native, aligned float64 of `ndim` axes, or an error."""
+    if cnp.PyArray_TYPE(a) != cnp.NPY_DOUBLE or not cnp.PyArray_ISBEHAVED_RO(a):
+        raise TypeError(f"{name} has dtype {a.dtype}; expected native, aligned float64")
+    if cnp.PyArray_NDIM(a) != ndim:
+        raise ValueError(f"{name} has {cnp.PyArray_NDIM(a)} axes; expected {ndim}")
+    if contiguous and not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise ValueError(f"{name} is not C-contiguous")
+    return 0
+
+
+cdef int expect_length(str name, ix given, ix wanted) except -1:
+    if given != wanted:
+        raise ValueError(f"{name} is {given}; expected {wanted}")
+    return 0
+
+
+cdef int run_once(const Net *net, task_t task, void *args) except -1:
+    """task(args, 0, …) in the default floating-point state; looks for signals if the network is large.
+
+    The pointer is volatile: the compiler cannot inline the task and move its arithmetic to where the state is the caller's.
+    """
+    cdef volatile task_t opaque = task
+    cdef fp_word state
+    if net.macs > ROW_QUICK:
+        return run(task, args, 1, 0, 0)
+    state = fp_enter()
+    opaque(args, 0, NULL)
+    fp_leave(state)
+    return 0
 
 
 cdef class Program:
@@ -342,15 +402,18 @@ cdef class Program:
     cdef cnp.ndarray store, table
     cdef Net net
 
-    def __cinit__(self, tuple weights, tuple biases):
-        cdef ix i, size = 0, depth = len(weights)
+    def __cinit__(self, tuple weights not None, tuple biases not None):
+        cdef ix i, depth = len(weights)
+        cdef double size = 0
         cdef real *at
+        if depth < 1 or len(biases) != depth:
+            raise ValueError(f"there are {depth} weights and {len(biases)} biases; expected as many, at least 1")
         self.net.depth = depth
         self.table = np.zeros(depth * sizeof(Layer), np.uint8)
         self.net.layers = <Layer *>cnp.PyArray_DATA(self.table)
         for i in range(depth):
-            self.describe(i, weights[i])
-            size += padded(self.net.layers[i].n_out) * (self.net.layers[i].n_in + 1)
+            self.describe(i, weights[i], biases[i])
+            size += <double>padded(self.net.layers[i].n_out) * (<double>self.net.layers[i].n_in + 1)
         # the transposed kernel reads up to a panel beyond the last one, into rows nobody looks at
         self.store = reals(size + self.net.widest + GL * GL)
         at = aligned(self.store)
@@ -358,12 +421,20 @@ cdef class Program:
             at = self.pack(i, weights[i], biases[i], at)
         self.net.zeros = at
 
-    cdef int describe(self, ix i, cnp.ndarray weights) except -1:
+    cdef int describe(self, ix i, cnp.ndarray weights, cnp.ndarray biases) except -1:
         cdef Net *net = &self.net
         cdef Layer *l = &net.layers[i]
+        expect_reals(f"weights[{i}]", weights, 2, True)
+        expect_reals(f"biases[{i}]", biases, 1, True)
         l.n_in, l.n_out = weights.shape[0], weights.shape[1]
+        expect_length(f"the size of biases[{i}]", biases.shape[0], l.n_out)
+        if i > 0:
+            expect_length(f"weights[{i}].shape[0]", l.n_in, net.outputs)
+        if max(l.n_in, l.n_out) >= <ix>1 << 58:
+            raise MemoryError(f"no memory for {<double>max(l.n_in, l.n_out) * sizeof(real):.0f} bytes of a layer")
+        net.outputs = l.n_out
         net.widest = max(net.widest, max(padded(l.n_in), padded(l.n_out)))
-        net.macs += l.n_in * l.n_out
+        net.macs += <double>l.n_in * l.n_out
         if i > 0:
             net.slopes += padded(l.n_in)
             net.sigmoids += l.n_in
@@ -388,42 +459,88 @@ cdef class Program:
         """Cut m rows into tiles and tasks, and run them."""
         cdef const Net *net = a.net
         cdef double row = 2e-10 * net.macs / VL + 5e-9 * (net.sigmoids + 1) / VL + 1e-9 * net.layers[0].n_in
-        cdef ix per_row = (2 * net.widest + (net.slopes if a.gradient else 0)) * sizeof(real)
+        cdef double per_row = (2. * net.widest + (net.slopes if a.gradient else 0)) * sizeof(real)
         cdef ix fits = TILE_BYTES // (max(<ix>1, net.widest) * <ix>sizeof(real))
         a.rows = max(<ix>STEP, min(<ix>MAX_ROWS, fits // STEP * STEP))
         a.task_rows = a.rows * max(<ix>1, <ix>(50e-6 / (a.rows * row)))
-        return run(rows_task, a, (a.m + a.task_rows - 1) // a.task_rows,
-                   a.rows * per_row + 64 * sizeof(real), a.m * row * (2 if a.gradient else 1))
+        if a.m == 0 or (net.layers[0].n_in if a.gradient else net.outputs) == 0:
+            return 0                    # no output: 2**60 rows of none would take ages
+        return run(rows_task, a, (a.m - 1) // a.task_rows + 1, a.rows * per_row + 64 * sizeof(real),
+                   a.m * row * (2 if a.gradient else 1))
 
-    def evaluate(self, cnp.ndarray X, cnp.ndarray out, bint squash):
+    def evaluate(self, cnp.ndarray X not None, cnp.ndarray out not None, bint squash):
         """OUT out (m, n_out), or any shape of that size: the outputs for X (m, n_in), float64 of any strides."""
         cdef Batch a
         fill(&a, &self.net, X, out)
+        give(&a, out, self.net.outputs)
         a.squash = squash
         self.over(&a)
 
-    def gradient(self, cnp.ndarray X, cnp.ndarray out):
+    def gradient(self, cnp.ndarray X not None, cnp.ndarray out not None):
         """OUT out (m, n_in): the gradient of the only output."""
         cdef Batch a
+        expect_length("the number of outputs", self.net.outputs, 1)
         fill(&a, &self.net, X, out)
+        give(&a, out, self.net.layers[0].n_in)
         a.gradient = True
         self.over(&a)
 
-    def along(self, cnp.ndarray X, cnp.ndarray pick, cnp.ndarray t, ix coordinate, cnp.ndarray out):
+    def along(self, cnp.ndarray X not None, cnp.ndarray pick not None, cnp.ndarray t not None, ix coordinate,
+              cnp.ndarray out not None):
         """OUT out (k, n_out) or (k,): the outputs at the rows pick (k,) of X, their input `coordinate` replaced by t (k,)."""
         cdef Batch a
+        cdef cnp.ndarray own            # of the call, which nobody else can change amid it
         fill(&a, &self.net, X, out)
+        expect_reals("t", t, cnp.PyArray_NDIM(t), True)
+        a.coordinate = expect_index("coordinate", coordinate, self.net.layers[0].n_in)
+        own = numbers("pick", pick, cnp.PyArray_SIZE(t), a.m)
         a.m = cnp.PyArray_SIZE(t)
-        a.pick, a.t, a.coordinate = <const ix *>cnp.PyArray_DATA(pick), <const real *>cnp.PyArray_DATA(t), coordinate
+        give(&a, out, self.net.outputs)
+        a.pick, a.t = <const ix *>cnp.PyArray_DATA(own), <const real *>cnp.PyArray_DATA(t)
         self.over(&a)
 
 
-cdef void fill(Batch *a, const Net *net, cnp.ndarray X, cnp.ndarray out) noexcept:
+cdef int fill(Batch *a, const Net *net, cnp.ndarray X, cnp.ndarray out) except -1:
+    """The rows X (m, n_in), float64 of any strides; `out` is checked by `give`."""
     memset(a, 0, sizeof(Batch))
+    expect_reals("X", X, 2, False)
+    expect_length("X.shape[1]", X.shape[1], net.layers[0].n_in)
     a.net, a.X, a.out = net, <const real *>cnp.PyArray_DATA(X), <real *>cnp.PyArray_DATA(out)
     a.m = X.shape[0]
     a.x_row = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real)
     a.x_col = cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
+    return 0
+
+
+cdef int give(Batch *a, cnp.ndarray out, ix n) except -1:
+    """Check that `out` takes n numbers for each of the rows."""
+    expect_reals("out", out, cnp.PyArray_NDIM(out), True)
+    if not cnp.PyArray_ISWRITEABLE(out):
+        raise ValueError("out is read-only")
+    if <double>cnp.PyArray_SIZE(out) != <double>a.m * n:
+        raise ValueError(f"out has {cnp.PyArray_SIZE(out)} numbers; expected {a.m} rows of {n}")
+    return 0
+
+
+cdef ix expect_index(str name, ix i, ix n) except -1:
+    if not 0 <= i < n:
+        raise IndexError(f"{name} is {i}; expected an index from 0 to {n - 1}")
+    return i
+
+
+cdef cnp.ndarray numbers(str name, cnp.ndarray given, ix size, ix end):
+    """A copy of `given` (size,), contiguous intp: each is read once, and is from 0 to end − 1."""
+    cdef cnp.ndarray own = np.empty(size, np.intp)
+    cdef const ix *at = <const ix *>cnp.PyArray_DATA(given)
+    cdef ix *to = <ix *>cnp.PyArray_DATA(own)
+    cdef ix i, one
+    if cnp.PyArray_TYPE(given) != cnp.NPY_INTP or not cnp.PyArray_ISCARRAY_RO(given):
+        raise TypeError(f"{name} has dtype {given.dtype}; expected native, contiguous intp")
+    expect_length(f"the size of {name}", cnp.PyArray_SIZE(given), size)
+    for i in range(size):
+        one = at[i]
+        to[i] = expect_index(name, one, end)
+    return own
 
 
 cdef class Line:
@@ -432,26 +549,36 @@ cdef class Line:
     cdef cnp.ndarray store
     cdef Row row
 
-    def __cinit__(self, Program program, ix coordinate):
+    def __cinit__(self, Program program not None, ix coordinate):
         cdef ix w = program.net.widest
+        expect_length("the number of outputs", program.net.outputs, 1)
         self.program = program
-        self.store = reals(6 * w)
-        self.row.net, self.row.coordinate = &program.net, coordinate
+        self.store = reals(6. * w)
+        self.row.net, self.row.coordinate = &program.net, expect_index("coordinate", coordinate, program.net.layers[0].n_in)
         self.row.x = aligned(self.store)
         self.row.prefix, self.row.y, self.row.z = self.row.x + w, self.row.x + 2 * w, self.row.x + 3 * w
         self.row.dy, self.row.dz = self.row.x + 4 * w, self.row.x + 5 * w
 
-    def prepare(self, cnp.ndarray X, ix i):
+    def prepare(self, cnp.ndarray X not None, ix i):
         """Fix the other inputs to those of row i of X (m, n_in), C-contiguous float64."""
-        cdef const Layer *l = &self.row.net.layers[0]
-        memcpy(self.row.x, <const real *>cnp.PyArray_DATA(X) + i * l.n_in, l.n_in * sizeof(real))
-        units(l.w, l.n_in * GL, l.b, self.row.x, self.row.prefix, self.row.coordinate, l.n_out)
+        cdef ix n = self.row.net.layers[0].n_in
+        cdef LineCall call
+        expect_reals("X", X, 2, True)
+        expect_length("X.shape[1]", X.shape[1], n)
+        call.row, call.x = &self.row, <const real *>cnp.PyArray_DATA(X) + expect_index("i", i, X.shape[0]) * n
+        run_once(self.row.net, prepare_task, &call)
 
     def __call__(self, double t):
-        return value_at(&self.row, t)
+        cdef LineCall call
+        call.row, call.t = &self.row, t
+        run_once(self.row.net, value_task, &call)
+        return call.out
 
     def derivative(self, double t):
-        return slope_at(&self.row, t)
+        cdef LineCall call
+        call.row, call.t = &self.row, t
+        run_once(self.row.net, slope_task, &call)
+        return call.out
 
 
 include "_crossings.pxi"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
 from .._core.dispatch import kernels
+from .._core.fpstate import ieee
+from ._sklearn import parameters_of
 
 Outputs = Sequence[int] | np.ndarray
 _kernels = kernels("boundary", ("f64",))[arrays.F64]
+Network = TypeVar("Network", bound="SigmoidMLP")
 
 
 class SigmoidMLP:
     """A multilayer perceptron whose hidden layers are logistic: ``y = σ(x W + b)`` layer after layer, in float64.
 
-    The network owns read-only copies of its parameters; it is immutable, compares by value, copies and pickles.
+    The network owns copies of its parameters that nobody can write to; it is immutable, compares by value, copies and
+    pickles.
 
     Parameters
     ----------
@@ -63,10 +67,12 @@ class SigmoidMLP:
     array([1.      , 2.386351])
     """
 
-    __slots__ = ("__weakref__", "_biases", "_programs", "_weights")
+    __slots__ = ("__weakref__", "_biases", "_names", "_programs", "_weights")
 
     def __init__(self, weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> None:
-        self._weights, self._biases = _parameters(weights, biases)
+        with ieee():  # in which integers and float32 are converted alike everywhere
+            self._weights, self._biases = _parameters(weights, biases)
+        self._names: tuple[str, ...] | None = None  # of the features, where a fitted model knew them
         self._programs: dict = {}  # what is evaluated -> packed kernels' network
 
     @classmethod
@@ -83,21 +89,19 @@ class SigmoidMLP:
         Returns
         -------
         SigmoidMLP
+            It remembers the model's ``feature_names_in_``: DataFrames with other columns, or in another order, are
+            refused as scikit-learn refuses them.
 
         Raises
         ------
         TypeError
-            If `model` is no MLPClassifier.
+            If `model` is no MLPClassifier, as a Pipeline around one is none.
         ValueError
-            If it is not fitted, or its activation is not "logistic".
+            If it is not fitted, its activation is not "logistic", it has several labels per sample or one class only,
+            or predicts by other means than scikit-learn's own.
         """
-        if not all(hasattr(model, name) for name in ("activation", "hidden_layer_sizes", "predict_proba")):
-            raise TypeError(f"model is a {type(model).__name__}; expected an MLPClassifier")
-        if model.activation != "logistic":
-            raise ValueError(f"model has activation {model.activation!r}; expected 'logistic'")
-        if not hasattr(model, "coefs_"):
-            raise ValueError(f"model is not fitted: this {type(model).__name__} has no coefs_")
-        return cls(model.coefs_, model.intercepts_)
+        weights, biases, names = parameters_of(model)
+        return _named(cls, weights, biases, names)
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
@@ -172,13 +176,14 @@ class SigmoidMLP:
         """How far one output leads another: ``logits[:, outputs[0]] - logits[:, outputs[1]]``.
 
         Computed from the difference of the last weights' two columns, Δc + Σ dᵢ yᵢ, so a tie is a root of one sum.
-        With a single output it is the logit, and `outputs` is ignored.
+        With a single output it is the logit, whose sign tells class 1 from class 0.
 
         Parameters
         ----------
         X : array_like, shape (m, n_inputs)
         outputs : pair of int, optional
-            Two different outputs, by default (0, 1); negative ones count from the last.
+            Two different outputs, by default (0, 1); negative ones count from the last.  With a single output they are
+            its two classes, and in either order give the logit.
 
         Returns
         -------
@@ -195,9 +200,10 @@ class SigmoidMLP:
         >>> fd.SigmoidMLP([[[1.0, 3.0]]], [[0.0, 0.0]]).margin([[2.0]], outputs=(1, 0))
         array([4.])
         """
-        X, program = self._inputs(X), self._margin_program(outputs)
-        out = np.empty(len(X))
-        program.evaluate(X, out, False)
+        with ieee():
+            X, program = self._inputs(X), self._margin_program(outputs)
+            out = np.empty(len(X))
+            program.evaluate(X, out, False)
         return out
 
     def margin_gradient(self, X: ArrayLike, outputs: Outputs = (0, 1)) -> np.ndarray:
@@ -227,26 +233,38 @@ class SigmoidMLP:
         >>> fd.SigmoidMLP([[[4.0]], [[1.0, -1.0]]], [[0.0], [0.0, 0.0]]).margin_gradient([[0.0]])
         array([[2.]])
         """
-        X, program = self._inputs(X), self._margin_program(outputs)
-        out = np.empty(X.shape)
-        program.gradient(X, out)
+        with ieee():
+            X, program = self._inputs(X), self._margin_program(outputs)
+            out = np.empty(X.shape)
+            program.gradient(X, out)
         return out
 
     def _evaluate(self, X: ArrayLike, squash: bool) -> np.ndarray:
-        X = self._inputs(X)
-        out = np.empty((len(X), self.n_outputs))
-        self._logits_program().evaluate(X, out, squash)
+        with ieee():
+            X = self._inputs(X)
+            out = np.empty((len(X), self.n_outputs))
+            self._logits_program().evaluate(X, out, squash)
         return out
 
     def _inputs(self, X: ArrayLike) -> np.ndarray:
+        check_names(self, "X", X)
         X = arrays.float64("X", X)
         if X.ndim != 2 or X.shape[1] != self.n_inputs:
             raise ValueError(f"X has shape {X.shape}; expected (m, n_inputs) = (m, {self.n_inputs})")
         return X
 
     def _columns(self, outputs: Outputs) -> tuple[int, int] | None:
-        """`outputs` as two non-negative numbers; None if there is only one output."""
-        return None if self.n_outputs == 1 else _pair("outputs", outputs, self.n_outputs)
+        """`outputs` as two non-negative numbers; None if there is only one output, that tells two classes apart."""
+        if self.n_outputs > 1:
+            return _pair("outputs", outputs, self.n_outputs)
+        _pair("outputs", outputs, 2, "classes")
+        return None
+
+    def _unpacked(self) -> Self:
+        """The same network, whose packed kernels' networks are its own and end with it."""
+        other = object.__new__(type(self))
+        other._weights, other._biases, other._names, other._programs = self._weights, self._biases, self._names, {}
+        return other
 
     def _logits_program(self) -> Any:
         if None not in self._programs:
@@ -272,7 +290,7 @@ class SigmoidMLP:
     def _last_difference(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
         """Weights d (n,) and bias Δc (1,) of the margin in the last layer; infinite where the difference overflows."""
         first, second = self._last_columns(pair)
-        with np.errstate(over="ignore"):
+        with ieee(), np.errstate(all="ignore"):
             difference = first - second
         return difference[:-1], difference[-1:]
 
@@ -280,16 +298,20 @@ class SigmoidMLP:
         if not isinstance(other, SigmoidMLP):
             return NotImplemented
         mine, theirs = self._weights + self._biases, other._weights + other._biases
-        return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
+        with ieee():  # in which subnormal numbers differ
+            return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
 
     def __hash__(self) -> int:
-        return hash((self._sizes(), *((b + 0.0).tobytes() for b in self._biases)))  # + 0.0: −0.0 equals 0.0
+        with ieee(), np.errstate(all="ignore"):
+            return hash((self._sizes(), *((b + 0.0).tobytes() for b in self._biases)))  # + 0.0: −0.0 equals 0.0
 
     def __repr__(self) -> str:
         return f"SigmoidMLP({'-'.join(map(str, self._sizes()))})"
 
     def __reduce__(self) -> tuple:
-        return type(self), (self._weights, self._biases)
+        if self._names is None:
+            return type(self), (self._weights, self._biases)
+        return _named, (type(self), self._weights, self._biases, self._names)
 
     def _sizes(self) -> tuple[int, ...]:
         return (self.n_inputs, *self.hidden_widths, self.n_outputs)
@@ -298,6 +320,62 @@ class SigmoidMLP:
 def check_network(net: SigmoidMLP) -> None:
     if not isinstance(net, SigmoidMLP):
         raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
+
+
+def check_names(net: SigmoidMLP, name: str, value: object, *, without: int | None = None, row: bool = False) -> None:
+    """A ValueError if `value` has columns of other names, or in another order, than the model of `net` was fitted with.
+
+    `without` is the number of an input whose column `value` has not got; `row`: a Series is one sample, whose index
+    bears the names.  What has no names, or a network that knows none, passes, as with scikit-learn.
+    """
+    if net._names is None or type(value) is np.ndarray:
+        return
+    given, known = _names_of(value, row), list(net._names)
+    if without is not None:
+        del known[without]
+    if given is not None and given != known:
+        raise ValueError(f"{name} has other columns than the model was fitted with: {_difference(given, known)}")
+
+
+def _names_of(value: object, row: bool) -> list[str] | None:
+    names = getattr(value, "columns", None)
+    if names is None and row and hasattr(value, "to_numpy"):
+        names = getattr(value, "index", None)
+    try:
+        names = list(names)  # type: ignore[call-overload]
+    except TypeError:
+        return None
+    return list(map(str, names)) if any(isinstance(n, str) for n in names) else None
+
+
+def _difference(given: list[str], known: list[str]) -> str:
+    """How names differ, in the words of scikit-learn."""
+    unseen, missing = ([n for n in a if n not in b] for a, b in ((given, known), (known, given)))
+    said = ["The feature names should match those that were passed during fit."]
+    if unseen:
+        said.append(f"Feature names unseen at fit time: {_few(unseen)}.")
+    if missing:
+        said.append(f"Feature names seen at fit time, yet now missing: {_few(missing)}.")
+    if not (unseen or missing):
+        said.append(f"Feature names must be in the same order as they were in fit: {_few(known)}.")
+    return " ".join(said)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + ", …" * (len(names) > 5)
+
+
+def _named(
+    kind: type[Network], weights: Sequence[ArrayLike], biases: Sequence[ArrayLike], names: Iterable[str] | None
+) -> Network:
+    """A network whose features have names; what unpickling calls."""
+    net = kind(weights, biases)
+    if names is not None:
+        names = tuple(map(str, names))
+        if len(names) != net.n_inputs:
+            raise ValueError(f"feature_names_in_ has {len(names)} names; expected one per input = {net.n_inputs}")
+        net._names = names
+    return net
 
 
 def _parameters(weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> tuple[tuple, tuple]:
@@ -329,9 +407,9 @@ def _sequence(name: str, value: Iterable) -> list:
 
 
 def _parameter(name: str, value: ArrayLike) -> np.ndarray:
-    own = np.array(arrays.finite(name, arrays.float64(name, value)), order="C")
-    own.flags.writeable = False
-    return own
+    """A finite float64 copy in memory of a bytes object: its `writeable` flag cannot be set again."""
+    own = np.array(arrays.float64(name, value), order="C")
+    return np.ndarray(own.shape, arrays.F64, arrays.finite(name, own).tobytes())
 
 
 def _pair(name: str, value: Outputs, size: int, what: str = "outputs") -> tuple[int, int]:

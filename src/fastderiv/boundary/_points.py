@@ -1,21 +1,39 @@
-"""One point among a network's inputs: its checks, and how far it is from being a tie."""
+"""Points among a network's inputs: their checks, how far they are from being ties, and which output leads there."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core import arrays
-from ._network import Outputs, SigmoidMLP
+from .._core import arrays, maths
+from .._core.fpstate import ieee
+from ._network import Outputs, SigmoidMLP, _kernels, check_names
 
+_EPS = np.finfo(float).eps  # two of the u by which an operation is wrong
+_TINY = 1e-300  # more than what is lost where numbers are subnormal
 CLOSE = 1e-6  # a point nearer than this to the boundary, in units of max(1, |x|), is taken for a tie
 
 
 def check_point(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
     """`x` as a finite float64 (n_inputs,) array of our own."""
-    x = arrays.finite(name, np.array(arrays.float64(name, x)))
+    x = _own(name, net, x)
     arrays.expect(name, x, (net.n_inputs,), "(n_inputs,)")
-    return x
+    return arrays.finite(name, x)
+
+
+def check_samples(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
+    """`x`, one sample (n_inputs,) or several (m, n_inputs), as a finite float64 array of our own."""
+    x, n = _own(name, net, x), net.n_inputs
+    if x.ndim not in (1, 2) or x.shape[-1] != n:
+        raise ValueError(f"{name} has shape {x.shape}; expected (n_inputs,) or (m, n_inputs) = (m, {n})")
+    return arrays.finite(name, x)
+
+
+def _own(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
+    """A float64 copy, which nobody changes after it was checked."""
+    check_names(net, name, x, row=True)
+    with ieee():
+        return np.array(arrays.float64(name, x))
 
 
 def margin_and_gradient(net: SigmoidMLP, x: np.ndarray, outputs: Outputs) -> tuple[float, np.ndarray]:
@@ -35,7 +53,8 @@ def check_tie(name: str, x: np.ndarray, margin: float, gradient: np.ndarray) -> 
 
 def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: bool = False) -> np.ndarray:
     """`bounds` as (size, 2), one pair standing for all: lo < hi in every row, or lo ≤ hi if they may be `equal`."""
-    box = np.array(arrays.float64(name, bounds))  # our own: nobody changes it after it was checked
+    with ieee():
+        box = np.array(arrays.float64(name, bounds))
     if box.shape not in ((2,), (size, 2)):
         raise ValueError(f"{name} has shape {box.shape}; expected {meaning} = (2,) or {(size, 2)}")
     box = np.broadcast_to(box, (size, 2))
@@ -51,5 +70,67 @@ def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: b
 def rounding(net: SigmoidMLP, outputs: Outputs) -> float:
     """What rounding may add to a margin: it cannot be told from zero within."""
     d, dc = net._last_difference(net._columns(outputs))
-    with np.errstate(over="ignore"):
-        return 8 * float(np.finfo(float).eps) * float(abs(d).sum() + abs(dc[0]))
+    with ieee(), np.errstate(all="ignore"):
+        return 8 * float(_EPS) * float(abs(d).sum() + abs(dc[0]))
+
+
+def decision(net: SigmoidMLP, outputs: Outputs | str) -> tuple[int, int] | None:
+    """The two outputs of a pair, a single one's as classes; None for "any" of more than two."""
+    if isinstance(outputs, str) and outputs == "any":
+        if net.n_outputs > 2:
+            return None
+        outputs = (0, 1)
+    pair = net._columns(outputs)
+    return (1, 0) if pair is None else pair  # a logit is what class 1 leads class 0 by
+
+
+def columns_of(net: SigmoidMLP, pair: tuple[int, int]) -> tuple[int, int]:
+    """`outputs` of a margin for what `decision` gives."""
+    return pair if net.n_outputs > 1 else (0, 1)
+
+
+def leader(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Which output of the `pair`, or of all, is the largest in every row (the first of equal ones), and whether that is proven."""
+    if pair is not None:
+        margin, (a, b) = net.margin(X, columns_of(net, pair)), pair
+        return np.where((margin > 0) | ((margin == 0) & (a < b)), a, b), np.ones(len(X), bool)
+    first = net.logits(X).argmax(axis=1)
+    sure = np.zeros(len(X), bool)
+    for a in np.unique(first):
+        rows = np.flatnonzero(first == a)
+        ahead, doubt = leads(net, X[rows], a)
+        ahead[:, a], doubt[:, a] = np.inf, 0.0
+        least = ahead.argmin(axis=1)  # differences of columns know better than logits which of two close ones leads
+        first[rows] = np.where(ahead.min(axis=1) < 0, least, a)
+        sure[rows] = (ahead > doubt).all(axis=1)
+    return first, sure
+
+
+def leads(net: SigmoidMLP, X: np.ndarray, a: int, reach: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """By how much output `a` is larger than every other at X, (m, n_outputs), and a bound of what that is wrong by.
+
+    The bound holds for all inputs within `reach` (m, n_inputs) of X: |computed(X) − exact(X′)| ≤ bound if
+    |X′ − X| ≤ reach.  In every layer, behind inputs y that are wrong by e, y W + b is wrong by e |W| and by rounding, which
+    is less than (n + 2) u (|y| |W| + |b|) in whatever order the n products are added; σ has slope 1/4 at most.  Twice
+    that covers the bound's own rounding.
+    """
+    key = ("leads", int(a))
+    if key not in net._programs:
+        v, c = net._weights[-1], net._biases[-1]
+        d, dc = v[:, [a]] - v, c[a] - c
+        net._programs[key] = _kernels.Program((*net._weights[:-1], d), (*net._biases[:-1], dc)), d, dc
+    program, d, dc = net._programs[key]
+    ahead = np.empty((len(X), net.n_outputs))
+    program.evaluate(X, ahead, False)
+    y, e = X, np.broadcast_to(reach, X.shape)
+    for w, b in zip(net._weights[:-1], net._biases[:-1], strict=True):
+        e = _wrong(y, e, w, b) / 4
+        y = maths.sigmoid(y @ w + b)
+        e = np.minimum(e + 8 * _EPS * y, 1.0)
+    return ahead, 2 * _wrong(y, e, d, dc)
+
+
+def _wrong(y: np.ndarray, e: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A bound of what y w + b is wrong by, of which w and b are already wrong by u."""
+    w, b = abs(w), abs(b)
+    return e @ w + (len(w) + 4) * _EPS * (abs(y) @ w + b) + _TINY

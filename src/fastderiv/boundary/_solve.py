@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from .._core.floats import undisturbed
+from .._core.fpstate import ieee
 from .._core.progress import Progress, reporting
 from ._expsum import ExponentialSum, _integers
 from ._network import Outputs, SigmoidMLP, _kernels, check_network
 from ._roots import _others
+from ._units import distinct_units
 
 _BLOCK = 1 << 16  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
+_LARGE = 1 << 20  # numbers; below, no machine is short of memory
+_ROW_BYTES = 34  # of a row without ties, beside a tie in each to begin with
 _TINY = 5e-324
 _SMALL = 1e-290  # multiplied by a power of two, numbers above lose no bits
 
@@ -148,13 +153,14 @@ def solve_x1(
     (True, True, 7)
     """
     check_network(net)
-    coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
-    pair, x = net._columns(outputs), _others(net, x_other)
-    lo, hi = _bounds(bounds)
-    xtol = arrays.number("xtol", xtol)
-    if not 0 < xtol < math.inf:
-        raise ValueError(f"xtol is {xtol}; expected a positive number")
-    solver, root_bound = _solver(net, pair, coordinate)
+    with ieee():
+        coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
+        pair, x = net._columns(outputs), _others(net, _private(x_other))
+        lo, hi = _bounds(bounds)
+        xtol = arrays.number("xtol", xtol)
+        if not 0 < xtol < math.inf:
+            raise ValueError(f"xtol is {xtol}; expected a positive number")
+        solver, root_bound = _solver(net, pair, coordinate)
     room, listing = solver.room(min(len(x), _BLOCK)), _kernels.Listing(len(x))
     with reporting(progress, len(x), "solve_x1") as done:
         for first in range(0, len(x), _BLOCK):
@@ -163,6 +169,14 @@ def solve_x1(
                 done(min(first + _BLOCK, len(x)))
     indptr, x_found, lower, upper, unique = listing.arrays()
     return Crossings(indptr, x_found, lower, upper, unique, np.ones(len(x), np.bool_), root_bound)
+
+
+def _private(x_other: ArrayLike) -> np.ndarray:
+    """A copy that neither `progress` nor another thread can change once it is checked: a certificate rests on it."""
+    x = arrays.float64("x_other", x_other)
+    if x.ndim and max(x.size, len(x)) > _LARGE:  # a broadcast array may be larger than any memory
+        arrays.check_fits("x_other and its enclosures", x.size * 8 + len(x) * _ROW_BYTES)
+    return x.copy()
 
 
 def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -182,11 +196,15 @@ def _solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> t
     """What solves rows, packed once, and Descartes' bound where it is worth its time."""
     key = ("solver", pair, coordinate)
     if key not in net._programs:
-        if len(net.weights) == 2:
-            net._programs[key] = _isolator(net, pair, coordinate)
-        else:
-            net._programs[key] = _kernels.DeepNet(_margin_program(net, pair), coordinate), None
+        net._programs[key] = _new_solver(net, pair, coordinate)
     return net._programs[key]
+
+
+@undisturbed
+def _new_solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+    if len(net.weights) == 2:
+        return _isolator(net, pair, coordinate)
+    return _kernels.DeepNet(_margin_program(net, pair), coordinate), None
 
 
 def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
@@ -203,19 +221,21 @@ def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) ->
 
 def _margin_program(net: SigmoidMLP, pair: tuple[int, int] | None) -> Any:
     """The network whose only output is the margin, times a power of two so that d is about 1 where that loses no bits."""
-    with np.errstate(over="ignore"):  # infinite differences make every row a cluster
-        d, c = net._last_difference(pair)
+    weights, biases = distinct_units(net, pair)
+    d, c = weights.pop()[:, 0], biases.pop()  # infinite differences make every row a cluster
     sizes = np.abs(np.append(d, c))
     exponent = -math.frexp(sizes.max())[1]
     if np.all((sizes == 0) | (np.ldexp(sizes, exponent) > _SMALL)):
         d, c = np.ldexp(d, exponent), np.ldexp(c, exponent)
-    return _kernels.Program((*net.weights[:-1], d[:, None]), (*net.biases[:-1], c))
+    return _kernels.Program((*weights, np.ascontiguousarray(d[:, None])), (*biases, c))
 
 
 class LastLayer:
     """The margin's last layer Σ d_i y_i + c, times a power of two so that its largest number is about 1.
 
-    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  `used`: the units that are not exactly 0.
+    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  Units that are equal for every input, and those
+    that are opposite, as σ(−z) = 1 − σ(z), are one: the first stands for all, with the sum of their d_i.  `used`: the units
+    that are left and not exactly 0.
     """
 
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
@@ -227,17 +247,57 @@ class LastLayer:
         difference = first - second
         back = difference - first
         rest = (first - (difference - back)) - (second + back)  # exactly
+        self._merge(net, first, second, difference, rest)
         exponent = math.frexp(np.abs(difference).max())[1]
         scaled = np.ldexp(difference, -exponent)
         self.d, self.c = scaled[:-1], float(scaled[-1])
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
 
+    def _merge(self, net: SigmoidMLP, first: np.ndarray, second: np.ndarray, difference: np.ndarray, rest: np.ndarray) -> None:
+        """Units that are alike become one in `difference` and `rest`, whose sum stays exact up to the rounding of the latter."""
+        self._joined: dict[int, list[tuple[int, int]]] = {}  # unit or, at −1, c -> (other unit, sign of its d) in its sum
+        for lead, others in _alike(np.vstack([net.weights[0], net.biases[0]]), self.used).items():
+            self._joined[lead] = others
+            self._joined.setdefault(-1, []).extend((k, 1) for k, sign in others if sign < 0)
+            for k, _ in others:
+                difference[k], rest[k], self.used[k] = 0, 0, False
+        for lead, others in self._joined.items():
+            terms = [sign * column[k] for k, sign in [(lead, 1), *others] for column in (first, -second)]
+            difference[lead] = math.fsum(terms)
+            rest[lead] = math.fsum([*terms, -difference[lead]])
+            if lead >= 0:
+                self.used[lead] = self._exact([lead]) != 0
+
     def limit(self, on: np.ndarray) -> float:
         """The margin where the used units `on` give 1 and the others 0: its sign is exact, its size rounded."""
-        units = np.flatnonzero(self.used)[on]
-        first, second = (column[np.append(units, len(self.d))] for column in self._columns)
-        exact, size = sum(_integers([*first, *-second])), abs(math.fsum([*self.d[units], self.c]))
+        units = [*np.flatnonzero(self.used)[on].tolist(), -1]
+        exact, size = self._exact(units), abs(math.fsum([*self.d[units[:-1]], self.c]))
         return max(size, _TINY) * ((exact > 0) - (exact < 0))
+
+    def _exact(self, units: list[int]) -> int:
+        """The sum of these units' d, c's at −1, times a power of two."""
+        first, second = self._columns
+        joined = [pair for unit in units for pair in self._joined.get(unit, ())]
+        others = [sign * column[k] for k, sign in joined for column in (first, -second)]
+        return sum(_integers([*first[units], *-second[units], *others]))
+
+
+def _alike(columns: np.ndarray, used: np.ndarray) -> dict[int, list[tuple[int, int]]]:
+    """Of the used units whose columns (n, H) are equal or opposite: the first -> the others, with 1 or −1."""
+    seen: dict[bytes, int] = {}
+    found: dict[int, list[tuple[int, int]]] = {}
+    _, same, counts = np.unique(np.abs(columns[-1]), return_inverse=True, return_counts=True)
+    units = np.flatnonzero(used & (counts[same] > 1))  # mostly few, and no others need a look at their whole columns
+    columns = columns[:, units]
+    leading = np.take_along_axis(columns, (columns != 0).argmax(axis=0)[None], axis=0)[0]
+    signs = np.where(leading < 0, -1, 1)
+    rows = np.ascontiguousarray((columns * signs).T) + 0.0  # and no −0
+    sign_of = dict(zip(units.tolist(), signs.tolist(), strict=True))
+    for k, row in zip(units.tolist(), rows, strict=True):
+        lead = seen.setdefault(row.tobytes(), k)
+        if lead != k:
+            found.setdefault(lead, []).append((k, sign_of[k] * sign_of[lead]))
+    return found
 
 
 def _root_bound(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> int | None:

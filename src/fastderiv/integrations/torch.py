@@ -1,18 +1,26 @@
 """The selective scan on PyTorch's CPU tensors: `selective_scan` with autograd, and `selective_state_update`.
 
 How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator, opaque to ``torch.compile`` →
-NumPy views of the same memory → fastderiv → tensors that are views of its results.
+NumPy views of the same memory → fastderiv → tensors that are views of its results.  What the operator cannot do, such as
+second derivatives, forward mode and ``torch.func``, is computed by PyTorch's own operations, step by step (`_in_steps`).
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
 import fastderiv
+from fastderiv._core.arrays import overlaps_itself
+from fastderiv.ssm._scan import ScanCall
 
 try:
     import torch
     from torch import Tensor
-    from torch.autograd.forward_ad import unpack_dual
+    from torch.autograd import forward_ad
     from torch.library import custom_op
+    from torch.nn.functional import softplus
 except ImportError as error:
     raise ImportError(
         "fastderiv.integrations.torch needs PyTorch 2.4 or later, which fastderiv does not depend on; "
@@ -23,6 +31,9 @@ except ImportError as error:
 __all__ = ["selective_scan", "selective_state_update"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
 _OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state")
 
 
@@ -95,8 +106,10 @@ def selective_scan(
     Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last state may be part of the
     loss.  Works under ``torch.compile(fullgraph=True)`` as the operator ``fastderiv::selective_scan``.  Tensors in the dtype
     of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
-    There are no second derivatives, no forward mode and no derivatives by ``torch.func``: these raise.
     O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
+
+    Second and higher derivatives, forward mode and the transforms of ``torch.func`` (`grad`, `jvp`, `vmap`, …) are right, but
+    not fast: there, the recurrence is computed by PyTorch's own operations, step by step, in O(batch·D·L·N) memory.
 
     Examples
     --------
@@ -108,8 +121,10 @@ def selective_scan(
     tensor([[1.0000, 0.3679, 0.1353]])
     """
     _check(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    _check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
-    out, last = _scan(*_cast(_working(*tensors), *tensors), cu_seqlens, bool(delta_softplus))
+    scan = _in_steps if transformed(*tensors) else _scan
+    out, last = scan(*_cast(_working(*tensors), *tensors), cu_seqlens, bool(delta_softplus))
     (out,) = _cast(u.dtype, out)
     return (out, last) if return_last_state else out
 
@@ -149,7 +164,7 @@ def selective_state_update(
     Notes
     -----
     Computed in the dtype of `state`, in float32 if that is bfloat16 or float16.  O(batch·D·N) time, no copies of tensors
-    that have that dtype.  Where a gradient is asked for, the step is a `selective_scan`, and differentiable like that.
+    that have that dtype.  Where a derivative is asked for, the step is a `selective_scan`, and differentiable like that.
 
     Examples
     --------
@@ -166,13 +181,15 @@ def selective_state_update(
     if 0 in state.stride() and any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
         raise ValueError(f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated")
     arguments = (state, x, dt, A, B, C, D, z, dt_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+    if transformed(*arguments) or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)):
         return _differentiable_step(*arguments, bool(dt_softplus))
     dtype = _working(state)
     h, *others = _cast(dtype, *arguments)
+    if not torch.compiler.is_compiling() and h.is_neg():  # a view that PyTorch negates lazily, and does not hand to operators that write
+        h = h.resolve_neg()
     out = torch.ops.fastderiv.selective_state_update(h, *others, bool(dt_softplus))
     if h is not state:
-        state.copy_(h)
+        _write(state, h)
     return _cast(x.dtype, out)[0]
 
 
@@ -182,8 +199,14 @@ def _differentiable_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # 
     B, C = ((t if t.ndim > 1 else t[None])[..., None] for t in (B, C))  # unbatched (N,) is (G, N) with G = 1
     first = state.clone()  # the graph keeps it, while state is overwritten
     out, last = selective_scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=first)
-    state.copy_(last)
+    _write(state, last)
     return out[..., 0]
+
+
+def _write(state: Tensor, new: Tensor) -> None:
+    if not torch.compiler.is_compiling() and overlaps_itself(_without_memory(state.shape, state.stride())):
+        raise ValueError("state shares memory with itself: several of its elements are one")
+    state.copy_(new)
 
 
 def _check(**tensors: Tensor | None) -> None:
@@ -194,10 +217,39 @@ def _check(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} is a {type(tensor).__name__}; expected a tensor")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-        if not tensor.is_cpu:
-            raise ValueError(f"{name} is on {tensor.device}; expected a CPU tensor")
-        if unpack_dual(tensor).tangent is not None:  # PyTorch would drop it
-            raise NotImplementedError(f"{name} has a tangent; there are no forward-mode derivatives here")
+        _check_place(name, tensor)
+
+
+def _check_starts(cu_seqlens: Tensor | None) -> None:
+    if cu_seqlens is None:
+        return
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; expected a tensor of integers")
+    if cu_seqlens.dtype not in _INTEGERS:
+        raise TypeError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected integers")
+    _check_place("cu_seqlens", cu_seqlens)
+
+
+def _check_place(name: str, tensor: Tensor) -> None:
+    if not tensor.is_cpu:
+        raise ValueError(f"{name} is on {tensor.device}; expected a CPU tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is {'nested' if tensor.is_nested else tensor.layout}; expected a dense tensor")
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether a transform of ``torch.func`` or forward mode looks on: the operators are opaque to them."""
+    return _in_functorch() or _any_tangent(tensors)
+
+
+def _any_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    if getattr(forward_ad, "_current_level", 0) < 0:  # nearly always: nobody has entered forward mode
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _in_functorch() -> bool:
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _working(*tensors: Tensor | None) -> torch.dtype:
@@ -212,6 +264,12 @@ def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
 def _arrays(*tensors: Tensor | None) -> list[Any]:
     """The same memory as NumPy arrays."""
     return [None if t is None else t.numpy(force=True) for t in tensors]
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Where a compiled or traced call reaches an operator, PyTorch would drop them without a word."""
+    if _any_tangent(tensors):
+        raise NotImplementedError("forward-mode derivatives of fastderiv's operators need a call that is not compiled or traced")
 
 
 # The operators take tensors of one working dtype.  Those of the adjoints are operators too, because torch.compile traces
@@ -232,6 +290,7 @@ def _scan(
     cu_seqlens: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
+    _refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
     *arrays, first, starts = _arrays(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     out, last = fastderiv.selective_scan(  # type: ignore[call-overload]  # it cannot count what a star hands over
         *arrays, delta_softplus, True, initial_state=first, cu_seqlens=starts
@@ -260,21 +319,24 @@ def _scan_vjp(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     delta_softplus: bool,
-) -> list[Tensor]:
-    """The gradients of the tensors that are given, in order."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, …, initial_state, in order; an empty tensor for what is None.
+
+    It is a tuple, and of tensors only, for `vmap`, which knows no lists and no None."""
+    _refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
     dy, dlast, *arrays, first, starts = _arrays(
         dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
     )
     grads = fastderiv.selective_scan_vjp(  # type: ignore[misc]  # nor here
         dy, *arrays, delta_softplus, initial_state=first, cu_seqlens=starts, dlast_state=dlast
     )
-    return [torch.from_numpy(gradient) for gradient in grads if gradient is not None]
+    return tuple(dout.new_empty(0) if g is None else torch.from_numpy(g) for g in grads)  # type: ignore[return-value]
 
 
 @_scan_vjp.register_fake
 def _(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
     *differentiable, _, _ = arguments
-    return [t.new_empty(t.shape) for t in differentiable if t is not None]
+    return tuple(dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in differentiable)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -284,11 +346,124 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, dout: Tensor, dlast_state: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    gradients = iter(_scan_vjp(dout, dlast_state, *saved, ctx.delta_softplus))
-    return *(None if t is None else next(gradients) for t in saved[:-1]), None, None
+    if transformed(dout, dlast_state):
+        return *_vjp_in_steps(dout, dlast_state, *saved, ctx.delta_softplus), None, None
+    gradients = _scan_vjp(dout, dlast_state, *saved, ctx.delta_softplus)
+    return *(None if t is None else g for t, g in zip(saved[:-1], gradients, strict=True)), None, None
+
+
+def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """The adjoint of the adjoint: that of the same function in PyTorch's operations."""
+    *tensors, starts = ctx.saved_tensors
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        variables = [_variable(t, create) for t in tensors]
+        gradients = _vjp_in_steps(*variables, starts, ctx.delta_softplus)
+        pairs = [(g, c) for g, c in zip(gradients, cotangents, strict=True) if g is not None and g.requires_grad]
+        return *_gradients([g for g, _ in pairs], variables, [c for _, c in pairs], create), None, None
 
 
 _scan.register_autograd(_backward, setup_context=_save)
+_scan_vjp.register_autograd(_backward_twice, setup_context=_save)
+
+
+# The same functions in PyTorch's operations, for derivatives that the operators do not have.  Only element by element and
+# with sums, which autocast leaves in the working dtype.
+
+
+def _in_steps(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
+    starts = None if cu_seqlens is None else cu_seqlens.tolist()
+    if not torch.compiler.is_compiling():
+        # every error of shapes is raised here
+        ScanCall(tuple(None if t is None else _without_memory(t.shape, [0] * t.ndim) for t in tensors), starts)
+    dt = delta if delta_bias is None else delta + delta_bias[:, None]
+    dt = softplus(dt) if delta_softplus else dt
+    B, C = (_coefficient(t, u.shape) for t in (B, C))
+    ys, lasts, segments = [], [], [0, u.shape[-1]] if starts is None else starts
+    for k, (start, stop) in enumerate(zip(segments, segments[1:], strict=False)):
+        h = _first(u, A, initial_state, None if starts is None else k)
+        for i in range(start, stop):
+            step = dt[..., i, None]
+            h = torch.exp(step * A) * h + step * _at(B, i) * u[..., i, None]
+            ys.append((h * _at(C, i)).sum(-1))
+        lasts.append(h if starts is None or u.ndim == 2 else h[0])
+    out = torch.stack(ys, -1) if ys else u * 1
+    out = out if D is None else out + D[:, None] * u
+    last = lasts[0] * 1 if starts is None else torch.stack(lasts) if lasts else u.new_empty(0, *A.shape)
+    return out if z is None else out * (z * torch.sigmoid(z)), last  # silu has fewer derivatives
+
+
+def _coefficient(t: Tensor, shape: torch.Size) -> Tensor:
+    """B or C as (D, N), or as (batch, D, N, L) without the batch if there is none."""
+    if t.ndim == 2:
+        return t
+    grouped = t if t.ndim == len(shape) + 1 else t[:, None]
+    return grouped.repeat_interleave(shape[-2] // grouped.shape[-3], -3)
+
+
+def _at(coefficient: Tensor, i: int) -> Tensor:
+    return coefficient if coefficient.ndim == 2 else coefficient[..., i]
+
+
+def _first(u: Tensor, A: Tensor, initial_state: Tensor | None, sequence: int | None) -> Tensor:
+    """The state before the first step, of a packed sequence if it has a number."""
+    if initial_state is None:
+        return u.new_zeros(*u.shape[:-2], *A.shape)
+    return initial_state if sequence is None else initial_state[sequence].expand(*u.shape[:-2], *A.shape)
+
+
+def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
+    """`_scan_vjp`, with a graph where one is asked for; None for what is None."""
+    *tensors, starts, delta_softplus = arguments
+    if _in_functorch():  # which allows no new variables, and does not go together with the batches of is_grads_batched
+        return _vjp_by_functorch((dout, dlast_state), tensors, starts, delta_softplus)
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        variables = [_variable(t, create) for t in tensors]
+        results = _in_steps(*variables, starts, delta_softplus)
+        return _gradients(results, variables, (dout, dlast_state), create)
+
+
+def _vjp_by_functorch(cotangents, tensors, starts, delta_softplus):  # type: ignore[no-untyped-def]
+    def function(*given):  # type: ignore[no-untyped-def]
+        present = iter(given)
+        return _in_steps(*(None if t is None else next(present) for t in tensors), starts, delta_softplus)
+
+    _, pull_back = torch.func.vjp(function, *(t for t in tensors if t is not None))
+    found = iter(pull_back(cotangents))
+    return [None if t is None else next(found) for t in tensors]
+
+
+def _gradients(outputs, variables, cotangents, create):  # type: ignore[no-untyped-def]
+    """Those of all variables; None where there is none."""
+    given = [t for t in variables if t is not None]
+    found = iter(torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True))
+    return [None if t is None else next(found) for t in variables]
+
+
+def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
+    """`t` as a variable of its own (one tensor may be several arguments), in the graph that `t` is in if `attached`."""
+    if t is None:
+        return None
+    return t.view_as(t) if attached and t.requires_grad else t.detach().requires_grad_()
+
+
+def _without_memory(shape: torch.Size, strides: Sequence[int]) -> np.ndarray:
+    """An array of this shape and these strides, in elements, that is not to be read."""
+    return as_strided(np.zeros((), np.float32), tuple(shape), [4 * step for step in strides])
 
 
 # A step is so short that what custom_op adds to a call, 35 µs, would double it.
@@ -301,6 +476,7 @@ torch.library.define(
 
 @torch.library.impl("fastderiv::selective_state_update", "cpu")
 def _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
+    _refuse_tangents(state, x, dt, A, B, C, D, z, dt_bias)
     h = state.detach().numpy()  # not forced as in _arrays: it must be the tensor's own memory
     out = fastderiv.selective_state_update(h, *_arrays(x, dt, A, B, C, D, z, dt_bias), dt_softplus)
     torch.autograd.graph.increment_version(state)  # so that a graph which kept the old state will say so

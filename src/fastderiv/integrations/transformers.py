@@ -18,7 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from .torch import DTYPES, selective_scan, selective_state_update
+from .torch import DTYPES, selective_scan, selective_state_update, transformed
 
 try:
     import transformers
@@ -51,8 +51,9 @@ def enable() -> None:
     float64, bfloat16 and float16 (the latter two computed in float32), and under ``torch.compile``.  Enabling twice is enabling
     once.
 
-    What cannot be computed here, such as a scan on another device or under ``torch.export``, is left to transformers, with a
-    RuntimeWarning that names the reason, once per reason.
+    What cannot be computed here, such as a scan on another device, in forward mode, by the transforms of ``torch.func``, or
+    under ``torch.export`` and ``torch.jit.trace``, is left to transformers, with a RuntimeWarning that names the reason, once
+    per reason.  Second derivatives need no such choice, see `fastderiv.integrations.torch.selective_scan`.
 
     Notes
     -----
@@ -201,18 +202,38 @@ def _instead_of(original: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 
 
 def _obstacle(known: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """Why this scan is not for fastderiv."""
+    """Why this call is not for fastderiv."""
     if torch.compiler.is_exporting():
         return "an exported model is to run without fastderiv"
+    if torch.jit.is_tracing():
+        return "a traced model is to run without fastderiv"
     for name in kwargs:
         if name not in known:
             return f"the argument {name} is unknown here"
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            if not value.is_cpu:
-                return f"a tensor is on {value.device.type}, not on cpu"
-            if value.dtype not in DTYPES:
-                return f"a tensor has dtype {value.dtype}"
+    values = (*args, *kwargs.values())
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if transformed(*tensors):
+        return "forward mode and the transforms of torch.func look into the scan"
+    for value in values:
+        reason = _foreign(value)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _foreign(value: Any) -> str | None:
+    """Why this argument is not for fastderiv."""
+    if not isinstance(value, Tensor):
+        plain = value is None or isinstance(value, (bool, int, str))
+        return None if plain else f"an argument is a {type(value).__name__}"  # a proxy, with which another tool looks on
+    if not value.is_cpu:
+        return f"a tensor is on {value.device.type}, not on cpu"
+    if value.dtype not in DTYPES:
+        return f"a tensor has dtype {value.dtype}"
+    if value.is_nested or value.layout != torch.strided:
+        return "a tensor is not dense"
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"a tensor is a {type(value).__name__}, which has operations of its own"
     return None
 
 

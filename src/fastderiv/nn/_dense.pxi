@@ -155,9 +155,16 @@ cdef int run_layer(Layer *a, cnp.ndarray like) except -1:
     return run(layer_task, a, (a.rows + a.task_rows - 1) // a.task_rows * a.blocks, 0, pass_over)
 
 
+cdef int expect_layer(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray out) except -1:
+    expect(ranked(x, 2))
+    expect(holds(x, cnp.PyArray_SIZE(x)) and holds(out, cnp.PyArray_SIZE(x)) and may_hold(bias, cnp.PyArray_DIM(x, 1)))
+    return 0
+
+
 def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out, /):
     """OUT out (K, m) = φ(x + bias), which may be x; contiguous, as are bias (m,) or None."""
     cdef Layer a
+    expect_layer(x, bias, out)
     if cnp.PyArray_SIZE(x) == 0:
         return
     room = set_bias(&a, bias)
@@ -170,6 +177,8 @@ def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve, c
     """OUT out (K, m) = dy ⊙ φ'(x + bias), which may be x.  With a bias, what `column_groups` says of it; else None."""
     cdef Layer a
     cdef cnp.ndarray sums = None
+    expect_layer(x, bias, out)
+    expect(holds(dy, cnp.PyArray_SIZE(x)))
     a.sums = NULL
     if bias is not None:
         sums = set_sums(&a, x)
@@ -185,6 +194,7 @@ def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve, c
 def column_groups(cnp.ndarray x, /):
     """The sums (groups, m) of x (K, m) over groups of rows."""
     cdef Layer a
+    expect_layer(x, None, x)
     cdef cnp.ndarray sums = set_sums(&a, x)
     if cnp.PyArray_SIZE(x) == 0:
         return sums

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, expect
+from .._core.arrays import as_arrays, assign, check_out, common, empty, expect
+from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
-from . import _activations
+from .._core.floats import undisturbed
+from . import _activations, _caches
 from ._activations import Activation
-from ._products import column_sums, packed, product, quietly, summed_product, total_of
+from ._products import column_sums, packed, product, summed_product, total_of
 
 _kernels = kernels("nn")
-
-
-class DenseCache:
-    """What a forward pass keeps for its adjoint: opaque, read-only, usable any number of times."""
-
-    __slots__ = ("curve", "product", "shape")
-
-    def __init__(self, call: "_DenseCall") -> None:
-        self.shape, self.curve = (call.dtype, *call.X.shape, call.shape[1]), call.curve
-        # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
-        # do: where φ saturates, it has no digits left to make φ′ of.
-        self.product = None if call.curve == 0 else np.empty(call.shape, call.dtype)
+_OPERANDS = "X", "W", "b"
 
 
 class DenseGrads(NamedTuple):
@@ -53,12 +44,12 @@ def dense(
 def dense(
     X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
     return_cache: Literal[True],
-) -> tuple[NDArray, DenseCache]: ...  # fmt: skip
+) -> tuple[NDArray, Cache]: ...  # fmt: skip
 @overload
 def dense(
     X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
     return_cache: bool = False,
-) -> NDArray | tuple[NDArray, DenseCache]: ...  # fmt: skip
+) -> NDArray | tuple[NDArray, Cache]: ...  # fmt: skip
 def dense(
     X: ArrayLike,
     W: ArrayLike,
@@ -67,7 +58,7 @@ def dense(
     activation: Activation = None,
     out: np.ndarray | None = None,
     return_cache: bool = False,
-) -> NDArray | tuple[NDArray, DenseCache]:
+) -> NDArray | tuple[NDArray, Cache]:
     r"""The fully connected layer :math:`Y = \varphi(X W + b)`; the rows of X are samples.
 
     Parameters
@@ -90,7 +81,7 @@ def dense(
     Y : ndarray, shape (K, m)
         float32 if all arrays are, else float64.  `out` if it was given.
     cache : object
-        Only if `return_cache`: opaque, read-only, usable any number of times, with the same arguments.
+        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
 
     Raises
     ------
@@ -104,7 +95,8 @@ def dense(
     Notes
     -----
     The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result, with no memory of
-    their own.  A cache takes K·m numbers, without an activation none.  The bits of the result depend neither on strides
+    their own.  A cache takes K·m numbers, without an activation none, and a checksum of the arguments at the speed of
+    memory, by which `dense_vjp` knows it from one of other numbers.  The bits of the result depend neither on strides
     nor on fastderiv's threads; on those of BLAS they may.  Activations are within 4 units in the last place (gelu 7),
     far into their tails, and raise no floating-point warnings.
 
@@ -136,20 +128,14 @@ def dense(
     >>> bool(np.allclose(Y, Wc @ Xc + b[:, None]))
     True
     """
-    call = _DenseCall(("X", "W", "b"), (X, W, b), activation)
-    cache = DenseCache(call) if return_cache else None
-    if out is None:
-        Y = call.forward(np.empty(call.shape, call.dtype), cache)
-    else:
-        Y = out
-        base = check_out(out, call.shape, call.dtype, zip(("X", "W", "b"), call.given, strict=True))
-        target = as_dtype(base, call.dtype)
-        if target.flags.c_contiguous:
-            call.forward(target, cache)
-        else:
-            target[...] = call.forward(np.empty(call.shape, call.dtype), cache)
-        copy_back(target, base)
-    return Y if cache is None else (Y, cache)
+    call = _DenseCall(_OPERANDS, (X, W, b), activation)
+    base = None if out is None else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
+    direct = base is not None and base.flags.c_contiguous and base.flags.aligned
+    Y, cache = call.forward(base if direct else None, bool(return_cache))
+    if base is not None and not direct:
+        assign(base, Y)
+    result = Y if out is None else out
+    return result if cache is None else (result, cache)
 
 
 def dense_vjp(
@@ -159,7 +145,7 @@ def dense_vjp(
     b: ArrayLike | None = None,
     *,
     activation: Activation = None,
-    cache: DenseCache | None = None,
+    cache: Cache | None = None,
 ) -> DenseGrads:
     r"""The adjoint of `dense`: gradients of a scalar from that with respect to the layer's result.
 
@@ -240,8 +226,8 @@ class _DenseCall:
     """The checked arguments of one call, in one dtype and one layout."""
 
     def __init__(self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation) -> None:
+        self.curve, self.pair = _activations.check(activation)
         self.given = as_arrays(names, values, optional=("b",))
-        self.activation, self.curve = activation, _activations.check(activation)
         *dY, X, W, b = common(self.given)
         if X.ndim != 2:
             raise ValueError(f"X has shape {X.shape}; expected (K, n)")
@@ -253,52 +239,56 @@ class _DenseCall:
         for a in dY:
             expect("dY", a, self.shape, "(K, m)")
         self.kernel = _kernels[self.dtype]
-        self.X, self.W, self.b, self.dY = (
-            packed(X),
-            packed(W),
-            None if b is None else packed(b),
-            [packed(a) for a in dY],
-        )
+        self.X, self.W, self.b = packed("X", X), packed("W", W), None if b is None else packed("b", b)
+        self.dY = [packed("dY", a) for a in dY]
 
-    @quietly
-    def forward(self, Y: NDArray, cache: DenseCache | None) -> NDArray:
-        """OUT Y = φ(X W + b), and X W in the cache."""
-        XW = product(self.X, self.W, Y if cache is None or cache.product is None else cache.product)
-        if self.curve is None:
-            Y[...] = _activations.evaluate(self.activation, 0, self.biased(XW))
+    @undisturbed
+    def forward(self, Y: NDArray | None, return_cache: bool) -> tuple[NDArray, Cache | None]:
+        """Y = φ(X W + b), in `Y` if there is one, and what the adjoint needs."""
+        if Y is None:
+            Y = empty("the result", self.shape, self.dtype)
+        # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
+        # do: where φ saturates, it has no digits left to make φ′ of.
+        kept = empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
+        XW = product(self.X, self.W, Y if kept is None else kept)
+        if self.pair is not None:
+            Y[...] = _activations.evaluate(self.pair, 0, self.biased(XW))
         elif self.curve or self.b is not None:
             self.kernel.activate(XW, self.b, self.curve, Y)
-        return Y
+        return Y, keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
 
-    @quietly
-    def adjoint(self, cache: DenseCache | None) -> DenseGrads:
+    @undisturbed
+    def adjoint(self, cache: Cache | None) -> DenseGrads:
         (dY,) = self.dY
         kept = self.kept(cache)
         dN, groups = dY, None
         if self.curve != 0:
             XW = product(self.X, self.W) if kept is None else kept
-            if self.curve is None:
-                dN = np.multiply(dY, _activations.evaluate(self.activation, 1, self.biased(XW)))
+            if self.pair is not None:
+                dN = np.multiply(dY, _activations.evaluate(self.pair, 1, self.biased(XW)))
             else:
                 dN = XW if kept is None else np.empty_like(XW)
                 groups = self.kernel.activate_vjp(dY, XW, self.b, self.curve, dN)
         db = total_of(groups) if groups is not None else None if self.b is None else column_sums(dN)
         return DenseGrads(product(dN, self.W.T), summed_product(self.X, dN), db)
 
-    def kept(self, cache: DenseCache | None) -> NDArray | None:
-        """X W from the caller's cache, if that fits."""
+    def kept(self, cache: Cache | None) -> NDArray | None:
+        """X W from the caller's cache, if that is of this call."""
         if cache is None:
             return None
-        if not isinstance(cache, DenseCache):
-            raise TypeError(f"cache is a {type(cache).__name__}; expected what dense(…, return_cache=True) returns")
-        shape = (self.dtype, *self.X.shape, self.shape[1])
-        if cache.shape != shape:
-            came, wanted = (f"({', '.join(map(str, s))})" for s in (cache.shape, shape))
-            raise ValueError(f"cache is of a call with (dtype, K, n, m) = {came}; expected {wanted}")
-        if cache.curve != self.curve:
-            came, wanted = map(_activations.name, (cache.curve, self.curve))
+        (sizes, curve), checksums, (XW,) = opened(cache, "dense")
+        _caches.expect_shape("(dtype, K, n, m)", sizes, self.sizes())
+        if curve != self.curve:
+            came, wanted = map(_activations.name, (curve, self.curve))
             raise ValueError(f"cache is of a call with activation {came}; expected {wanted}")
-        return cache.product
+        _caches.expect_operands(_OPERANDS, checksums, self.operands())
+        return XW
+
+    def sizes(self) -> tuple[Any, ...]:
+        return self.dtype, *self.X.shape, self.shape[1]
+
+    def operands(self) -> tuple[NDArray, NDArray, NDArray | None]:
+        return self.X, self.W, self.b
 
     def biased(self, XW: NDArray) -> NDArray:
         """X W + b, an array of its own."""

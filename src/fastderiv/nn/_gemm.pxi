@@ -17,11 +17,6 @@ cdef extern from *:
     enum { MR = 3, WIDE = 2 };                         /* 12 in 16 */
     #endif
     enum { PW = 4 * VL, TALL = 6 };
-    #if VB
-    # define UNROLLED _Pragma("GCC unroll 8")
-    #else
-    # define UNROLLED
-    #endif
 
     VINL void clear(vf s[][4], const int m, const int v)
     {

@@ -12,6 +12,7 @@ cdef enum:
     ENOUGH = 24                         # rows on an average diagonal of a task
     SHARES = 16                         # of the weights' gradients, at most: one to a task of the adjoint
     CHUNKS = 32                         # summed up before they go into a share
+    SLOW = 1 << 18                      # weights that take a millisecond or more for a chunk: signals are looked for amid it
 
 
 cdef struct Panels:                     # weights (k, units) cut into panels of WIDE vectors, then single ones
@@ -87,10 +88,14 @@ cdef inline void rows_times_panel(const Panels *p, const real *const *rows, ix n
         tile_rows(rows + r, CHUNK, p.segments, p.n, w, z + r * ldz, ldz, 1, V)
 
 
-cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z) noexcept nogil:
-    """z (n, vectors · VL) += rows · weights; the rows of a segment begin CHUNK pointers behind those of the one before."""
+cdef void rows_times(const Panels *p, const real *const *rows, ix n, real *z, Worker *worker) noexcept nogil:
+    """z (n, vectors · VL) += rows · weights; the rows of a segment begin CHUNK pointers behind those of the one before.
+    Incomplete when interrupted, as are all functions here that take a worker."""
     cdef ix v = 0, ldz = p.vectors * VL
+    cdef bint slow = p.total * ldz > SLOW
     while v + WIDE <= p.vectors:
+        if slow and interrupted(worker):
+            return
         rows_times_panel(p, rows, n, p.w + v * VL * p.total, z + v * VL, ldz, WIDE)
         v += WIDE
     while v < p.vectors:
@@ -111,10 +116,13 @@ cdef inline void outer_panel(const real *const *rows, ix n, ix units, const real
         tile_outer(rows, u, n, b, width, z + u * width, width, 1, V)
 
 
-cdef void add_outer(const real *const *rows, ix n, ix units, const real *b, real *z, ix width) noexcept nogil:
+cdef void add_outer(const real *const *rows, ix n, ix units, const real *b, real *z, ix width, Worker *worker) noexcept nogil:
     """z (units, width) += rowsᵀ b, n rows of `units` and b (n, width); their sum is formed before it is added."""
     cdef ix v = 0
+    cdef bint slow = units * width > SLOW
     while v + WIDE * VL <= width:
+        if slow and interrupted(worker):
+            return
         outer_panel(rows, n, units, b + v, z + v, width, WIDE)
         v += WIDE * VL
     if WIDE > 2 and v + 2 * VL <= width:
@@ -136,6 +144,7 @@ cdef cnp.ndarray set_panels(Panels *p, cnp.ndarray weights, int segments, ix n0,
     cdef cnp.ndarray room = numbers(p.vectors * VL * p.total, True)
     p.w = to = <real *>cnp.PyArray_DATA(room)
     while v < p.vectors:
+        PyErr_CheckSignals()
         V = WIDE if v + WIDE <= p.vectors else 1
         for k in range(p.total):
             for u in range(v * VL, min((v + V) * VL, units)):
@@ -182,7 +191,7 @@ cdef inline void finish_chunk(const Grid *g, const Chunk *c, const bint keep) no
         finish_rows(g, c, GELU, keep)
 
 
-cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
+cdef void forward_chunk(const Grid *g, Chunk *c, Worker *worker) noexcept nogil:
     cdef real *z = c.z
     cdef ix r, b, i, j, ldz = g.panels.vectors * VL
     for r in range(c.n):
@@ -194,7 +203,7 @@ cdef void forward_chunk(const Grid *g, Chunk *c) noexcept nogil:
         if j + 1 < g.G2:
             prefetch(&g.x, b, i, j + 1)
             prefetch(&g.h, b, i, j + 1)
-    rows_times(&g.panels, c.rows, c.n, z)
+    rows_times(&g.panels, c.rows, c.n, z, worker)
     if g.slope.p is NULL:
         finish_chunk(g, c, False)
     else:
@@ -214,7 +223,7 @@ cdef inline void adjoint_row(const real *z, const real *slope, real *da, ix n) n
         u += 1
 
 
-cdef void adjoint_rows(const Grid *g, Chunk *c) noexcept nogil:
+cdef void adjoint_rows(const Grid *g, Chunk *c, Worker *worker) noexcept nogil:
     """OUT the chunk's ā."""
     cdef ix r, b, i, j, ldz = g.turned.vectors * VL
     for r in range(c.n):
@@ -222,7 +231,7 @@ cdef void adjoint_rows(const Grid *g, Chunk *c) noexcept nogil:
         c.rows[r] = cell(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros
         c.rows[CHUNK + r] = cell(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros
         memcpy(c.z + r * ldz, cell(&g.dh, b, i, j), g.H * sizeof(real))
-    rows_times(&g.turned, c.rows, c.n, c.z)
+    rows_times(&g.turned, c.rows, c.n, c.z, worker)
     for r in range(c.n):
         b, i, j = c.item[r], c.i[r], c.j[r]
         c.da[r] = cell(&g.da, b, i, j)
@@ -233,16 +242,16 @@ cdef void adjoint_rows(const Grid *g, Chunk *c) noexcept nogil:
             prefetch(&g.h, b, i, max(<ix>0, j - 2))
 
 
-cdef void input_adjoint_rows(const Grid *g, Chunk *c) noexcept nogil:
+cdef void input_adjoint_rows(const Grid *g, Chunk *c, Worker *worker) noexcept nogil:
     """x̄ = W_inᵀ ā"""
     cdef ix r, ldz = g.back.vectors * VL
     memset(c.z, 0, c.n * ldz * sizeof(real))
-    rows_times(&g.back, c.da, c.n, c.z)
+    rows_times(&g.back, c.da, c.n, c.z, worker)
     for r in range(c.n):
         memcpy(cell(&g.dx, c.item[r], c.i[r], c.j[r]), c.z + r * ldz, g.D * sizeof(real))
 
 
-cdef void add_weight_gradients(const Grid *g, Chunk *c) noexcept nogil:
+cdef void add_weight_gradients(const Grid *g, Chunk *c, Worker *worker) noexcept nogil:
     """W̄ += ā [x | west | north | 1]ᵀ over the rows."""
     cdef ix r, b, i, j
     cdef real *seen = c.seen
@@ -253,16 +262,20 @@ cdef void add_weight_gradients(const Grid *g, Chunk *c) noexcept nogil:
         memcpy(seen + g.D + g.H, cell(&g.h, b, i - 1, j) if i else g.zeros, g.H * sizeof(real))
         seen[g.D + 2 * g.H] = 1
         seen += g.width
-    add_outer(c.da, c.n, g.H, c.seen, c.sums, g.width)
+    add_outer(c.da, c.n, g.H, c.seen, c.sums, g.width, worker)
     c.summed += 1
 
 
-cdef void settle(const Grid *g, Chunk *c, double *share) noexcept nogil:
+cdef void settle(const Grid *g, Chunk *c, double *share, Worker *worker) noexcept nogil:
     """Sums go into the task's share, in float64: a running float32 sum over a million cells has three digits left."""
-    cdef ix k
-    for k in range(g.H * g.width):
-        share[k] += c.sums[k]
-    memset(c.sums, 0, g.H * g.width * sizeof(real))
+    cdef ix k, row
+    cdef bint slow = g.H * g.width > SLOW
+    for row in range(g.H):
+        if slow and interrupted(worker):
+            return
+        for k in range(row * g.width, (row + 1) * g.width):
+            share[k] += c.sums[k]
+        memset(c.sums + row * g.width, 0, g.width * sizeof(real))
     c.summed = 0
 
 
@@ -272,17 +285,24 @@ cdef inline ix whole(ix n) noexcept nogil:
     return (n + VL - 1) // VL * VL
 
 
-cdef inline size_t grid_scratch(const Grid *g) noexcept nogil:
-    return (sizeof(Chunk) + 63) // 64 * 64 + (CHUNK * (whole(max(g.D, g.H)) + g.width) + g.H * g.width) * sizeof(real)
+cdef inline double grid_scratch(const Grid *g) noexcept nogil:
+    cdef double width = g.width
+    return (sizeof(Chunk) + 63) // 64 * 64 + (CHUNK * (whole(max(g.D, g.H)) + width) + g.H * width) * sizeof(real)
 
 
 cdef Chunk *set_chunk(const Grid *g, Worker *worker) noexcept nogil:
     """Padding is computed with: zeros, not what was there."""
     cdef Chunk *c = <Chunk *>worker.scratch
-    memset(c, 0, grid_scratch(g))
+    cdef ix row
+    memset(c, 0, sizeof(Chunk))
     c.z = <real *>(<char *>worker.scratch + (sizeof(Chunk) + 63) // 64 * 64)
     c.seen = c.z + CHUNK * whole(max(g.D, g.H))
     c.sums = c.seen + CHUNK * g.width
+    memset(c.z, 0, (c.sums - c.z) * sizeof(real))
+    for row in range(g.H if g.width else 0):
+        if g.H * g.width > SLOW and interrupted(worker):
+            break
+        memset(c.sums + row * g.width, 0, g.width * sizeof(real))
     return c
 
 
@@ -303,7 +323,7 @@ cdef bint sweep(const Grid *g, Chunk *c, ix first, ix last, Worker *worker) noex
         if interrupted(worker):
             return False
         at = next_rows(g, c, first, last, d, at)
-        forward_chunk(g, c)
+        forward_chunk(g, c, worker)
         if at == 0:
             d += 1
     return True
@@ -328,15 +348,15 @@ cdef void adjoint_task(void *args, ix t, Worker *worker) noexcept nogil:
     memset(c.z, 0, CHUNK * whole(g.H) * sizeof(real))
     while d >= 0 and not interrupted(worker):
         at = next_rows(&g, c, first, last, d, at)
-        adjoint_rows(&g, c)
-        input_adjoint_rows(&g, c)
-        add_weight_gradients(&g, c)
+        adjoint_rows(&g, c, worker)
+        input_adjoint_rows(&g, c, worker)
+        add_weight_gradients(&g, c, worker)
         if c.summed == CHUNKS:
-            settle(&g, c, share)
+            settle(&g, c, share, worker)
         if at == 0:
             d -= 1
     if d < 0:                           # else interrupted, and a share of wide layers takes long to touch
-        settle(&g, c, share)
+        settle(&g, c, share, worker)
 
 
 cdef void set_cells(Cells *c, const Grid *g, ix width, cnp.ndarray a) noexcept:
@@ -357,8 +377,16 @@ cdef ix items_of_task(const Grid *g) noexcept:
     return max(<ix>1, min(g.batch, ENOUGH * (g.G1 + g.G2 - 1) // (g.G1 * g.G2)))
 
 
+cdef double cells_of(cnp.ndarray x) noexcept:
+    return <double>cnp.PyArray_DIM(x, 0) * cnp.PyArray_DIM(x, 1) * cnp.PyArray_DIM(x, 2)
+
+
 cdef tuple set_grid(Grid *g, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, Curve curve):
     """All that both ways have in common.  Keep what is returned."""
+    expect(ranked(x, 4) and ranked(weights, 2))
+    cdef double H = cnp.PyArray_DIM(weights, 1), D = cnp.PyArray_DIM(x, 3)
+    expect(holds(x, cells_of(x) * D) and holds(weights, (D + 2 * H) * H) and cnp.PyArray_DIM(weights, 0) == D + 2 * H
+           and may_hold(bias, H) and cells_of(x) > 0 and H > 0)
     g.batch, g.G1, g.G2, g.D = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), cnp.PyArray_DIM(x, 3)
     g.H, g.width, g.curve = cnp.PyArray_DIM(weights, 1), 0, curve
     set_cells(&g.x, g, g.D, x)
@@ -377,6 +405,7 @@ def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, cnp.ndarr
     bias (H,) or None.  All contiguous, no axis empty but D."""
     cdef Grid g
     kept = set_grid(&g, x, weights, bias, curve)
+    expect(holds(h, cells_of(x) * g.H))
     g.h.p = <real *>cnp.PyArray_DATA(h)
     g.items = items_of_task(&g)
     run(forward_task, &g, (g.batch + g.items - 1) // g.items, grid_scratch(&g), grid_seconds(&g))
@@ -388,8 +417,11 @@ def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray
     [W_in | W_west | W_north | b].  x, weights and bias as above; turned (2H, H): W_west and W_north one above the other."""
     cdef Grid g
     cdef ix tasks, cells
-    cdef size_t states
+    cdef double states
     kept = set_grid(&g, x, weights, bias, curve)
+    expect(holds(dh, cells_of(x) * g.H) and holds(dx, cells_of(x) * g.D) and ranked(turned, 2) and holds(turned, 2. * g.H * g.H)
+           and cnp.PyArray_DIM(turned, 1) == g.H and ranked(W_in, 2) and holds(W_in, <double>g.H * g.D)
+           and cnp.PyArray_DIM(W_in, 1) == g.D)
     set_cells(&g.dh, &g, g.H, dh)
     set_cells(&g.dx, &g, g.D, dx)
     panels = set_panels(&g.turned, turned, 2, g.H, g.H), set_panels(&g.back, W_in, 1, g.H)
@@ -400,6 +432,6 @@ def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray
     tasks = (g.batch + g.items - 1) // g.items
     cdef cnp.ndarray shares = np.zeros((tasks, g.H, g.width))
     g.shares = <double *>cnp.PyArray_DATA(shares)
-    states = 2 * g.items * g.h.item * sizeof(real)
+    states = 2. * g.items * g.h.item * sizeof(real)
     run(adjoint_task, &g, tasks, grid_scratch(&g) + states, 3 * grid_seconds(&g))
     return shares

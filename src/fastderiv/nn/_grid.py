@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, common, expect
+from .._core.arrays import F64, as_arrays, assign, common, empty, expect, pieces
 from .._core.dispatch import kernels
+from .._core.floats import undisturbed
 from . import _activations
 from ._activations import Activation
-from ._products import packed, quietly
+from ._products import packed
 
 _kernels = kernels("nn")
 
@@ -205,7 +206,7 @@ class _GridCall:
     """The checked arguments of one call, in one dtype and one layout, a batch axis in front."""
 
     def __init__(self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation) -> None:
-        self.activation, self.curve = activation, _activations.check(activation)
+        self.curve, self.pair = _activations.check(activation)
         *dh, x, W_in, W_west, W_north, b = common(as_arrays(names, values, optional=("b",)))
         if x.ndim not in (3, 4):
             raise ValueError(f"x has shape {x.shape}; expected (G1, G2, D) or (batch, G1, G2, D)")
@@ -221,47 +222,57 @@ class _GridCall:
             expect("dh", a, self.shape, "(batch, G1, G2, H)" if x.ndim == 4 else "(G1, G2, H)")
         self.dtype, self.given = x.dtype, x.shape
         self.W_in, self.W_west, self.W_north, self.b = (
-            packed(W_in),
-            packed(W_west),
-            packed(W_north),
-            None if b is None else packed(b),
+            packed("W_in", W_in),
+            packed("W_west", W_west),
+            packed("W_north", W_north),
+            None if b is None else packed("b", b),
         )
-        self.x, *self.dh = (packed(a if a.ndim == 4 else a[None]) for a in (x, *dh))
+        self.x, *self.dh = (packed(name, a if a.ndim == 4 else a[None]) for name, a in (("x", x), *(("dh", a) for a in dh)))
 
-    @quietly
+    @undisturbed
     def forward(self) -> NDArray:
-        h = np.empty((*self.x.shape[:3], self.H), self.dtype)
-        if self.curve is None:
-            self.sweep_pair(h, None)
+        h = empty("the result", (*self.x.shape[:3], self.H), self.dtype)
+        if self.pair is not None:
+            self.sweep_pair(self.pair, h, None)
         elif h.size:
             _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, h, self.curve)
         return h.reshape(self.shape)
 
     def stacked(self) -> NDArray:
         """The weights (D + 2H, H) of a row [x | west | north]."""
-        return np.ascontiguousarray(np.concatenate([self.W_in, self.W_west, self.W_north], axis=1).T)
+        stack = empty("a copy of the weights", (self.D + 2 * self.H, self.H), self.dtype)
+        for first, W in (0, self.W_in), (self.D, self.W_west), (self.D + self.H, self.W_north):
+            assign(stack[first : first + W.shape[1]], W.T)
+        return stack
 
-    @quietly
+    @undisturbed
     def adjoint(self) -> GridRNNGrads:
         (dh,) = self.dh
-        dx = np.zeros(self.x.shape, self.dtype)
-        if self.curve is None:
-            h, slope = np.empty((2, *dh.shape), self.dtype)
-            self.sweep_pair(h, slope)
+        dx = empty("dx", self.x.shape, self.dtype, np.zeros)
+        if self.pair is not None:
+            h, slope = (empty(f"the {what}", dh.shape, self.dtype) for what in ("states", "slopes"))
+            self.sweep_pair(self.pair, h, slope)
             shares = self.sweep_back_pair(h, slope, dx)
         elif dh.size:
-            turned = np.concatenate([self.W_west, self.W_north])
+            turned = empty("a copy of the weights", (2 * self.H, self.H), self.dtype)
+            for first, W in (0, self.W_west), (self.H, self.W_north):
+                assign(turned[first : first + self.H], W)
             given = dh, self.x, self.stacked(), self.b, self.W_in, turned, dx, self.curve
             shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
-            shares = np.zeros((1, self.H, self.D + 2 * self.H + 1))
-        D, H, sums = self.D, self.H, shares.sum(axis=0).astype(self.dtype)
-        dW_in, dW_west, dW_north = (
-            np.ascontiguousarray(sums[:, i:j]) for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
+            shares = empty("the gradients", (1, self.H, self.D + 2 * self.H + 1), F64, np.zeros)
+        D, H = self.D, self.H
+        dW_in, dW_west, dW_north, db = (
+            self.added_up(shares[:, :, i:j]) for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H), (D + 2 * H, D + 2 * H + 1))
         )
-        return GridRNNGrads(
-            dx.reshape(self.given), dW_in, dW_west, dW_north, None if self.b is None else sums[:, D + 2 * H].copy()
-        )
+        return GridRNNGrads(dx.reshape(self.given), dW_in, dW_west, dW_north, None if self.b is None else db[:, 0].copy())
+
+    def added_up(self, shares: NDArray) -> NDArray:
+        """The sum over shares (tasks, H, columns) in float64, rounded once."""
+        total = empty("a gradient", shares.shape[1:], self.dtype)
+        for part in pieces(total.shape):
+            total[part] = shares[(slice(None), *part)].sum(axis=0)
+        return total
 
     # ---- the same with callables, in NumPy: what the kernels do, written with arrays of a diagonal's cells ---------------
 
@@ -272,22 +283,22 @@ class _GridCall:
             i = np.arange(max(0, d - G2 + 1), min(G1, d + 1))
             yield i, d - i
 
-    def sweep_pair(self, h: NDArray, slope: NDArray | None) -> None:
+    def sweep_pair(self, pair: _activations.Pair, h: NDArray, slope: NDArray | None) -> None:
         batch, G1, G2, _ = h.shape
         inputs = self.x @ self.W_in.T
         if self.b is not None:
             inputs += self.b
-        states = np.zeros((batch, G1 + 1, G2 + 1, self.H), self.dtype)
+        states = empty("the states", (batch, G1 + 1, G2 + 1, self.H), self.dtype, np.zeros)
         for i, j in self.diagonals():
             a = inputs[:, i, j] + states[:, i + 1, j] @ self.W_west.T + states[:, i, j + 1] @ self.W_north.T
             if slope is not None:
-                slope[:, i, j] = _activations.evaluate(self.activation, 1, a.copy())
-            states[:, i + 1, j + 1] = h[:, i, j] = _activations.evaluate(self.activation, 0, a)
+                slope[:, i, j] = _activations.evaluate(pair, 1, a.copy())
+            states[:, i + 1, j + 1] = h[:, i, j] = _activations.evaluate(pair, 0, a)
 
     def sweep_back_pair(self, h: NDArray, slope: NDArray, dx: NDArray) -> NDArray:
         """OUT dx; the gradients of [W_in | W_west | W_north | b] are returned."""
         batch, G1, G2, H = h.shape
-        dh = np.zeros((batch, G1 + 1, G2 + 1, H), self.dtype)
+        dh = empty("the states' adjoints", (batch, G1 + 1, G2 + 1, H), self.dtype, np.zeros)
         dh[:, 1:, 1:] = self.dh[0]
         seen = np.ones((batch, G1, G2, self.D + 2 * H + 1), self.dtype)
         seen[..., : self.D], seen[..., self.D : -1] = self.x, 0

@@ -22,6 +22,7 @@ cdef struct Lstm:
     ix steps, batch, inputs, hidden
     ix units, wide                      # vectors of hidden units; numbers between rows of hidden units in scratch
     ix blocks, rows, chunk              # tasks; the most rows of one; the most pairs projected at once
+    bint slow                           # a step takes milliseconds: signals are looked for amid it
     const ix *order                     # the row of the batch at a sorted position
     const ix *lengths                   # sorted, descending
     const real *x                       # (T, B, D)
@@ -137,8 +138,8 @@ cdef struct Forward:                    # a task's scratch
     real *c                             # [rows][wide]
 
 
-cdef size_t forward_scratch(const Lstm *s) noexcept nogil:
-    return (s.chunk * s.inputs + s.units * s.chunk * PW + 3 * s.rows * s.wide + 4 * GL) * sizeof(real)
+cdef double forward_scratch(const Lstm *s) noexcept nogil:
+    return (<double>s.chunk * s.inputs + <double>s.units * s.chunk * PW + 3. * s.rows * s.wide + 4 * GL) * sizeof(real)
 
 
 cdef void set_forward(Forward *w, const Lstm *s, void *scratch) noexcept nogil:
@@ -171,12 +172,12 @@ cdef void forward(void *args, ix block, Worker *worker) noexcept nogil:
             n = gather(s, &w, start, i, end, n)
             end += 1
             i = still_running(s, start, i, end)
-        project(s, &w, n)
+        project(s, &w, n, worker)
         # 2. step by step
         n = 0
         while t < end:
             m = still_running(s, start, m, t)
-            step(s, &w, h, w.h if h != w.h else w.h + s.rows * s.wide, start, m, t, n)
+            step(s, &w, h, w.h if h != w.h else w.h + s.rows * s.wide, start, m, t, n, worker)
             h = w.h if h != w.h else w.h + s.rows * s.wide
             for i in range(m, rows if s.h is not NULL else 0):
                 memset(s.h + (t * s.batch + s.order[start + i]) * s.hidden, 0, s.hidden * sizeof(real))
@@ -196,22 +197,26 @@ cdef ix gather(const Lstm *s, Forward *w, ix start, ix m, ix t, ix n) noexcept n
     return n + m
 
 
-cdef void project(const Lstm *s, Forward *w, ix n) noexcept nogil:
+cdef void project(const Lstm *s, Forward *w, ix n, Worker *worker) noexcept nogil:
     """z = x W_ihᵀ + b of n pairs."""
     cdef ix u, i
     cdef real *z
     for u in range(s.units):
+        if s.slow and interrupted(worker):
+            return
         z = w.z + u * s.chunk * PW
         for i in range(n):
             memcpy(z + i * PW, s.bias + u * PW, PW * sizeof(real))
         product(w.x, s.inputs, n, s.w_x + u * s.inputs * PW, s.inputs, z, PW)
 
 
-cdef void step(const Lstm *s, Forward *w, const real *before, real *h, ix start, ix m, ix t, ix n) noexcept nogil:
+cdef void step(const Lstm *s, Forward *w, const real *before, real *h, ix start, ix m, ix t, ix n, Worker *worker) noexcept nogil:
     """z += h[t−1] W_hhᵀ, the gates, c and h of m rows; their pre-activations lie in the chunk from n."""
     cdef ix u, i, row
     cdef real *z
     for u in range(s.units):
+        if s.slow and interrupted(worker):
+            return
         z = w.z + (u * s.chunk + n) * PW
         product(before, s.wide, m, s.w_h + u * s.hidden * PW, s.hidden, z, PW)
         for i in range(m):
@@ -256,9 +261,10 @@ cdef struct Backward:                   # a task's scratch
     real *dx                            # [chunk][PW]
 
 
-cdef size_t backward_scratch(const LstmAdjoint *s) noexcept nogil:
+cdef double backward_scratch(const LstmAdjoint *s) noexcept nogil:
     cdef const Lstm *f = &s.f
-    return ((f.rows + f.chunk) * 4 * f.wide + f.rows * (s.h_panels * PW + f.wide) + f.chunk * PW + 4 * GL) * sizeof(real)
+    cdef double wide = f.wide
+    return ((f.rows + f.chunk) * 4 * wide + f.rows * (<double>s.h_panels * PW + wide) + f.chunk * PW + 4 * GL) * sizeof(real)
 
 
 cdef void set_backward(Backward *w, const LstmAdjoint *s, void *scratch) noexcept nogil:
@@ -287,7 +293,7 @@ cdef void adjoint(void *args, ix block, Worker *worker) noexcept nogil:
         while t > 0 and n - base + m <= f.chunk:
             t -= 1
             seed(s, &w, start, m, after, t)
-            pull(s, &w, after, there)
+            pull(s, &w, after, there, worker)
             back(s, &w, start, m, t, n)
             clear(s, start + m, start + rows, t)
             after, there = m, n
@@ -297,12 +303,12 @@ cdef void adjoint(void *args, ix block, Worker *worker) noexcept nogil:
                 return
         # 1. x̄ of the chunk, in one product
         if s.dx is not NULL:
-            unproject(s, &w, start, rows, t, end, base, n - base)
+            unproject(s, &w, start, rows, t, end, base, n - base, worker)
         memmove(w.a, w.a + there * 4 * f.wide, after * 4 * f.wide * sizeof(real))
         there = 0
     # 0. h̄ and c̄ of the states before the first step
     seed(s, &w, start, rows, after, -1)
-    pull(s, &w, after, 0)
+    pull(s, &w, after, 0, worker)
     for i in range(rows):
         memcpy(s.dh0 + f.order[start + i] * f.hidden, w.hbar + i * s.h_panels * PW, f.hidden * sizeof(real))
         memcpy(s.dc0 + f.order[start + i] * f.hidden, w.cbar + i * f.wide, f.hidden * sizeof(real))
@@ -324,10 +330,12 @@ cdef void seed(const LstmAdjoint *s, Backward *w, ix start, ix m, ix after, ix t
                 hbar[j] += last[j]
 
 
-cdef void pull(const LstmAdjoint *s, Backward *w, ix after, ix there) noexcept nogil:
+cdef void pull(const LstmAdjoint *s, Backward *w, ix after, ix there, Worker *worker) noexcept nogil:
     """h̄ += ā[t+1] W_hh of the rows that run at t + 1."""
     cdef ix p, gate, H = s.f.hidden, wide = s.f.wide
     for p in range(s.h_panels):
+        if s.f.slow and interrupted(worker):
+            return
         for gate in range(4):
             product(w.a + there * 4 * wide + gate * wide, 4 * wide, after, s.w_h + (p * 4 + gate) * H * PW, H,
                     w.hbar + p * PW, s.h_panels * PW)
@@ -398,11 +406,14 @@ cdef void clear(const LstmAdjoint *s, ix start, ix end, ix t) noexcept nogil:
             memset(s.cbar + row * f.hidden, 0, f.hidden * sizeof(real))
 
 
-cdef void unproject(const LstmAdjoint *s, Backward *w, ix start, ix rows, ix first, ix end, ix base, ix n) noexcept nogil:
+cdef void unproject(const LstmAdjoint *s, Backward *w, ix start, ix rows, ix first, ix end, ix base, ix n,
+                    Worker *worker) noexcept nogil:
     """dx = ā W_ih of the steps [first, end), whose n pairs lie in the chunk from `base`, the last step first."""
     cdef const Lstm *f = &s.f
     cdef ix p, gate, t, i, m, k, some
     for p in range(s.x_panels):
+        if f.slow and interrupted(worker):
+            return
         memset(w.dx, 0, n * PW * sizeof(real))
         for gate in range(4):
             product(w.a + base * 4 * f.wide + gate * f.wide, 4 * f.wide, n, s.w_x + (p * 4 + gate) * f.hidden * PW, f.hidden,
@@ -507,6 +518,7 @@ cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H):
     cdef real *dst
     cdef const real *src
     for u in range(units):
+        PyErr_CheckSignals()
         some = min(<ix>VL, H - u * VL)
         for gate in range(4):
             src, dst, k = data(W) + (gate * H + u * VL) * K, data(packed) + u * K * PW + gate * VL, 0
@@ -525,11 +537,33 @@ cdef cnp.ndarray pack_panels(cnp.ndarray W):
     cdef ix K = cnp.PyArray_DIM(W, 0), N = cnp.PyArray_DIM(W, 1), panels = (N + PW - 1) // PW, p, k, some
     cdef cnp.ndarray packed = aligned(panels * K * PW)
     for p in range(panels):
+        PyErr_CheckSignals()
         some = min(<ix>PW, N - p * PW)
         for k in range(K):
             memset(data(packed) + (p * K + k) * PW + some, 0, (PW - some) * sizeof(real))
             memcpy(data(packed) + (p * K + k) * PW, data(W) + k * N + p * PW, some * sizeof(real))
     return packed
+
+
+cdef double seconds(double multiplications) noexcept:
+    """A low estimate of what so many take."""
+    return multiplications / (VL * 4e9)
+
+
+cdef bint indices(cnp.ndarray a, ix size) noexcept:
+    """Whether `a` is a contiguous array of so many indices."""
+    return ranked(a, 1) and cnp.PyArray_TYPE(a) == cnp.NPY_INTP and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_SIZE(a) == size
+
+
+cdef int expect_layer_of(cnp.ndarray w_ih, cnp.ndarray w_hh, double H, double D) except -1:
+    expect(ranked(w_ih, 2) and holds(w_ih, 4 * H * D) and cnp.PyArray_DIM(w_ih, 1) == D and holds(w_hh, 4 * H * H))
+    return 0
+
+
+cdef int expect_kept(cnp.ndarray gates, cnp.ndarray cells, double pairs, ix H) except -1:
+    cdef double size = pairs * ((H + VL - 1) // VL * VL)
+    expect(holds(gates, 4 * size) and holds(cells, size))
+    return 0
 
 
 cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarray order, cnp.ndarray lengths) noexcept:
@@ -540,12 +574,8 @@ cdef void set_sizes(Lstm *s, ix steps, ix batch, ix inputs, ix hidden, cnp.ndarr
     s.blocks = (batch + rows - 1) // rows
     s.rows = min(batch, rows)
     s.chunk = max(s.rows, min(<ix>CHUNK_ROWS, CHUNK_BYTES // (4 * s.wide * <ix>sizeof(real))))
+    s.slow = seconds(4. * s.rows * hidden * (hidden + inputs)) > 2e-3
     s.order, s.lengths = <ix *>cnp.PyArray_DATA(order), <ix *>cnp.PyArray_DATA(lengths)
-
-
-cdef double seconds(double multiplications) noexcept:
-    """A low estimate of what so many take."""
-    return multiplications / (VL * 4e9)
 
 
 def lstm(cnp.ndarray x, cnp.ndarray w_ih, cnp.ndarray w_hh, cnp.ndarray bias, cnp.ndarray h0, cnp.ndarray c0,
@@ -553,7 +583,15 @@ def lstm(cnp.ndarray x, cnp.ndarray w_ih, cnp.ndarray w_hh, cnp.ndarray bias, cn
          cnp.ndarray gates, cnp.ndarray cells, /):
     """IN all C-contiguous, h0, c0 or None, rows sorted; OUT h, h_n, c_n, and gates and cells or None."""
     cdef Lstm s
-    cdef ix H = cnp.PyArray_DIM(w_hh, 1)
+    expect(ranked(x, 3) and ranked(w_hh, 2))
+    cdef ix H = cnp.PyArray_DIM(w_hh, 1), B = cnp.PyArray_DIM(x, 1)
+    cdef double states = <double>B * H, steps = cnp.PyArray_DIM(x, 0)
+    expect_layer_of(w_ih, w_hh, H, cnp.PyArray_DIM(x, 2))
+    expect(holds(x, steps * B * cnp.PyArray_DIM(x, 2)) and holds(bias, 4. * H) and ranked(bias, 2) and may_hold(h0, states)
+           and may_hold(c0, states) and indices(order, B) and indices(lengths, B) and may_hold(h, steps * states)
+           and holds(h_n, states) and holds(c_n, states) and (gates is None) == (cells is None))
+    if gates is not None:
+        expect_kept(gates, cells, steps * B, H)
     set_sizes(&s, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), H, order, lengths)
     cdef cnp.ndarray w_x = pack_gates(w_ih, H), w_h = pack_gates(w_hh, H), b = pack_gates(bias, H)
     s.x, s.h0, s.c0, s.w_x, s.w_h, s.bias = data(x), data(h0), data(c0), data(w_x), data(w_h), data(b)
@@ -566,7 +604,17 @@ def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray
                  cnp.ndarray h, cnp.ndarray dx, cnp.ndarray dh0, cnp.ndarray dc0, cnp.ndarray hbar, cnp.ndarray cbar, /):
     """IN dh, dh_n and dc_n or None, what `lstm` kept; OUT abar, h, dx together or None, dh0, dc0, hbar and cbar or None."""
     cdef LstmAdjoint s
-    cdef ix H = cnp.PyArray_DIM(w_hh, 1), D = cnp.PyArray_DIM(w_ih, 1)
+    expect(ranked(dh, 3) and ranked(w_ih, 2) and ranked(w_hh, 2))
+    cdef ix H = cnp.PyArray_DIM(w_hh, 1), D = cnp.PyArray_DIM(w_ih, 1), B = cnp.PyArray_DIM(dh, 1)
+    cdef double states = <double>B * H, steps = cnp.PyArray_DIM(dh, 0)
+    expect_layer_of(w_ih, w_hh, H, D)
+    expect_kept(gates, cells, steps * B, H)
+    expect(holds(dh, steps * states) and may_hold(dh_n, states) and may_hold(dc_n, states) and may_hold(c0, states)
+           and indices(order, B) and indices(lengths, B) and holds(dh0, states) and holds(dc0, states)
+           and may_hold(hbar, steps * states) and may_hold(cbar, steps * states) and (hbar is None) == (cbar is None)
+           and (abar is None) == (h is None) == (dx is None))
+    if abar is not None:
+        expect(holds(abar, cnp.PyArray_SIZE(gates)) and holds(h, steps * states) and holds(dx, steps * B * D))
     set_sizes(&s.f, cnp.PyArray_DIM(dh, 0), cnp.PyArray_DIM(dh, 1), D, H, order, lengths)
     cdef cnp.ndarray w_x = pack_panels(w_ih), w_h = pack_panels(w_hh)
     s.x_panels, s.h_panels = (D + PW - 1) // PW, (H + PW - 1) // PW
@@ -579,8 +627,11 @@ def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray
 cdef cnp.ndarray clear_sums(Sums *s, ix units, ix columns):
     """Zeros that the sums go to."""
     cdef cnp.ndarray weights = aligned(units * columns * PW)
+    cdef ix u
     s.columns, s.blocks, s.weights = columns, (columns + SUM_COLUMNS - 1) // SUM_COLUMNS, data(weights)
-    memset(s.weights, 0, units * columns * PW * sizeof(real))
+    for u in range(units):
+        PyErr_CheckSignals()
+        memset(s.weights + u * columns * PW, 0, columns * PW * sizeof(real))
     return weights
 
 
@@ -588,6 +639,11 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
                      ix hidden, /):
     """Σ ā ⊗ x, Σ ā ⊗ h[t−1] and Σ ā, as [units][columns][gate][VL]."""
     cdef WeightSums s
+    expect(ranked(x, 3))
+    cdef double pairs = <double>cnp.PyArray_DIM(x, 0) * cnp.PyArray_DIM(x, 1)
+    expect(hidden >= 0 and holds(x, pairs * cnp.PyArray_DIM(x, 2)) and holds(h, pairs * hidden)
+           and holds(abar, pairs * 4 * ((hidden + VL - 1) // VL * VL)) and may_hold(h0, <double>cnp.PyArray_DIM(x, 1) * hidden)
+           and indices(order, cnp.PyArray_DIM(x, 1)) and indices(lengths, cnp.PyArray_DIM(x, 1)))
     set_sizes(&s.f, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), hidden, order, lengths)
     s.f.x, s.f.h0, s.abar, s.h = data(x), data(h0), data(abar), data(h)
     cdef ix units = s.f.units, inputs = s.f.inputs
@@ -595,5 +651,5 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
     s.bias = data(bias)
     memset(s.bias, 0, units * PW * sizeof(real))
     run(weight_sums, &s, (s.x.blocks + s.recurrent.blocks) * ((units + SUM_UNITS - 1) // SUM_UNITS),
-        SUM_STEPS * (SUM_COLUMNS + MR) * sizeof(real), seconds(4. * s.f.steps * s.f.batch * hidden * (inputs + hidden)))
+        SUM_STEPS * (SUM_COLUMNS + MR) * <double>sizeof(real), seconds(4. * s.f.steps * s.f.batch * hidden * (inputs + hidden)))
     return w_x, w_h, bias

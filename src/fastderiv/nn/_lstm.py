@@ -8,32 +8,22 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, common, expect, integers
+from .._core.arrays import as_arrays, check_fits, common, empty, expect, integers
+from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
+from .._core.fpstate import ieee
+from . import _caches
+from ._products import contiguous
 
 _kernels = kernels("nn")
 _STATES = ("initial_state[0]", "initial_state[1]", "dlast_state[0]", "dlast_state[1]")
 _NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *_STATES[:2], "dh", *_STATES[2:])
+_ATTRIBUTES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0", "dh", "dh_n", "dc_n")  # of those, in a call
+_MANY = 1 << 26  # numbers that are looked at before they are promised
 _OPTIONAL = ("bias_ih", "bias_hh", *_STATES[2:])
 
 State = Sequence[ArrayLike] | NDArray
-
-
-class LSTMCache:
-    """What a forward pass keeps for its adjoint: opaque, read-only, usable any number of times."""
-
-    __slots__ = ("cells", "gates", "lengths", "order", "shape")
-
-    def __init__(self, call: "LSTMCall") -> None:
-        vectors, lanes = call.kernel.lstm_units(call.hidden)
-        pairs = call.steps * call.batch
-        self.shape = (call.dtype, call.steps, call.batch, call.hidden)
-        self.order, self.lengths = call.order, call.lengths
-        self.gates = call.kernel.aligned(vectors * pairs * 4 * lanes)
-        self.cells = call.kernel.aligned(vectors * pairs * lanes)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("cache cannot be pickled: its layout is that of this CPU level")
+Kept = tuple[NDArray, NDArray]  # gates and cells, in the kernels' order
 
 
 class LSTMGrads(NamedTuple):
@@ -67,12 +57,12 @@ def lstm(
 def lstm(
     x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None, bias_hh: ArrayLike | None = None,
     *, initial_state: State | None = None, lengths: ArrayLike | None = None, return_cache: Literal[True],
-) -> tuple[NDArray, tuple[NDArray, NDArray], LSTMCache]: ...  # fmt: skip
+) -> tuple[NDArray, tuple[NDArray, NDArray], Cache]: ...  # fmt: skip
 @overload
 def lstm(
     x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None, bias_hh: ArrayLike | None = None,
     *, initial_state: State | None = None, lengths: ArrayLike | None = None, return_cache: bool = False,
-) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], LSTMCache]: ...  # fmt: skip
+) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], Cache]: ...  # fmt: skip
 def lstm(
     x: ArrayLike,
     weight_ih: ArrayLike,
@@ -83,7 +73,7 @@ def lstm(
     initial_state: State | None = None,
     lengths: ArrayLike | None = None,
     return_cache: bool = False,
-) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], LSTMCache]:
+) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], Cache]:
     r"""A long short-term memory layer over whole sequences.
 
     With pre-activations :math:`a = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}` of the gates i, f, g, o, in this order,
@@ -117,7 +107,7 @@ def lstm(
     last_state : pair of ndarray, shape (B, H)
         h and c after the last step.
     cache : object
-        Only if `return_cache`: opaque, read-only, usable any number of times, with the same arguments.
+        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
 
     Raises
     ------
@@ -128,7 +118,8 @@ def lstm(
     -----
     T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs: the weights once more, in the kernels' order; copies of
     arguments that are not C-contiguous; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
-    A cache takes 5·T·B·H numbers, H rounded up to whole vectors (64 bytes at most).
+    A cache takes 5·T·B·H numbers, H rounded up to whole vectors (64 bytes at most), and a checksum of the arguments at the
+    speed of memory, by which `lstm_vjp` knows it from one of other numbers.
 
     Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
     of the result do not depend on the number of threads, on strides, nor on the sequences that share the batch.  So NaN and
@@ -161,11 +152,11 @@ def lstm(
     (7, 2, 8)
     """
     call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths)
-    cache = LSTMCache(call) if return_cache else None
-    h = np.empty((call.steps, call.batch, call.hidden), call.dtype)
-    last = call.forward(h, cache)
+    h = call.over_time("h")
+    kept = call.room() if return_cache else None
+    last = call.forward(h, kept)
     result = call.squeeze(h), call.state(last)
-    return result if cache is None else (*result, cache)
+    return result if kept is None else (*result, call.cache(kept))
 
 
 def lstm_vjp(
@@ -179,7 +170,7 @@ def lstm_vjp(
     initial_state: State | None = None,
     lengths: ArrayLike | None = None,
     dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
-    cache: LSTMCache | None = None,
+    cache: Cache | None = None,
 ) -> LSTMGrads:
     r"""The adjoint of `lstm`: gradients of a scalar from those with respect to the layer's results.
 
@@ -245,10 +236,10 @@ def lstm_vjp(
     ((6, 3), (16, 4))
     """
     call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state))
-    kept = call.kept(cache)
-    abar = call.kernel.aligned(kept.gates.size) if cache is kept else kept.gates
-    dx, h = np.empty(call.x.shape, call.dtype), np.empty((call.steps, call.batch, call.hidden), call.dtype)
-    dfirst = call.adjoint(kept, abar, h, dx)
+    dx, h = empty("dx", call.x.shape, call.dtype), call.over_time("h")
+    gates, cells = call.kept(cache)
+    abar = gates if cache is None else call.aligned("the gates' adjoints", gates.size)
+    dfirst = call.adjoint((gates, cells), abar, h, dx)
     dweight_ih, dweight_hh, dbias = call.weight_sums(abar, h)
     return LSTMGrads(
         call.squeeze(dx),
@@ -271,7 +262,7 @@ def lstm_state_adjoints(
     initial_state: State | None = None,
     lengths: ArrayLike | None = None,
     dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
-    cache: LSTMCache | None = None,
+    cache: Cache | None = None,
 ) -> tuple[NDArray, NDArray]:
     r"""How the gradient travels through the time of an LSTM: the adjoints of its states.
 
@@ -321,7 +312,7 @@ def lstm_state_adjoints(
            [1.   , 1.   ]])
     """
     call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state))
-    hbar, cbar = (np.empty((call.steps, call.batch, call.hidden), call.dtype) for _ in range(2))
+    hbar, cbar = call.over_time("hbar"), call.over_time("cbar")
     call.adjoint(call.kept(cache), None, None, None, hbar, cbar)
     return call.squeeze(hbar), call.squeeze(cbar)
 
@@ -371,8 +362,10 @@ class LSTMCall:
 
     def _sort(self, given: ArrayLike | None) -> None:
         """Rows by descending length: those that still run are then the first ones."""
+        self.order = empty("the order of the sequences", (self.batch,), np.dtype(np.intp))
         if given is None:
-            self.order, self.lengths = np.arange(self.batch), np.full(self.batch, self.steps)
+            self.lengths = empty("the lengths", (self.batch,), np.dtype(np.intp))
+            self.order[...], self.lengths[...] = np.arange(self.batch), self.steps
             return
         lengths = integers("lengths", given)
         expect("lengths", lengths, (self.batch,) if self.batched else (), "(B,)" if self.batched else "()")
@@ -380,18 +373,18 @@ class LSTMCall:
         if wrong.size:
             at = f"[{wrong[0]}]" if self.batched else ""
             raise ValueError(f"lengths{at} is {lengths.ravel()[wrong[0]]}; expected integers from 0 to T = {self.steps}")
-        self.order = np.argsort(-lengths.ravel(), kind="stable")
+        self.order[...] = np.argsort(-lengths.ravel(), kind="stable")
         self.lengths = lengths.ravel()[self.order]
 
     def _one_layout(self) -> None:
         """C-contiguous, x and dh with a batch axis."""
-        self.x = np.ascontiguousarray(self.x).reshape(self.steps, self.batch, self.inputs)
+        for name, attribute in zip(_NAMES, _ATTRIBUTES, strict=True):
+            array = getattr(self, attribute)
+            if array is not None:
+                setattr(self, attribute, contiguous(name, array))
+        self.x = self.x.reshape(self.steps, self.batch, self.inputs)
         if self.dh is not None:
-            self.dh = np.ascontiguousarray(self.dh).reshape(self.steps, self.batch, self.hidden)
-        self.weight_ih, self.weight_hh = np.ascontiguousarray(self.weight_ih), np.ascontiguousarray(self.weight_hh)
-        for name in "h0", "c0", "dh_n", "dc_n":
-            if getattr(self, name) is not None:
-                setattr(self, name, np.ascontiguousarray(getattr(self, name)))
+            self.dh = self.dh.reshape(self.steps, self.batch, self.hidden)
 
     @property
     def kernel(self) -> Any:
@@ -405,41 +398,65 @@ class LSTMCall:
         """h and c of (2, B, H), each an array of its own."""
         return both[0].reshape(self.state_shape).copy(), both[1].reshape(self.state_shape).copy()
 
-    def forward(self, h: NDArray | None, cache: LSTMCache | None) -> NDArray:
-        """OUT h, cache; the last states (2, B, H)."""
-        bias = np.zeros((4 * self.hidden, 1), self.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
+    def over_time(self, name: str) -> NDArray:
+        """An array (T, B, H)."""
+        return empty(name, (self.steps, self.batch, self.hidden), self.dtype)
+
+    def aligned(self, what: str, size: int) -> NDArray:
+        if size > _MANY:
+            check_fits(what, size * self.dtype.itemsize)
+        return self.kernel.aligned(size)
+
+    def room(self) -> Kept:
+        """Where a forward pass can keep what the adjoint needs: gates and cells."""
+        vectors, lanes = self.kernel.lstm_units(self.hidden)
+        size = vectors * lanes * self.steps * self.batch
+        return self.aligned("the cache's gates", 4 * size), self.aligned("the cache's cells", size)
+
+    def forward(self, h: NDArray | None, kept: Kept | None) -> NDArray:
+        """OUT h, kept; the last states (2, B, H)."""
+        bias = empty("the biases", (4 * self.hidden, 1), self.dtype, np.zeros)
+        with ieee(), np.errstate(all="ignore"):
             for given in self.bias_ih, self.bias_hh:
                 if given is not None:
                     bias[:, 0] += given
-        last = np.empty((2, self.batch, self.hidden), self.dtype)
-        gates, cells = (None, None) if cache is None else (cache.gates, cache.cells)
+        last = empty("the last states", (2, self.batch, self.hidden), self.dtype)
         self.kernel.lstm(self.x, self.weight_ih, self.weight_hh, bias, self.h0, self.c0, self.order, self.lengths,
-                         h, last[0], last[1], gates, cells)  # fmt: skip
+                         h, last[0], last[1], *(kept or (None, None)))  # fmt: skip
         return last
 
-    def kept(self, cache: LSTMCache | None) -> LSTMCache:
-        """The caller's cache if it fits, or one of its own from another forward pass."""
-        if cache is None:
-            cache = LSTMCache(self)
-            self.forward(None, cache)
-            return cache
-        if not isinstance(cache, LSTMCache):
-            raise TypeError(f"cache is a {type(cache).__name__}; expected what lstm(…, return_cache=True) returns")
-        shape = (self.dtype, self.steps, self.batch, self.hidden)
-        if cache.shape != shape:
-            came, wanted = (f"({', '.join(map(str, s))})" for s in (cache.shape, shape))
-            raise ValueError(f"cache is of a call with (dtype, T, B, H) = {came}; expected {wanted}")
-        if not (np.array_equal(cache.lengths, self.lengths) and np.array_equal(cache.order, self.order)):
-            raise ValueError("cache is of a call with other lengths")
-        return cache
+    def cache(self, kept: Kept) -> Cache:
+        return keep("lstm", (self.sizes(), self.order, self.lengths), self.operands(), kept)
 
-    def adjoint(self, kept: LSTMCache, abar: NDArray | None, h: NDArray | None, dx: NDArray | None,
+    def kept(self, cache: Cache | None) -> Kept:
+        """Gates and cells: from the caller's cache, if that is of this call, or from another forward pass."""
+        if cache is None:
+            kept = self.room()
+            self.forward(None, kept)
+            return kept
+        (sizes, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
+        _caches.expect_shape("(dtype, T, B, H)", sizes, self.sizes())
+        if not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order)):
+            raise ValueError("cache is of a call with other lengths")
+        _caches.expect_operands(_NAMES[:7], checksums, self.operands())
+        return gates, cells
+
+    def sizes(self) -> tuple[Any, ...]:
+        return self.dtype, self.steps, self.batch, self.hidden
+
+    def operands(self) -> tuple[NDArray | None, ...]:
+        """What the gates are made of.  Steps behind a sequence's end are never read, so that they may differ."""
+        x = self.x
+        if (self.lengths < self.steps).any():
+            x = x[np.arange(self.steps)[:, None] < self.lengths[np.argsort(self.order)]]
+        return x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0
+
+    def adjoint(self, kept: Kept, abar: NDArray | None, h: NDArray | None, dx: NDArray | None,
                 hbar: NDArray | None = None, cbar: NDArray | None = None) -> NDArray:  # fmt: skip
         """OUT abar, h, dx, hbar, cbar; the initial states' adjoints (2, B, H)."""
-        dfirst = np.empty((2, self.batch, self.hidden), self.dtype)
+        dfirst = empty("dinitial_state", (2, self.batch, self.hidden), self.dtype)
         self.kernel.lstm_adjoint(self.dh, self.dh_n, self.dc_n, self.weight_ih, self.weight_hh, self.c0, self.order, self.lengths,
-                                 kept.gates, kept.cells, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
+                                 *kept, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
         return dfirst
 
     def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:

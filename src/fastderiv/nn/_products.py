@@ -5,18 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core.arrays import F64, assign, empty
 from .._core.dispatch import kernels
 
 _kernels = kernels("nn")
 _QUICK = 4e9  # multiply–adds that take less than about a tenth of a second
 _STEP = 64  # rows: blocks are whole numbers of what BLAS takes at a time
 
-quietly = np.errstate(all="ignore")  # data that are not finite, or overflow, are no reason to warn
+
+def contiguous(name: str, array: NDArray) -> NDArray:
+    """`array`, the argument `name`, in C order."""
+    if array.flags.c_contiguous:
+        return array
+    copy = empty(f"a copy of {name}", array.shape, array.dtype)
+    assign(copy, array)
+    return copy
 
 
-def packed(array: NDArray) -> NDArray:
-    """`array` in C order, with the strides of a new array: BLAS is called otherwise, with other bits, in other layouts."""
-    array = np.ascontiguousarray(array)
+def packed(name: str, array: NDArray) -> NDArray:
+    """The same with the strides of a new array: BLAS is called otherwise, with other bits, in other layouts."""
+    array = contiguous(name, array)
     return array.reshape(-1).reshape(array.shape)  # axes of length 1 have any strides
 
 
@@ -30,20 +38,25 @@ def _blocks(rows: int, work: float) -> list[slice]:
 def product(a: NDArray, b: NDArray, out: NDArray | None = None) -> NDArray:
     """a @ b of matrices that are packed, or transposed views of such; `out` too is packed."""
     if out is None:
-        out = np.empty((a.shape[0], b.shape[1]), a.dtype)
-    for block in _blocks(a.shape[0], float(a.size) * b.shape[1]):
-        np.matmul(a[block], b, out=out[block])
+        out = empty("a product", (a.shape[0], b.shape[1]), a.dtype)
+    if a.size == 0 or out.size == 0:  # NumPy would count the rows one by one, and hear no signal
+        out[...] = 0
+        return out
+    for rows in _blocks(a.shape[0], float(a.size) * b.shape[1]):
+        part = a[rows]
+        for columns in _blocks(b.shape[1], float(part.size) * b.shape[1]):  # one, but for weights of half a gigabyte
+            np.matmul(part, b[:, columns], out=out[rows, columns])
     return out
 
 
 def summed_product(a: NDArray, b: NDArray) -> NDArray:
     """a.T @ b, sums over a row that both share; blocks of them are added up in float64."""
     blocks = _blocks(a.shape[0], float(a.size) * b.shape[1])
-    if len(blocks) <= 1:
-        return np.matmul(a.T, b)
-    total = np.zeros((a.shape[1], b.shape[1]))
+    if len(blocks) <= 1 or a.size == 0 or b.size == 0:
+        return product(a.T, b)
+    total = empty("a product", (a.shape[1], b.shape[1]), F64, np.zeros)
     for block in blocks:
-        total += np.matmul(a[block].T, b[block])
+        total += product(a[block].T, b[block])
     return total.astype(a.dtype)
 
 

@@ -150,12 +150,12 @@ cdef extern from *:
         store_d(info, above * v->n + (rest - e * v->n));
     }
 
-    /* Bit 63 of the result: p + k is not what a step can have left. */
-    VINL vu cannot_unstep(const int64_t *p, vd g, vd scale, vu n)
+    /* Bit 63 of the result: p + k is not what a step can have left, or θ − p is outside the range. */
+    VINL vu cannot_unstep(const int64_t *theta, const int64_t *p, vd g, vd scale, vu n)
     {
         vu bad = all_u(0);
-        const vu u = load_u(p) + increment(g, scale, &bad) + (n << 46);
-        return bad | u | ((n << 47) - all_u(1) - u);
+        const vu p1 = load_u(p), u = p1 + increment(g, scale, &bad) + (n << 46);
+        return bad | u | ((n << 47) - all_u(1) - u) | (load_u(theta) - p1 + all_u(HALF_RANGE));
     }
 
     /* The real number θ·2**-44, rounded once; with p, (θ − p)·2**-44. */
@@ -184,8 +184,10 @@ cdef extern from *:
                     bint spill) noexcept nogil
     void unstep_lanes(int64_t *theta, int64_t *p, double *info, const uint16_t *words, vd g, vd scale, const Divisor *v,
                       bint spilled) noexcept nogil
-    vu cannot_unstep(const int64_t *p, vd g, vd scale, vu n) noexcept nogil
+    vu cannot_unstep(const int64_t *theta, const int64_t *p, vd g, vd scale, vu n) noexcept nogil
     vd position(vu theta) noexcept nogil
+
+cdef double UNITS = 2.**44
 
 cdef struct Fixed:                      # arrays of at least `size` elements, of whole vectors of the widest level
     int64_t *theta
@@ -194,7 +196,7 @@ cdef struct Fixed:                      # arrays of at least `size` elements, of
     uint16_t *words                     # NULL: none in this step
     const real *grad                    # (size,)
     double *out
-    double scale                        # α·2**44
+    double alpha
     unsigned n
     ix size
     volatile bint bad
@@ -213,7 +215,7 @@ cdef inline vd gradient(const Fixed *f, ix j) noexcept nogil:
 
 cdef inline void step_piece(Fixed *f, ix j, ix end, const bint spill) noexcept nogil:
     cdef vu bad = all_u(0)
-    cdef vd scale = all_d(f.scale)
+    cdef vd scale = all_d(f.alpha * UNITS)
     cdef Divisor v = divisor(f.n)
     while j < end:
         step_lanes(f.theta + j, f.p + j, f.info + j, f.words + j if spill else NULL, gradient(f, j), scale, &v, &bad, spill)
@@ -223,7 +225,7 @@ cdef inline void step_piece(Fixed *f, ix j, ix end, const bint spill) noexcept n
 
 
 cdef inline void unstep_piece(Fixed *f, ix j, ix end, const bint spilled) noexcept nogil:
-    cdef vd scale = all_d(f.scale)
+    cdef vd scale = all_d(f.alpha * UNITS)
     cdef Divisor v = divisor(f.n)
     while j < end:
         unstep_lanes(f.theta + j, f.p + j, f.info + j, f.words + j if spilled else NULL, gradient(f, j), scale, &v, spilled)
@@ -252,10 +254,10 @@ cdef void check_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Fixed *f = <Fixed *>args
     cdef ix j = i * PIECE, end = min(f.size, j + PIECE)
     cdef vu bad = all_u(0)
-    cdef vd scale = all_d(f.scale)
+    cdef vd scale = all_d(f.alpha * UNITS)
     cdef Divisor v = divisor(f.n)
     while j < end:
-        bad |= cannot_unstep(f.p + j, gradient(f, j), scale, v.count)
+        bad |= cannot_unstep(f.theta + j, f.p + j, gradient(f, j), scale, v.count)
         j += LANES
     if any_top(bad):
         f.bad = True
@@ -276,27 +278,49 @@ cdef void positions_task(void *args, ix i, Worker *worker) noexcept nogil:
 # no KeyboardInterrupt can come between two halves of a step.
 
 cdef int for_all(Fixed *f, void (*task)(void *, ix, Worker *) noexcept nogil, double seconds) except -1:
-    run(task, f, (f.size + PIECE - 1) // PIECE, 0, f.size * seconds, False)
+    run(task, f, (f.size + PIECE - 1) // PIECE, 0, seconds * f.size, False)
     return 0
 
 
-cdef int fixed_of(Fixed *f, cnp.ndarray state, cnp.ndarray grad, double scale, unsigned n) except -1:
+cdef ix padded_size(cnp.ndarray state) except -1:
+    """Of each of θ, p and i: whole vectors of the widest level."""
+    expect(state is not None and cnp.PyArray_NDIM(state) == 2)
     cdef ix padded = cnp.PyArray_DIM(state, 1)
+    expect(cnp.PyArray_DIM(state, 0) == 3 and padded % 8 == 0 and holds(state, cnp.NPY_INT64, 3 * padded))
+    return padded
+
+
+cdef uint16_t *words_of(cnp.ndarray words, cnp.ndarray state) except? NULL:
+    expect(holds(words, cnp.NPY_UINT16, cnp.PyArray_DIM(state, 1)))
+    return <uint16_t *>cnp.PyArray_DATA(words)
+
+
+cdef int64_t *count_of(cnp.ndarray count) except NULL:
+    expect(holds(count, cnp.NPY_INT64, 1) and cnp.PyArray_ISWRITEABLE(count))
+    return <int64_t *>cnp.PyArray_DATA(count)
+
+
+cdef int fixed_of(Fixed *f, cnp.ndarray state, cnp.ndarray grad, double alpha, unsigned n) except -1:
+    cdef ix padded = padded_size(state)
+    expect(0 < n < 65536 and grad is not None and holds(grad, of_real(), cnp.PyArray_SIZE(grad))
+           and padded - 8 < cnp.PyArray_SIZE(grad) <= padded and cnp.PyArray_ISWRITEABLE(state))
     f.theta = <int64_t *>cnp.PyArray_DATA(state)
     f.p = f.theta + padded
     f.info = <double *>(f.theta + 2 * padded)
     f.grad, f.size = <const real *>cnp.PyArray_DATA(grad), cnp.PyArray_SIZE(grad)
-    f.words, f.scale, f.n, f.bad = NULL, scale, n, False
+    f.words, f.alpha, f.n, f.bad = NULL, alpha, n, False
     return 0
 
 
-def fixed_step(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray grad, double scale, unsigned n, cnp.ndarray words):
+def fixed_step(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray grad, double alpha, unsigned n, cnp.ndarray words):
     """IN OUT state (3, padded): θ, p, i.  IN grad (size,) contiguous.  words: None, or (padded,) where this step spills to.
     True: the step was taken, counted, and the words are on the stack.  False: it would leave the range; nothing has changed."""
     cdef Fixed f
-    fixed_of(&f, state, grad, scale, n)
+    cdef int64_t *counted = count_of(count)
+    fixed_of(&f, state, grad, alpha, n)
+    expect(stack is not None)
     if words is not None:
-        f.words = <uint16_t *>cnp.PyArray_DATA(words)
+        f.words = words_of(words, state)
         stack.append(words)
     for_all(&f, step_task, 1.5e-9)
     if f.bad:                                               # a step that cannot be is undone by its own inverse
@@ -304,31 +328,37 @@ def fixed_step(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray gra
         if words is not None:
             stack.pop()
         return False
-    (<int64_t *>cnp.PyArray_DATA(count))[0] += 1
+    counted[0] += 1
     return True
 
 
-def fixed_unstep(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray grad, double scale, unsigned n, bint spilled):
+def fixed_unstep(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray grad, double alpha, unsigned n, bint spilled):
     """The inverse; `spilled`: the step to be undone has put words on the stack.  False: no step with this gradient can have led
     here; nothing has changed."""
     cdef Fixed f
-    fixed_of(&f, state, grad, scale, n)
+    cdef int64_t *counted = count_of(count)
+    cdef cnp.ndarray words = None       # held: another thread may take them off the stack
+    fixed_of(&f, state, grad, alpha, n)
+    expect(stack is not None and (not spilled or len(stack) > 0))
     for_all(&f, check_task, 0.6e-9)
     if f.bad:
         return False
     if spilled:
-        f.words = <uint16_t *>cnp.PyArray_DATA(stack[len(stack) - 1])
+        expect(len(stack) > 0)
+        words = stack[len(stack) - 1]
+        f.words = words_of(words, state)
     for_all(&f, unstep_task, 2e-9)
     if spilled:
         stack.pop()
-    (<int64_t *>cnp.PyArray_DATA(count))[0] -= 1
+    counted[0] -= 1
     return True
 
 
 def positions(cnp.ndarray state, int row, bint before, cnp.ndarray out):
     """OUT out (padded,) float64 = θ (row 0) or p (row 1); `before`: θ − p, where the last step began."""
     cdef Fixed f
-    cdef ix padded = cnp.PyArray_DIM(state, 1)
+    cdef ix padded = padded_size(state)
+    expect(0 <= row <= (0 if before else 1) and holds(out, cnp.NPY_DOUBLE, padded) and cnp.PyArray_ISWRITEABLE(out))
     f.theta = <int64_t *>cnp.PyArray_DATA(state) + row * padded
     f.p = f.theta + padded if before else NULL
     f.out, f.size = <double *>cnp.PyArray_DATA(out), padded

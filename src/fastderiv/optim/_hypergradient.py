@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core.arrays import F64, as_array, as_dtype, index
-from ._momentum import Function, expect_like
+from .._core.floats import as_caller, undisturbed
+from ._momentum import Function, expect_callable, expect_like
 from ._reversible import ReversibleMomentum
 
 
@@ -68,7 +69,7 @@ def hypergradient(
     Raises
     ------
     TypeError
-        If an argument or what a callback returns has another dtype.
+        If an argument or what a callback returns has another dtype, or a callback is not callable.
     ValueError
         If `n_steps` is negative, a rate or `theta` is not as `ReversibleMomentum` takes it, a callback returns another shape,
         `train_grad` returns NaN, or it returns different bits on the way back.
@@ -106,8 +107,21 @@ def hypergradient(
     larger
     smaller
     """
+    for name, callback in ("loss_grad", loss_grad), ("train_grad", train_grad), ("train_hvp", train_hvp):
+        expect_callable(name, callback)
     steps = index("n_steps", n_steps, least=0)
     momentum = ReversibleMomentum(theta, alpha=alpha, beta=beta)
+    return _there_and_back(momentum, as_caller(loss_grad), as_caller(train_grad), as_caller(train_hvp), steps)
+
+
+@undisturbed
+def _there_and_back(
+    momentum: ReversibleMomentum,
+    loss_grad: Function,
+    train_grad: Function,
+    train_hvp: Callable[[np.ndarray, np.ndarray], ArrayLike],
+    steps: int,
+) -> Hypergradients:
     start, alpha, beta = momentum.theta, momentum.alpha, momentum.beta
     for _ in range(steps):
         momentum._step("train_grad(theta)", train_grad(momentum.theta))
@@ -115,14 +129,11 @@ def hypergradient(
     dp, dalpha, dbeta = np.zeros_like(dtheta), 0.0, 0.0
     for _ in range(steps):
         grad = _go_back(momentum, train_grad)
-        with np.errstate(all="ignore"):
-            dp += dtheta
-            dalpha -= float((dp * grad).sum())  # not BLAS, whose sums depend on its threads
-            dbeta += float((dp * momentum.p).sum())
-        product = _like("train_hvp(theta, v)", train_hvp(momentum.theta, dp.copy()), start)
-        with np.errstate(all="ignore"):
-            dtheta -= alpha * product
-            dp *= beta
+        dp += dtheta
+        dalpha -= float((dp * grad).sum())  # not BLAS, whose sums depend on its threads
+        dbeta += float((dp * momentum.p).sum())
+        dtheta -= alpha * _like("train_hvp(theta, v)", train_hvp(momentum.theta, dp.copy()), start)
+        dp *= beta
     if momentum.information_bits or momentum.p.any() or not np.array_equal(momentum.theta, start):
         raise ValueError("train_grad has returned other bits on the way back than on the way there, for the same theta")
     return Hypergradients(dtheta, dp, dalpha, dbeta)

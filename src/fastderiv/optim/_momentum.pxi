@@ -20,7 +20,7 @@ cdef struct Update:                     # θ, p, g (..., n), any strides
     const cnp.npy_intp *ps
     const cnp.npy_intp *gs
     ix n, rows, per, parts              # a task does `per` rows, or one of `parts` of a row
-    real alpha, beta
+    double alpha, beta                  # rounded to `real` in the tasks, whose floating-point state is the default one
     bint back
 
 
@@ -60,7 +60,7 @@ cdef inline void update_row(const Update *u, char *theta, char *p, const char *g
     cdef real *d = tiles + 2 * TILE
     if ts == sizeof(real) and ps == sizeof(real) and gs == sizeof(real):
         done = n - n % VL
-        update_vectors(<real *>theta, <real *>p, <const real *>g, done, u.alpha, u.beta, back)
+        update_vectors(<real *>theta, <real *>p, <const real *>g, done, <real>u.alpha, <real>u.beta, back)
     while done < n:
         m = min(<ix>TILE, n - done)
         whole = (m + VL - 1) // VL * VL
@@ -70,7 +70,7 @@ cdef inline void update_row(const Update *u, char *theta, char *p, const char *g
         gather(theta + done * ts, ts, m, t)
         gather(p + done * ps, ps, m, q)
         gather(g + done * gs, gs, m, d)
-        update_vectors(t, q, d, whole, u.alpha, u.beta, back)
+        update_vectors(t, q, d, whole, <real>u.alpha, <real>u.beta, back)
         scatter(t, ts, m, theta + done * ts)
         scatter(q, ps, m, p + done * ps)
         done += m
@@ -105,11 +105,25 @@ cdef void update_task(void *args, ix i, Worker *worker) noexcept nogil:
             update_row(u, theta, p, g, n, tiles, False)
 
 
+cdef bint alike(cnp.ndarray a, cnp.ndarray theta) noexcept:
+    """Whether kernels can read `a`, which has theta's shape and is not empty."""
+    cdef int axis
+    if (a is None or cnp.PyArray_TYPE(a) != of_real() or not cnp.PyArray_ISBEHAVED_RO(a) or cnp.PyArray_SIZE(a) == 0
+            or cnp.PyArray_NDIM(a) == 0 or cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(theta)):
+        return False
+    for axis in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, axis) != cnp.PyArray_DIM(theta, axis):
+            return False
+    return True
+
+
 def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, double beta, bint back, tuple copies):
     """IN OUT theta, p (..., n); IN grad of the same shape; none of them empty.  OUT copies: pairs (to, from) of arrays, for
     what theta and p only stand in for.  Not interruptible, and one bytecode: nothing is ever half done."""
     cdef Update u
     cdef int axis
+    expect(alike(theta, theta) and alike(p, theta) and alike(grad, theta) and cnp.PyArray_ISWRITEABLE(theta)
+           and cnp.PyArray_ISWRITEABLE(p))
     u.theta, u.p, u.grad = <char *>cnp.PyArray_DATA(theta), <char *>cnp.PyArray_DATA(p), <const char *>cnp.PyArray_DATA(grad)
     u.shape, u.nd = cnp.PyArray_DIMS(theta), cnp.PyArray_NDIM(theta) - 1
     u.ts, u.ps, u.gs = cnp.PyArray_STRIDES(theta), cnp.PyArray_STRIDES(p), cnp.PyArray_STRIDES(grad)
@@ -118,7 +132,7 @@ def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, dou
         u.rows *= u.shape[axis]
     u.parts = (u.n + PIECE - 1) // PIECE
     u.per = max(<ix>1, PIECE // u.n)
-    u.alpha, u.beta, u.back = <real>alpha, <real>beta, back
-    run(update_task, &u, (u.rows + u.per - 1) // u.per * u.parts, 3 * TILE * sizeof(real), u.rows * u.n * 1.5e-10 * sizeof(real), False)
+    u.alpha, u.beta, u.back = alpha, beta, back
+    run(update_task, &u, (u.rows + u.per - 1) // u.per * u.parts, 3. * TILE * sizeof(real), 1.5e-10 * u.rows * u.n * sizeof(real), False)
     for target, source in copies:
         cnp.PyArray_CopyInto(target, source)

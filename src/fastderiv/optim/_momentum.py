@@ -9,8 +9,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype, in_place, number, overlap, working
+from .._core.arrays import F32, F64, as_array, as_dtype, empty, in_place, number, overlap, pieces, working
 from .._core.dispatch import kernels
+from .._core.floats import undisturbed
+from .._core.fpstate import ieee
 from .._core.plain import plain
 
 Function = Callable[[np.ndarray], ArrayLike]
@@ -23,6 +25,11 @@ def finite_number(name: str, value: ArrayLike) -> float:
     if not math.isfinite(x):
         raise ValueError(f"{name} is {x}; expected a finite number")
     return x
+
+
+def expect_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a function")
 
 
 def expect_like(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -50,7 +57,8 @@ def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: f
     TypeError
         If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or `grad` has another dtype.
     ValueError
-        If the shapes differ, `theta` or `p` is read-only, any two of the arrays share memory, or a rate is not finite.
+        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, any two of the arrays share memory, or a
+        rate is not finite.
 
     See Also
     --------
@@ -105,10 +113,11 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
     Raises
     ------
     TypeError
-        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or the gradient has another dtype.
+        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, `grad_fn` is not callable, or the gradient has
+        another dtype.
     ValueError
-        If the shapes differ, `theta` or `p` is read-only, they share memory, a rate is not finite, or `beta` is 0 in their
-        dtype.
+        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, they share memory, a rate is not finite,
+        or `beta` is 0 in their dtype.
 
     See Also
     --------
@@ -141,12 +150,15 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
     False
     """
     alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
+    expect_callable("grad_fn", grad_fn)
     theta, p = _check_state(theta, p)
     dtype = _native(theta)
-    with np.errstate(all="ignore"):
+    before = empty("theta", theta.shape, dtype)
+    with ieee(), np.errstate(all="ignore"):
         if dtype.type(beta) == 0:
             raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
-        before = np.subtract(theta, p, out=np.empty(theta.shape, dtype))
+        for part in pieces(theta.shape):
+            np.subtract(theta[part], p[part], out=before[part])
     grad = as_array("grad_fn(theta)", grad_fn(before))
     theta, p = _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)
@@ -200,10 +212,22 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
     (H,) = working(hessian=hessian)
     if H.ndim != 2 or H.shape[0] != H.shape[1]:
         raise ValueError(f"hessian has shape {H.shape}; expected (D, D)")
-    eye = np.eye(len(H), dtype=H.dtype)
-    with np.errstate(all="ignore"):
-        pull = 0 - alpha * H  # not -alpha * H, which has zeros with a sign
-    return np.block([[eye + pull, beta * eye], [pull, beta * eye]])
+    return _jacobian(H, alpha, beta)
+
+
+@undisturbed
+def _jacobian(H: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """In pieces, between which Python looks for signals."""
+    D = len(H)
+    J = empty("the jacobian", (2 * D, 2 * D), H.dtype)
+    one, zero = beta * np.array([1, 0], H.dtype)
+    for part in pieces(H.shape):
+        J[:D, :D][part] = J[D:, :D][part] = 0 - alpha * H[part]  # not -alpha * H, which has zeros with a sign
+        J[:D, D:][part] = J[D:, D:][part] = zero
+    i = np.arange(D)
+    J[i, i] += 1
+    J[i, D + i] = J[D + i, D + i] = one
+    return J
 
 
 def _check_state(theta: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype
+from .._core.arrays import F32, F64, as_array, as_dtype, empty, index
 from .._core.dispatch import kernels
-from ._momentum import Function, expect_like, finite_number
+from .._core.floats import undisturbed
+from ._momentum import Function, expect_callable, expect_like, finite_number
 
 _kernels = kernels("optim")
 _UNITS = 2.0**44  # θ and p are whole numbers of these parts of 1 …
@@ -18,6 +19,7 @@ _EDGE = 2.0**62  # … in [−2**62, 2**62)
 _INTERVAL = f"[-{_EDGE / _UNITS:.0f}, {_EDGE / _UNITS:.0f})"
 _D = 1 << 16  # β = n / _D; a spilled word holds a remainder by _D
 _LANES = 8  # of the widest vectors: arrays are padded to whole ones
+_I64, _U16 = np.dtype(np.int64), np.dtype(np.uint16)
 _PARTS = 40  # binary digits of the bits per step that the schedule counts with
 
 
@@ -105,16 +107,9 @@ class ReversibleMomentum:
         self._n = _numerator(finite_number("beta", beta))
         self._rate = _bits_per_step(self._n)
         start = as_dtype(as_array("theta", theta), F64)
-        with np.errstate(over="ignore"):
-            units = np.rint(start * _UNITS)
-        nan, inside = np.isnan(units), (units >= -_EDGE) & (units < _EDGE)
-        if nan.any():
-            raise ValueError(f"theta{_first(nan)} is nan; expected numbers")
-        if not inside.all():
-            raise OverflowError(f"theta{_first(~inside)} is {start[~inside][0]}; expected numbers in {_INTERVAL}")
         self._shape = start.shape
-        self._state = np.zeros((3, -(-start.size // _LANES) * _LANES), np.int64)  # θ, p, and the buffers as float64
-        self._state[0, : start.size] = units.reshape(-1)
+        self._state = empty("the state", (3, _padded(start.size)), _I64, np.zeros)  # θ, p, and the buffers as float64
+        self._state[0, : start.size] = _units(start).reshape(-1)
         self._count = np.zeros(1, np.int64)
         self._stack: list[np.ndarray] = []  # spilled words, uint16
 
@@ -126,10 +121,20 @@ class ReversibleMomentum:
         return self._alpha, self._n, self._rate, self._shape, self._state.copy(), self._count.copy(), list(self._stack)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Copies here too: arrays unpickled from out-of-band buffers may be read-only, or shared with another object."""
-        self._alpha, self._n, self._rate, self._shape, numbers, count, stack = state
-        self._state, self._count = np.array(numbers, np.int64), np.array(count, np.int64)
-        self._stack = [np.asarray(words, np.uint16) for words in stack]
+        """Checked whole, since a file may be damaged or not ours; and copies, since its arrays may be shared with another object."""
+        if not isinstance(state, tuple) or len(state) != 7:
+            raise TypeError(f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns")
+        alpha, n, rate, shape, numbers, count, stack = state
+        alpha, n, shape = finite_number("state: alpha", alpha), _state_numerator(n), _state_shape(shape)
+        _check_rate(rate, n)
+        size = math.prod(shape)
+        numbers = _own("theta, p and buffers", numbers, _I64, (3, _padded(size)))
+        count = _own("count", count, _I64, (1,))
+        steps = int(count[0])
+        words = _state_words(stack, _spills(steps, rate), size)
+        _check_numbers(numbers, size, steps, rate)
+        self._alpha, self._n, self._rate, self._shape = alpha, n, rate, shape
+        self._state, self._count, self._stack = numbers, count, words
 
     @property
     def alpha(self) -> float:
@@ -224,12 +229,13 @@ class ReversibleMomentum:
         array = self._gradient(name, grad)
         words = None
         if self._spills(self.steps + 1) > len(self._stack):
-            words = np.empty(self._state.shape[1], np.uint16)
+            words = empty("the words", self._state.shape[1:], _U16)
         kernel = _kernels[array.dtype]
-        if not kernel.fixed_step(self._state, self._count, self._stack, array, self._alpha * _UNITS, self._n, words):
+        if not kernel.fixed_step(self._state, self._count, self._stack, array, self._alpha, self._n, words):
             self._refuse(name, array, "the step would leave")
 
     def _unstep(self, name: str, grad_fn: Function) -> None:
+        expect_callable("grad_fn", grad_fn)
         steps = self.steps
         if steps == 0:
             raise ValueError("no step is left to undo")
@@ -238,7 +244,7 @@ class ReversibleMomentum:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
         spilled = self._spills(steps - 1) < len(self._stack)
         kernel = _kernels[array.dtype]
-        if not kernel.fixed_unstep(self._state, self._count, self._stack, array, self._alpha * _UNITS, self._n, spilled):
+        if not kernel.fixed_unstep(self._state, self._count, self._stack, array, self._alpha, self._n, spilled):
             self._refuse(name, array, "no step with this gradient has led here: the one before would be outside")
 
     def _gradient(self, name: str, grad: ArrayLike) -> np.ndarray:
@@ -255,16 +261,32 @@ class ReversibleMomentum:
         raise OverflowError(f"{what} the range of theta, p and alpha * {name}, {_INTERVAL}")
 
     def _spills(self, steps: int) -> int:
-        """How often the buffers have spilled after so many steps."""
-        return max(0, -(-steps * self._rate // (16 << _PARTS)) - 1)
+        return _spills(steps, self._rate)
 
     def _positions(self, row: int, *, before: bool = False) -> np.ndarray:
         """θ (row 0), p (row 1), or θ as it was before the last step."""
-        out = np.empty(self._state.shape[1])
+        out = empty("theta" if row == 0 else "p", self._state.shape[1:], F64)
         _kernels[F64].positions(self._state, row, before, out)
         return out[: math.prod(self._shape)].reshape(self._shape)
 
 
+def _padded(size: int) -> int:
+    return -(-size // _LANES) * _LANES
+
+
+@undisturbed
+def _units(start: np.ndarray) -> np.ndarray:
+    """θ in units, or an error that says where it is not in the range."""
+    units = np.rint(start * _UNITS)
+    nan, inside = np.isnan(units), (units >= -_EDGE) & (units < _EDGE)
+    if nan.any():
+        raise ValueError(f"theta{_first(nan)} is nan; expected numbers")
+    if not inside.all():
+        raise OverflowError(f"theta{_first(~inside)} is {start[~inside][0]}; expected numbers in {_INTERVAL}")
+    return units
+
+
+@undisturbed
 def _numerator(beta: float) -> int:
     """n of β = n/d."""
     n = round(beta * _D) if abs(beta) < 2 else 0
@@ -273,6 +295,7 @@ def _numerator(beta: float) -> int:
     return n
 
 
+@undisturbed
 def _bits_per_step(n: int) -> int:
     """An upper bound of what a buffer grows by in a step, in units of 2**-40 bits.
 
@@ -281,6 +304,89 @@ def _bits_per_step(n: int) -> int:
     """
     exact = math.log2(_D / n) + math.log1p((n - 1) / 2**34) / math.log(2)
     return math.ceil(exact * (1 << _PARTS))
+
+
+def _spills(steps: int, rate: int) -> int:
+    """How often the buffers have spilled after so many steps."""
+    return max(0, -(-steps * rate // (16 << _PARTS)) - 1)
+
+
+# ---- a state that comes from outside ------------------------------------------------------------------------------------
+
+
+def _state_numerator(n: Any) -> int:
+    n = index("state: n", n)
+    if not 0 < n < _D:
+        raise ValueError(f"state: n is {n}; expected an integer in (0, {_D})")
+    return n
+
+
+def _state_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple):
+        raise TypeError(f"state: shape is a {type(shape).__name__}; expected a tuple")
+    shape = tuple(index("state: shape", axis, least=0) for axis in shape)
+    try:
+        np.broadcast_to(np.int8(0), shape)
+    except ValueError:
+        raise ValueError(f"state: shape is {shape}; no array has it") from None
+    return shape
+
+
+def _check_rate(rate: Any, n: int) -> None:
+    """The schedule is part of the state, since another platform's logarithm may differ in its last digit."""
+    wanted = _bits_per_step(n)
+    if abs(index("state: rate", rate) - wanted) > 1:
+        raise ValueError(f"state: rate is {rate}; expected {wanted} for n = {n}")
+
+
+def _own(what: str, array: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of `array`, contiguous; it must have this shape and this dtype, in any byte order."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"state: {what} are a {type(array).__name__}; expected an array")
+    array = np.asarray(array)
+    if array.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"state: {what} have dtype {array.dtype}; expected {dtype}")
+    if array.shape != shape:
+        raise ValueError(f"state: {what} have shape {array.shape}; expected {shape}")
+    return np.array(array, dtype, order="C", subok=False)
+
+
+def _state_words(stack: Any, spills: int, size: int) -> list[np.ndarray]:
+    if not isinstance(stack, list):
+        raise TypeError(f"state: words are a {type(stack).__name__}; expected a list")
+    if len(stack) != spills:
+        raise ValueError(f"state: there are {len(stack)} arrays of words; expected {spills}, as often as the buffers have spilled")
+    own = [_own("words", words, _U16, (_padded(size),)) for words in stack]
+    if any(words[size:].any() for words in own):
+        raise ValueError("state: words behind the last parameter are not 0")
+    return own
+
+
+def _check_numbers(numbers: np.ndarray, size: int, steps: int, rate: int) -> None:
+    """θ, p and the buffers of a state."""
+    if steps < 0:
+        raise ValueError(f"state: count is {steps}; expected at least 0")
+    if numbers[:, size:].any():
+        raise ValueError("state: numbers behind the last parameter are not 0")
+    edge = int(_EDGE)
+    for name, row in ("theta", numbers[0]), ("p", numbers[1]):
+        outside = (row < -edge) | (row >= edge)
+        if outside.any():
+            raise ValueError(f"state: {name}{_first(outside)} is {row[outside][0]} units; expected integers in [-2**62, 2**62)")
+    _check_buffers(numbers[2].view(F64), steps, rate)
+
+
+@undisturbed
+def _check_buffers(buffers: np.ndarray, steps: int, rate: int) -> None:
+    """Whole numbers below what so many steps make of 2**34 at most: docs/derivations.md §4.
+
+    A quarter more is let pass, and harmless: steps undone with other gradients than they were taken with may exceed the bound.
+    """
+    bits = 34 + (steps * rate - _spills(steps, rate) * (16 << _PARTS)) / (1 << _PARTS)
+    bound = 1.25 * 2.0 ** min(bits, 50)
+    wrong = ~((buffers >= 0) & (buffers < bound) & (buffers == np.floor(buffers)) & ~np.signbit(buffers))
+    if wrong.any():
+        raise ValueError(f"state: buffer{_first(wrong)} is {buffers[wrong][0]}; expected integers in [0, {bound:.0f})")
 
 
 def _first(flags: np.ndarray) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -374,24 +374,66 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
     return np.array([start, *middle, *last])
 
 
+def _lead(net, x, outputs):
+    """The outputs that may tie with the leading one, as pairs (leading, other); a single output counts as two classes."""
+    z = net.logits(x[None])[0]
+    z = np.append(0, z) if len(z) == 1 else z
+    if outputs == "any" and len(z) > 2:
+        first = int(np.argmax(z))
+        return [(first, c) for c in range(len(z)) if c != first]
+    a, b = (0, 1) if outputs == "any" or net.n_outputs == 1 else (int(o) % len(z) for o in outputs)
+    return [(a, b) if (z[a], -a) > (z[b], -b) else (b, a)]
+
+
+def _decisive(net, x, pair):
+    """Whether no third output is larger."""
+    z = net.logits(x[None])[0]
+    return len(z) < 3 or bool(np.max(np.delete(z, pair)) <= np.max(z[list(pair)]) + 1e-9)
+
+
 class Counterfactuals(NamedTuple):
-    """The nearest tie along each input."""
+    """The nearest change along each input: a root on a grid proves nothing, so `certified` is never claimed."""
 
     value: NDArray
     change: NDArray
+    lower: NDArray
+    upper: NDArray
+    status: NDArray
+    output: NDArray
+    decisive: NDArray
+    certified: NDArray
 
 
 def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | NDArray | None = None,
-                    outputs: Sequence[int] = (0, 1), bounds: ArrayLike = (-np.inf, np.inf)) -> Counterfactuals:  # fmt: skip
-    """One input at a time, the nearest of all changes of sign."""
+                    outputs: Sequence[int] | NDArray | Literal["any"] = "any",
+                    bounds: ArrayLike = (-np.inf, np.inf)) -> Counterfactuals:  # fmt: skip
+    """One input at a time, the nearest of all changes of sign between the leading output and another."""
     x = np.asarray(x, np.float64)
+    if x.ndim == 2:
+        rows = [counterfactuals(net, row, features=features, outputs=outputs, bounds=bounds) for row in x]
+        return Counterfactuals(*(np.stack(field) for field in zip(*rows, strict=True)))
     chosen = range(len(x)) if features is None else features
-    value = np.full(len(chosen), np.nan)
-    for k, (j, (lo, hi)) in enumerate(zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)):
-        roots = solve_x1(net, np.delete(x, j)[None], coordinate=j, outputs=outputs, bounds=(lo, hi)).x
-        if len(roots):
-            value[k] = roots[abs(roots - x[j]).argmin()]
-    return Counterfactuals(value, value - x[list(chosen)])
+    found = [_along(net, x, j, outputs, lo, hi)
+             for j, (lo, hi) in zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)]  # fmt: skip
+    value, lower, upper, status, output, decisive = (
+        np.array([f[k] for f in found], kind) for k, kind in enumerate((float, float, float, "U7", int, bool))
+    )
+    return Counterfactuals(
+        value, value - x[list(chosen)], lower, upper, status, output, decisive, np.zeros(len(value), bool)
+    )
+
+
+def _along(net, x, j, outputs, lo, hi):
+    """(value, lower, upper, status, output, decisive) of one input."""
+    start, nearest = x.copy(), (np.nan, np.nan, np.nan, "none", -1, False)
+    start[j] = np.clip(x[j], lo, hi)
+    for a, b in _lead(net, start, outputs):
+        ties = solve_x1(net, np.delete(x, j)[None], coordinate=j, outputs=(a, b), bounds=(lo, hi))
+        for t, low, high in zip(ties.x, ties.lower, ties.upper, strict=True):
+            if not abs(t - x[j]) >= abs(nearest[0] - x[j]):
+                there = np.insert(np.delete(x, j), j % len(x), t)
+                nearest = t, low, high, "unique", b, _decisive(net, there, (a, b))
+    return nearest
 
 
 class NearestTie(NamedTuple):
@@ -402,31 +444,37 @@ class NearestTie(NamedTuple):
     margin: float
     residual: float
     converged: bool
+    output: int
+    decisive: bool
 
 
-def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] = (0, 1),
+def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] | NDArray | Literal["any"] = "any",
                 bounds: ArrayLike | None = None) -> NearestTie:  # fmt: skip
-    """min |y − x| with f(y) = 0, by SLSQP from the ties on random lines; the best of them."""
+    """min |y − x| with f(y) = 0, by SLSQP from the ties on random lines; the best of them, for every f that counts."""
     x = np.asarray(x, np.float64)
     box = np.broadcast_to((-np.inf, np.inf) if bounds is None else bounds, (len(x), 2))
     middle, rng = np.clip(x, *box.T), np.random.default_rng(1)
-    best = NearestTie(np.full(len(x), np.nan), np.nan, np.nan, np.nan, False)
+    best = NearestTie(np.full(len(x), np.nan), np.nan, np.nan, np.nan, False, -1, False)
+    for v, pair in itertools.product(rng.standard_normal((10, len(x))), _lead(net, middle, outputs)):
+        line = SigmoidMLP((v[None] @ net.weights[0], *net.weights[1:]), (net.biases[0] + middle @ net.weights[0], *net.biases[1:]))
+        for t in solve_x1(line, np.zeros((1, 0)), outputs=pair).x:
+            tie = _slsqp(net, x, np.clip(middle + t * v, *box.T), pair, box)
+            if tie.converged and not tie.distance >= best.distance:
+                best = tie
+    return best
 
+
+def _slsqp(net, x, start, pair, box):
     def off(y):
         return (y - x) @ (y - x), 2 * (y - x)
 
-    constraint = {"type": "eq", "fun": lambda y: net.margin([y], outputs)[0],
-                  "jac": lambda y: net.margin_gradient([y], outputs)[0]}  # fmt: skip
-    for v in rng.standard_normal((10, len(x))):
-        line = SigmoidMLP((v[None] @ net.weights[0], *net.weights[1:]), (net.biases[0] + middle @ net.weights[0], *net.biases[1:]))
-        for t in solve_x1(line, np.zeros((1, 0)), outputs=outputs).x:
-            y = optimize.minimize(off, np.clip(middle + t * v, *box.T), jac=True, method="SLSQP", bounds=box,
-                                  constraints=constraint, options={"ftol": 1e-14}).x  # fmt: skip
-            margin, g, distance = net.margin([y], outputs)[0], net.margin_gradient([y], outputs)[0], np.linalg.norm(y - x)
-            pull = np.clip(x + g * (g @ (y - x)) / (g @ g), *box.T)
-            if abs(margin) < 1e-9 and not distance >= best.distance:
-                best = NearestTie(y, float(distance), float(margin), float(np.linalg.norm(y - pull) / distance), True)
-    return best
+    constraint = {"type": "eq", "fun": lambda y: net.margin([y], pair)[0],
+                  "jac": lambda y: net.margin_gradient([y], pair)[0]}  # fmt: skip
+    y = optimize.minimize(off, start, jac=True, method="SLSQP", bounds=box, constraints=constraint, options={"ftol": 1e-14}).x
+    margin, g, distance = net.margin([y], pair)[0], net.margin_gradient([y], pair)[0], np.linalg.norm(y - x)
+    pull = np.clip(x + g * (g @ (y - x)) / (g @ g), *box.T)
+    residual = float(np.linalg.norm(y - pull) / distance)
+    return NearestTie(y, float(distance), float(margin), residual, bool(abs(margin) < 1e-9), pair[1], _decisive(net, y, pair))
 
 
 class DecisionIntervals:
@@ -440,7 +488,7 @@ class DecisionIntervals:
     def __len__(self) -> int:
         return len(self.complete)
 
-    def __getitem__(self, row: int) -> "DecisionIntervals":
+    def __getitem__(self, row: int) -> DecisionIntervals:
         part = slice(*self.indptr[row : row + 2])
         rows, ends = np.array([0, part.stop - part.start]), (self.lower[part], self.upper[part])
         return DecisionIntervals(rows, *ends, self.output[part], self.complete[row : row + 1], self.proven[part])

@@ -36,6 +36,21 @@ def _pair(activation: Activation) -> tuple[Curve, Curve]:
     return CURVES[activation] if isinstance(activation, str) else activation
 
 
+# ---- caches: what was computed, and the arguments it was computed from ----------------------------------------------
+
+
+class _Cache:
+    def __init__(self, value: Any, arguments: Sequence[Any]) -> None:
+        self.value = value
+        self.arguments = [None if a is None else np.array(a, np.float64) for a in arguments]
+
+    def of(self, arguments: Sequence[Any]) -> Any:
+        for then, now in zip(self.arguments, arguments, strict=True):
+            if (then is None) != (now is None) or (then is not None and not np.array_equal(then, np.asarray(now, np.float64), equal_nan=True)):
+                raise ValueError("cache is of another call")
+        return self.value
+
+
 # ---- fully connected: §3 and §5 -----------------------------------------------------------------------------------
 
 
@@ -57,7 +72,7 @@ def dense(
     if out is not None:
         out[...] = Y
         Y = out
-    return (Y, N) if return_cache else Y
+    return (Y, _Cache(N, (X, W, b))) if return_cache else Y
 
 
 def dense_vjp(
@@ -65,7 +80,7 @@ def dense_vjp(
 ) -> DenseGrads:
     _, slope = _pair(activation)
     x, w = np.asarray(X, float), np.asarray(W, float)
-    N = dense(x, w, b) if cache is None else cache
+    N = dense(x, w, b) if cache is None else cache.of((X, W, b))
     dN = np.asarray(dY, float) * slope(N.copy())
     return DenseGrads(dN @ w.T, x.T @ dN, None if b is None else dN.sum(0))
 
@@ -214,7 +229,8 @@ def lstm(x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: Arra
         h_n[k], c_n[k] = steps[-1][6:8] if steps else (h0, c0)
     last = (h_n, c_n) if batched else (h_n[0], c_n[0])
     result = h if batched else h[:, 0], last
-    return (*result, cache) if return_cache else result
+    arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    return (*result, _Cache(cache, arguments)) if return_cache else result
 
 
 class LSTMGrads(NamedTuple):
@@ -236,11 +252,13 @@ def lstm_vjp(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weight_hh: Array
              lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
              cache: Any = None) -> LSTMGrads:  # fmt: skip
     W, U, b, sequences = _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths)
+    arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    kept = None if cache is None else cache.of(arguments)
     B, H = len(sequences), U.shape[1]
     dh, dlast = np.asarray(dh, np.float64).reshape(np.shape(x)[0], B, H), _last_adjoints(dlast_state, B, H)
     dx, dW, dU, db, dfirst = np.zeros((np.shape(x)[0], B, W.shape[1])), np.zeros(W.shape), np.zeros(U.shape), np.zeros(4 * H), np.zeros((2, B, H))
     for k, (xk, h0, c0) in enumerate(sequences):
-        steps = _steps(xk, h0, c0, W, U, b) if cache is None else cache[k]
+        steps = _steps(xk, h0, c0, W, U, b) if kept is None else kept[k]
         for t, hbar, cbar, abar in _adjoints(steps, dh[:, k], dlast[0][k], dlast[1][k], U):
             if t < 0:
                 dfirst[:, k] = hbar, cbar
@@ -261,11 +279,13 @@ def lstm_state_adjoints(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weigh
                         lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
                         cache: Any = None) -> tuple[NDArray, NDArray]:  # fmt: skip
     W, U, b, sequences = _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths)
+    arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    kept = None if cache is None else cache.of(arguments)
     T, B, H = np.shape(x)[0], len(sequences), U.shape[1]
     dh, dlast = np.asarray(dh, np.float64).reshape(T, B, H), _last_adjoints(dlast_state, B, H)
     both = np.zeros((2, T, B, H))
     for k, (xk, h0, c0) in enumerate(sequences):
-        steps = _steps(xk, h0, c0, W, U, b) if cache is None else cache[k]
+        steps = _steps(xk, h0, c0, W, U, b) if kept is None else kept[k]
         for t, hbar, cbar, _ in _adjoints(steps, dh[:, k], dlast[0][k], dlast[1][k], U):
             if t >= 0:
                 both[:, t, k] = hbar, cbar

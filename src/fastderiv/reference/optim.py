@@ -99,7 +99,7 @@ class ReversibleMomentum:
     def unstep(self, grad_fn: Function) -> None:
         if self.steps == 0:
             raise ValueError("no step is left to undo")
-        before = [t - q for t, q in zip(self._theta, self._p, strict=True)]
+        before = [self._check(t - q) for t, q in zip(self._theta, self._p, strict=True)]
         increments = self._increments(grad_fn(np.array(before, np.float64).reshape(self.shape) * self.unit))
         p: list[int] = []
         buffers: list[int] = []

@@ -11,6 +11,7 @@ cdef enum:
     PTILE = PART * VL + 7 * GL
     KEPT = 3 * PTILE                    # scale, rest and the state before of one state's steps
     TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB and dC
+    SOME = 256                          # states whose way back, or whose terms, lie between two looks for signals
 
 cdef struct Adjoint:
     Scan s
@@ -117,7 +118,7 @@ cdef inline void end_row(Row *r, ix n, ix N, Back *w, const bint cb, const bint 
         add(w.sums + row * VL, w.low + row * VL, r.dC)
 
 
-cdef bint finite_block(const real *p, ix ld, ix N, ix T) noexcept nogil:
+cdef bint finite_block(Vector *v, const real *p, ix ld, ix N, ix T) noexcept nogil:
     """Whether a block of a time-varying B or C is; true of no block at all."""
     cdef vf odd = vset1(0)
     cdef real rest = 0
@@ -125,6 +126,8 @@ cdef bint finite_block(const real *p, ix ld, ix N, ix T) noexcept nogil:
     if p is NULL:
         return True
     for n in range(N):
+        if n % MANY == 0 and stopped(v, n):
+            break
         for t in range(T // VL):
             odd = vfma(vload(p + n * ld + t * VL), vset1(0), odd)
         for t in range(T // VL * VL, T):
@@ -236,7 +239,7 @@ cdef inline void some_rows(real *w, ix t, Vector *v, Back *k, const real *h, ix 
 cdef inline void all_rows(real *w, Vector *v, Back *k, const real *h, ix N, const real *B, ix ldb, const real *C, ix ldc,
                           ix T, real *terms, bint more, bint safe, const bint gate, const bint cb, const bint cc) noexcept nogil:
     cdef ix n = 0, t
-    while n < N:
+    while n < N and not (n % SOME == 0 and stopped(v, n)):
         t = (T - 1) // PART * PART
         while t >= 0:
             if n + 4 <= N:
@@ -370,7 +373,7 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
         safe = prepare_gate(w, v, T, ahead + 4, False) and safe
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w + Y, 0, T * VL * sizeof(real))
-    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(k.g, s.states), gate,
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(v, k.g, s.states), gate,
                    s.B.constant, s.C.constant)
     finish(w, v, k, j.rows, T, s.D.p is not NULL, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w + DX)
@@ -432,11 +435,13 @@ cdef void add_row(const real *parts, real *to, ix n) noexcept nogil:
         to[i] += last[i]
 
 
-cdef void add_terms(const real *terms, ix vectors, ix N, ix T, real *to, ix L) noexcept nogil:
+cdef void add_terms(Vector *v, const real *terms, ix vectors, ix N, ix T, real *to, ix L) noexcept nogil:
     """to[n, t] += the terms, summed over all lanes of the logical group."""
     cdef real square[NS * VL * VL]
     cdef ix slot, n, rows, i, t, m
     for slot in range(slots(N)):
+        if slot % SOME == 0 and stopped(v, slot):
+            return
         rows = 4 if slot < N // 4 else 1
         n = 4 * slot if rows == 4 else slot + N // 4 * 3
         for i in range(FOURS):
@@ -453,9 +458,9 @@ cdef void add_terms(const real *terms, ix vectors, ix N, ix T, real *to, ix L) n
 
 
 cdef void fetch_rows(const real *p, ix stride, ix N, ix T) noexcept nogil:
-    """Have rows [n, time] of dB or dC at hand when terms are added to them."""
+    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as a cache may hold."""
     cdef ix n, t
-    for n in range(N):
+    for n in range(min(N, <ix>MANY)):
         t = 0
         while t < T:
             vprefetch(p + n * stride + t)
@@ -479,10 +484,10 @@ cdef bint leave_checkpoints(Adjoint *j, ix batch, ix start, ix stop, Vector *v, 
             return False
         T = min(<ix>TB, stop - t)
         ahead = T if t + T < stop else (T - 1) // PART * PART       # the state after the last part is nobody's
-        B = block_of(&forward.B, batch, v.channel, N, t, T, gathered, TB + GL, &ldb)
+        B = block_of(&forward.B, batch, v, N, t, T, gathered, TB + GL, &ldb)
         for m in range(vectors):
             scan_block(&forward, &v[m], batch, t, ahead, stop, B, ldb, NULL, 0, tiles, checkpoint(&k[m], N, t - start))
-            memcpy(checkpoint(&k[m], N, t - start + ahead), v[m].h, N * VL * sizeof(real))
+            copy_states(v[m].h, &v[m], N, checkpoint(&k[m], N, t - start + ahead))
         t += T
     return True
 
@@ -503,11 +508,11 @@ cdef bint come_back(Adjoint *j, ix batch, ix start, ix stop, ix i, Vector *v, Ba
         if interrupted(worker):
             return False
         T = min(<ix>TB, stop - t)
-        B = block_of(&s.B, batch, v.channel, N, t, T, gathered, TB + GL, &ldb)
-        C = block_of(&s.C, batch, v.channel, N, t, T, gathered_C, TB + GL, &ldc)
+        B = block_of(&s.B, batch, v, N, t, T, gathered, TB + GL, &ldb)
+        C = block_of(&s.C, batch, v, N, t, T, gathered_C, TB + GL, &ldc)
         dB = NULL if s.B.constant else target(j, &j.dB, j.more_B, i, batch, v.channel) + t
         dC = NULL if s.C.constant else target(j, &j.dC, j.more_C, i, batch, v.channel) + t
-        safe = finite_block(B, ldb, N, T) and finite_block(C, ldc, N, T)
+        safe = finite_block(v, B, ldb, N, T) and finite_block(v, C, ldc, N, T)
         fetch_rows(dB, s.steps, 0 if s.B.constant else N, T)
         fetch_rows(dC, s.steps, 0 if s.C.constant else N, T)
         for m in range(vectors):
@@ -516,9 +521,9 @@ cdef bint come_back(Adjoint *j, ix batch, ix start, ix stop, ix i, Vector *v, Ba
                           max(t - TB, start) if last else t, B, ldb, C, ldc, terms + m % NS * TILE, m >= NS,
                           safe and k[m].tame, tiles)
         if not s.B.constant:
-            add_terms(terms, vectors, N, T, dB, s.steps)
+            add_terms(v, terms, vectors, N, T, dB, s.steps)
         if not s.C.constant:
-            add_terms(terms + TERMS // 2, vectors, N, T, dC, s.steps)
+            add_terms(v, terms + TERMS // 2, vectors, N, T, dC, s.steps)
         t -= TB
     return True
 
@@ -541,22 +546,22 @@ cdef bint adjoint_segment(Adjoint *j, ix segment, ix i, Vector *v, Back *k, ix v
     return True
 
 
-cdef ix back_size(Adjoint *j) noexcept nogil:
+cdef double back_size(const Adjoint *j) noexcept nogil:
     """Scratch of one Back, in reals."""
-    return ((j.blocks * (TB // PART) + 1) * j.s.states + 2 * j.rows + 1) * VL
+    return ((<double>j.blocks * (TB // PART) + 1) * j.s.states + 2. * j.rows + 1) * VL
 
 
-cdef void set_up_back(Adjoint *j, const Vector *v, Back *k, real *scratch) noexcept nogil:
+cdef void set_up_back(Adjoint *j, Vector *v, Back *k, real *scratch) noexcept nogil:
     cdef ix N = j.s.states, i
     k.checkpoints = scratch
     k.g = checkpoint(k, N, j.blocks * TB)
     k.sums = k.g + N * VL
     k.low = k.sums + j.rows * VL
-    memset(k.sums, 0, 2 * j.rows * VL * sizeof(real))
+    clear_states(v, 2 * j.rows, k.sums)
     k.used, k.full = k.low + j.rows * VL, v.rows == VL
     for i in range(VL):
         k.used[i] = i < v.rows
-    k.tame = not (j.s.B.constant and not all_finite(v.b, N)) and not (j.s.C.constant and not all_finite(v.c, N))
+    k.tame = not (j.s.B.constant and not all_finite(v, v.b, N)) and not (j.s.C.constant and not all_finite(v, v.c, N))
 
 
 cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
@@ -564,6 +569,8 @@ cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
     cdef vf sum, low
     cdef ix row
     for row in range(j.rows):
+        if row % MANY == 0 and stopped(v, row):
+            return
         sum, low = vload(k.sums + row * VL), vload(k.low + row * VL)
         vstore(k.sums + row * VL, vsel_lt(vabs(low), vset1(1e30), sum + low, sum))      # an infinite sum has NaN for its low part
         copy(k.sums + row * VL, 1, to + row * j.s.channels, 1, v.rows)
@@ -577,12 +584,15 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef real *tiles = <real *>worker.scratch
     cdef real *gathered = tiles + TILES + 4 * KEPT + slots(s.states) * TERMS
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (TB + GL)
-    cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m
+    cdef real *kept = own + s.carry * <ix>vector_size(s.states)
+    cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m, size = <ix>back_size(j)
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
-        vectors = set_up_chunk(s, chunk, v, own)
+        vectors = set_up_chunk(s, chunk, v, own, worker)
         for m in range(vectors):
-            set_up_back(j, &v[m], &k[m], own + s.carry * vector_size(s.states) + m * back_size(j))
+            set_up_back(j, &v[m], &k[m], kept + m * size)
         for segment in range(range_start(j, r), range_start(j, r + 1)):
+            if segment % SOME == 0 and interrupted(worker):         # there may be very many empty ones
+                return
             if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
                 return
         for m in range(vectors):
@@ -595,37 +605,43 @@ cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef ix p
     for p in range(1, j.slices):
         if not j.s.B.constant:
-            join(j, &j.dB, j.more_B, p, i // j.s.states, i % j.s.states)
+            join(j, &j.dB, j.more_B, p, i // j.s.states, i % j.s.states, worker)
         if not j.s.C.constant:
-            join(j, &j.dC, j.more_C, p, i // j.s.states, i % j.s.states)
+            join(j, &j.dC, j.more_C, p, i // j.s.states, i % j.s.states, worker)
 
 
-cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n) noexcept nogil:
-    cdef ix channel = first_channel(&j.s, slice_start(j, p)), i
+cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n, Worker *worker) noexcept nogil:
+    cdef ix channel = first_channel(&j.s, slice_start(j, p)), i, t = 0
     cdef const real *src = target(j, c, more, p, batch, channel) + n * j.s.steps
     cdef real *dst = c.p + ((batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states + n) * j.s.steps
-    if src is not dst:
-        for i in range(j.s.steps):
+    if src is dst:
+        return
+    while t < j.s.steps and not interrupted(worker):
+        for i in range(t, min(j.s.steps, t + JOINED)):
             dst[i] += src[i]
+        t += JOINED
 
 
 cdef enum:
     TASKS = 32                          # at most, of an adjoint
+    JOINED = 1 << 20                    # steps of a row of dB or dC that are joined between two looks for signals
 
 
 def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
-            cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts, cnp.ndarray dlast,
+            cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts, cnp.ndarray dlast, ix longest,
             cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz, cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC):
-    """As `scan`.  OUT du, ddelta, dz (Bt, D, L); dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
+    """As `scan`, of segments of at most `longest` steps.  OUT du, ddelta, dz (Bt, D, L); dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
     where B or C is constant, dB or dC may be None.  Returns sums over batch and time (ranges, rows, D), yet to be summed over
     the ranges, rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
     cdef Adjoint j
     cdef Scan *s = &j.s
-    cdef ix N = cnp.PyArray_DIM(A, 1), scratch, longest = cnp.PyArray_DIM(u, 2), i, tasks
-    cdef double seconds
+    cdef double seconds, scratch, N, batch = cnp.PyArray_DIM(u, 0)
+    cdef ix tasks
     cdef cnp.ndarray sums, more_B, more_C
     set_scan(s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
-    j.rows = N * (1 + s.B.constant + s.C.constant) + 2
+    expect_results(s, dout, dlast, du, ddelta, dz, dfirst, dB, dC, cnp.PyArray_DIM(u, 0))
+    N = s.states
+    j.rows = s.states * (1 + s.B.constant + s.C.constant) + 2
     s.B.gather, s.C.gather = not s.B.constant, not s.C.constant     # rows of a long sequence lie on a page each: copy every block
     if s.segments == 0 or s.channels == 0:
         return np.zeros((1, j.rows, s.channels), u.dtype)
@@ -637,43 +653,55 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     set_state(&j.dfirst, dfirst)
     set_coefficient(&j.dB, dB, s.channels)
     set_coefficient(&j.dC, dC, s.channels)
-    if starts is not None:
-        longest = 0
-        for i in range(s.segments):
-            longest = max(longest, s.starts[i + 1] - s.starts[i])
-    j.blocks = divided(longest, TB)
-    seconds = 1e-9 * sizeof(real) / 4 * cnp.PyArray_DIM(u, 0) * s.channels * (1 + s.steps) * (4 + 0.6 * N)
-    tasks = min(<ix>TASKS, 1 + <ix>(seconds / 100e-6))
+    j.blocks = divided(s.steps if starts is None else longest, TB)
+    seconds = 1e-9 * sizeof(real) / 4 * batch * s.channels * (1. + s.steps) * (4 + 0.6 * N)
+    tasks = 1 + <ix>min(<double>(TASKS - 1), seconds / 100e-6)
     # no more ranges than that their sums take a twentieth of inputs and outputs
-    j.ranges = min(s.segments, tasks, 1 + cnp.PyArray_DIM(u, 0) * s.steps // (4 * j.rows))
-    set_slices(&j, cnp.PyArray_DIM(u, 0), divided(tasks, j.ranges))
-    sums = np.empty((j.ranges, j.rows, s.channels), u.dtype)
+    j.ranges = min(s.segments, tasks, 1 + <ix>(batch * s.steps / (4. * j.rows)))
+    set_slices(&j, batch, divided(tasks, j.ranges))
+    sums = empty("shares of sums", (j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
     more_B = more_C = None
     if dB is not None:
-        more_B = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
+        more_B = empty("shares of dB", (j.slices - 1, cnp.PyArray_DIM(u, 0), s.states, s.steps), u.dtype, np.zeros)
         j.more_B = <real *>cnp.PyArray_DATA(more_B)
     if dC is not None:
-        more_C = np.zeros((j.slices - 1, cnp.PyArray_DIM(u, 0), N, s.steps), u.dtype)
+        more_C = empty("shares of dC", (j.slices - 1, cnp.PyArray_DIM(u, 0), s.states, s.steps), u.dtype, np.zeros)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = TILES + 4 * KEPT + slots(N) * TERMS + (s.B.gather + s.C.gather) * N * (TB + GL)
+    scratch = TILES + 4 * KEPT + slots(s.states) * <double>TERMS + (s.B.gather + s.C.gather) * N * (TB + GL)
     scratch += s.carry * (vector_size(N) + back_size(&j))
-    run(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
+    run_with(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
-        run(join_task, &j, cnp.PyArray_DIM(u, 0) * N, 0, 1e-9 * cnp.PyArray_DIM(u, 0) * N * s.steps * j.slices)
+        run(join_task, &j, cnp.PyArray_DIM(u, 0) * s.states, 0, 1e-9 * batch * N * s.steps * j.slices)
     return sums
 
 
-cdef void set_slices(Adjoint *j, ix batch, ix wanted):
+cdef int expect_results(const Scan *s, cnp.ndarray dout, cnp.ndarray dlast, cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz,
+                        cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC, ix batch) except -1:
+    cdef ix shape[3]
+    set_shape(s, shape)
+    expect_array(dlast, 3, shape, False)
+    expect_array(dfirst, 3, shape, True)
+    shape[0], shape[2] = batch, s.steps
+    expect_array(dout, 3, shape, False)
+    expect_array(du, 3, shape, True)
+    expect_array(ddelta, 3, shape, True)
+    expect_array(dz, 3, shape, True)
+    expect_coefficient(dB, batch, s.channels, s.states, s.steps, True)
+    expect_coefficient(dC, batch, s.channels, s.states, s.steps, True)
+    return 0
+
+
+cdef void set_slices(Adjoint *j, double batch, ix wanted):
     """Slices of the channels, and logical groups at a time: what slices put aside of dB and dC takes at most a twelfth of
     inputs and outputs, and the checkpoints of two threads, wherever one group allows it, a sixteenth."""
     cdef Scan *s = &j.s
-    cdef ix N = s.states, groups
-    cdef double varying = N * ((not s.B.constant) + (not s.C.constant))
-    cdef double total = (5 if s.z.p is NULL else 7) * s.channels + 2 * varying      # inputs and outputs of a step
+    cdef ix groups
+    cdef double N = s.states, varying = N * ((not s.B.constant) + (not s.C.constant))
+    cdef double total = (5. if s.z.p is NULL else 7.) * s.channels + 2 * varying      # inputs and outputs of a step
     cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
         most = min(most, 1 + <ix>(total / (12 * varying)))
-    groups = min(<ix>GROUPS, divided(s.chunks, most), <ix>(batch * total * PART / (32 * GL * max(N, <ix>1))))
+    groups = <ix>min(<double>min(<ix>GROUPS, divided(s.chunks, most)), batch * total * PART / (32 * GL * max(N, 1.)))
     set_chunks(s, NS * max(<ix>1, groups))
     j.slices = divided(s.chunks, divided(s.chunks, most))

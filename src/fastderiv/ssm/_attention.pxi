@@ -61,12 +61,18 @@ cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
 def step_sum(cnp.ndarray delta, cnp.ndarray bias, bint softplus, cnp.ndarray total):
     """Checked arrays of one dtype: delta (Bt, D, L), bias (D,) or None; OUT total (Bt, D) = Σ Δ, C-contiguous."""
     cdef StepSum s
-    s.channels, s.steps, s.softplus = cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2), softplus
+    cdef const ix *shape = <const ix *>cnp.PyArray_DIMS(delta)
+    if cnp.PyArray_NDIM(delta) != 3 or not cnp.PyArray_IS_C_CONTIGUOUS(total):
+        refuse(delta, ("batch", "D", "L"))
+    expect_array(delta, 3, shape, False)
+    expect_array(bias, 1, shape + 1, False)
+    expect_array(total, 2, shape, True)
+    s.channels, s.steps, s.softplus = shape[1], shape[2], softplus
     s.chunks = divided(s.channels, VL)
     set_signal(&s.delta, delta)
     set_per_channel(&s.bias, bias)
     s.total = <real *>cnp.PyArray_DATA(total)
-    run(step_sum_task, &s, cnp.PyArray_DIM(delta, 0) * s.chunks, (TILE + VL) * sizeof(real), 1e-9 * cnp.PyArray_SIZE(delta))
+    run(step_sum_task, &s, shape[0] * s.chunks, (TILE + VL) * sizeof(real), 1e-9 * shape[0] * s.channels * s.steps)
 
 
 # ---- hidden attention ---------------------------------------------------------------------------------------------
@@ -103,6 +109,7 @@ cdef struct Channel:                    # what a task holds, in scratch
     real *y                             # [time]: a row's part of the block, where it is not stored whole
     double total                        # Σ Δ of the block
     bint decays, tame                   # -inf < A <= 0; and Δ >= 0 too
+    Worker *worker                      # who works on it, and is told to stop
 
 cdef struct Query:
     ix l
@@ -110,6 +117,16 @@ cdef struct Query:
     real *g                             # [N]: exp(A·gap)·C
     real *out
     Sum gap                             # Σ Δ from the block's end to l
+
+
+cdef inline bint halted(Channel *v, ix n) noexcept nogil:
+    """Whether to leave at the n-th state: as `stopped`, asked at every state."""
+    return n % MANY == 0 and n > 0 and interrupted(v.worker)
+
+
+cdef inline bint halted_amid(Channel *v, ix N) noexcept nogil:
+    """Whether to leave between two vectors of columns, each of which takes all N states."""
+    return N > MANY and interrupted(v.worker)
 
 
 cdef double sum_behind(const real *dt, ix n, real *x) noexcept nogil:
@@ -126,11 +143,10 @@ cdef void load_columns(Attention *s, Channel *v, ix batch, ix channel, ix t, ix 
     """Δ, its sums, and B of the block t … t+T−1."""
     cdef vf bias = vset1(0 if s.bias.p is NULL else s.bias.p[channel * s.bias.d]), d
     cdef const real *B
-    cdef ix j = 0, n, N = s.states
+    cdef ix j = 0, n = 0, m, N = s.states
     if T < AB:
         memset(v.dt, 0, AB * sizeof(real))
         memset(v.x, 0, AB * sizeof(real))
-        memset(v.b, 0, AB * N * sizeof(real))
     copy(s.delta.p + batch * s.delta.b + channel * s.delta.d + t * s.delta.t, s.delta.t, v.dt, 1, T)
     while j < T:
         d = vload(v.dt + j) + bias
@@ -143,18 +159,25 @@ cdef void load_columns(Attention *s, Channel *v, ix batch, ix channel, ix t, ix 
     if s.B.constant:
         B = s.B.p + channel * s.B.g
         for n in range(N):
+            if halted(v, n):
+                return
             for j in range(AB):
                 v.b[n * AB + j] = B[n * s.B.n]
-    else:
-        B = s.B.p + batch * s.B.b + channel // s.B.channels * s.B.g + t * s.B.t
-        load_tile(B, s.B.t, s.B.n, T, N, v.b, AB)
+        return
+    B = s.B.p + batch * s.B.b + channel // s.B.channels * s.B.g + t * s.B.t
+    while n < N and not halted(v, n):
+        m = piece_at(n, N)
+        if T < AB:
+            memset(v.b + n * AB, 0, AB * m * sizeof(real))
+        load_tile(B + n * s.B.n, s.B.t, s.B.n, T, m, v.b + n * AB, AB)
+        n += m
 
 
 cdef inline void exact_row(Channel *v, const real *x, const real *c, ix N, ix T, real *y, const bint tame) noexcept nogil:
     """OUT y[j] = Σ_n C·exp(A·x[j])·B·Δ: no factor but exp(A·x)."""
     cdef ix j = 0, n
     cdef vf sum, r
-    while j < T:
+    while j < T and not halted_amid(v, N):
         sum, r = vset1(0), vload(x + j)
         for n in range(N):
             if tame:
@@ -190,6 +213,8 @@ cdef void decay_columns(Channel *v, ix N) noexcept nogil:
     cdef ix j, n
     cdef vf a
     for n in range(N):
+        if halted(v, n):
+            return
         a, j = vset1(v.a[n]), 0
         while j < AB:
             vstore(v.w + n * AB + j, vexp2_neg(vload(v.x + j), a) * (vload(v.dt + j) * vload(v.b + n * AB + j)))
@@ -200,7 +225,7 @@ cdef void decay_row(Channel *v, Query *row, ix N) noexcept nogil:
     """OUT g = exp(A·gap)·C."""
     cdef ix n = 0
     cdef vf gap = vset1(<real>sum_of(&row.gap))
-    while n < N:
+    while n < N and not halted(v, n):
         vstore(row.g + n, vexp2_neg(gap, vload(v.a + n)) * vload(row.c + n))
         n += VL
 
@@ -213,7 +238,7 @@ cdef void four_rows(Channel *v, Query **row, ix N, ix t) noexcept nogil:
     cdef const real *g3 = row[3].g
     cdef vf a0, a1, a2, a3, b0, b1, b2, b3, p, q
     cdef ix j = 0, n
-    while j < AB:
+    while j < AB and not halted_amid(v, N):
         a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = vset1(0)
         for n in range(N):
             p, q = vload(v.w + n * AB + j), vload(v.w + n * AB + j + VL)
@@ -262,8 +287,9 @@ cdef inline ix whole_vectors(ix n) noexcept nogil:
     return divided(n, GL) * GL
 
 
-cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch) noexcept nogil:
+cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch, Worker *worker) noexcept nogil:
     cdef ix n, N = s.states
+    v.worker = worker
     v.dt = scratch
     v.x = v.dt + AB
     v.own = v.x + AB
@@ -271,15 +297,17 @@ cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch) no
     v.b = v.y + AB
     v.w = v.b + AB * N
     v.a = v.w + AB * N
-    copy(s.A + channel * s.A_d, s.A_n, v.a, 1, N)
     v.decays = True
     for n in range(N):
-        v.a[n] = v.a[n] * LOG2E
+        if halted(v, n):
+            return
+        v.a[n] = s.A[channel * s.A_d + n * s.A_n] * LOG2E
         v.decays = v.decays and isfinite(v.a[n]) and v.a[n] <= 0
 
 
-cdef void set_up_rows(Attention *s, ix batch, ix channel, ix first, ix count, Query *rows, real *scratch) noexcept nogil:
-    cdef ix i, N = s.states, ld = whole_vectors(N)
+cdef void set_up_rows(Attention *s, Channel *v, ix batch, ix channel, ix first, ix count, Query *rows, real *scratch) noexcept nogil:
+    cdef ix i, n, N = s.states, ld = whole_vectors(N)
+    cdef const real *own
     cdef const real *C = s.C.p + channel * s.C.g
     if not s.C.constant:
         C = s.C.p + batch * s.C.b + channel // s.C.channels * s.C.g
@@ -288,7 +316,11 @@ cdef void set_up_rows(Attention *s, ix batch, ix channel, ix first, ix count, Qu
         rows[i].c = scratch + 2 * i * ld
         rows[i].g = rows[i].c + ld
         rows[i].out = s.out + ((batch * s.channels + channel) * s.count + first + i) * s.steps
-        copy(C if s.C.constant else C + rows[i].l * s.C.t, s.C.n, rows[i].c, 1, N)
+        own = C if s.C.constant else C + rows[i].l * s.C.t
+        for n in range(N):
+            if halted(v, n):
+                return
+            rows[i].c[n] = own[n * s.C.n]
 
 
 cdef void attention_task(void *args, ix i, Worker *worker) noexcept nogil:
@@ -299,8 +331,8 @@ cdef void attention_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef real *scratch = <real *>(rows + s.block)
     cdef ix item = i // s.blocks, first = i % s.blocks * s.block, N = s.states, k, t = 0
     cdef ix batch = item // s.channels, channel = item % s.channels, count = min(s.block, s.count - first)
-    set_up_channel(s, &v, channel, scratch)
-    set_up_rows(s, batch, channel, first, count, rows, v.a + whole_vectors(N))
+    set_up_channel(s, &v, channel, scratch, worker)
+    set_up_rows(s, &v, batch, channel, first, count, rows, v.a + whole_vectors(N))
     for k in range(count):
         t = max(t, rows[k].l // AB * AB)
     while t >= 0:
@@ -320,10 +352,11 @@ def attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cn
               cnp.ndarray rows, cnp.ndarray out):
     """Checked arrays of one dtype, as for `scan`; rows (R,) intp in [0, L); out (Bt, D, R, L), C-contiguous and zero."""
     cdef Attention s
-    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
-    cdef double entries                                 # rows times columns
-    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2), N, softplus
-    s.count = cnp.PyArray_DIM(rows, 0)
+    cdef double entries, scratch, N                     # entries: rows times columns
+    cdef const ix *dims = <const ix *>cnp.PyArray_DIMS(delta)
+    expect_attention(delta, A, B, C, bias, rows, out)
+    s.channels, s.steps, s.states, s.softplus = dims[1], dims[2], cnp.PyArray_DIM(A, 1), softplus
+    s.count, N = cnp.PyArray_DIM(rows, 0), s.states
     if cnp.PyArray_SIZE(out) == 0:
         return
     set_signal(&s.delta, delta)
@@ -337,5 +370,26 @@ def attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cn
         s.block //= 2
     s.blocks = divided(s.count, s.block)
     entries = <double>cnp.PyArray_SIZE(out) / 2
-    scratch = s.block * sizeof(Query) + (4 * AB + 2 * AB * N + (1 + 2 * s.block) * whole_vectors(N)) * sizeof(real)
-    run(attention_task, &s, cnp.PyArray_DIM(delta, 0) * s.channels * s.blocks, scratch, 0.1e-9 * entries * (10 + N))
+    scratch = s.block * sizeof(Query) + (4 * AB + 2 * AB * N + (1 + 2 * s.block) * (N + GL)) * sizeof(real)
+    run_with(attention_task, &s, dims[0] * s.channels * s.blocks, scratch, 0.1e-9 * entries * (10 + N))
+
+
+cdef int expect_attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray bias, cnp.ndarray rows,
+                          cnp.ndarray out) except -1:
+    cdef ix shape[4]
+    if cnp.PyArray_NDIM(delta) != 3:
+        refuse(delta, ("batch", "D", "L"))
+    if cnp.PyArray_NDIM(A) != 2:
+        refuse(A, ("D", "N"))
+    expect_integers(rows)
+    shape[0], shape[1], shape[2] = cnp.PyArray_DIM(delta, 0), cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2)
+    expect_array(delta, 3, shape, False)
+    expect_array(bias, 1, shape + 1, False)
+    expect_coefficient(B, shape[0], shape[1], cnp.PyArray_DIM(A, 1), shape[2], False)
+    expect_coefficient(C, shape[0], shape[1], cnp.PyArray_DIM(A, 1), shape[2], False)
+    shape[2], shape[3] = cnp.PyArray_DIM(rows, 0), shape[2]
+    expect_array(out, 4, shape, True)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out):
+        refuse(out, "C-contiguous")
+    shape[2] = cnp.PyArray_DIM(A, 1)
+    return expect_array(A, 2, shape + 1, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import check_fits, integers
+from .._core.arrays import empty, integers, pieces
 from ._scan import ScanCall
 
 
@@ -90,24 +90,27 @@ def scan_attention(
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
     call = ScanCall((None, delta, A, B, C, None, None, delta_bias, None), without="u")
-    wanted = _positions(rows, call.shape[-1])
-    shape = (*call.shape[:-1], len(wanted), call.shape[-1])
-    check_fits(f"attention of shape {shape}", int(np.prod(shape, dtype=object)) * call.dtype.itemsize)
-    attention = np.zeros(shape, call.dtype)
-    call.kernel.attention(
-        call.signal(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus), wanted, call.signal(attention)
-    )
+    steps = call.shape[-1]
+    wanted = None if rows is None else _positions(rows, steps)
+    attention = empty("attention", (*call.shape[:-1], steps if wanted is None else len(wanted), steps), call.dtype, np.zeros)
+    if attention.size:
+        call.kernel.attention(
+            call.signal(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus),
+            np.arange(steps) if wanted is None else wanted, call.signal(attention),
+        )  # fmt: skip
     return attention
 
 
-def _positions(rows: ArrayLike | None, steps: int) -> NDArray[np.intp]:
+def _positions(rows: ArrayLike, steps: int) -> NDArray[np.intp]:
     """Row numbers in [0, steps), contiguous."""
-    if rows is None:
-        return np.arange(steps)
     positions = integers("rows", rows)
     if positions.ndim != 1:
         raise ValueError(f"rows has shape {positions.shape}; expected (R,)")
-    out = np.flatnonzero((positions < -steps) | (positions >= steps))
-    if out.size:
-        raise IndexError(f"rows[{out[0]}] is {positions[out[0]]}; expected integers from {-steps} to {steps - 1}")
-    return np.where(positions < 0, positions + steps, positions)
+    for part in pieces(positions.shape):
+        piece = positions[part]
+        out = np.flatnonzero((piece < -steps) | (piece >= steps))
+        if out.size:
+            at = int(out[0]) + (part[0].start if isinstance(part[0], slice) else 0)
+            raise IndexError(f"rows[{at}] is {piece[out[0]]}; expected integers from {-steps} to {steps - 1}")
+        piece[piece < 0] += steps
+    return positions

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, common, expect
+from .._core.arrays import as_arrays, common, empty, expect, pieces
+from .._core.floats import undisturbed
 from ._scan import ScanCall
 from ._transition import power
 
@@ -98,9 +99,9 @@ def chunk_summary(
     True
     """
     call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
-    total, q = np.empty(call.shape[:-1], call.dtype), np.empty(call.state_shape, call.dtype)
+    total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
     call.run(None, q, bool(delta_softplus))
-    call.kernel.step_sum(call.signal(call.delta), call.bias, bool(delta_softplus), total)
+    call.kernel.step_sum(call.signal(call.delta), call.bias, bool(delta_softplus), call.signal(total))
     return ChunkSummary(power(total, call.A), q)
 
 
@@ -144,10 +145,18 @@ def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLik
     P1, q1, P2, q2 = common(as_arrays(("first", "first", "second", "second"), pairs))
     for name, array in ("first", q1), ("second", P2), ("second", q2):
         expect(name, array, P1.shape, "shape of P in first")
-    with np.errstate(all="ignore"):
-        P, q = np.multiply(P2, P1), np.multiply(P2, q1)
-        q += q2
+    P, q = (empty("the summary", P1.shape, P1.dtype) for _ in range(2))
+    _combine(P1, q1, P2, q2, P, q)
     return ChunkSummary(P, q)
+
+
+@undisturbed
+def _combine(P1: NDArray, q1: NDArray, P2: NDArray, q2: NDArray, P: NDArray, q: NDArray) -> None:
+    """OUT P = P2·P1, q = P2·q1 + q2."""
+    for part in pieces(P.shape):
+        np.multiply(P2[part], P1[part], out=P[part])
+        np.multiply(P2[part], q1[part], out=q[part])
+        q[part] += q2[part]
 
 
 def _pair(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:

@@ -18,7 +18,8 @@ import numpy as np
 from fastderiv._core.simd cimport (EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
                                    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vload, vmax, vpartsums, vprefetch, vratio_any,
                                    vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vtranspose)
-from fastderiv._core.threads cimport Worker, interrupted, run
+from fastderiv._core.threads cimport Worker, interrupted, run, task_t
+from fastderiv._core.arrays import check_fits, empty
 
 cnp.import_array()
 
@@ -26,6 +27,8 @@ cdef enum:
     TB = 128                            # time steps in a block
     TILE = TB * VL + 7 * GL             # tiles an odd number of cache lines apart: no 4 KiB aliasing
     CARRY = 4                           # vectors of channels a task carries, where they share gathered B and C
+    MANY = 4096                         # states that are worked through between two looks for signals, a multiple of 4
+    ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works
 
 cdef struct Signal:                     # u, delta, z, out: strides of batch, channel, time, in elements
     real *p
@@ -56,6 +59,7 @@ cdef struct Vector:                     # one vector of channels within a task, 
     real *bias
     ix channel, rows                    # first channel, channels in use
     bint finite                         # whether all of h is
+    Worker *worker                      # who works on it, and is told to stop
 
 cdef struct Scan:
     Signal u, delta, z, out
@@ -165,7 +169,128 @@ cdef inline void prefetch(Ahead *a, ix k) noexcept nogil:
     vprefetch(a.p + (k & a.mask) * a.lane + (k >> a.shift) * a.line)
 
 
+# ---- all states of a vector, however many: in pieces, and once interrupted not at all ------------------------------
+
+cdef inline bint stopped(Vector *v, ix n) noexcept nogil:
+    """Whether to leave at the n-th state: never at the first, so that those who have few pay nothing."""
+    return n > 0 and interrupted(v.worker)
+
+
+cdef inline ix piece_at(ix n, ix N) noexcept nogil:
+    return min(<ix>MANY, N - n)
+
+
+cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
+    """OUT dst [N, lane] = the rows of the vector's channels in src (D, N); unused lanes are zero."""
+    cdef ix n = 0, m
+    while n < N and not stopped(v, n):
+        m = piece_at(n, N)
+        if v.rows < VL:
+            memset(dst + n * VL, 0, m * VL * sizeof(real))
+        load_tile(src + v.channel * sd + n * sn, sd, sn, v.rows, m, dst + n * VL, VL)
+        n += m
+
+
+cdef void store_rows(const real *src, Vector *v, ix N, real *dst, ix sd, ix sn) noexcept nogil:
+    """load_rows backwards: the lanes in use."""
+    cdef ix n = 0, m
+    while n < N and not stopped(v, n):
+        m = piece_at(n, N)
+        store_tile(src + n * VL, VL, dst + v.channel * sd + n * sn, sd, sn, v.rows, m)
+        n += m
+
+
+cdef void copy_states(const real *src, Vector *v, ix N, real *dst) noexcept nogil:
+    """OUT dst [N, lane] = src."""
+    cdef ix n = 0, m
+    while n < N and not stopped(v, n):
+        m = piece_at(n, N)
+        memcpy(dst + n * VL, src + n * VL, m * VL * sizeof(real))
+        n += m
+
+
+cdef void clear_states(Vector *v, ix N, real *dst) noexcept nogil:
+    """OUT dst [N, lane] = 0."""
+    cdef ix n = 0, m
+    while n < N and not stopped(v, n):
+        m = piece_at(n, N)
+        memset(dst + n * VL, 0, m * VL * sizeof(real))
+        n += m
+
+
+cdef bint all_finite(Vector *v, const real *h, ix N) noexcept nogil:
+    """Whether all of h [N, lane] is."""
+    cdef vf odd = vset1(0)
+    cdef ix n = 0, end
+    while n < N and not stopped(v, n):
+        end = n + piece_at(n, N)
+        while n < end:
+            odd = vfma(vload(h + n * VL), vset1(0), odd)
+            n += 1
+    return vall_lt(odd, vset1(1))
+
+
 # ---- from arrays to the struct ------------------------------------------------------------------------------------
+
+cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
+    """A mistake in Python must not become a read of foreign memory: a TypeError unless `a` is None or has this shape, the
+    kernel's type, and can be `written`."""
+    cdef int i
+    cdef bint good
+    if a is None:
+        return 0
+    good = (cnp.PyArray_NDIM(a) == axes and cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real)
+            and cnp.PyArray_ISBEHAVED_RO(a) and (not written or cnp.PyArray_ISWRITEABLE(a)))
+    if good:
+        for i in range(axes):
+            good = good and cnp.PyArray_DIM(a, i) == shape[i]
+    if not good:
+        refuse(a, tuple([shape[i] for i in range(axes)]))
+    return 0
+
+
+cdef int refuse(cnp.ndarray a, shape) except -1:
+    raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of shape {(<object>a).shape} and dtype "
+                    f"{a.dtype}; expected an aligned one of shape {shape}")
+
+
+cdef int expect_coefficient(cnp.ndarray a, ix batch, ix channels, ix states, ix steps, bint written) except -1:
+    """(D, N) or (Bt, G, N, L), G dividing D; or None."""
+    cdef ix shape[4]
+    shape[0], shape[1], shape[2], shape[3] = batch, 0, states, steps
+    if a is None:
+        return 0
+    if cnp.PyArray_NDIM(a) == 2 and not written:
+        shape[0], shape[1] = channels, states
+        return expect_array(a, 2, shape, False)
+    if cnp.PyArray_NDIM(a) == 4:
+        shape[1] = cnp.PyArray_DIM(a, 1)
+    if shape[1] == 0 or channels % shape[1]:
+        refuse(a, (batch, "G", states, steps))
+    return expect_array(a, 4, shape, written)
+
+
+cdef int expect_integers(cnp.ndarray a) except -1:
+    """(k,) intp, contiguous: what kernels index by."""
+    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected contiguous (k,) intp")
+    return 0
+
+
+cdef ix counted(double n) except -1:
+    """How many tasks, as an integer."""
+    if n > 2.**62:
+        raise MemoryError(f"no memory for what {n:.0f} tasks would write")
+    return <ix>n
+
+
+cdef int run_with(task_t task, void *args, ix n, double scratch, double seconds) except -1:
+    """`run` with scratch that may be of any size: a MemoryError if the machine has not so much, one thread if it is huge."""
+    if scratch > ALONE:
+        check_fits("scratch", int(scratch))
+        seconds = 0
+    return run(task, args, n, scratch, seconds)
+
 
 cdef inline ix stride(cnp.ndarray a, int axis):
     return cnp.PyArray_STRIDE(a, axis) // <ix>sizeof(real)
@@ -211,10 +336,29 @@ cdef ix common_divisor(ix a, ix b) noexcept:
     return a
 
 
-cdef void set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
-                   cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts):
-    s.channels, s.steps, s.states, s.softplus = cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2), cnp.PyArray_DIM(A, 1), softplus
-    s.segments = cnp.PyArray_DIM(u, 0) if starts is None else cnp.PyArray_DIM(starts, 0) - 1
+cdef int set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
+                  cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts) except -1:
+    cdef ix shape[3]
+    if cnp.PyArray_NDIM(u) != 3:
+        refuse(u, ("batch", "D", "L"))
+    if cnp.PyArray_NDIM(A) != 2:
+        refuse(A, ("D", "N"))
+    shape[0], shape[1], shape[2] = cnp.PyArray_DIM(u, 0), cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2)
+    s.channels, s.steps, s.states, s.softplus = shape[1], shape[2], cnp.PyArray_DIM(A, 1), softplus
+    expect_array(u, 3, shape, False)
+    expect_array(delta, 3, shape, False)
+    expect_array(z, 3, shape, False)
+    expect_coefficient(B, shape[0], s.channels, s.states, s.steps, False)
+    expect_coefficient(C, shape[0], s.channels, s.states, s.steps, False)
+    expect_array(D, 1, shape + 1, False)
+    expect_array(bias, 1, shape + 1, False)
+    s.segments = shape[0]
+    if starts is not None:
+        expect_integers(starts)
+        s.segments = cnp.PyArray_DIM(starts, 0) - 1
+    set_shape(s, shape)
+    expect_array(A, 2, shape + 1, False)
+    expect_array(first, 3, shape, False)
     set_signal(&s.u, u)
     set_signal(&s.delta, delta)
     set_signal(&s.z, z)
@@ -226,6 +370,11 @@ cdef void set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp
     set_per_channel(&s.bias, bias)
     s.starts = NULL if starts is None else <ix *>cnp.PyArray_DATA(starts)
     s.part = common_divisor(s.B.channels, s.C.channels)
+
+
+cdef void set_shape(const Scan *s, ix *shape) noexcept:
+    """OUT shape (segments, D, N): that of states."""
+    shape[0], shape[1], shape[2] = s.segments, s.channels, s.states
 
 
 cdef inline ix divided(ix n, ix size) noexcept nogil:

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._core import maths
-from .._core.arrays import as_array, as_arrays, common, expect, index, working
+from .._core.arrays import as_array, as_arrays, assign, common, empty, expect, index, working
+from .._core.floats import undisturbed
 from ._attention import scan_attention
 from ._scan import selective_scan
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
 _CALL = ("x", "initial_state", "dy", "dlast_state")
-_quietly = np.errstate(over="ignore", invalid="ignore")  # where data are not finite
 
 
 class S6Grads(NamedTuple):
@@ -125,7 +125,7 @@ class S6:
     def __init__(self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike) -> None:
         given = _Weights(*working(W_delta=W_delta, b_delta=b_delta, A=A, W_B=W_B, W_C=W_C))
         _check_weights(given)
-        self._weights = _Weights(*(np.array(w, order="C") for w in given))
+        self._weights = _Weights(*(_copy(name, w) for name, w in zip(_Weights._fields, given, strict=True)))
         for w in self._weights:
             w.flags.writeable = False
 
@@ -202,7 +202,7 @@ class S6:
         (1, 1)
         """
         call = _Call(self._weights, x, initial_state)
-        y = np.empty_like(call.x)
+        y = empty("the result", call.x.shape, call.x.dtype)
         result = selective_scan(
             *call.scan_arguments(), delta_bias=call.w.b_delta, delta_softplus=True, return_last_state=return_last_state,
             initial_state=call.initial_state, out=_turned(y),
@@ -393,7 +393,8 @@ class _Call:
         self.x, self.initial_state, self.dy, self.dlast_state, *w = common([*given, *weights])
         self.w = _Weights(*w)
         self._check()
-        self.x = np.ascontiguousarray(self.x)  # in other layouts its products could have other bits
+        if not self.x.flags.c_contiguous:  # in other layouts its products could have other bits
+            self.x = _copy("x", self.x)
 
     def _check(self) -> None:
         x, (channels, states) = self.x, self.w.A.shape
@@ -406,21 +407,21 @@ class _Call:
             if state is not None:
                 expect(name, state, (*batch, channels, states), f"({symbol}E, N)")
 
-    @_quietly
+    @undisturbed
     def preactivations(self, steps: slice = slice(None)) -> NDArray:
         """δ = x W_Δ + b_Δ (..., L, E) of these steps."""
         delta = np.tensordot(self.x[..., steps, :], self.w.W_delta, 1)
         delta += self.w.b_delta
         return delta
 
-    @_quietly
+    @undisturbed
     def scan_arguments(self) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
         """u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x in the scan's layout, as views."""
         x, w = self.x, self.w
         delta, B, C = (np.tensordot(x, W, 1) for W in (w.W_delta, w.W_B.T, w.W_C.T))
         return _turned(x), _turned(delta), w.A, _turned(B)[..., None, :, :], _turned(C)[..., None, :, :]  # one group
 
-    @_quietly
+    @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
         """The layer's gradients from those of the scan: x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C, W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
         x, w = self.x, self.w
@@ -433,6 +434,13 @@ class _Call:
         dW_delta, dW_B, dW_C = (np.tensordot(a, b, rows) for a, b in ((x, ddelta), (dB, x), (dC, x)))
         assert scan.ddelta_bias is not None  # the scan was given one
         return S6Grads(dx, dW_delta, scan.ddelta_bias, scan.dA, dW_B, dW_C, scan.dinitial_state)
+
+
+def _copy(name: str, a: NDArray) -> NDArray:
+    """A C-contiguous copy of the argument called `name`."""
+    own = empty(f"the copy of {name}", a.shape, a.dtype)
+    assign(own, a)
+    return own
 
 
 def _turned(a: NDArray) -> NDArray:

@@ -94,16 +94,29 @@ cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const 
         all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, False)
 
 
+cdef void recur_in_pieces(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
+                          ix T, bint safe, bint cb, bint cc) noexcept nogil:
+    """The same for so many states that signals must be looked for amid them: y gathers its terms in the same order."""
+    cdef Vector some = v[0]
+    cdef ix n = 0
+    while n < N and not stopped(v, n):
+        recur(dt, du, y, &some, piece_at(n, N), B if cb else B + n * ldb, ldb, C if cc or y is NULL else C + n * ldc, ldc, T,
+              safe, cb, cc)
+        n += MANY
+        some.a, some.h = some.a + MANY * VL, some.h + MANY * VL
+        some.b, some.c = some.b + MANY * VL, some.c + MANY * VL
+
+
 cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
                          ix T, bint safe, bint cb, bint cc, real *checkpoints) noexcept nogil:
-    """The same; with `checkpoints`, leave the state before every PART steps there, and y alone."""
+    """The same; with `checkpoints`, leave the state before every PART steps there, and y unchanged."""
     cdef ix t = 0
     if checkpoints is NULL:
-        recur(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
+        recur_in_pieces(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
         return
     while t < T:
-        memcpy(checkpoints + t // PART * N * VL, v.h, N * VL * sizeof(real))
-        recur(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc, min(<ix>PART, T - t), safe, cb, cc)
+        copy_states(v.h, v, N, checkpoints + t // PART * N * VL)
+        recur_in_pieces(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc, min(<ix>PART, T - t), safe, cb, cc)
         t += PART
 
 
@@ -163,16 +176,16 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
         memset(y, 0, T * VL * sizeof(real))
     safe = safe and v.finite
     if safe:
-        memcpy(v.before, v.h, s.states * VL * sizeof(real))
+        copy_states(v.h, v, s.states, v.before)
         recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant, checkpoints)
-        v.finite = all_finite(v.h, s.states)
+        v.finite = all_finite(v, v.h, s.states)
     if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
         if safe:
-            memcpy(v.h, v.before, s.states * VL * sizeof(real))
+            copy_states(v.before, v, s.states, v.h)
             if wanted is not NULL:
                 skip_connection(s, v, batch, t, T, y)
         recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
-        v.finite = all_finite(v.h, s.states)
+        v.finite = all_finite(v, v.h, s.states)
     if wanted is NULL:
         return
     if s.z.p is not NULL:                               # 3.
@@ -184,28 +197,14 @@ cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const re
 
 # ---- a unit of work: a few vectors of channels through one segment ------------------------------------------------
 
-cdef ix vector_size(ix N) noexcept nogil:
+cdef double vector_size(double N) noexcept nogil:
     """Scratch of one Vector, in reals."""
     return (5 * N + 3) * VL + 5 * GL
 
 
-cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
-    if v.rows < VL:
-        memset(dst, 0, N * VL * sizeof(real))
-    load_tile(src + v.channel * sd, sd, sn, v.rows, N, dst, VL)
-
-
-cdef bint all_finite(const real *h, ix N) noexcept nogil:
-    cdef vf odd = vset1(0)
-    cdef ix n
-    for n in range(N):
-        odd = vfma(vload(h + n * VL), vset1(0), odd)
-    return vall_lt(odd, vset1(1))
-
-
 cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
     """What depends on the channels alone."""
-    cdef ix N = s.states, n
+    cdef ix N = s.states, n = 0, end
     cdef vf a, top = vset1(0), odd = vset1(0)
     v.a = scratch
     v.h = v.a + N * VL
@@ -216,11 +215,14 @@ cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
     v.D = v.limits + VL
     v.bias = v.D + VL
     load_rows(s.A, s.A_d, s.A_n, v, N, v.a)
-    for n in range(N):
-        a = vload(v.a + n * VL) * vset1(LOG2E)
-        vstore(v.a + n * VL, a)
-        top = vmax(top, vabs(a))
-        odd = vfma(a, vset1(0), odd)
+    while n < N and not stopped(v, n):
+        end = n + piece_at(n, N)
+        while n < end:
+            a = vload(v.a + n * VL) * vset1(LOG2E)
+            vstore(v.a + n * VL, a)
+            top = vmax(top, vabs(a))
+            odd = vfma(a, vset1(0), odd)
+            n += 1
     vstore(v.limits, top + odd)
     if s.B.constant:
         load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
@@ -236,20 +238,20 @@ cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
 cdef void load_state(State *s, ix segment, Vector *v, ix N, real *h) noexcept nogil:
     """OUT h [N, lane], zero where there is no state."""
     if s.p is NULL:
-        memset(h, 0, N * VL * sizeof(real))
+        clear_states(v, N, h)
     else:
         load_rows(s.p + segment * s.s, s.d, s.n, v, N, h)
 
 
 cdef void store_state(State *s, ix segment, Vector *v, ix N, const real *h) noexcept nogil:
-    """Where there is one to store it in."""
+    """Does nothing if the caller wants no such state."""
     if s.p is not NULL:
-        store_tile(h, VL, s.p + segment * s.s + v.channel * s.d, s.d, s.n, v.rows, N)
+        store_rows(h, v, N, s.p + segment * s.s, s.d, s.n)
 
 
 cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
     load_state(&s.first, segment, v, s.states, v.h)
-    v.finite = all_finite(v.h, s.states)
+    v.finite = all_finite(v, v.h, s.states)
 
 
 cdef ix span(Scan *s, ix segment, ix *start, ix *stop) noexcept nogil:
@@ -261,28 +263,32 @@ cdef ix span(Scan *s, ix segment, ix *start, ix *stop) noexcept nogil:
     return 0
 
 
-cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch) noexcept nogil:
+cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch, Worker *worker) noexcept nogil:
     """The vectors of a chunk; how many they are."""
     cdef ix channel = first_channel(s, chunk)
-    cdef ix end = end_channel(s, channel), k = 0
+    cdef ix end = end_channel(s, channel), k = 0, size = <ix>vector_size(s.states)
     while channel < end:
-        v[k].channel, v[k].rows = channel, min(<ix>VL, end - channel)
-        set_up(s, &v[k], scratch + k * vector_size(s.states))
+        v[k].channel, v[k].rows, v[k].worker = channel, min(<ix>VL, end - channel), worker
+        set_up(s, &v[k], scratch + k * size)
         channel += VL
         k += 1
     return k
 
 
-cdef const real *block_of(Coefficient *c, ix batch, ix channel, ix N, ix t, ix T, real *gathered, ix ld, ix *stride) noexcept nogil:
+cdef const real *block_of(Coefficient *c, ix batch, Vector *v, ix N, ix t, ix T, real *gathered, ix ld, ix *stride) noexcept nogil:
     """Rows [n, time] of a time-varying B or C: in place where time is contiguous, else copied."""
     cdef const real *p
+    cdef ix n = 0, m
     if c.constant:
         return NULL
-    p = c.p + batch * c.b + channel // c.channels * c.g + t * c.t
+    p = c.p + batch * c.b + v.channel // c.channels * c.g + t * c.t
     if not c.gather:
         stride[0] = c.n
         return p
-    load_tile(p, c.t, c.n, T, N, gathered, ld)
+    while n < N and not stopped(v, n):
+        m = piece_at(n, N)
+        load_tile(p + n * c.n, c.t, c.n, T, m, gathered + n * ld, ld)
+        n += m
     stride[0] = ld
     return gathered
 
@@ -299,8 +305,8 @@ cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathere
         if interrupted(worker):
             return False
         T = min(s.block, stop - t)
-        B = block_of(&s.B, batch, v.channel, s.states, t, T, gathered, ld, &ldb)
-        C = block_of(&s.C, batch, v.channel, s.states, t, T, gathered + (s.states * ld if s.B.gather else 0), ld, &ldc)
+        B = block_of(&s.B, batch, v, s.states, t, T, gathered, ld, &ldb)
+        C = block_of(&s.C, batch, v, s.states, t, T, gathered + (s.states * ld if s.B.gather else 0), ld, &ldc)
         for k in range(vectors):
             scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles, NULL)
         t += T
@@ -323,7 +329,7 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
         else:
             segment, chunk = unit // s.chunks, unit % s.chunks
         if chunk != ready:
-            vectors = set_up_chunk(s, chunk, v, own)
+            vectors = set_up_chunk(s, chunk, v, own, worker)
             ready = chunk
         if not scan_segment(s, segment, v, vectors, gathered, tiles, worker):
             return
@@ -334,20 +340,24 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
     first, last (segments, D, N); starts (segments + 1,) intp.  C, D, z, bias, first, last, starts and out may be None."""
     cdef Scan s
-    cdef ix N = cnp.PyArray_DIM(A, 1), scratch
-    cdef double unit                                    # seconds
-    if cnp.PyArray_DIM(u, 1) == 0:
-        return
+    cdef double N, unit, scratch                        # unit: seconds
+    cdef ix shape[3]
     set_scan(&s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
-    if s.segments == 0:
+    N = s.states
+    set_shape(&s, shape)
+    expect_array(last, 3, shape, True)
+    shape[0], shape[2] = cnp.PyArray_DIM(u, 0), s.steps
+    expect_array(out, 3, shape, True)
+    if (out is None or cnp.PyArray_SIZE(out) == 0) and (last is None or cnp.PyArray_SIZE(last) == 0):
         return
     set_signal(&s.out, out)
     set_state(&s.last, last)
     s.block = TB
     while (s.B.gather or s.C.gather) and s.block > 16 and s.block * N > 16384:
         s.block //= 2
-    s.units = s.segments * set_chunks(&s, CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1)
+    set_chunks(&s, CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1)
+    s.units = counted(<double>s.segments * s.chunks)
     unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
-    run(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real), unit * s.units)
+    run_with(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real), unit * s.units)

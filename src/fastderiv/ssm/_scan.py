@@ -7,12 +7,14 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, expect, integers
+from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, integers
 from .._core.dispatch import kernels
+from .._core.plain import alike, widest
 
 _kernels = kernels("ssm")
 _SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _ADJOINTS = ("dout", "dlast_state")
+_LOOK = 1 << 24  # boundaries checked between two looks for signals
 _OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
@@ -146,7 +148,7 @@ def selective_scan(
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
     base = call.checked_out(out)
-    last = np.empty(call.state_shape, call.dtype) if return_last_state else None
+    last = call.new_state() if return_last_state else None
     call.run(base, last, bool(delta_softplus))
     result = base if out is None else out
     return result if last is None else (result, last)
@@ -166,14 +168,20 @@ class ScanCall:
         adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
         without: str = "",
     ) -> None:
-        self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], arguments + adjoints, optional=(*_OPTIONAL, without))
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = common(self.given)
+        self.given: Any = (*arguments, *adjoints)
+        arrays = self.given
+        if not alike(self.given, 5) or (adjoints and adjoints[0] is None):
+            self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], self.given, optional=(*_OPTIONAL, without))
+            arrays = common(self.given)
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = arrays
         self.dout, self.dlast = adjoint or (None, None)
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
         self._check_sequences()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
-        self.starts = None if cu_seqlens is None else _check_starts(cu_seqlens, self.shape)
+        self.starts, self.longest = None, self.shape[-1]
+        if cu_seqlens is not None:
+            self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
         self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
         if self.starts is not None:
             self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
@@ -193,8 +201,11 @@ class ScanCall:
 
     def checked_out(self, out: NDArray | None) -> NDArray:
         if out is None:
-            return np.empty(self.shape, self.dtype)
+            return empty("the result", self.shape, self.dtype)
         return check_out(out, self.shape, self.dtype, zip(_SCAN, self.given, strict=True))
+
+    def new_state(self) -> NDArray:
+        return empty("the state", self.state_shape, self.dtype)
 
     def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
         """OUT out, last."""
@@ -251,13 +262,21 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     )
 
 
-def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.intp]:
+def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], int]:
+    """The boundaries, a copy of our own, and the length of the longest sequence."""
     starts = integers("cu_seqlens", cu_seqlens)
     steps = shape[-1]
     if len(shape) == 3 and shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}")
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
-    if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
-        raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
-    return starts
+    longest = 0
+    for first in range(0, len(starts) - 1, _LOOK):
+        width = widest(starts[first : first + _LOOK + 1])
+        if width < 0:
+            break
+        longest = max(longest, width)
+    else:
+        if starts[0] == 0 and starts[-1] == steps:
+            return starts, longest
+    raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")

@@ -177,21 +177,33 @@ cdef void step_task(void *args, ix i, Worker *worker) noexcept nogil:
         step_unit(s, unit // s.chunks, channel, end_channel(s, channel) - channel, <real *>worker.scratch)
 
 
-cdef void set_step_signal(Signal *s, cnp.ndarray a):
+cdef int set_step_signal(Signal *s, cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
     """(Bt, D) or (D,), then b is never used."""
     if a is None:
         s.p = NULL
-        return
-    s.p, s.b, s.d, s.t = <real *>cnp.PyArray_DATA(a), stride(a, 0), stride(a, cnp.PyArray_NDIM(a) - 1), 0
+        return 0
+    expect_array(a, axes, shape, written)
+    s.p, s.b, s.d, s.t = <real *>cnp.PyArray_DATA(a), stride(a, 0), stride(a, axes - 1), 0
+    return 0
 
 
-cdef void set_step_coefficient(Coefficient *c, cnp.ndarray a, int axes, ix channels):
+cdef int set_step_coefficient(Coefficient *c, cnp.ndarray a, int axes, const ix *state) except -1:
     """(Bt, N) or (Bt, G, N), without Bt where the state has two `axes`; strides of missing axes are never used."""
     cdef int last = cnp.PyArray_NDIM(a) - 1
+    cdef ix shape[3]
+    shape[0], shape[1], shape[2] = state[0], state[1], state[2]
+    c.g, c.channels = 0, shape[axes - 2]
+    if last + 1 != axes:                                # without G
+        shape[axes - 2] = shape[axes - 1]
+        expect_array(a, axes - 1, shape, False)
+    else:
+        shape[axes - 2] = cnp.PyArray_DIM(a, axes - 2)
+        expect_array(a, axes, shape, False)
+        if shape[axes - 2] == 0 or c.channels % shape[axes - 2]:
+            refuse(a, ("G", shape[axes - 1]))
+        c.g, c.channels = stride(a, last - 1), c.channels // shape[axes - 2]
     c.p, c.b, c.n = <real *>cnp.PyArray_DATA(a), stride(a, 0), stride(a, last)
-    c.g, c.channels = 0, channels
-    if last + 1 == axes:
-        c.g, c.channels = stride(a, last - 1), channels // cnp.PyArray_DIM(a, last - 1)
+    return 0
 
 
 def step(cnp.ndarray h, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
@@ -201,24 +213,31 @@ def step(cnp.ndarray h, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarra
     cdef Scan s
     cdef double unit                                    # seconds
     cdef int axes = cnp.PyArray_NDIM(h)
-    s.segments, s.channels, s.states, s.softplus = 1, cnp.PyArray_DIM(h, axes - 2), cnp.PyArray_DIM(h, axes - 1), softplus
+    cdef const ix *shape = <const ix *>cnp.PyArray_DIMS(h)
+    if axes != 2 and axes != 3:
+        refuse(h, ("batch", "D", "N"))
+    expect_array(h, axes, shape, True)
+    s.segments, s.channels, s.states, s.softplus = 1, shape[axes - 2], shape[axes - 1], softplus
     if axes == 3:
-        s.segments = cnp.PyArray_DIM(h, 0)
+        s.segments = shape[0]
+    set_step_signal(&s.u, x, axes - 1, shape, False)
+    set_step_signal(&s.delta, dt, axes - 1, shape, False)
+    set_step_signal(&s.z, z, axes - 1, shape, False)
+    set_step_signal(&s.out, y, axes - 1, shape, True)
+    set_step_coefficient(&s.B, B, axes, shape)
+    set_step_coefficient(&s.C, C, axes, shape)
+    expect_array(A, 2, shape + axes - 2, False)
+    expect_array(D, 1, shape + axes - 2, False)
+    expect_array(bias, 1, shape + axes - 2, False)
     if s.segments == 0 or s.channels == 0:
         return
-    set_step_signal(&s.u, x)
-    set_step_signal(&s.delta, dt)
-    set_step_signal(&s.z, z)
-    set_step_signal(&s.out, y)
-    set_step_coefficient(&s.B, B, axes, s.channels)
-    set_step_coefficient(&s.C, C, axes, s.channels)
     s.first.p, s.first.s = <real *>cnp.PyArray_DATA(h), stride(h, 0)
     s.first.d, s.first.n = stride(h, axes - 2), stride(h, axes - 1)
     s.A, s.A_d, s.A_n = <real *>cnp.PyArray_DATA(A), stride(A, 0), stride(A, 1)
     set_per_channel(&s.D, D)
     set_per_channel(&s.bias, bias)
     s.part = common_divisor(s.B.channels, s.C.channels)
-    s.units = s.segments * set_chunks(&s, STEP_CARRY)
+    s.units = s.segments * set_chunks(&s, STEP_CARRY)   # y has more elements
     unit = 1e-9 * sizeof(real) / 4 * SLOTS * (1 + 0.3 * s.states)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     run(step_task, &s, divided(s.units, s.units_per_task), STEP_SCRATCH * sizeof(real), unit * s.units, False)

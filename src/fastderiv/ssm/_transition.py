@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._core import maths
-from .._core.arrays import working
+from .._core.arrays import empty, pieces, working
+from .._core.floats import undisturbed
 from ..subsets import subset_logsumexp
 from ._scan import check_parameters
-
-_PIECE = 1 << 20  # elements computed between two looks for signals
 
 
 def transition_product(
@@ -73,18 +72,16 @@ def transition_product(
     return power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
 
 
+@undisturbed
 def power(total: NDArray, A: NDArray) -> NDArray:
     """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
-    product = np.empty((*total.shape, A.shape[1]), A.dtype)
+    product = empty("the product", (*total.shape, A.shape[1]), A.dtype)
     if not product.size:
         return product
-    rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, *A.shape[:1])
-    channels = max(1, min(A.shape[0], _PIECE // max(1, A.shape[1])))
-    step = max(1, _PIECE // max(1, A.size)) if channels == A.shape[0] else 1
-    with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(rows), step):
-            for d in range(0, A.shape[0], channels):
-                piece = rows[first : first + step, d : d + channels]
-                np.multiply(totals[first : first + step, d : d + channels, None], A[d : d + channels], out=piece)
-                maths.exp_in_place(piece)
+    rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, A.shape[0])
+    for part in pieces(rows.shape):
+        item, channel, state = (*part, *(slice(None),) * (3 - len(part)))
+        piece = rows[item, channel, state]
+        np.multiply(totals[item, channel, None], A[channel, state], out=piece)
+        maths.exp_in_place(piece)
     return product

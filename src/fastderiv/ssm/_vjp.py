@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._core.arrays import assign, empty
+from .._core.floats import undisturbed
+from .._core.fpstate import ieee
 from ._scan import ScanCall
 
 
@@ -115,26 +118,44 @@ def selective_scan_vjp(
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state))
     # in one piece: allocators give several large ones back to the system, and fetching them anew costs a quarter of the time
-    du, ddelta, *gate = np.empty((2 if call.z is None else 3, *call.shape), call.dtype)
+    du, ddelta, *gate = empty("the gradients", (2 if call.z is None else 3, *call.shape), call.dtype)
     dz = gate[0] if gate else None
-    dfirst = None if call.first is None else np.empty(call.state_shape, call.dtype)
-    dB, dC = (None if a.ndim == 2 else np.zeros(a.shape, call.dtype) for a in (call.B, call.C))
+    dfirst = None if call.first is None else call.new_state()
+    coefficients = ("B", call.B), ("C", call.C)
+    dB, dC = (None if a.ndim == 2 else empty(f"the gradient of {name}", a.shape, call.dtype, np.zeros) for name, a in coefficients)
     results = *(call.signal(a) for a in (du, ddelta, dz)), call.state(dfirst), dB, dC
-    sums = call.kernel.adjoint(
-        call.signal(call.dout), *call.inputs(bool(delta_softplus)), call.starts, call.state(call.dlast), *results
-    )
-    with np.errstate(over="ignore", invalid="ignore"):  # where data are not finite
-        total = sums.sum(axis=0)
-    return _collect(call, total, du, ddelta, dB, dC, dz, dfirst)
+    return _collect(call, _sums(call, bool(delta_softplus), results), du, ddelta, dB, dC, dz, dfirst)
+
+
+def _sums(call: ScanCall, softplus: bool, results: tuple[NDArray | None, ...]) -> NDArray:
+    """OUT results; the sums over batch and time (rows, D)."""
+    with ieee():  # into how many shares they are cut, is computed too
+        shares: NDArray = call.kernel.adjoint(
+            call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast), call.longest, *results
+        )
+    return shares[0] if len(shares) == 1 else _total(shares)
+
+
+@undisturbed
+def _total(shares: NDArray) -> NDArray:
+    total: NDArray = shares.sum(axis=0)
+    return total
 
 
 def _collect(call: ScanCall, sums: NDArray, du: NDArray, ddelta: NDArray, dB: NDArray | None, dC: NDArray | None,
              dz: NDArray | None, dfirst: NDArray | None) -> SelectiveScanGrads:  # fmt: skip
     """The kernel's results in the arguments' shapes; `sums` (rows, D) holds dA, constant dB and dC, dD and dbias."""
     N = call.A.shape[1]
-    dA, *constant = (np.ascontiguousarray(sums[i * N : (i + 1) * N].T) for i in range(1 + (dB is None) + (dC is None)))
+    dA, *constant = (_turned(sums[i * N : (i + 1) * N]) for i in range(1 + (dB is None) + (dC is None)))
     dB = constant.pop(0) if dB is None else dB.reshape(call.given[3].shape)
     dC = constant.pop(0) if dC is None else dC.reshape(call.given[4].shape)
     dD = None if call.D is None else sums[-2].copy()
     dbias = None if call.bias is None else sums[-1].copy()
     return SelectiveScanGrads(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst)
+
+
+def _turned(a: NDArray) -> NDArray:
+    """(N, D) -> (D, N), in an array of its own."""
+    turned = np.empty(a.shape[::-1], a.dtype)
+    assign(turned, a.T)
+    return turned

@@ -9,8 +9,9 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import as_array, as_dtype, check_fits, check_out, copy_back, index, working
+from .._core.arrays import F64, as_array, as_dtype, check_fits, check_out, copy_back, empty, index, working
 from .._core.dispatch import kernels
+from .._core.floats import as_caller, undisturbed
 from .._core.progress import Progress, reporting
 
 _kernels = kernels("subsets")
@@ -39,21 +40,8 @@ def _masks(x: np.ndarray) -> int:
     return 1 << n
 
 
-def _check_fits(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    check_fits(f"subset sums of shape {shape} and dtype {dtype}", math.prod(shape) * dtype.itemsize)
-
-
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    _check_fits(shape, dtype)
-    try:
-        return np.empty(shape, dtype)
-    except MemoryError:
-        nbytes = math.prod(shape) * dtype.itemsize
-        raise MemoryError(f"subset sums of shape {shape} and dtype {dtype} take {nbytes} bytes") from None
-    except ValueError:  # NumPy multiplies the axes that are not empty
-        raise MemoryError(
-            f"NumPy cannot represent the shape {shape} of the subset sums, although it is empty"
-        ) from None
+    return empty("subset sums", shape, dtype)
 
 
 def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -163,7 +151,7 @@ def iter_subset_sums(
         raise ValueError(f"x has shape {x.shape}; expected (n,)")
     total = _masks(x)
     block = min(total, 1 << (index("block", block, least=1) - 1).bit_length())
-    _check_fits((block,), x.dtype)
+    check_fits(f"subset sums of shape {(block,)} and dtype {x.dtype}", block * x.dtype.itemsize)
     blocks = _blocks(x.copy(), block, total, progress)
     next(blocks)  # up to where `progress` has been checked
     return blocks
@@ -238,28 +226,31 @@ def subset_logsumexp(
     x = _rows(x)
     if method not in ("closed", "enumerate"):
         raise ValueError(f"method is {method!r}; expected 'closed' or 'enumerate'")
-    result = (_closed if method == "closed" else _enumerated)(x, progress)
-    return result[()]
+    return _logsumexp(x, method, as_caller(progress) if callable(progress) else progress)[()]
+
+
+@undisturbed
+def _logsumexp(x: np.ndarray, method: str, progress: Progress) -> np.ndarray:
+    return (_closed if method == "closed" else _enumerated)(x, progress)
 
 
 def _closed(x: np.ndarray, progress: Progress) -> np.ndarray:
     kernel = _kernels[x.dtype]
     rows = math.prod(x.shape[:-1])
     with reporting(progress, rows, "softplus") as report:
-        parts = np.empty((rows, kernel.closed_parts(x.shape[-1])))
+        parts = empty("partial sums", (rows, kernel.closed_parts(x.shape[-1])), F64)
         kernel.closed(x, parts)
         if report and rows:
             report(rows)
     total = parts[:, 0]
-    with np.errstate(over="ignore"):
-        for k in range(1, parts.shape[1]):
-            total += parts[:, k]
-        return total.reshape(x.shape[:-1]).astype(x.dtype)
+    for k in range(1, parts.shape[1] if rows else 0):
+        total += parts[:, k]
+    return as_dtype(total.reshape(x.shape[:-1]), x.dtype)
 
 
 def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
     masks, rows = _masks(x), math.prod(x.shape[:-1])
-    result = np.empty(x.shape[:-1], x.dtype)
+    result = empty("the result", x.shape[:-1], x.dtype)
     with reporting(progress, rows * masks, "subsets") as report:
         if x.shape[-1] <= _SPAN_BITS:
             _enumerate_short_rows(x, result, report)

@@ -66,8 +66,38 @@ cdef struct Enumerated:
 
 
 # ---- rows of any strides -------------------------------------------------------------------------------------------------
-cdef ix rows_of(Rows *r, cnp.ndarray x, cnp.ndarray out) except -1:
+cdef int expect_array(cnp.ndarray a) except -1:
+    """A mistake in Python must not become a read of foreign memory: a TypeError unless kernels of this type can read `a`."""
+    if not (cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real) and cnp.PyArray_ISBEHAVED_RO(a)):
+        raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype {a.dtype}, or one not aligned")
+    return 0
+
+
+cdef int expect_partial(cnp.ndarray a, ix size) except -1:
+    """So many float64, contiguous."""
+    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT64 or not cnp.PyArray_ISCARRAY(a) or cnp.PyArray_SIZE(a) != size:
+        raise TypeError(f"a kernel was handed {(<object>a).shape} {a.dtype} for partial sums; expected {size} contiguous float64")
+    return 0
+
+
+cdef int expect_leading(cnp.ndarray x, cnp.ndarray out, int axes) except -1:
+    """`out` writeable, of so many axes, the leading ones as x has them."""
+    cdef int axis, leading = cnp.PyArray_NDIM(x) - 1
+    cdef bint good = cnp.PyArray_NDIM(out) == axes and cnp.PyArray_ISWRITEABLE(out)
+    expect_array(out)
+    for axis in range(leading if good else 0):
+        good = good and cnp.PyArray_DIM(x, axis) == cnp.PyArray_DIM(out, axis)
+    if not good:
+        raise TypeError(f"a kernel was handed x {(<object>x).shape} and out {(<object>out).shape}, which do not fit")
+    return 0
+
+
+cdef int rows_of(Rows *r, cnp.ndarray x, cnp.ndarray out) except -1:
+    """How x, at most MAX_N long but for the closed form, and a result lie; the product of leading axes is within NumPy's."""
     cdef int axis
+    expect_array(x)
+    if cnp.PyArray_NDIM(x) < 1:
+        raise TypeError("a kernel was handed x without axes")
     r.x, r.out = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out)
     r.shape, r.xs, r.os = cnp.PyArray_DIMS(x), cnp.PyArray_STRIDES(x), cnp.PyArray_STRIDES(out)
     r.nd, r.rows, r.per, r.parts = cnp.PyArray_NDIM(x) - 1, 1, 1, 1
@@ -231,19 +261,23 @@ def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first, bint reused):
     """IN x (..., n); OUT out (..., 2**bits) = the sums of the masks first … first + 2**bits − 1.  `reused`: out's pages are
     there already; those of a new array come through the caches anyway, and are slower to bypass."""
     cdef Sums a
-    cdef ix m = cnp.PyArray_DIM(out, cnp.PyArray_NDIM(out) - 1)
+    cdef ix m
     rows_of(&a.r, x, out)
+    expect_leading(x, out, a.r.nd + 1)
+    m = cnp.PyArray_DIM(out, a.r.nd)
     a.first, a.bits = first, 0
-    while <ix>1 << a.bits < m:
+    while a.bits < MAX_N and <ix>1 << a.bits < m:
         a.bits += 1
+    if a.r.n > MAX_N or a.bits > a.r.n or m != <ix>1 << a.bits:
+        raise TypeError(f"a kernel was handed x {(<object>x).shape} and out {(<object>out).shape}, which do not fit")
     a.part_bits = min(a.bits, <int>CHUNK_BITS)
     a.r.parts = <ix>1 << (a.bits - a.part_bits)
     a.r.per = max(<ix>1, (<ix>1 << CHUNK_BITS) // (m + 8))
-    a.stream = reused and m * a.r.rows * <ix>sizeof(real) >= STREAM
+    a.stream = reused and <double>m * a.r.rows * sizeof(real) >= STREAM
     a.packed = a.bits == a.r.n and a.r.n <= K and cnp.PyArray_IS_C_CONTIGUOUS(out)
     if a.r.parts > 1:
         a.r.per = 1
-    run(sums_task, &a, (a.r.rows + a.r.per - 1) // a.r.per * a.r.parts, sizeof(Scratch), a.r.rows * (m + 8) * 5e-11 * sizeof(real))
+    run(sums_task, &a, (a.r.rows + a.r.per - 1) // a.r.per * a.r.parts, sizeof(Scratch), a.r.rows * (m + 8.) * 5e-11 * sizeof(real))
 
 
 # ---- log Σ_S exp(Σ_{i∈S} x_i), every S ------------------------------------------------------------------------------------
@@ -334,10 +368,18 @@ cdef void enumerate_task(void *args, ix i, Worker *worker) noexcept nogil:
         (<real *>(r.out + offset(r, row, r.os)))[0] = peak
 
 
+cdef int expect_short(ix n, int most) except -1:
+    if n > most:
+        raise TypeError(f"a kernel was handed rows of {n} entries; expected at most {most}")
+    return 0
+
+
 def enumerate_rows(cnp.ndarray x, cnp.ndarray out):
     """IN x (..., n), n <= CHUNK_BITS; OUT out (...) = log Σ_S exp(Σ_{i∈S} x_i)."""
     cdef Enumerated a
     rows_of(&a.r, x, out)
+    expect_leading(x, out, a.r.nd)
+    expect_short(a.r.n, CHUNK_BITS)
     a.first, a.partial = 0, NULL
     a.r.per = max(<ix>1, (<ix>1 << CHUNK_BITS) // ((<ix>1 << a.r.n) + 32))
     run(enumerate_task, &a, (a.r.rows + a.r.per - 1) // a.r.per, sizeof(Scratch),
@@ -350,8 +392,10 @@ def enumerate_span(cnp.ndarray x, uint64_t first, cnp.ndarray partial):
     cdef Enumerated a
     cdef ix parts = cnp.PyArray_SIZE(partial)
     rows_of(&a.r, x, partial)
+    expect_short(a.r.n if a.r.nd == 0 else MAX_N + 1, MAX_N)
+    expect_partial(partial, parts)
     a.first, a.partial = first, <double *>cnp.PyArray_DATA(partial)
-    run(enumerate_task, &a, parts, sizeof(Scratch), (parts << CHUNK_BITS) * 5e-11 * sizeof(real))
+    run(enumerate_task, &a, parts, sizeof(Scratch), <double>(<ix>1 << CHUNK_BITS) * parts * 5e-11 * sizeof(real))
 
 
 def peak(cnp.ndarray x):
@@ -359,6 +403,7 @@ def peak(cnp.ndarray x):
     cdef Rows r
     cdef real row[ROW]
     rows_of(&r, x, x)
+    expect_short(r.n if r.nd == 0 else MAX_N + 1, MAX_N)
     gather(&r, 0, 0, r.n, row)
     return peak_of(row, r.n)
 
@@ -451,7 +496,8 @@ def closed(cnp.ndarray x, cnp.ndarray partial):
     cdef Closed a
     rows_of(&a.r, x, partial)
     a.partial = <double *>cnp.PyArray_DATA(partial)
-    a.r.parts = max(<ix>1, (a.r.n + PIECE - 1) // PIECE)
+    a.r.parts = closed_parts(a.r.n)
+    expect_partial(partial, a.r.rows * a.r.parts)
     a.r.per = 1 if a.r.n > BUFFER else max(<ix>1, PIECE // (a.r.n + 8))
     run(closed_task, &a, (a.r.rows + a.r.per - 1) // a.r.per * a.r.parts, BUFFER * sizeof(real) + 64,
-        a.r.rows * (a.r.n + 8) * 2.5e-10 * sizeof(real))
+        a.r.rows * (a.r.n + 8.) * 2.5e-10 * sizeof(real))

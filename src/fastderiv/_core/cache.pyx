@@ -1,0 +1,117 @@
+"""What a forward pass keeps for its adjoint, out of Python's reach, and the checksums that tell whose it is."""
+cimport cython
+cimport numpy as cnp
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+
+from .threads cimport Worker, ix, run
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    /* A 64-bit checksum at the speed of memory: eight sums side by side, of which each turns a word that differs into another
+     * sum whatever follows (turning, xor and multiplication by an odd number are one to one).  Two contents that differ in more
+     * than a word agree with a probability of about 2**-64.  Not made against those who look for two that agree. */
+    #define PRIME UINT64_C(0x9E3779B185EBCA87)
+    static uint64_t stir(uint64_t h, uint64_t word) { return ((h << 27 | h >> 37) ^ word) * PRIME; }
+    static uint64_t checksum_of(const unsigned char *p, size_t n)
+    {
+        uint64_t h[8], word[8], all = n * PRIME;
+        int i;
+        for (i = 0; i < 8; i++) h[i] = PRIME * (2 * (uint64_t)i + 1);
+        for (; n >= sizeof word; n -= sizeof word, p += sizeof word) {
+            memcpy(word, p, sizeof word);
+            for (i = 0; i < 8; i++) h[i] = stir(h[i], word[i]);
+        }
+        memset(word, 0, sizeof word);
+        memcpy(word, p, n);
+        for (i = 0; i < 8; i++) {
+            all = stir(all, stir(h[i], word[i]));
+            all ^= all >> 32;
+        }
+        return all;
+    }
+    """
+    uint64_t checksum_of(const unsigned char *p, size_t n) nogil
+
+cdef enum:
+    BLOCK = 1 << 20                     # bytes of a task
+
+
+@cython.final
+@cython.no_gc                           # what cannot be part of a cycle needs not show its arrays to the collector, nor to others
+cdef class Cache:
+    """What a forward pass keeps for its adjoint: opaque, immutable, usable any number of times, in this process only."""
+    cdef str function                   # whose; None if nobody made it
+    cdef tuple call, checksums, arrays
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("caches are made by functions that take return_cache=True")
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise TypeError("cache cannot be pickled: its layout is that of this CPU level")
+
+    def __repr__(self):
+        return f"<cache of {self.function}>"
+
+
+def keep(str function not None, tuple call not None, tuple operands not None, tuple arrays not None, /):
+    """A cache: whose, what of the call its adjoint must agree in, the arrays it was computed from, and what it holds."""
+    cdef Cache cache = Cache.__new__(Cache)
+    cache.function, cache.call, cache.checksums, cache.arrays = function, call, checksums(operands), arrays
+    return cache
+
+
+def opened(cache, str function not None, /):
+    """The call, the checksums and the arrays of a cache of `function`; a TypeError if it is none."""
+    if type(cache) is not Cache:
+        raise TypeError(f"cache is a {type(cache).__name__}; expected what {function}(…, return_cache=True) returns")
+    cdef Cache c = <Cache>cache
+    if c.function != function:
+        raise TypeError(f"cache is one of {c.function}; expected what {function}(…, return_cache=True) returns")
+    return c.call, c.checksums, c.arrays
+
+
+def checksums(tuple arrays not None, /):
+    """A number for each array, which must be contiguous, that tells its bytes from others; None for None."""
+    return tuple([None if a is None else checksum(a) for a in arrays])
+
+
+cdef checksum(cnp.ndarray a):
+    cdef Blocks b
+    cdef ix blocks
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise ValueError("a checksum is of contiguous arrays only")
+    b.p, b.size = <const unsigned char *>cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a)
+    if b.size <= BLOCK:
+        return checksum_of(b.p, b.size)
+    blocks = (b.size - 1) // BLOCK + 1
+    b.sums = <uint64_t *>malloc(blocks * sizeof(uint64_t))
+    if b.sums is NULL:
+        raise MemoryError(f"no memory for {blocks * sizeof(uint64_t)} bytes of checksums")
+    try:
+        run(checksum_task, &b, blocks, 0, 1e-10 * b.size)
+        return checksum_of(<const unsigned char *>b.sums, blocks * sizeof(uint64_t))
+    finally:
+        free(b.sums)
+
+
+cdef struct Blocks:
+    const unsigned char *p
+    ix size
+    uint64_t *sums                      # OUT, one a block
+
+
+cdef void checksum_task(void *args, ix i, Worker *worker) noexcept nogil:
+    cdef Blocks *b = <Blocks *>args
+    b.sums[i] = checksum_of(b.p + i * BLOCK, min(<ix>BLOCK, b.size - i * BLOCK))

@@ -1,0 +1,24 @@
+"""Whether a cache that a caller passes is of the call that its adjoint is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .._core.cache import checksums
+
+
+def expect_shape(symbols: str, came: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+    """A ValueError unless the cache is of a call of these sizes, spelled by `symbols`."""
+    if came != wanted:
+        of, expected = (f"({', '.join(map(str, sizes))})" for sizes in (came, wanted))
+        raise ValueError(f"cache is of a call with {symbols} = {of}; expected {expected}")
+
+
+def expect_operands(names: Iterable[str], came: tuple[int | None, ...], operands: tuple[NDArray | None, ...]) -> None:
+    """A ValueError unless the cache was computed from the same numbers, by the checksums of both."""
+    for name, then, now in zip(names, came, checksums(operands), strict=True):
+        if then != now:
+            raise ValueError(f"cache is of a call with another {name}")
