@@ -126,7 +126,7 @@ def decision_intervals(
     """
     check_network(net)
     c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
-    others = _others(net, x_other)
+    others = _others(net, x_other, c)
     arrays.check_fits("the intervals", len(others) * _ROW_BYTES)
     lo, hi = check_box("bounds", bounds, 1, "(lo, hi)")[0].tolist()
     blocks = [

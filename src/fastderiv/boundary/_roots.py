@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from .._core.floats import undisturbed
-from ._network import Outputs, SigmoidMLP, _kernels, check_network
+from ._network import Outputs, SigmoidMLP, _kernels, check_names, check_network
 
 Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
 Bracket = Sequence[ArrayLike] | np.ndarray
@@ -152,7 +152,7 @@ class _Call:
         check_network(net)
         self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
-        self.x_other = _others(net, x_other)
+        self.x_other = _others(net, x_other, self.coordinate)
         self.m = len(self.x_other)
         self.ends = _ends(bracket, self.m)
 
@@ -355,8 +355,9 @@ def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, i
     return xtol, rtol, min(arrays.index("maxiter", maxiter, least=1), _MAXITER)
 
 
-def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
-    """`x_other` as (m, n_inputs - 1), our own."""
+def _others(net: SigmoidMLP, x_other: ArrayLike, coordinate: int | None = None) -> np.ndarray:
+    """`x_other`, the inputs except `coordinate`, as (m, n_inputs - 1), our own."""
+    check_names(net, "x_other", x_other, without=coordinate)
     x, n = _own("x_other", x_other), net.n_inputs - 1
     if n == 1 and x.ndim < 2:
         return x.reshape(-1, 1)

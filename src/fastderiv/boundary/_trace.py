@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from .._core.floats import undisturbed
-from ._network import Outputs, SigmoidMLP, _kernels, _pair, check_network
+from ._network import Outputs, SigmoidMLP, _kernels, _pair, check_names, check_network
 
 _U = 2.0**-53
 _FINEST = 30  # a cell's side is at least 2**-30 of the box's
@@ -254,6 +254,7 @@ def _others(net: SigmoidMLP, at: ArrayLike | None, pair: list[int]) -> np.ndarra
         if net.n_inputs > 2:
             raise ValueError(f"at is None; expected (n_inputs,) = ({net.n_inputs},), the values of the other inputs")
         return np.zeros(2)
+    check_names(net, "at", at, row=True)
     others = np.array(arrays.float64("at", at))
     arrays.expect("at", others, (net.n_inputs,), "(n_inputs,)")
     others[pair] = 0
