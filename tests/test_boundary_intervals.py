@@ -1,6 +1,7 @@
 """decision_intervals: where along one input each output is the largest."""
 
 import pickle
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -234,7 +235,7 @@ def columns_nearly_the_same(seed):
     rng = np.random.default_rng(seed)
     K, H, n, kind = int(rng.integers(1, 6)), int(rng.integers(1, 7)), int(rng.integers(1, 4)), seed % 5
     sizes = (n, K) if seed % 17 == 0 else (n, H, 3, K) if seed % 4 == 0 else (n, H, K)
-    W = [rng.normal(0, 2, s) for s in zip(sizes, sizes[1:], strict=False)]
+    W = [rng.normal(0, 2, s) for s in pairwise(sizes)]
     B = [rng.normal(0, 2, s) for s in sizes[1:]]
     if kind == 1:
         for a in (W[-1], B[-1]):

@@ -20,12 +20,19 @@ BOX = ((-2.0, 2.0), (-2.0, 2.0))
 def tiny():
     """Weights, sums and slopes whose products underflow, beside ordinary ones."""
     rng = np.random.default_rng(3)
-    weights = [rng.normal(size=(2, 6)) * [1, 1, 1e-200, 1, 1e-310, 1], rng.normal(size=(6, 3)) * [[1], [1], [1], [1e-310], [1], [1e-200]]]
+    weights = [
+        rng.normal(size=(2, 6)) * [1, 1, 1e-200, 1, 1e-310, 1],
+        rng.normal(size=(6, 3)) * [[1], [1], [1], [1e-310], [1], [1e-200]],
+    ]
     return fd.SigmoidMLP(weights, [np.array([0.1, -0.2, 1e-310, 0, 0, 0.3]), [0.1, 0.0, -1e-320]])
 
 
 def fields(result):
-    return [np.asarray(a) for part in result for a in (part if isinstance(part, (tuple, list)) else [part])]
+    return [
+        np.asarray(a)
+        for part in result
+        for a in (part if isinstance(part, (tuple, list)) else [part])
+    ]
 
 
 def intervals(d):
@@ -43,7 +50,11 @@ def fresh(name):
 
 
 def methods():
-    return [a for m in _roots.METHODS for a in fd.find_x1(fresh("centred"), [0.0], (-1.5, 1.25), method=m)]
+    return [
+        a
+        for m in _roots.METHODS
+        for a in fd.find_x1(fresh("centred"), [0.0], (-1.5, 1.25), method=m)
+    ]
 
 
 CALLS = {
@@ -54,9 +65,17 @@ CALLS = {
     "trace_boundary, tiny": lambda: fields(fd.trace_boundary(fresh("tiny"), BOX, outputs=(0, 1))),
     "follow_boundary": lambda: [fd.follow_boundary(fresh("ring"), START, 1.5, step=0.1)],
     "tie_sensitivity": lambda: fields(fd.tie_sensitivity(fresh("three"), np.zeros(3))),
-    "tie_sensitivity, tiny": lambda: fields(fd.tie_sensitivity(fresh("products"), [0.0, 0.0], coordinate=1)),
+    "tie_sensitivity, tiny": lambda: fields(
+        fd.tie_sensitivity(fresh("products"), [0.0, 0.0], coordinate=1)
+    ),
 }
-STATES = [{"rounding": "up"}, {"rounding": "down"}, {"rounding": "zero"}, {"flush": True}, {"rounding": "up", "flush": True}]
+STATES = [
+    {"rounding": "up"},
+    {"rounding": "down"},
+    {"rounding": "zero"},
+    {"flush": True},
+    {"rounding": "up", "flush": True},
+]
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda s: " ".join(map(str, s.values())))
@@ -76,7 +95,14 @@ def test_the_threads_floating_point_state_does_not_matter(name, state):
 def witness():
     """Sums, quotients and products that differ from state to state."""
     one, small = np.float64(1.0), np.float64(2.0**-1022)
-    return float(one / 3), float(-one / 3), float(one + small), float(one - small), float(small / 2), float(small / 2 * 4)
+    return (
+        float(one / 3),
+        float(-one / 3),
+        float(one + small),
+        float(one - small),
+        float(small / 2),
+        float(small / 2 * 4),
+    )
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -95,7 +121,11 @@ def hostile(value, name):
     """(argument, kind of error, message) that are no plain numbers."""
     torch = pytest.importorskip("torch")
     value = np.array(value, float)
-    yield np.ma.masked_array(value, mask=np.ones(value.shape, bool)), TypeError, f"{name} is a masked array"
+    yield (
+        np.ma.masked_array(value, mask=np.ones(value.shape, bool)),
+        TypeError,
+        f"{name} is a masked array",
+    )
     yield torch.tensor(value, requires_grad=True), (TypeError, ValueError), f"{name} .*grad"
     yield value.astype(complex), TypeError, f"{name} has dtype complex128"
     yield np.full(value.shape, "1"), TypeError, f"{name} has dtype"
@@ -142,7 +172,13 @@ def test_tensors_and_frames_of_numbers_are_taken(name):
 
 def test_what_is_checked_is_our_own():
     array = np.array([[0.5], [0.25]])
-    for x in (array, array[:, 0], array[::-1], np.broadcast_to(array[:1], (5, 1)), np.broadcast_to(0.5, 3)):
+    for x in (
+        array,
+        array[:, 0],
+        array[::-1],
+        np.broadcast_to(array[:1], (5, 1)),
+        np.broadcast_to(0.5, 3),
+    ):
         own = _roots._others(network((2, 3, 2)), x)
         assert not np.shares_memory(own, x)
         assert np.array_equal(own, np.reshape(x, (-1, 1)))
@@ -180,7 +216,10 @@ def test_arrays_that_change_during_a_call_have_no_effect():
 @pytest.mark.parametrize("m", [2**40, 2**58])
 def test_more_rows_than_memory_has_room_for(m):
     x_other = np.broadcast_to(0.1, m)
-    for call in (lambda: fd.find_x1(network((2, 3, 2)), x_other, (-1, 1)), lambda: fd.decision_intervals(network((2, 3, 2)), x_other)):
+    for call in (
+        lambda: fd.find_x1(network((2, 3, 2)), x_other, (-1, 1)),
+        lambda: fd.decision_intervals(network((2, 3, 2)), x_other),
+    ):
         with pytest.raises(MemoryError, match=r"would take \d+ bytes"):
             call()
 
@@ -204,19 +243,30 @@ def test_outputs_of_a_single_logit_are_checked(outputs):
 
 def wide(n):
     rng = np.random.default_rng(0)
-    return fd.SigmoidMLP([rng.normal(size=(2, n)), rng.normal(size=(n, n)) / 50, rng.normal(size=(n, 2))], [np.zeros(n), np.zeros(n), [0.0, 0.0]])
+    return fd.SigmoidMLP(
+        [rng.normal(size=(2, n)), rng.normal(size=(n, n)) / 50, rng.normal(size=(n, 2))],
+        [np.zeros(n), np.zeros(n), [0.0, 0.0]],
+    )
 
 
 def long_calls():
-    yield "intervals of many rows", lambda: fd.decision_intervals(network((2, 40, 6), 1, 3.0), np.linspace(-3, 3, 100_000))
+    yield (
+        "intervals of many rows",
+        lambda: fd.decision_intervals(network((2, 40, 6), 1, 3.0), np.linspace(-3, 3, 100_000)),
+    )
     plane = fd.SigmoidMLP([[[1.0], [0.0]], [[1.0]]], [[0.0], [-0.5]])
-    yield "evenly spaced points on a straight line", lambda: fd.follow_boundary(plane, [0.0, 0.0], 1e8, step=5.0)
+    yield (
+        "evenly spaced points on a straight line",
+        lambda: fd.follow_boundary(plane, [0.0, 0.0], 1e8, step=5.0),
+    )
     net = ring()
     start = on_axis(net)
     yield "a ring, over and over", lambda: fd.follow_boundary(net, start, 1e9)
 
 
-@pytest.mark.parametrize(("label", "call"), list(long_calls()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("label", "call"), list(long_calls()), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_ctrl_c_is_answered_at_once(label, call):
     assert seconds_until_answered(call, delay=0.3) < ALLOWED
 
@@ -225,4 +275,9 @@ def test_ctrl_c_is_answered_at_once(label, call):
 @pytest.mark.parametrize("method", ["brentq", "bisect"])
 def test_ctrl_c_amid_the_evaluations_of_one_row(method):
     net = wide(6000)
-    assert seconds_until_answered(lambda: fd.find_x1(net, np.zeros(50), (-1e3, 1e3), method=method), delay=0.5) < ALLOWED
+    assert (
+        seconds_until_answered(
+            lambda: fd.find_x1(net, np.zeros(50), (-1e3, 1e3), method=method), delay=0.5
+        )
+        < ALLOWED
+    )

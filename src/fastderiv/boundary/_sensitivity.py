@@ -85,7 +85,8 @@ def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outpu
     check_network(net)
     c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
     x, pair = check_point("x", net, x), net._columns(outputs)
-    margin, weights, biases, gradient = _margin_vjp(net, x, pair)  # extreme parameters overflow to inf, as IEEE says
+    # extreme parameters overflow to inf, as IEEE says
+    margin, weights, biases, gradient = _margin_vjp(net, x, pair)
     check_tie("x", x, margin, gradient)
     slope = gradient[c]
     if slope == 0:

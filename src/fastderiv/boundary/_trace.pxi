@@ -2,26 +2,33 @@
 #
 # Ranges of f, ∂f/∂x and ∂f/∂y over a box [x0, x1] × [y0, y1], lanes = boxes.  Every number below is an end of an
 # interval that holds the exact range, whatever the rounding; u = 2⁻⁵³.
-# - What is assumed of the kernels' σ: exp within 4u relatively (simd.h).  Then the tail t = σ(−|z|) = e/(1 + e) is off by
-#   4u (1 − t), and u for the sum and u for the quotient: at most 6u relatively.  1 − t, at least ½, is off by
-#   6u t/(1 − t) + u ≤ 7u; σ by 7u relatively, and absolutely by (4u t(1 − t) ≤ u) + 2u ≤ 3u.  σ' = t (1 − t): the errors
-#   of t enter it times (1 − 2t)/(1 − t) ≤ 1, and two roundings: 8u.
-# - `below` and `above` go 32u (and LEAST) further out: 24u are left for the product with a slope, u, and for whatever
-#   the assumption may be wrong by.  Tails below the smallest normal number are 0: LEAST.
-# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 1) u (1 + 2nu) (|b| + Σ |w|)(1 + 40u), fused or
-#   not, in any order: each term meets one product and n sums at most.  The last layer's weights are differences of two
-#   parameters, off by u relatively: (n + 2) u.  `wide` has (n + 4) u · 1.001, n < 10⁸.
-# - The first layer's s + a x + b y, fused or not, is off by at most 2u |a x| + 3u |b y| + 2u |s| and their products, so
-#   by 5u (|s| + |a x| + |b y|) generously; `wide` takes |x| and |y| at the far ends of the box.  s itself is a sum of n
-#   products and a bias made before: (n + 1) u of the sum of their magnitudes, and `wide` has (n + 2) u · 1.001.  Nothing
-#   here depends on the size of s: it enters `wide` by its magnitude, up to where sums overflow; then `wide` is infinite
-#   or an end is NaN, and nothing is decided.  Underflow of a product loses 2⁻¹⁰⁷⁵, n of them less than LEAST.
-# - So a unit's interval [z0 − wide, z1 + wide] holds the exact sum, and nothing that follows knows of errors in z.  Twice:
-#   the plain sum, and the mean value form about the centre: c is a computed value there, off by what `wide` says of values
-#   at a point: an error e of z passes σ as min(e/4, 1), and 3u of σ itself come to it.  The slopes are those of the box.
-# - A sum of slopes is off by (n + 1) u Σ |w| |g|, u more in the last layer; gamma has (n + 4) u, relative to the slopes
-#   present, and Σ |w| |g|, which is itself rounded, by n u of that.  `below` and `above` pay for the last subtraction.
-#   Where a single steep unit is left, its sign is known for as long as its slope is a normal number.
+# - What is assumed of the kernels' σ: exp within 4u relatively (simd.h).  Then the tail t = σ(−|z|)
+#   = e/(1 + e) is off by 4u (1 − t), and u for the sum and u for the quotient: at most 6u
+#   relatively.  1 − t, at least ½, is off by 6u t/(1 − t) + u ≤ 7u; σ by 7u relatively, and
+#   absolutely by (4u t(1 − t) ≤ u) + 2u ≤ 3u.  σ' = t (1 − t): the errors of t enter it times (1 −
+#   2t)/(1 − t) ≤ 1, and two roundings: 8u.
+# - `below` and `above` go 32u (and LEAST) further out: 24u are left for the product with a slope,
+#   u, and for whatever the assumption may be wrong by.  Tails below the smallest normal number are
+#   0: LEAST.
+# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 1) u (1 + 2nu) (|b| + Σ
+#   |w|)(1 + 40u), fused or not, in any order: each term meets one product and n sums at most.  The
+#   last layer's weights are differences of two parameters, off by u relatively: (n + 2) u.  `wide`
+#   has (n + 4) u · 1.001, n < 10⁸.
+# - The first layer's s + a x + b y, fused or not, is off by at most 2u |a x| + 3u |b y| + 2u |s|
+#   and their products, so by 5u (|s| + |a x| + |b y|) generously; `wide` takes |x| and |y| at the
+#   far ends of the box.  s itself is a sum of n products and a bias made before: (n + 1) u of the
+#   sum of their magnitudes, and `wide` has (n + 2) u · 1.001.  Nothing here depends on the size of
+#   s: it enters `wide` by its magnitude, up to where sums overflow; then `wide` is infinite or an
+#   end is NaN, and nothing is decided.  Underflow of a product loses 2⁻¹⁰⁷⁵, n of them less than
+#   LEAST.
+# - So a unit's interval [z0 − wide, z1 + wide] holds the exact sum, and nothing that follows knows
+#   of errors in z.  Twice: the plain sum, and the mean value form about the centre: c is a computed
+#   value there, off by what `wide` says of values at a point: an error e of z passes σ as min(e/4,
+#   1), and 3u of σ itself come to it.  The slopes are those of the box.
+# - A sum of slopes is off by (n + 1) u Σ |w| |g|, u more in the last layer; gamma has (n + 4) u,
+#   relative to the slopes present, and Σ |w| |g|, which is itself rounded, by n u of that.  `below`
+#   and `above` pay for the last subtraction. Where a single steep unit is left, its sign is known
+#   for as long as its slope is a normal number.
 # derivations §2.
 cdef extern from *:
     """
@@ -193,7 +200,9 @@ cdef inline void store_slopes(const Boxes *a, ix first, const real *f) noexcept 
 
 
 cdef void judge_vector(const Boxes *a, ix first, real *scratch) noexcept nogil:
-    """OUT for VL boxes: signed gaps between zero and the ranges of f, ∂f/∂x, ∂f/∂y, and the largest |f|; or slopes."""
+    """OUT for VL boxes: signed gaps between zero and the ranges of f, ∂f/∂x, ∂f/∂y, and the largest
+    |f|; or slopes.
+    """
     cdef Box box
     cdef const real *f
     load_boxes(a, first, &box)
@@ -216,8 +225,8 @@ cdef void boxes_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes, bint slopes=False):
-    """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the largest |f| there;
-    or if `slopes` the least and largest ∂f/∂x, and those of ∂f/∂y.
+    """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the
+    largest |f| there; or if `slopes` the least and largest ∂f/∂x, and those of ∂f/∂y.
 
     `program` has two inputs and one output; wide: float64, layer after layer what its units' sums may be off by, padded
     to GL = 8, then what their values at a point may be off by; boxes (4, n): x0, x1, y0, y1, finite.

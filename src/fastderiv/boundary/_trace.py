@@ -26,8 +26,8 @@ _FIRST = 3  # subdivision starts with 2**_FIRST cells a side
 _COARSEST = 4  # and a cell with an arc in it is at most 2**-_COARSEST of the box's side
 _MARGIN = 2.0**-40  # by how much more than its width the box is judged, on each side
 _CHORD = 1e-3  # of the box: how far a curve may be from a chord
-_LOOSEST = 2.0**-14  # of the box: how far points may be from the curve, whatever `tol` is: chords have to be closer
-_TURNS, _PIECES = 60, 2**10  # limits of the refinement: how often an arc is halved, and its pieces that need it at once
+_LOOSEST = 2.0**-14  # of the box: how far points may be from the curve, whatever `tol` is
+_TURNS, _PIECES = 60, 2**10  # limits: how often an arc is halved, and its pieces at once
 _BEND = np.array([0.0371, -0.0523])  # of the grid lines
 _CELLS, _WORK = 2**19, 4e10  # limits of the subdivision: cells judged, and multiply–adds
 # bottom, top, left, right, by corners: (x0, y0), (x1, y0), (x0, y1), (x1, y1)
@@ -44,11 +44,11 @@ class BoundaryCurves(NamedTuple):
     closed : ndarray of bool, shape (k,)
         A closed curve's first point is repeated as its last.
     certified : bool
-        Whether these are proven to be all curves in the box, joined as they are in truth, and no further from them than
-        `trace_boundary` says: `undecided` is empty.
+        Whether these are proven to be all curves in the box, joined as they are in truth, and no
+        further from them than `trace_boundary` says: `undecided` is empty.
     undecided : ndarray, shape (u, 2, 2)
-        Boxes, each in the form of `bounds`, outside of which the same is proven.  Curves end there, or run through where
-        only the distance is not proven.
+        Boxes, each in the form of `bounds`, outside of which the same is proven.  Curves end there,
+        or run through where only the distance is not proven.
 
     Examples
     --------
@@ -89,14 +89,15 @@ def trace_boundary(
     outputs : pair of int, optional
         As in `SigmoidMLP.margin`.
     tol : float, optional
-        How far from the curve its points may be, |margin|/|∇margin|, as far as rounding allows; 2⁻¹⁴ of the box's shorter
-        side at most.
+        How far from the curve its points may be, |margin|/|∇margin|, as far as rounding allows;
+        2⁻¹⁴ of the box's shorter side at most.
 
     Returns
     -------
     curves : BoundaryCurves
-        The curve is nowhere further from the chords than 0.1 % of the box, nor are they from it: the box taken for a
-        square of side 1.  Open curves end on the box's edges, at `undecided` boxes, or at both.
+        The curve is nowhere further from the chords than 0.1 % of the box, nor are they from it:
+        the box taken for a square of side 1.  Open curves end on the box's edges, at `undecided`
+        boxes, or at both.
 
     Raises
     ------
@@ -107,18 +108,21 @@ def trace_boundary(
 
     Notes
     -----
-    A cell of the plane is decided by enclosures of the margin and its gradient over all of it, propagated layer by
-    layer with proven bounds on rounding; only what they leave open is cut further.  The certificate is about the exact
-    function of the given parameters, on a box that holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths:
-    where the boundary runs along an edge, or touches it, curves are complete up to that, and open ones no longer than
-    2⁻³⁶ of the sides are left out.  No proof is possible where a curve crosses itself, or where the margin vanishes on an
-    area up to rounding; these places are listed, as is what is left when a limit of 2¹⁹ cells (fewer for networks of more
-    than 75 000 weights) is reached.
+    A cell of the plane is decided by enclosures of the margin and its gradient over all of it,
+    propagated layer by layer with proven bounds on rounding; only what they leave open is cut
+    further.  The certificate is about the exact function of the given parameters, on a box that
+    holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths: where the boundary runs along
+    an edge, or touches it, curves are complete up to that, and open ones no longer than 2⁻³⁶ of the
+    sides are left out.  No proof is possible where a curve crosses itself, or where the margin
+    vanishes on an area up to rounding; these places are listed, as is what is left when a limit of
+    2¹⁹ cells (fewer for networks of more than 75 000 weights) is reached.
 
-    A chord is judged by enclosures of the boundary's slope on the box that the piece of the curve lies in, and cut until
-    these prove that it is close, so that no spike between two points can be overlooked, however narrow.
+    A chord is judged by enclosures of the boundary's slope on the box that the piece of the curve
+    lies in, and cut until these prove that it is close, so that no spike between two points can be
+    overlooked, however narrow.
 
-    The time grows with the length of the curves, not with the area of the box: 1 to 4 ms for a few units; beyond, about
+    The time grows with the length of the curves, not with the area of the box: 1 to 4 ms for a few
+    units; beyond, about
     0.3 ns (AVX-512) for each weight and cell, some hundred cells for one hidden layer and 10⁴ to 10⁵ for three of 64.
     Enclosures widen with every layer: five layers of 256 are mostly left undecided, after some ten seconds.  Memory is
     in proportion to the cells judged, at most some 60 MiB beside the result.
@@ -211,7 +215,8 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
     others = _others(net, at, pair)
     d, dc = net._last_difference(net._columns(outputs))
     weights, biases = (*net.weights[:-1], d[:, None]), (*net.biases[:-1], dc)
-    terms = others[:, None] * weights[0]  # here and below not by BLAS, whose bits may depend on its threads
+    # here and below not by BLAS, whose bits may depend on its threads
+    terms = others[:, None] * weights[0]
     shift = biases[0] + terms.sum(axis=0)
     shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
     weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
@@ -237,7 +242,7 @@ def _rounding(weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.nd
 
 
 def _box(bounds: Any) -> np.ndarray:
-    box = np.array(arrays.float64("bounds", bounds))  # our own: nobody changes it after it was checked
+    box = np.array(arrays.float64("bounds", bounds))  # our own, which nobody changes any more
     arrays.expect("bounds", box, (2, 2), "((lo, hi), (lo, hi))")
     arrays.finite("bounds", box)
     for k, (lo, hi) in enumerate(box.tolist()):
@@ -295,7 +300,8 @@ def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
             break
     where, positive, slopes = zip(*found, strict=True)
     undecided = _joined(np.concatenate(open_cells, axis=1))
-    return _Cells(np.concatenate(where, axis=1), np.concatenate(positive), np.concatenate(slopes, axis=1)), undecided
+    joined = np.concatenate(where, axis=1), np.concatenate(positive), np.concatenate(slopes, axis=1)
+    return _Cells(*joined), undecided
 
 
 def _clipped_boxes(plane: _Plane, cells: np.ndarray) -> np.ndarray:
@@ -375,10 +381,13 @@ def _joined(cells: np.ndarray) -> np.ndarray:
 # ---- from cells to curves -----------------------------------------------------------------------------------------
 
 
-def _curves(plane: _Plane, cells: _Cells, tol: float) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def _curves(
+    plane: _Plane, cells: _Cells, tol: float
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """The curves, which are closed, and the cells in which chords are not proven to be close.
 
-    1. where arcs leave their cells  2. who meets there  3. in the order of curves  4. points between  5. the box
+    1. where arcs leave their cells  2. who meets there  3. in the order of curves  4. points
+    between  5. the box
     """
     if not cells.where.size:
         return [], np.zeros(0, bool), np.zeros(0, np.intp)
@@ -512,8 +521,8 @@ def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarr
 def _refine(
     plane: _Plane, cells: _Cells, a: np.ndarray, b: np.ndarray, tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points between the ends of arcs until chords are close: whose each is, where in (0, 1) along it, and the points;
-    and the arcs of which that is not proven.
+    """Points between the ends of arcs until chords are close: whose each is, where in (0, 1) along
+    it, and the points; and the arcs of which that is not proven.
 
     A piece is cut where one input, in which f is not needed to be monotone, is half way; the other is solved for.
     """
@@ -527,7 +536,8 @@ def _refine(
     found: list[tuple[np.ndarray, ...]] = [(arc[:0], s[:0], a[:0])]
     for turn in range(_TURNS + 1):
         chord = np.abs(b - a) / plane.width
-        axis = np.where(one_way[arc], cells.slopes[1, arc] != 0, chord[:, 0] >= chord[:, 1]).astype(np.intp)
+        flatter = chord[:, 0] >= chord[:, 1]
+        axis = np.where(one_way[arc], cells.slopes[1, arc] != 0, flatter).astype(np.intp)
         if turn < 2:  # most arcs need these cuts: no look is taken before
             far |= np.where(one_way[arc], wide[arc], chord.max(axis=1) > _CHORD)
         whole = _whole(a, b, axis) | (turn == _TURNS)
@@ -535,7 +545,7 @@ def _refine(
         pieces = _Pieces(cells.slopes[:, arc[k]], a[k], b[k], axis[k], lo[k], hi[k])
         close[k], lo[k], hi[k] = _close(plane, pieces, tol)
         wanted = far | ~close
-        whole |= np.bincount(arc, wanted, minlength=len(wide))[arc] > _PIECES  # of which no end is in sight
+        whole |= np.bincount(arc, wanted, minlength=len(wide))[arc] > _PIECES  # no end is in sight
         loose.append(arc[whole & ~close])
         wanted &= ~whole
         arc, s, t, a, b, axis, lo, hi = (v[wanted] for v in (arc, s, t, a, b, axis, lo, hi))
@@ -571,10 +581,12 @@ class _Pieces(NamedTuple):
 
 
 def _close(plane: _Plane, pieces: _Pieces, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether a piece is proven to be nowhere further than `_CHORD` of the box from its chord; its lo and hi, narrowed.
+    """Whether a piece is proven to be nowhere further than `_CHORD` of the box from its chord; its
+    lo and hi, narrowed.
 
-    1. As a graph of a narrow range.  2. By its slopes on the box that it lies in.  3. The same once more, where f has the
-    proper signs on lines v = constant next to the chord: f rises or falls along v, so that the curve stays between them.
+    1. As a graph of a narrow range.  2. By its slopes on the box that it lies in.  3. The same once
+    more, where f has the proper signs on lines v = constant next to the chord: f rises or falls
+    along v, so that the curve stays between them.
     """
     swap = np.take_along_axis(pieces.a - pieces.b, 1 - pieces.axis[:, None], axis=1) > 0
     p = pieces._replace(a=np.where(swap, pieces.b, pieces.a), b=np.where(swap, pieces.a, pieces.b))
@@ -598,15 +610,19 @@ def _slack(p: _Pieces, tol: float) -> np.ndarray:
 
 
 def _between_ends(p: _Pieces, tol: float) -> _Pieces:
-    """Where f is monotone along both inputs so is the curve, and v lies between its ends; these may be `tol` off it."""
+    """Where f is monotone along both inputs so is the curve, and v lies between its ends; these may
+    be `tol` off it.
+    """
     rows, slack = np.arange(len(p.axis)), _slack(p, tol)
     v, both = (p.a[rows, p.axis], p.b[rows, p.axis]), (p.gaps != 0).all(axis=0)
-    lo, hi = np.where(both, np.minimum(*v) - slack, p.lo), np.where(both, np.maximum(*v) + slack, p.hi)
-    return p._replace(lo=lo, hi=hi)
+    lo = np.where(both, np.minimum(*v) - slack, p.lo)
+    return p._replace(lo=lo, hi=np.where(both, np.maximum(*v) + slack, p.hi))
 
 
 def _off_by_range(plane: _Plane, p: _Pieces, tol: float) -> np.ndarray:
-    """A bound of the curve's distance from the chord, of the box: u changes little, and v leaves the chord's range little."""
+    """A bound of the curve's distance from the chord, of the box: u changes little, and v leaves
+    the chord's range little.
+    """
     rows = np.arange(len(p.axis))
     v = p.a[rows, p.axis], p.b[rows, p.axis]
     beyond = np.maximum(np.minimum(*v) - p.lo, p.hi - np.maximum(*v)) / plane.width[p.axis]
@@ -614,14 +630,17 @@ def _off_by_range(plane: _Plane, p: _Pieces, tol: float) -> np.ndarray:
     return np.hypot(across, np.maximum(beyond, 0)) + 4 * tol / plane.width[p.axis]
 
 
-def _off_by_slopes(plane: _Plane, p: _Pieces, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _off_by_slopes(
+    plane: _Plane, p: _Pieces, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Such a bound, and lo and hi, by enclosures of the slopes.
 
-    The curve is a graph v(u), with slopes −f_u/f_v in [m, M] on the box that it lies in.  So it stays between the lines with
-    these slopes through either end: with gl and gh, by how much v rises more than m and less than M allow it, no further
-    from the chord than gl gh / (gl + gh) along v.  Where m and M have one sign the curve and the chord are monotone: then the
-    distance is less, by the cosine of the chord's angle.  Ends may be `tol` off the curve, which changes none of the bounds
-    by more than 4 tol.
+    The curve is a graph v(u), with slopes −f_u/f_v in [m, M] on the box that it lies in. So it
+    stays between the lines with these slopes through either end: with gl and gh, by how much v
+    rises more than m and less than M allow it, no further from the chord than gl gh / (gl + gh)
+    along v. Where m and M have one sign the curve and the chord are monotone: then the distance is
+    less, by the cosine of the chord's angle. Ends may be `tol` off the curve, which changes none of
+    the bounds by more than 4 tol.
     """
     rows, other = np.arange(len(p.axis)), 1 - p.axis
     v0, v1, w = p.a[rows, p.axis], p.b[rows, p.axis], (p.b - p.a)[rows, other]
@@ -638,7 +657,9 @@ def _off_by_slopes(plane: _Plane, p: _Pieces, tol: float) -> tuple[np.ndarray, n
 
 
 def _narrower(plane: _Plane, p: _Pieces) -> _Pieces:
-    """With lo and hi next to the chord, where f has the sign beyond the curve on the whole line there."""
+    """With lo and hi next to the chord, where f has the sign beyond the curve on the whole line
+    there.
+    """
     rows, n = np.arange(len(p.axis)), len(p.axis)
     across = (p.b - p.a)[rows, 1 - p.axis] / plane.width[1 - p.axis]
     beside = np.maximum(_CHORD * 0.4, across / 2) * plane.width[p.axis]
@@ -659,15 +680,18 @@ def _boxes(p: _Pieces, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _slopes(ranges: np.ndarray, gaps: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and largest slope −f_u/f_v for the `ranges` (4, n) of ∂f/∂x and ∂f/∂y; v is input number `axis`.
+def _slopes(
+    ranges: np.ndarray, gaps: np.ndarray, axis: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and largest slope −f_u/f_v for the `ranges` (4, n) of ∂f/∂x and ∂f/∂y; v is input
+    number `axis`.
 
     `gaps` (2, n): what is known of these on the whole cell, the end next to zero, or 0.
     """
-    rows = np.arange(len(axis))
-    least, most = ranges[::2], ranges[1::2]
-    least, most = np.where(gaps > 0, np.fmax(least, gaps), least), np.where(gaps < 0, np.fmin(most, gaps), most)
-    u0, u1, v0, v1 = least[1 - axis, rows], most[1 - axis, rows], least[axis, rows], most[axis, rows]
+    rows, other = np.arange(len(axis)), 1 - axis
+    least = np.where(gaps > 0, np.fmax(ranges[::2], gaps), ranges[::2])
+    most = np.where(gaps < 0, np.fmin(ranges[1::2], gaps), ranges[1::2])
+    u0, u1, v0, v1 = least[other, rows], most[other, rows], least[axis, rows], most[axis, rows]
     ratios = -np.stack([u0 / v0, u0 / v1, u1 / v0, u1 / v1])
     m, M = ratios.min(axis=0), ratios.max(axis=0)  # NaN if one is
     m, M = m - 4 * _U * np.abs(m), M + 4 * _U * np.abs(M)
