@@ -178,7 +178,8 @@ class _Block:
     def margin(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The margin at input x, (k,), of the block's rows (k,)."""
         x, out = np.ascontiguousarray(x, np.float64), np.empty(np.shape(x))
-        rows = np.ascontiguousarray(np.broadcast_to(rows, x.shape), np.intp)
+        rows = rows if rows.shape == x.shape else np.broadcast_to(rows, x.shape)
+        rows = np.ascontiguousarray(rows, np.intp)
         self.program.along(self.X, rows, x, self.coordinate, out)
         return out
 
@@ -227,9 +228,9 @@ def _changes_sign(block: _Block, rows: np.ndarray, x: np.ndarray, reach: np.ndar
     """Whether the margin is zero at x, or its signs at x and `reach` to the left and right of it
     are not all the same.
     """
-    ends = (np.nextafter(x - reach, x), np.nextafter(x + reach, x))  # inwards, after rounding
-    below, at, above = (np.sign(block.margin(t, rows)) for t in (ends[0], x, ends[1]))
-    return np.isfinite(x) & ((at == 0) | (below * at <= 0) | (above * at <= 0))
+    n, three = len(x), (np.nextafter(x - reach, x), np.nextafter(x + reach, x), x)  # inwards
+    f = np.sign(block.margin(np.concatenate(three), np.concatenate([rows] * 3)))
+    return np.isfinite(x) & ((f[:n] * f[2 * n :] <= 0) | (f[n : 2 * n] * f[2 * n :] <= 0))
 
 
 def _has_seen_a_change(solve: Solve, block: _Block, row: int, x: float, reach: float) -> bool:
