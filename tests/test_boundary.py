@@ -933,6 +933,56 @@ def test_rows_that_do_not_converge_say_so(method):
     assert r.x.shape == (2,)
 
 
+def test_secant_steps_shorter_than_the_tolerance_are_not_convergence():
+    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-1e-14]])  # a tie at −32.236, a margin of 1e-14 far left of it
+    tie = np.log(1e-14 / (1 - 1e-14))
+    for library in (fd, ref):
+        r = library.find_x1(library.SigmoidMLP(net.weights, net.biases), [[]], (-50.0, 5.0), method="secant")
+        assert not r.converged[0]
+        assert abs(r.x[0] - tie) > 1
+        for method in METHODS:
+            r = library.find_x1(library.SigmoidMLP(net.weights, net.biases), [[]], (-33.0, -32.0), method=method)
+            assert abs(r.x[0] - tie) < 1e-11 or not r.converged[0]
+
+
+def random_lines(count):
+    """Networks of one input, flat and steep, with a bracket of a tie, of which there may be more."""
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        scale, units = 10.0 ** rng.uniform(-2, 3), int(rng.integers(1, 6))
+        sizes = 10.0 ** rng.integers(-8, 8, (units, 1)) if seed % 3 == 0 else 1.0
+        weights, bias = [rng.normal(0, scale, (1, units)), rng.normal(0, 1, (units, 1)) * sizes], rng.normal(0, scale, units) * 3
+        lo, hi = sorted(rng.normal(size=2) * 10.0 ** rng.uniform(-1, 2))
+        middle = fd.SigmoidMLP(weights, [bias, [0.0]]).margin([[rng.uniform(lo, hi)]])
+        net = fd.SigmoidMLP(weights, [bias, -middle])
+        f = net.margin([[lo], [hi]])
+        if f[0] * f[1] < 0:
+            yield net, lo, hi
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_converged_is_what_it_says(method):
+    converged = []
+    for net, lo, hi in random_lines(120):
+        (x,), (good,) = fd.find_x1(net, [[]], (lo, hi), method=method)[:2]
+        reach = 2e-12 + 8.881784197001252e-16 * abs(x)
+        if good:
+            near = net.margin(np.linspace(x - reach, x + reach, 2001)[:, None])
+            assert near.min() <= 0 <= near.max()
+        converged.append(good)
+    assert np.mean(converged) > (0.6 if method in ("newton", "secant") else 0.999)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_solvers_own_change_of_sign_counts_where_rounding_makes_many(method):
+    # 1e8 (σ(x) − ½) as the difference of terms of 1e16: signs are a matter of rounding within 1e-8 of 0
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1e16], [-1e16 + 1e8]]], [[0.0, 0.0], [-5e7]])
+    r = fd.find_x1(net, [[]], (-3.0, 4.0), method=method)
+    if method not in ("newton", "secant"):
+        assert r.converged[0]
+    assert abs(r.x[0]) < 1e-6 or not r.converged[0]
+
+
 def test_newton_that_runs_away_is_not_converged():
     net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-0.5]])
     r = fd.find_x1(net, np.zeros((1, 0)), (-20.0, 60.0), method="newton")

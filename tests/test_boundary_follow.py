@@ -7,6 +7,7 @@ from scipy.optimize import brentq
 import fastderiv as fd
 from awkward import layouts, same_bits, snapshot
 from fastderiv import reference as ref
+from fastderiv.boundary import _follow
 from interrupt import ALLOWED, seconds_until_answered
 from machines import assert_levels_agree
 from test_boundary import twin
@@ -200,6 +201,51 @@ def test_a_plateau_ends_the_way_with_an_error():
         fd.follow_boundary(saddle(), [-2.0, -2.0], -1000)
 
 
+@pytest.mark.parametrize("length", [1e17, 1e160, -1e160, 1.7e308])
+def test_lengths_that_no_step_can_resolve_are_refused(length):
+    net = ring()
+    with pytest.raises(ValueError, match=r"^length is -?1.*e\+\d+, beside which steps along this boundary are lost in rounding: the longest of 400"):
+        fd.follow_boundary(net, on_axis(net), length)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("length", [1e10, 1e160, -1e300])
+def test_a_way_ends_where_numbers_are_too_far_apart(hidden, length):
+    net = fd.SigmoidMLP([[[1.0], [-1.0]], [[1.0]]], [[0.0], [-0.5]]) if hidden else fd.SigmoidMLP([[[1.0], [-1.0]]], [[0.0]])
+    with pytest.raises(ValueError, match=r"cannot be followed beyond -?6.36\d*e\+09: at .* farther out than 4.5e\+09"):
+        fd.follow_boundary(net, [0.0, 0.0], length)
+    assert fd.follow_boundary(net, [0.0, 0.0], 6e9)[-1] == pytest.approx([6e9 / 2**0.5] * 2)
+    with pytest.raises(ValueError, match="cannot be followed beyond 0: at"):
+        fd.follow_boundary(net, [1e15, 1e15], 1.0)
+
+
+def test_a_gradient_that_overflows_has_no_direction():
+    # SciPy's first step would be NaN, and never end
+    net = fd.SigmoidMLP([[[1e200, -1e200], [1e200, 1e200]], [[1e200], [1e200]]], [[0.0, 0.0], [-1e200]])
+    with pytest.raises(ValueError, match="cannot be followed beyond 0: at .* no direction"):
+        fd.follow_boundary(net, [0.0, 0.0], 1.0)
+
+
+@pytest.mark.parametrize("length", [5e-324, 1e-310, 1e-300, 1e-17, -1e-20])
+def test_lengths_that_are_lost_beside_the_start(length):
+    net = ring()
+    points = fd.follow_boundary(net, on_axis(net), length)
+    assert points.shape == (2, 2)
+    assert np.abs(points[1] - points[0]).max() < 1e-15
+
+
+def test_long_ways_in_blocks(monkeypatch):
+    net = ring()
+    start = on_axis(net)
+    expected, evenly = fd.follow_boundary(net, start, 9.0), fd.follow_boundary(net, start, 9.0, step=0.01)
+    monkeypatch.setattr(_follow, "_BLOCK", 7)
+    monkeypatch.setattr(_follow, "_EVEN_POINTS", 3)
+    assert same_bits(fd.follow_boundary(net, start, 9.0), expected)
+    np.testing.assert_allclose(fd.follow_boundary(net, start, 9.0, step=0.01), evenly, atol=1e-14)
+    with pytest.raises(MemoryError, match=r"the points would take \d+ bytes"):
+        fd.follow_boundary(net, start, 1e13)  # 1e14 steps, as is seen after the first seven
+
+
 def test_any_layout_gives_the_same_bits_and_is_left_alone():
     net = ring()
     start = on_axis(net)
@@ -235,6 +281,9 @@ def test_ctrl_c():
         ({"start": [np.nan, 0.0]}, ValueError, r"start\[0\] is nan"),
         ({"start": [0.0]}, ValueError, r"start has shape \(1,\); expected \(n_inputs,\) = \(2,\)"),
         ({"length": np.inf}, ValueError, "length is inf; expected a finite number"),
+        ({"length": np.nan}, ValueError, "length is nan; expected a finite number"),
+        ({"length": -np.inf}, ValueError, "length is -inf; expected a finite number"),
+        ({"step": np.nan}, ValueError, "step is nan; expected a positive number"),
         ({"length": "1"}, TypeError, "length is '1'; expected a number"),
         ({"step": 0}, ValueError, "step is 0.0; expected a positive number"),
         ({"step": 1e-300}, MemoryError, "would take"),

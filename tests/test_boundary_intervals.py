@@ -1,7 +1,9 @@
 """decision_intervals: where along one input each output is the largest."""
 
 import pickle
+from itertools import pairwise
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from fastderiv.boundary import _intervals
 from machines import assert_levels_agree, by_threads
 from test_boundary import inputs, network, twin
 
-FIELDS = ("indptr", "lower", "upper", "output", "complete")
+FIELDS = ("indptr", "lower", "upper", "output", "complete", "proven")
 
 
 def same(a, b):
@@ -145,11 +147,15 @@ def test_outputs_that_are_the_same_function_count_as_the_first():
     single, double = fd.decision_intervals(net, others), fd.decision_intervals(doubled, others)
     assert same_bits(single.lower, double.lower)
     assert same_bits(single.complete, double.complete)
+    assert same_bits(single.proven, double.proven)
     assert np.array_equal(np.array([0, 1, 3])[single.output], double.output)
     same_output = fd.SigmoidMLP([net.weights[0], np.ones((6, 3))], [net.biases[0], np.ones(3)])
     d = fd.decision_intervals(same_output, others)
     assert_partition(d, 20)
     assert not d.output.any()
+    assert d.complete.all()
+    d = fd.decision_intervals(fd.SigmoidMLP([net.weights[0], np.zeros((6, 1))], [net.biases[0], [0.0]]), others)
+    assert not d.output.any()  # a logit of 0 is not positive
     assert d.complete.all()
 
 
@@ -161,6 +167,7 @@ def test_outputs_nearly_the_same_make_rows_incomplete_only_where_they_lead():
     assert d.output[0] == 2
     assert set(d.output.tolist()[1:]) <= {0, 1}
     assert not d.complete[0]
+    assert not d.proven[1:].any()
     beaten = fd.SigmoidMLP(net.weights, [net.biases[0], [0.0, 0.0, 2.0]])
     d = fd.decision_intervals(beaten, np.zeros((1, 0)))
     assert d.output.tolist() == [2]
@@ -174,6 +181,7 @@ def test_three_outputs_that_tie_at_once_are_not_told_apart():
     assert d.output.tolist() == [2, 0]
     assert d.lower[1] == pytest.approx(0, abs=1e-12)
     assert not d.complete[0]
+    assert d.proven.all()  # on both sides of the place where that is open
 
 
 def test_a_touching_tie_is_not_complete():
@@ -182,6 +190,7 @@ def test_a_touching_tie_is_not_complete():
     d = fd.decision_intervals(fd.SigmoidMLP(bump, [[1.0, -1.0], [-height, 0.0]]), np.zeros((1, 0)))
     assert d.output.tolist() == [1]
     assert not d.complete[0]
+    assert not d.proven[0]  # the other one may lead there, by nothing that can be told
     for rise, outputs in [(1e-6, [1, 0, 1]), (-1e-6, [1])]:
         d = fd.decision_intervals(fd.SigmoidMLP(bump, [[1.0, -1.0], [rise - height, 0.0]]), np.zeros((1, 0)))
         assert d.output.tolist() == outputs
@@ -195,6 +204,127 @@ def test_ties_of_losing_outputs_do_not_matter():
     d = fd.decision_intervals(net, np.zeros((1, 0)))
     assert d.output.tolist() == [0]
     assert d.complete[0]
+
+
+# ---- proven winners -----------------------------------------------------------------------------------------------
+
+
+def exact_logits(net, x):
+    """In 80 digits; those of a single logit are 0 and it."""
+    with mpmath.workdps(80):
+        y = [mpmath.mpf(float(v)) for v in x]
+        for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+            if k:
+                y = [1 / (1 + mpmath.exp(-v)) for v in y]
+            y = [float(c) + mpmath.fsum(float(v) * yi for v, yi in zip(column, y, strict=True)) for column, c in zip(w.T, b, strict=True)]
+        return y if len(y) > 1 else [mpmath.mpf(0), *y]
+
+
+def assert_proven_is_true(net, d, others, coordinate, rng, each=2):
+    """At random points inside of the intervals that are proven; how many there were."""
+    X, k = points_inside(d, others, coordinate, rng, each)
+    checked = np.flatnonzero(d.proven[k])
+    for i in checked:
+        z = exact_logits(net, X[i])
+        assert z[d.output[k[i]]] == max(z), (X[i], d.output[k[i]], z)
+    return len(checked)
+
+
+def columns_nearly_the_same(seed):
+    """Networks whose outputs are an ulp apart, or small beside what they share, or sums that nearly cancel, or huge."""
+    rng = np.random.default_rng(seed)
+    K, H, n, kind = int(rng.integers(1, 6)), int(rng.integers(1, 7)), int(rng.integers(1, 4)), seed % 5
+    sizes = (n, K) if seed % 17 == 0 else (n, H, 3, K) if seed % 4 == 0 else (n, H, K)
+    W = [rng.normal(0, 2, s) for s in pairwise(sizes)]
+    B = [rng.normal(0, 2, s) for s in sizes[1:]]
+    if kind == 1:
+        for a in (W[-1], B[-1]):
+            a[...] = a[..., :1]
+            a[...] = np.where(rng.random(a.shape) < 0.4, np.nextafter(a, rng.choice([-99, 99], a.shape)), a)
+    elif kind == 2:
+        W[-1] = W[-1] * 10.0 ** rng.integers(-9, 0) + 1e8 * rng.normal(size=(len(W[-1]), 1))
+    elif kind == 3:
+        B[-1] += 10.0 ** rng.integers(5, 16)
+    elif kind == 4:
+        W[-1] *= 1e300
+        B[-1] *= 1e300
+    return fd.SigmoidMLP(W, B), rng.normal(size=(3, n - 1)), seed % n, rng
+
+
+def test_columns_an_ulp_apart():
+    W, B = [[[1.1019641188366207]], [[1.0607978400658138, 1.0607978400658136]]], [[1.7103942914776449], [0.687749388505445, 0.6877493885054452]]
+    net = fd.SigmoidMLP(W, B)
+    d = fd.decision_intervals(net, [[]], bounds=(-5, 5))
+    assert d.output.tolist() == [1]
+    assert d.proven.all()
+    assert d.complete.all()
+    assert net.logits([[0.0]]).argmax() == 0  # what evaluation says
+
+
+def test_outputs_that_are_small_beside_what_they_share():
+    # two outputs and a third: 1e8 σ(x) + 1e-9 (σ(y) − ½), 1e8 σ(x), and 1e8 σ(x) − 1: nothing of it survives in the logits
+    net = fd.SigmoidMLP([[[1.0, 0.0], [0.0, 1.0]], [[1e8, 1e8, 1e8], [1e-9, 0.0, 0.0]]], [[0.0, 0.0], [-5e-10, 0.0, -1.0]])
+    d = fd.decision_intervals(net, [0.3], coordinate=1)
+    assert d.output.tolist() == [1, 0]
+    assert abs(d.lower[1]) < 1e-12
+    assert d.complete.all()
+
+
+def test_what_is_proven_is_true_where_evaluation_is_not_to_be_trusted():
+    checked = sum(assert_proven_is_true(net, fd.decision_intervals(net, x, coordinate=c), x, c, rng) for net, x, c, rng in map(columns_nearly_the_same, range(60)))
+    assert checked > 400
+
+
+@pytest.mark.slow
+def test_what_is_proven_is_true_in_many_networks():
+    incomplete = []
+    for seed in range(100, 3000):
+        net, x, c, rng = columns_nearly_the_same(seed)
+        d = fd.decision_intervals(net, x, coordinate=c)
+        assert_proven_is_true(net, d, x, c, rng, 1)
+        incomplete.append(1 - d.proven.mean())
+    assert np.mean(incomplete) < 0.02
+
+
+def test_a_margin_that_is_zero_everywhere_is_proven_nowhere():
+    # σ(x) + σ(−x) − 1 ≡ 0, but no finite number of digits says so
+    net = fd.SigmoidMLP([[[1.0, -1.0]], [[1.0, 0.0], [1.0, 0.0]]], [[0.0, 0.0], [-1.0, 0.0]])
+    d = fd.decision_intervals(net, [[]])
+    assert not d.complete[0]
+    assert not d.proven.any()
+
+
+def test_proof_needs_more_digits_than_floats_have():
+    from fastderiv.boundary._digits import Point
+
+    # σ(690) < σ(691): e^(−690) apart after terms of size 1 have cancelled
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0, 0.0], [-1.0, 0.0]]], [[690.0, 691.0], [0.0, 0.0]])
+    assert Point(net, np.zeros(1)).leader(0, 1) == -1
+    d = fd.decision_intervals(net, [[]], bounds=(-1.0, 1.0))
+    assert not d.proven.any()  # solve_x1 cannot exclude a tie
+
+
+def test_a_proof_of_one_row_is_not_that_of_another():
+    net, others = network((2, 9, 4), 2, 3.0), inputs(30, 1)
+    d = fd.decision_intervals(net, others)
+    assert d.complete.all()
+    assert d.proven.all()
+    assert same_bits(d.complete, np.array([d[i].proven.all() for i in range(30)]))
+
+
+def test_the_order_at_a_point_in_digits():
+    from fastderiv.boundary._digits import Point
+
+    for seed in range(40):
+        net, others, c, rng = columns_nearly_the_same(seed)
+        x = np.insert(others[0], c, rng.normal())
+        z, point = exact_logits(net, x), Point(net, x)
+        for i in range(net.n_outputs):
+            for j in range(net.n_outputs):
+                order = point.leader(i, j)
+                assert order == (z[i] > z[j]) - (z[i] < z[j])
+        if net.n_outputs == 1:
+            assert point.leader(0, None) == (z[1] > 0) - (z[1] < 0)
 
 
 def test_a_tie_on_a_bound():

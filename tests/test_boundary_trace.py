@@ -350,6 +350,165 @@ def test_curves_are_those_of_the_reference(sizes):
         assert not theirs.certified
 
 
+# ---- how far chords are from the curve ----------------------------------------------------------------------------
+
+
+def from_chords(points, curves, width):
+    """How far the points are from the nearest chord, the box being a square of side 1."""
+    a, b = (np.concatenate([p[cut] for p in curves.points]) / width for cut in (slice(None, -1), slice(1, None)))
+    d, nearest = b - a, []
+    for part in np.array_split(points / width, len(points) // 64 + 1):
+        e = part[:, None] - a
+        t = np.clip((e * d).sum(-1) / np.maximum((d * d).sum(-1), 1e-300), 0, 1)
+        nearest.append(np.linalg.norm(e - t[..., None] * d, axis=-1).min(1))
+    return np.concatenate(nearest)
+
+
+def assert_chords_are_close(net, curves, x, box):
+    """Certified ties along lines x₁ = x, and along lines x₂ = x, are no further than 0.1 % of the box from the chords."""
+    lo, hi = np.transpose(np.array(box, float))
+    worst, count = 0.0, 0
+    for c in (0, 1):
+        at = np.clip(x, lo[c], hi[c])
+        ties = fd.solve_x1(net, at, coordinate=1 - c, bounds=box[1 - c])
+        row = np.repeat(np.arange(len(at)), np.diff(ties.indptr))[ties.unique]
+        points = np.stack([at[row], ties.x[ties.unique]], axis=1)[:, :: 1 - 2 * c]
+        if len(points):
+            worst, count = max(worst, from_chords(points, curves, hi - lo).max()), count + len(points)
+    assert worst <= 1e-3 + 1e-9
+    return count
+
+
+def spiky(seed):
+    """A nearly straight boundary with up to four bumps of any width down to 1e-6, and where to look for them."""
+    rng = np.random.default_rng(seed)
+    gentle, base = 10.0 ** rng.uniform(-2, 0), rng.uniform(-0.5, 0.5)
+    first, shift, last, where = [(0.0, gentle)], [0.0], [4 / gentle], []
+    for _ in range(rng.integers(1, 5)):
+        width, height = 10.0 ** rng.uniform(-6, -0.5), rng.choice([-1, 1]) * 10.0 ** rng.uniform(-3, -0.3)
+        at, steep, tilt = rng.uniform(-0.9, 0.9), rng.uniform(4, 60) / width, rng.choice([0, 0, rng.normal() * 0.3])
+        first += [(steep, steep * tilt)] * 2
+        shift += [-steep * at, -steep * (at + width)]
+        last += [-height, height]
+        where += list(at + width * np.linspace(-1, 2, 40))
+    level = 2 / gentle * (1 + np.tanh(gentle * base / 2))
+    return fd.SigmoidMLP([np.transpose(first), np.reshape(last, (-1, 1))], [shift, [-level]]), np.array([*where, *rng.uniform(-1, 1, 80)])
+
+
+def test_a_narrow_spike_is_not_missed():
+    h, base, width, a, e = 0.06, 0.0375, 1e-3, 0.3123, 0.1
+    D, k = 4 / e, 40 / width
+    c = -D * 0.5 * (1 + np.tanh(e * base / 2))
+    net = fd.SigmoidMLP([[[0.0, k, k], [e, 0, 0]], [[D], [-h], [h]]], [[0, -k * a, -k * (a + width)], [c]])
+    curves = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
+    assert curves.certified
+    assert curves.points[0][:, 1].max() > base + h - 2e-3
+    across = fd.trace_boundary(net, ((-1, 1), (-1, 1)), coordinates=(1, 0))
+    assert across.points[0][:, 0].max() > base + h - 2e-3
+
+
+def test_chords_are_close_to_curves_with_spikes():
+    checked = 0
+    for seed in range(20):
+        net, x = spiky(seed)
+        curves = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
+        if curves.certified and sum(map(len, curves.points)) < 4000:
+            checked += assert_chords_are_close(net, curves, x, ((-1, 1), (-1, 1)))
+    assert checked > 800
+
+
+@pytest.mark.slow
+def test_chords_are_close_to_many_curves():
+    certified = []
+    for seed in range(100, 400):
+        net, x = spiky(seed)
+        curves = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
+        certified.append(curves.certified)
+        if curves.certified and sum(map(len, curves.points)) < 30_000:
+            assert_chords_are_close(net, curves, x, ((-1, 1), (-1, 1)))
+        assert sum(map(len, curves.points)) < 400_000
+    assert np.mean(certified) > 0.7
+    for seed in range(200):
+        net = network(((2, 3, 2), (2, 9, 2), (2, 5, 4, 2))[seed % 3], seed, 10.0 ** np.random.default_rng(seed).uniform(0, 5))
+        curves = fd.trace_boundary(net, BOX)
+        if curves.certified and len(curves.points):
+            assert_chords_are_close(net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX)
+
+
+@pytest.mark.parametrize("sizes,scale", [((2, 3, 2), 2.0), ((2, 16, 1), 5.0), ((2, 5, 5, 2), 3.0), ((2, 5, 2), 20.0)])
+def test_chords_are_close_to_curves(sizes, scale):
+    for seed in range(6):
+        net = network(sizes, seed, scale)
+        curves = fd.trace_boundary(net, BOX)
+        assert curves.certified
+        assert assert_chords_are_close(net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX) > 20
+
+
+def test_chords_of_a_box_much_smaller_than_the_tolerance():
+    net = network((2, 4, 2), 1)
+    box = ((0.3 - 1e-8, 0.3 + 1e-8), (-0.2 - 1e-8, -0.2 + 1e-8))
+    curves = fd.trace_boundary(net, box, tol=1.0)
+    (a, b) = curves.points[0][[0, -1]]
+    ahead, g = b - a, net.margin_gradient([(0.3, -0.2)])[0]
+    assert abs(ahead @ g) < 1e-2 * np.hypot(*ahead) * np.hypot(*g)  # along the boundary
+
+
+def test_chords_that_are_never_proven_are_listed(monkeypatch):
+    net, _ = spiky(3)
+    all_of_it = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
+    assert all_of_it.certified
+    monkeypatch.setattr(_trace, "_off_by_slopes", lambda plane, p, tol: (np.full(len(p.axis), np.inf), p.lo, p.hi))
+    monkeypatch.setattr(_trace, "_off_by_range", lambda plane, p, tol: np.full(len(p.axis), np.inf))
+    monkeypatch.setattr(_trace, "_PIECES", 8)
+    loose = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
+    assert not loose.certified
+    assert (loose.undecided[..., 0] < loose.undecided[..., 1]).all()
+    points = np.concatenate(loose.points)
+    inside = ((points[:, None] >= loose.undecided[..., 0]) & (points[:, None] <= loose.undecided[..., 1])).all(axis=2)
+    assert inside.any(axis=1).all()
+    assert len(loose.points) == len(all_of_it.points)
+
+
+def test_enclosures_of_slopes_hold_the_exact_ones():
+    for sizes, scale in [((2, 2), 1.0), ((2, 3, 2), 30.0), ((2, 4, 3, 2), 3.0)]:
+        net, rng = network(sizes, 5, scale), np.random.default_rng(2)
+        plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
+        lo = rng.uniform(-1, 1, (2, 12))
+        hi = lo + 2.0 ** rng.integers(-30, 0, (2, 12))
+        least_x, most_x, least_y, most_y = plane.slopes(np.stack([lo[0], hi[0], lo[1], hi[1]]))
+        gaps = plane.judge(np.stack([lo[0], hi[0], lo[1], hi[1]]))
+        assert np.array_equal(gaps[1] > 0, least_x > 0)
+        assert np.array_equal(gaps[2] < 0, most_y < 0)
+        for k in range(12):
+            for x, y in [lo[:, k], hi[:, k], rng.uniform(lo[:, k], hi[:, k])]:
+                _, fx, fy = exact(net, x, y)
+                assert least_x[k] <= fx <= most_x[k]
+                assert least_y[k] <= fy <= most_y[k]
+
+
+@pytest.mark.parametrize("size", [1e5, 1e10, 1e15, 1e100, 1e300])
+def test_enclosures_hold_where_sums_are_large_and_cancel(size):
+    """Other inputs and biases of `size` in the first layer's sums s, which nearly cancel: |s| is small, its error is not."""
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        w = rng.normal(size=(4, 5))
+        at, bias = np.array([0, 0, size, -size]), rng.normal(size=5)
+        bias -= w[2] * size - w[3] * size  # rounded: what is left of s is its own error and more
+        net = fd.SigmoidMLP([w, rng.normal(size=(5, 2))], [bias, rng.normal(size=2)])
+        plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), at, (0, 1))
+        lo = rng.uniform(-1, 1, (2, 8))
+        out = plane.judge(np.stack([lo[0], lo[0], lo[1], lo[1]]))
+        with mpmath.workdps(700):
+            for k, (x, y) in enumerate(lo.T):
+                s = [mpmath.fsum([b, *(mpmath.mpf(float(v)) * u for v, u in zip(column, (x, y, *at[2:]), strict=True))])
+                     for column, b in zip(w.T, bias, strict=True)]  # fmt: skip
+                d = (net.weights[1][:, 0].tolist(), net.weights[1][:, 1].tolist())
+                f = mpmath.fsum((mpmath.mpf(p) - q) / (1 + mpmath.exp(-z)) for p, q, z in zip(*d, s, strict=True))
+                f += mpmath.mpf(net.biases[1][0]) - net.biases[1][1]
+                assert out[0, k] == 0 or (abs(f) >= abs(out[0, k]) and (f > 0) == (out[0, k] > 0))
+                assert abs(f) <= out[3, k]
+
+
 # ---- planes, outputs, depth ---------------------------------------------------------------------------------------
 
 

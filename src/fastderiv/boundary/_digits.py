@@ -1,7 +1,8 @@
 """The order of two outputs at one point, proven in as many decimal digits as it takes.
 
-Every quantity is an interval [lower, upper] of decimal numbers, rounded outward; floats are decimal numbers exactly.
-`decimal` rounds exp correctly, so that the next number below and the next above enclose it.
+Every quantity is an interval [lower, upper] of decimal numbers, rounded outward; floats are decimal
+numbers exactly. `decimal` rounds exp correctly, so that the next number below and the next above
+enclose it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ class Point:
 
     def __init__(self, net: SigmoidMLP, x: np.ndarray) -> None:
         self._net, self._x = net, x
-        self._last: dict[int, list[Interval]] = {}  # digits -> what the last layer's weights multiply
+        self._last: dict[int, list[Interval]] = {}  # digits -> what the last weights multiply
 
     def leader(self, first: int, second: int | None) -> int:
-        """1 where output `first` is proven to exceed `second` (None: zero), -1 where it is less, 0 where neither is proven."""
+        """1 where output `first` is proven to exceed `second` (None: zero), -1 where it is less, 0
+        where neither is proven.
+        """
         w, b = self._net.weights[-1], self._net.biases[-1]
         for digits in _DIGITS:
             arithmetic = _Arithmetic(digits)
             weights = [_difference(arithmetic, row, first, second) for row in w]
-            lower, upper = arithmetic.total(_difference(arithmetic, b, first, second), weights, self._inputs(digits))
+            lower, upper = arithmetic.total(
+                _difference(arithmetic, b, first, second), weights, self._inputs(digits)
+            )
             if lower > 0 or upper < 0:
                 return 1 if lower > 0 else -1
         return 0
@@ -44,7 +49,10 @@ class Point:
             y: list[Interval] = [_exact(v) for v in self._x.tolist()]
             for w, b in zip(self._net.weights[:-1], self._net.biases[:-1], strict=True):
                 columns = zip(b.tolist(), w.T.tolist(), strict=True)
-                y = [arithmetic.sigmoid(arithmetic.total(_exact(c), map(_exact, row), y)) for c, row in columns]
+                y = [
+                    arithmetic.sigmoid(arithmetic.total(_exact(c), map(_exact, row), y))
+                    for c, row in columns
+                ]
             self._last[digits] = y
         return self._last[digits]
 
@@ -54,21 +62,27 @@ def _exact(value: float) -> Interval:
     return number, number
 
 
-def _difference(arithmetic: _Arithmetic, row: np.ndarray, first: int, second: int | None) -> Interval:
+def _difference(
+    arithmetic: _Arithmetic, row: np.ndarray, first: int, second: int | None
+) -> Interval:
     a, b = Decimal(float(row[first])), _ZERO if second is None else Decimal(float(row[second]))
     return arithmetic.down.subtract(a, b), arithmetic.up.subtract(a, b)
 
 
 class _Arithmetic:
-    """Intervals of so many digits; nothing traps, and no exponent of a network's numbers is beyond the range."""
+    """Intervals of so many digits; nothing traps, and no exponent of a network's numbers is beyond
+    the range.
+    """
 
     def __init__(self, digits: int) -> None:
         self.down, self.up = (
-            Context(prec=digits, rounding=way, Emin=MIN_EMIN, Emax=MAX_EMAX, capitals=1, clamp=0, flags=[], traps=[])
+            Context(digits, way, MIN_EMIN, MAX_EMAX, capitals=1, clamp=0, flags=[], traps=[])
             for way in (ROUND_FLOOR, ROUND_CEILING)
         )
 
-    def total(self, start: Interval, weights: Iterable[Interval], values: list[Interval]) -> Interval:
+    def total(
+        self, start: Interval, weights: Iterable[Interval], values: list[Interval]
+    ) -> Interval:
         """start + Σ w y; both ends of a w have the same sign."""
         lower, upper = start
         for (w0, w1), (y0, y1) in zip(weights, values, strict=True):
@@ -82,4 +96,5 @@ class _Arithmetic:
         lower, upper = z
         most = self.up.next_plus(self.up.exp(lower.copy_negate()))
         least = max(_ZERO, self.down.next_minus(self.down.exp(upper.copy_negate())))
-        return self.down.divide(_ONE, self.up.add(_ONE, most)), self.up.divide(_ONE, self.down.add(_ONE, least))
+        below, above = self.up.add(_ONE, most), self.down.add(_ONE, least)
+        return self.down.divide(_ONE, below), self.up.divide(_ONE, above)

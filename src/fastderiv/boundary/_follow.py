@@ -16,11 +16,11 @@ from ._points import CLOSE, check_point, rounding
 _EPS = float(np.finfo(float).eps)
 _OFF = 1e-7  # how far the integrator's own curve may leave the boundary before a step is taken back
 _EVENLY = np.linspace(0, 1, 17)[1:]  # where a step is looked at
-_MANY = 400  # steps, after which one is as long as it gets: it may be ten times as long as the one before, up to 10^308
+_MANY = 400  # steps, after which one is as long as it gets: each may be ten times the one before
 _MOST = 2.0**52  # steps of a walk: beside a longer way a step is lost in rounding
 _EVEN_POINTS = 1 << 14  # of a long step at a time
-_BLOCK = 1 << 16  # points that are kept as single arrays; when there are so many, it shows how many there will be
-_FARTHEST = CLOSE / _EPS  # beyond, neighbouring numbers are further apart than points may be from the boundary
+_BLOCK = 1 << 16  # points that are kept as single arrays; so many show how many there will be
+_FARTHEST = CLOSE / _EPS  # beyond, numbers are further apart than points may be from the boundary
 _TRANSITION = np.arange(-12, 12.1, 1.5)  # and at which arguments of a hidden unit
 
 
@@ -49,7 +49,8 @@ def follow_boundary(
     start : array_like, shape (n_inputs,)
         A tie, no further than 1e-6 from the boundary.
     length : float
-        Arc length to follow; a negative one goes the other way.  At most 2⁵² times the longest step that the curve allows.
+        Arc length to follow; a negative one goes the other way.  At most 2⁵² times the longest step
+        that the curve allows.
     coordinates : pair of int, optional
         Two different inputs, by default (0, 1); negative ones count from the last.
     outputs : pair of int, optional
@@ -73,12 +74,14 @@ def follow_boundary(
     TypeError
         If `net` is no SigmoidMLP or an argument has another type.
     ValueError
-        For a wrong shape or option, NaN and inf; if `start` is no tie or the gradient vanishes there; if the curve runs
-        into a point where it cannot be continued: a saddle, where it crosses itself, a plateau on which float64 does not
-        tell the margin from zero, or so far out (4.5e9) that float64 does not tell 1e-6; if steps would be lost in rounding beside `length`.  The message says how far it
-        can be followed.
+        For a wrong shape or option, NaN and inf; if `start` is no tie or the gradient vanishes
+        there; if the curve runs into a point where it cannot be continued: a saddle, where it
+        crosses itself, a plateau on which float64 does not tell the margin from zero, or so far out
+        (4.5e9) that float64 does not tell 1e-6; if steps would be lost in rounding beside
+        `length`.  The message says how far it can be followed.
     MemoryError
-        If the points do not fit, as far as that can be told: at once with `step`, else after 65536 of them.
+        If the points do not fit, as far as that can be told: at once with `step`, else after 65536
+        of them.
 
     Notes
     -----
@@ -101,7 +104,8 @@ def follow_boundary(
     """
     check_network(net)
     pair = net._columns(outputs) or (0, 1)  # read once; with a single output they do not matter
-    plane = _Plane(net, check_point("start", net, start), _pair("coordinates", coordinates, net.n_inputs, "inputs"), pair)
+    columns = _pair("coordinates", coordinates, net.n_inputs, "inputs")
+    plane = _Plane(net, check_point("start", net, start), columns, pair)
     length, step = _lengths(length, step, net.n_inputs)
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
@@ -214,12 +218,15 @@ class _Curve:
         return points.all()
 
     def refuse_lost_steps(self, taken: float) -> None:
-        """A ValueError where the rest of the way is so long that no step of the lengths seen can be told beside it."""
+        """A ValueError where the rest of the way is so long that no step of the lengths seen can be
+        told beside it.
+        """
         self.steps, self.longest = self.steps + 1, max(self.longest, taken)
         if self.steps >= _MANY and self.length - self.s > _MOST * self.longest:
             raise ValueError(
-                f"length is {self.sign * self.length:g}, beside which steps along this boundary are lost in rounding: the "
-                f"longest of {self.steps} was {self.longest:.3g}; expected at most 2**52 times that"
+                f"length is {self.sign * self.length:g}, beside which steps along this boundary are lost "
+                f"in rounding: the longest of {self.steps} was {self.longest:.3g}; expected at most "
+                f"2**52 times that"
             )
 
     def advance(self) -> tuple[float, Callable, np.ndarray]:
@@ -227,7 +234,7 @@ class _Curve:
         from scipy.integrate import DOP853
 
         left = self.length - self.s
-        if not np.isfinite(self.field(0, self.p)).all():  # which the integrator would try to integrate for ever
+        if not np.isfinite(self.field(0, self.p)).all():  # the integrator would never return
             raise self.stuck()
         h, taken_back = None if self.h is None else min(self.h, left), False
         while True:
@@ -252,8 +259,9 @@ class _Curve:
     def stuck(self) -> ValueError:
         return ValueError(
             f"length is {self.sign * self.length:g}, but the boundary cannot be followed beyond "
-            f"{self.sign * self.s + 0.0:.6g}: at {self.plane.lift(self.p[None])[0].tolist()} it has no direction that "
-            f"float64 can tell, as at a saddle, on a plateau of the margin or farther out than {_FARTHEST:.2g}"
+            f"{self.sign * self.s + 0.0:.6g}: at {self.plane.lift(self.p[None])[0].tolist()} it has "
+            f"no direction that float64 can tell, as at a saddle, on a plateau of the margin or "
+            f"farther out than {_FARTHEST:.2g}"
         )
 
     def looked_at(self, way: Callable, q: np.ndarray, h: float, chosen: bool) -> np.ndarray | None:
@@ -267,7 +275,8 @@ class _Curve:
         f, g = self.plane.evaluate(P)
         size = np.hypot(*g.T)
         on = abs(f) <= _OFF * np.maximum(1.0, abs(P).max(1)) * size
-        told = (self.plane.noise <= (min(CLOSE, h / 16) if chosen else CLOSE) * size) & (abs(P).max(1) <= _FARTHEST)
+        told = self.plane.noise <= (min(CLOSE, h / 16) if chosen else CLOSE) * size
+        told &= abs(P).max(1) <= _FARTHEST
         return t if (on & told).all() else None
 
     def closing(self, way: Callable, t: np.ndarray) -> float | None:
@@ -292,7 +301,9 @@ class _Curve:
 
 
 class _Points:
-    """Points of the plane in the order in which they are added, in blocks: single ones would take ten times the memory."""
+    """Points of the plane in the order in which they are added, in blocks: single ones would take
+    ten times the memory.
+    """
 
     def __init__(self, start: np.ndarray, n_inputs: int) -> None:
         self.blocks, self.open, self.count, self.n_inputs = [start[None]], [], 1, n_inputs
@@ -304,7 +315,7 @@ class _Points:
             self.blocks, self.open = [*self.blocks, np.concatenate(self.open)], []
 
     def expect(self, ratio: float) -> None:
-        """A MemoryError if `ratio` times the points so far do not fit; not before there are many."""
+        """A MemoryError if `ratio` times the points so far do not fit, once there are many."""
         if self.count % _BLOCK == 0:
             arrays.check_fits("the points", int(min(self.count * ratio, 1e300)) * 8 * self.n_inputs)
 

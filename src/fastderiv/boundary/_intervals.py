@@ -17,7 +17,7 @@ from ._points import check_box
 from ._roots import _others
 from ._solve import solve_x1
 
-_WIDE = 1e-3  # enclosures of multiple ties are narrower; wider ones are plateaus and tails, in which no order is proven
+_WIDE = 1e-3  # enclosures of multiple ties are narrower; no order is proven in plateaus and tails
 _ROWS = 4096  # at a time: their ties and the points between them are some MiB
 _ROW_BYTES = 41  # of the result, at least: one interval, its row's end and certificate
 _U = 2.0**-53
@@ -38,11 +38,12 @@ class DecisionIntervals:
     output : ndarray of int, shape (k,)
         The largest output inside, as ``argmax`` counts; with a single logit 1 where it is positive and else 0.
     complete : ndarray of bool, shape (m,)
-        Whether all of the row is proven: the output of each of its intervals, and that the largest output changes where
-        they meet, once, within the enclosure of that tie.
+        Whether all of the row is proven: the output of each of its intervals, and that the largest
+        output changes where they meet, once, within the enclosure of that tie.
     proven : ndarray of bool, shape (k,)
-        Whether it is proven that no other output is larger anywhere inside of the interval, apart from the enclosures of
-        the ties at its ends.  Where it is not, `output` is what floating point evaluation says.
+        Whether it is proven that no other output is larger anywhere inside of the interval, apart
+        from the enclosures of the ties at its ends.  Where it is not, `output` is what floating
+        point evaluation says.
 
     Examples
     --------
@@ -62,11 +63,12 @@ class DecisionIntervals:
     def __len__(self) -> int:
         return len(self.complete)
 
-    def __getitem__(self, row: int) -> "DecisionIntervals":
+    def __getitem__(self, row: int) -> DecisionIntervals:
         i = arrays.row_number(row, len(self))
         part = slice(self.indptr[i], self.indptr[i + 1])
-        size, lower, upper = np.array([0, part.stop - part.start]), self.lower[part], self.upper[part]
-        return DecisionIntervals(size, lower, upper, self.output[part], self.complete[i : i + 1], self.proven[part])
+        size, complete = np.array([0, part.stop - part.start]), self.complete[i : i + 1]
+        lower, upper, output = self.lower[part], self.upper[part], self.output[part]
+        return DecisionIntervals(size, lower, upper, output, complete, self.proven[part])
 
 
 @undisturbed
@@ -101,16 +103,18 @@ def decision_intervals(
 
     Notes
     -----
-    All ties of all K (K − 1) / 2 pairs of outputs by `solve_x1`; between neighbouring enclosures no two outputs
-    change their order, so that their order at one point there is that of the whole gap.  It is proven: the outputs are
-    evaluated with a bound of all rounding errors, and in decimal intervals of as many digits as it takes where they
-    are closer than that.  Two outputs that are the same function of the inputs never part, and count as the first.
+    All ties of all K (K − 1) / 2 pairs of outputs by `solve_x1`; between neighbouring enclosures no
+    two outputs change their order, so that their order at one point there is that of the whole gap.
+    It is proven: the outputs are evaluated with a bound of all rounding errors, and in decimal
+    intervals of as many digits as it takes where they are closer than that. Two outputs that are
+    the same function of the inputs never part, and count as the first.
 
-    An interval is not `proven` if its output is one of two that float64 cannot tell apart on a stretch of it, or may
-    touch another inside; a row is not `complete`, moreover, if enclosures overlap in which more than the two leading
-    outputs change their order, or if `solve_x1` is not.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows
-    are taken in blocks, so that the memory beside the result and one copy of `x_other` is bounded; a row's result does
-    not depend on the others.
+    An interval is not `proven` if its output is one of two that float64 cannot tell apart on a
+    stretch of it, or may touch another inside; a row is not `complete`, moreover, if enclosures
+    overlap in which more than the two leading outputs change their order, or if `solve_x1` is
+    not.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows are taken in blocks, so that
+    the memory beside the result and one copy of `x_other` is bounded; a row's result does not
+    depend on the others.
 
     References
     ----------
@@ -126,7 +130,7 @@ def decision_intervals(
     """
     check_network(net)
     c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
-    others = _others(net, x_other)
+    others = _others(net, x_other, c)
     arrays.check_fits("the intervals", len(others) * _ROW_BYTES)
     lo, hi = check_box("bounds", bounds, 1, "(lo, hi)")[0].tolist()
     blocks = [
@@ -157,7 +161,9 @@ class _Blocks(NamedTuple):
 
 
 class _Gaps(NamedTuple):
-    """What lies before, between and behind the blocks of every row: closed intervals, on whose inside no outputs tie."""
+    """What lies before, between and behind the blocks of every row: closed intervals, on whose
+    inside no outputs tie.
+    """
 
     row: np.ndarray
     lower: np.ndarray
@@ -169,7 +175,7 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
 
     1. ties     enclosures of all pairs; wide ones, where two outputs are nearly the same, only cast doubt
     2. blocks   those that overlap, merged: between them the order of the outputs is constant
-    3. gaps     before, between and behind a row's blocks: the largest output at one point each, proven
+    3. gaps     before, between and behind a row's blocks: the largest output at a point, proven
     4. cuts     blocks at which the largest output changes: where, and whether that is certain
     5. runs     of gaps with the same largest output: the intervals
     """
@@ -181,7 +187,8 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
     gaps = _gaps(blocks, m, lo, hi)
     known = gaps.lower < gaps.upper
     winner, sure = _winners(net, others, c, gaps, known, _Ties(*(field[wide] for field in found)))
-    sure &= (complete & (np.bincount(gaps.row, known, minlength=m) > 0))[gaps.row]  # some gap to begin with
+    complete &= np.bincount(gaps.row, known, minlength=m) > 0  # some gap to begin with
+    sure &= complete[gaps.row]
     winner = _filled(winner, known, gaps.row)
     before = np.arange(len(blocks.row)) + blocks.row  # a row has one gap more than blocks
     left, right = winner[before], winner[before + 1]
@@ -250,9 +257,10 @@ def _gaps(blocks: _Blocks, m: int, lo: float, hi: float) -> _Gaps:
 def _winners(
     net: SigmoidMLP, others: np.ndarray, c: int, gaps: _Gaps, known: np.ndarray, wide: _Ties
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest output in every gap, and whether that is proven; gaps without an inside, not `known`, need no proof.
+    """The largest output in every gap, and whether that is proven; gaps without an inside, not
+    `known`, need no proof.
 
-    1. one evaluation at a point of the gap, and the leader's distance from the others beside all rounding errors
+    1. one evaluation at a point of the gap: the leader's distance from the others beside all errors
     2. in doubt for good, if the leader ties with another on a stretch of the gap
     3. else the order at that point in more digits
     """
@@ -267,7 +275,8 @@ def _winners(
     sure = (clear.all(1) & ~doubtful) | ~known
     for k in np.flatnonzero(~sure & ~doubtful):
         x = np.insert(others[gaps.row[k]], c, t[k])
-        winner[k], sure[k] = leads.settled(net, x, int(winner[k]), leads.distinct[~clear[k]].tolist())
+        rivals = leads.distinct[~clear[k]].tolist()
+        winner[k], sure[k] = leads.settled(net, x, int(winner[k]), rivals)
     return winner, sure
 
 
@@ -278,17 +287,18 @@ def _leads(net: SigmoidMLP) -> _Leads:
 
 
 class _Leads:
-    """All outputs relative to the first one, which is then 0; a single logit is output 1, relative to 0.
+    """All outputs relative to the first one, which is then 0; a single logit is output 1, relative
+    to 0.
 
-    What is large and common to the outputs cancels in the weights, before it can cost digits.  `distinct`: the outputs
-    that are not the same function as one before.
+    What is large and common to the outputs cancels in the weights, before it can cost
+    digits.  `distinct`: the outputs that are not the same function as one before.
     """
 
     def __init__(self, net: SigmoidMLP) -> None:
         self.single = net.n_outputs == 1
         last = np.vstack([net.weights[-1], net.biases[-1]])
         last = np.hstack([0 * last, last]) if self.single else last
-        _, first = np.unique(last + 0.0, axis=1, return_index=True)  # + 0.0: −0.0 is the same number as 0.0
+        _, first = np.unique(last + 0.0, axis=1, return_index=True)  # + 0.0: −0.0 equals 0.0
         self.distinct = np.sort(first)
         relative = last[:, self.distinct] - last[:, :1]
         weights = (*net.weights[:-1], np.ascontiguousarray(relative[:-1]))
@@ -296,35 +306,46 @@ class _Leads:
         self.program = _kernels.Program(weights, biases)
         self.sizes = [(np.abs(w), np.abs(b)) for w, b in zip(weights, biases, strict=True)]
 
-    def evaluate(self, others: np.ndarray, c: int, row: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct outputs (k, n) of the rows (k,) of `others` at input c = t (k,), and bounds of their errors.
+    def evaluate(
+        self, others: np.ndarray, c: int, row: np.ndarray, t: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct outputs (k, n) of the rows (k,) of `others` at input c = t (k,), and bounds
+        of their errors.
 
-        With u = 2⁻⁵³, a sum of n products and a bias is off by at most (n + 1) u of the sum of magnitudes, and the last
-        layer's numbers, which are differences, by u; σ is off by 3u, exp being within 4u, and passes on a quarter of an
-        error at most.  1e-300 pays for products that underflow.
+        With u = 2⁻⁵³, a sum of n products and a bias is off by at most (n + 1) u of the sum of
+        magnitudes, and the last layer's numbers, which are differences, by u; σ is off by 3u, exp
+        being within 4u, and passes on a quarter of an error at most.  1e-300 pays for products that
+        underflow.
         """
         z = np.empty((len(row), len(self.distinct)))
         self.program.along(np.insert(others, c, 0.0, axis=1), row, t, c, z)
         (first, bias), *deeper = self.sizes
         if deeper:  # one bound for all units of a hidden layer
             first, bias = first.max(1, keepdims=True, initial=0), bias.max(keepdims=True, initial=0)
-        size = (np.abs(others) @ np.delete(first, c, axis=0))[row] + np.abs(t)[:, None] * first[c] + bias
+        size = (np.abs(others) @ np.delete(first, c, axis=0))[row]
+        size = size + np.abs(t)[:, None] * first[c] + bias
         error = 1.01 * (len(first) + 3) * _U * size + 1e-300
         for left, (w, b) in zip(range(len(deeper) - 1, -1, -1), deeper, strict=True):
             total, n = w.sum(0), len(w)
             most = b + total
             if left:
-                total, most = total.max(keepdims=True, initial=0), most.max(keepdims=True, initial=0)
-            error = 1.01 * ((np.minimum(error / 4, 1) + 4 * _U) * total + (n + 4) * _U * most) + 1e-300
+                total, most = (a.max(keepdims=True, initial=0) for a in (total, most))
+            error = (np.minimum(error / 4, 1) + 4 * _U) * total + (n + 4) * _U * most
+            error = 1.01 * error + 1e-300
         return z, np.broadcast_to(error, z.shape)
 
-    def settled(self, net: SigmoidMLP, x: np.ndarray, leader: int, rivals: list[int]) -> tuple[int, bool]:
+    def settled(
+        self, net: SigmoidMLP, x: np.ndarray, leader: int, rivals: list[int]
+    ) -> tuple[int, bool]:
         """The largest of the leader and its rivals at x, and whether that is proven."""
         from ._digits import Point  # decimal arithmetic takes time to import
 
         point = Point(net, x)
         for rival in rivals:
-            order = point.leader(0, None) * (1 if leader else -1) if self.single else point.leader(leader, rival)
+            if self.single:
+                order = point.leader(0, None) * (1 if leader else -1)
+            else:
+                order = point.leader(leader, rival)
             if order == 0:
                 return leader, False
             leader = leader if order > 0 else rival
@@ -333,10 +354,9 @@ class _Leads:
 
 def _middle(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Points well inside of the intervals, finite where an end is not."""
-    with np.errstate(all="ignore"):
-        middle = lower / 2 + upper / 2
-        middle = np.where(np.isfinite(lower), middle, upper - np.maximum(1, abs(upper)))
-        middle = np.where(np.isfinite(upper), middle, lower + np.maximum(1, abs(lower)))
+    middle = lower / 2 + upper / 2
+    middle = np.where(np.isfinite(lower), middle, upper - np.maximum(1, abs(upper)))
+    middle = np.where(np.isfinite(upper), middle, lower + np.maximum(1, abs(lower)))
     return np.where(np.isfinite(lower) | np.isfinite(upper), middle, 0.0)
 
 
@@ -351,7 +371,9 @@ def _filled(winner: np.ndarray, known: np.ndarray, row: np.ndarray) -> np.ndarra
 
 
 def _doubtful(wide: _Ties, gaps: _Gaps, winner: np.ndarray) -> np.ndarray:
-    """Gaps in which one of two outputs that float64 cannot tell apart somewhere is the largest there."""
+    """Gaps in which one of two outputs that float64 cannot tell apart somewhere is the largest
+    there.
+    """
     doubtful = np.zeros(len(winner), bool)
     begins = np.searchsorted(gaps.row, wide.row), np.searchsorted(gaps.row, wide.row, side="right")
     for i, j, a, b, pair in zip(*begins, wide.lower, wide.upper, wide.pair, strict=True):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .._core import arrays
 from .._core.floats import undisturbed
-from ._network import Outputs, SigmoidMLP, _kernels, check_network
+from ._network import Outputs, SigmoidMLP, _kernels, check_names, check_network
 
 Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
 Bracket = Sequence[ArrayLike] | np.ndarray
@@ -39,8 +39,8 @@ class RootResults(NamedTuple):
     x : ndarray, shape (m,)
         The roots; where `converged` is False, the last iterates.
     converged : ndarray of bool, shape (m,)
-        True: the solver accepted x, and the margin as computed in float64 is zero at x or changes its sign no further
-        than xtol + rtol·|x| from it.
+        True: the solver accepted x, and the margin as computed in float64 is zero at x or changes
+        its sign no further than xtol + rtol·|x| from it.
     iterations, function_calls : ndarray of int, shape (m,)
 
     Examples
@@ -85,13 +85,15 @@ def find_x1(
     outputs : pair of int, optional
         As in `SigmoidMLP.margin`.
     method : str, optional
-        "brentq" (the default), "brenth", "ridder", "bisect", "toms748": `scipy.optimize` row by row.  "newton" starts at the
-        bracket's midpoint, with the exact derivative, and "secant" at its ends; both may leave the bracket, and end at a
-        tie outside of it.
-        "chandrupatla": `scipy.optimize.elementwise.find_root`, all rows at once, much the fastest when there are many.
+        "brentq" (the default), "brenth", "ridder", "bisect", "toms748": `scipy.optimize` row by
+        row.  "newton" starts at the bracket's midpoint, with the exact derivative, and "secant" at
+        its ends; both may leave the bracket, and end at a tie outside of it. "chandrupatla":
+        `scipy.optimize.elementwise.find_root`, all rows at once, much the fastest when there are
+        many.
     xtol, rtol : float, optional
-        A root is accepted when it is known within xtol + rtol·|x|.  xtol > 0, rtol ≥ 4·eps.  What a solver accepts is
-        checked: `converged` is False unless the margin changes its sign that close to x, or is zero at x.
+        A root is accepted when it is known within xtol + rtol·|x|.  xtol > 0, rtol ≥ 4·eps.  What a
+        solver accepts is checked: `converged` is False unless the margin changes its sign that
+        close to x, or is zero at x.
     maxiter : int, optional
         At most how many iterations a row may take.
 
@@ -112,11 +114,12 @@ def find_x1(
 
     Notes
     -----
-    The callback continues the first layer's sums from the inputs before `coordinate` and allocates nothing; it returns
-    the same bits as ``net.margin``.  Row by row the time of small networks is SciPy's own, from 10 µs ("brentq") to
-    400 µs ("toms748"), all at once about 1 µs; the check at the end costs three evaluations.  Rows are solved in blocks
-    of 4096: memory beside the results is about 2 MiB and a copy of `x_other` and `bracket`, without what is broadcast
-    in them.  A row's result does not depend on the others.
+    The callback continues the first layer's sums from the inputs before `coordinate` and allocates
+    nothing; it returns the same bits as ``net.margin``. Row by row the time of small networks is
+    SciPy's own, from 10 µs ("brentq") to 400 µs ("toms748"), all at once about 1 µs; the check at
+    the end costs three evaluations. Rows are solved in blocks of 4096: memory beside the results is
+    about 2 MiB and a copy of `x_other` and `bracket`, without what is broadcast in them. A row's
+    result does not depend on the others.
 
     References
     ----------
@@ -136,11 +139,11 @@ def find_x1(
     results = RootResults(
         np.empty(call.m), np.empty(call.m, np.bool_), np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
     )
-    with np.errstate(all="ignore"):  # solvers may run away; `converged` tells
-        for block in call.blocks():
-            results.x[block.rows], results.converged[block.rows] = block.checked_ends()
-        for block in call.blocks():
-            _solve_block(solve, block, tolerances[:2], RootResults(*(field[block.rows] for field in results)))
+    for block in call.blocks():
+        results.x[block.rows], results.converged[block.rows] = block.checked_ends()
+    for block in call.blocks():  # solvers may run away; `converged` tells
+        part = RootResults(*(field[block.rows] for field in results))
+        _solve_block(solve, block, tolerances[:2], part)
     return results
 
 
@@ -153,11 +156,11 @@ class _Call:
         check_network(net)
         self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
         self.program = net._margin_program(outputs)
-        self.x_other = _others(net, x_other)
+        self.x_other = _others(net, x_other, self.coordinate)
         self.m = len(self.x_other)
         self.ends = _ends(bracket, self.m)
 
-    def blocks(self) -> Iterator["_Block"]:
+    def blocks(self) -> Iterator[_Block]:
         return (_Block(self, slice(first, min(first + _BLOCK, self.m))) for first in range(0, self.m, _BLOCK))
 
 
@@ -175,7 +178,8 @@ class _Block:
     def margin(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The margin at input x, (k,), of the block's rows (k,)."""
         x, out = np.ascontiguousarray(x, np.float64), np.empty(np.shape(x))
-        rows = np.ascontiguousarray(np.broadcast_to(rows, x.shape), np.intp)
+        rows = rows if rows.shape == x.shape else np.broadcast_to(rows, x.shape)
+        rows = np.ascontiguousarray(rows, np.intp)
         self.program.along(self.X, rows, x, self.coordinate, out)
         return out
 
@@ -202,7 +206,9 @@ class _Block:
         return self.rows.start + i
 
 
-def _solve_block(solve: Solve, block: _Block, tolerances: tuple[float, float], results: RootResults) -> None:
+def _solve_block(
+    solve: Solve, block: _Block, tolerances: tuple[float, float], results: RootResults
+) -> None:
     """Fill in the `results` of the block's rows that are not solved yet: `converged` says which."""
     rows = np.flatnonzero(~results.converged)
     if not len(rows):
@@ -219,16 +225,19 @@ def _solve_block(solve: Solve, block: _Block, tolerances: tuple[float, float], r
 
 
 def _changes_sign(block: _Block, rows: np.ndarray, x: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Whether the margin is zero at x, or its signs at x and `reach` to the left and right of it are not all the same."""
-    ends = (np.nextafter(x - reach, x), np.nextafter(x + reach, x))  # inwards, after rounding
-    below, at, above = (np.sign(block.margin(t, rows)) for t in (ends[0], x, ends[1]))
-    return np.isfinite(x) & ((at == 0) | (below * at <= 0) | (above * at <= 0))
+    """Whether the margin is zero at x, or its signs at x and `reach` to the left and right of it
+    are not all the same.
+    """
+    n, three = len(x), (np.nextafter(x - reach, x), np.nextafter(x + reach, x), x)  # inwards
+    f = np.sign(block.margin(np.concatenate(three), np.concatenate([rows] * 3)))
+    return np.isfinite(x) & ((f[:n] * f[2 * n :] <= 0) | (f[n : 2 * n] * f[2 * n :] <= 0))
 
 
 def _has_seen_a_change(solve: Solve, block: _Block, row: int, x: float, reach: float) -> bool:
     """Whether the solver evaluated the margin within `reach` of x where it has different signs.
 
-    Where rounding lets the margin change its sign several times these are points that only the solver knows.
+    Where rounding lets the margin change its sign several times these are points that only the
+    solver knows.
     """
     seen: list[tuple[float, float]] = []
     seen.append((x, block.margin(np.array([x]), np.array([row]))[0]))
@@ -276,7 +285,8 @@ def _one_by_one(solve: Callable, block: _Block, rows: np.ndarray, seen: list | N
 
 
 def _solver(method: str, xtol: float, rtol: float, maxiter: int) -> Solve:
-    """What solves rows of a block: the fields of their results, by which of SciPy's functions and options.
+    """What solves rows of a block: the fields of their results, by which of SciPy's functions and
+    options.
 
     It appends the points and values of all evaluations to its last argument, unless that is None.
     """
@@ -356,8 +366,9 @@ def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, i
     return xtol, rtol, min(arrays.index("maxiter", maxiter, least=1), _MAXITER)
 
 
-def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
-    """`x_other` as (m, n_inputs - 1), our own."""
+def _others(net: SigmoidMLP, x_other: ArrayLike, coordinate: int | None = None) -> np.ndarray:
+    """`x_other`, the inputs except `coordinate`, as (m, n_inputs - 1), our own."""
+    check_names(net, "x_other", x_other, without=coordinate)
     x, n = _own("x_other", x_other), net.n_inputs - 1
     if n == 1 and x.ndim < 2:
         return x.reshape(-1, 1)
@@ -368,7 +379,9 @@ def _others(net: SigmoidMLP, x_other: ArrayLike) -> np.ndarray:
 
 
 def _own(name: str, value: ArrayLike) -> np.ndarray:
-    """`value` as finite float64 numbers that nobody else can change; what is broadcast in it is copied once."""
+    """`value` as finite float64 numbers that nobody else can change; what is broadcast in it is
+    copied once.
+    """
     array = arrays.float64(name, value)
     apart = tuple(slice(1) if step == 0 else slice(None) for step in array.strides)
     own = arrays.finite(name, np.array(array[apart], order="C"))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays, maths
+from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, check_network
 from ._points import check_point, check_tie
 
@@ -34,6 +35,7 @@ class TieSensitivity(NamedTuple):
     inputs: np.ndarray
 
 
+@undisturbed
 def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outputs: Outputs = (0, 1)) -> TieSensitivity:
     """How the tie at `x` moves along one input when a parameter or another input changes.
 
@@ -83,18 +85,18 @@ def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outpu
     check_network(net)
     c = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
     x, pair = check_point("x", net, x), net._columns(outputs)
-    with np.errstate(all="ignore"):  # extreme parameters overflow to inf, as IEEE says
-        margin, weights, biases, gradient = _margin_vjp(net, x, pair)
-        check_tie("x", x, margin, gradient)
-        slope = gradient[c]
-        if slope == 0:
-            raise ValueError(
-                f"x is a tie at which the margin does not change with input {c}; "
-                f"expected a coordinate whose derivative is not zero: the gradient is {gradient.tolist()}"
-            )
-        return TieSensitivity(
-            tuple(-w / slope for w in weights), tuple(-b / slope for b in biases), -np.delete(gradient, c) / slope
+    # extreme parameters overflow to inf, as IEEE says
+    margin, weights, biases, gradient = _margin_vjp(net, x, pair)
+    check_tie("x", x, margin, gradient)
+    slope = gradient[c]
+    if slope == 0:
+        raise ValueError(
+            f"x is a tie at which the margin does not change with input {c}; "
+            f"expected a coordinate whose derivative is not zero: the gradient is {gradient.tolist()}"
         )
+    return TieSensitivity(
+        tuple(-w / slope for w in weights), tuple(-b / slope for b in biases), -np.delete(gradient, c) / slope
+    )
 
 
 def _margin_vjp(

@@ -2,17 +2,34 @@
 #
 # Ranges of f, ∂f/∂x and ∂f/∂y over a box [x0, x1] × [y0, y1], lanes = boxes.  Every number below is an end of an
 # interval that holds the exact range, whatever the rounding; u = 2⁻⁵³.
-# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 2) u (|b| + Σ |w|), fused or not, in any
-#   order; the first layer's s + a x + b y by at most 5u (|s| + |a x| + |b y|), plus what s is off by.  These are
-#   constants of a unit, `wide`, and its interval is made so much wider.  So nothing that follows knows of errors in
-#   z.
-# - The tail t = σ(−|z|) is off by 4.2u relatively; 1 − t, at least ½, by 5.2u; so σ by 5.2u and σ' = t (1 − t) by
-#   10.4u. `below` and `above` go 32u further out, and a product has room there.  Tails below the smallest normal
-#   number are 0: LEAST.
-# - A sum of slopes is off by (n + 4) u Σ |w| |g|, relative to the slopes present: where a single steep unit is left,
-#   its sign is known for as long as its slope is a normal number.
-# The last layer's weights are differences of two parameters and may be off by u relatively: `wide` and (n + 4) have
-# room for it.  derivations §2.
+# - What is assumed of the kernels' σ: exp within 4u relatively (simd.h).  Then the tail t = σ(−|z|)
+#   = e/(1 + e) is off by 4u (1 − t), and u for the sum and u for the quotient: at most 6u
+#   relatively.  1 − t, at least ½, is off by 6u t/(1 − t) + u ≤ 7u; σ by 7u relatively, and
+#   absolutely by (4u t(1 − t) ≤ u) + 2u ≤ 3u.  σ' = t (1 − t): the errors of t enter it times (1 −
+#   2t)/(1 − t) ≤ 1, and two roundings: 8u.
+# - `below` and `above` go 32u (and LEAST) further out: 24u are left for the product with a slope,
+#   u, and for whatever the assumption may be wrong by.  Tails below the smallest normal number are
+#   0: LEAST.
+# - A sum b + Σ w y of n terms with 0 ≤ y ≤ 1 + 40u is off by at most (n + 1) u (1 + 2nu) (|b| + Σ
+#   |w|)(1 + 40u), fused or not, in any order: each term meets one product and n sums at most.  The
+#   last layer's weights are differences of two parameters, off by u relatively: (n + 2) u.  `wide`
+#   has (n + 4) u · 1.001, n < 10⁸.
+# - The first layer's s + a x + b y, fused or not, is off by at most 2u |a x| + 3u |b y| + 2u |s|
+#   and their products, so by 5u (|s| + |a x| + |b y|) generously; `wide` takes |x| and |y| at the
+#   far ends of the box.  s itself is a sum of n products and a bias made before: (n + 1) u of the
+#   sum of their magnitudes, and `wide` has (n + 2) u · 1.001.  Nothing here depends on the size of
+#   s: it enters `wide` by its magnitude, up to where sums overflow; then `wide` is infinite or an
+#   end is NaN, and nothing is decided.  Underflow of a product loses 2⁻¹⁰⁷⁵, n of them less than
+#   LEAST.
+# - So a unit's interval [z0 − wide, z1 + wide] holds the exact sum, and nothing that follows knows
+#   of errors in z.  Twice: the plain sum, and the mean value form about the centre: c is a computed
+#   value there, off by what `wide` says of values at a point: an error e of z passes σ as min(e/4,
+#   1), and 3u of σ itself come to it.  The slopes are those of the box.
+# - A sum of slopes is off by (n + 1) u Σ |w| |g|, u more in the last layer; gamma has (n + 4) u,
+#   relative to the slopes present, and Σ |w| |g|, which is itself rounded, by n u of that.  `below`
+#   and `above` pay for the last subtraction. Where a single steep unit is left, its sign is known
+#   for as long as its slope is a normal number.
+# derivations §2.
 cdef extern from *:
     """
     static const real WIDE = (real)3.5527136788005009e-15;              /* 32 u */
@@ -34,6 +51,7 @@ cdef struct Boxes:
     const real *box                     # (4, m): x0, x1, y0, y1
     real *out                           # (4, m), see `judge_vector`
     ix m, task                          # m is a multiple of GL; boxes of a task
+    bint slopes                         # out is what `store_slopes` says
 
 cdef struct Box:                        # VL of them
     vf end[4]                           # x0, x1, y0, y1
@@ -174,12 +192,24 @@ cdef inline void load_boxes(const Boxes *a, ix first, Box *box) noexcept nogil:
     box.hy = above(vmax(box.end[3] - box.y, box.y - box.end[2]))
 
 
+cdef inline void store_slopes(const Boxes *a, ix first, const real *f) noexcept nogil:
+    """OUT the least and largest ∂f/∂x, then those of ∂f/∂y."""
+    cdef int i
+    for i in range(4):
+        vstore(a.out + i * a.m + first, vload(f + XS + i * UP))
+
+
 cdef void judge_vector(const Boxes *a, ix first, real *scratch) noexcept nogil:
-    """OUT for VL boxes: signed gaps between zero and the ranges of f, ∂f/∂x, ∂f/∂y, and the largest |f|."""
+    """OUT for VL boxes: signed gaps between zero and the ranges of f, ∂f/∂x, ∂f/∂y, and the largest
+    |f|; or slopes.
+    """
     cdef Box box
     cdef const real *f
     load_boxes(a, first, &box)
     f = enclose_box(a.net, a.wide, &box, scratch, scratch + a.net.widest * UNIT_SIZE)
+    if a.slopes:
+        store_slopes(a, first, f)
+        return
     vstore(a.out + first, signed_gap(vload(f), vload(f + UP)))
     vstore(a.out + a.m + first, signed_gap(vload(f + XS), vload(f + XS + UP)))
     vstore(a.out + 2 * a.m + first, signed_gap(vload(f + YS), vload(f + YS + UP)))
@@ -194,8 +224,9 @@ cdef void boxes_task(void *args, ix i, Worker *worker) noexcept nogil:
         first += VL
 
 
-def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes):
-    """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the largest |f| there.
+def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes, bint slopes=False):
+    """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the
+    largest |f| there; or if `slopes` the least and largest ∂f/∂x, and those of ∂f/∂y.
 
     `program` has two inputs and one output; wide: float64, layer after layer what its units' sums may be off by, padded
     to GL = 8, then what their values at a point may be off by; boxes (4, n): x0, x1, y0, y1, finite.
@@ -206,7 +237,7 @@ def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes):
     cdef cnp.ndarray out = np.empty((4, m))
     cdef double each = (2.5e-9 * program.net.macs + 35e-9 * program.net.sigmoids + 50e-9) / VL
     box[:, :n] = boxes
-    a.net, a.wide, a.m = &program.net, <const real *>cnp.PyArray_DATA(wide), m
+    a.net, a.wide, a.m, a.slopes = &program.net, <const real *>cnp.PyArray_DATA(wide), m, slopes
     a.box, a.out = <const real *>cnp.PyArray_DATA(box), <real *>cnp.PyArray_DATA(out)
     a.task = max(<ix>1, <ix>(50e-6 / (each * GL))) * GL
     run(boxes_task, &a, (m + a.task - 1) // a.task, 2 * program.net.widest * UNIT_SIZE * sizeof(real), m * each, True)

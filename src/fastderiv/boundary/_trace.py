@@ -17,14 +17,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
-from ._network import Outputs, SigmoidMLP, _kernels, _pair, check_network
+from .._core.floats import undisturbed
+from ._network import Outputs, SigmoidMLP, _kernels, _pair, check_names, check_network
 
 _U = 2.0**-53
 _FINEST = 30  # a cell's side is at least 2**-30 of the box's
 _FIRST = 3  # subdivision starts with 2**_FIRST cells a side
 _COARSEST = 4  # and a cell with an arc in it is at most 2**-_COARSEST of the box's side
 _MARGIN = 2.0**-40  # by how much more than its width the box is judged, on each side
-_CHORD = 1e-3  # of the box: how far a curve may be from a chord at its middle
+_CHORD = 1e-3  # of the box: how far a curve may be from a chord
+_LOOSEST = 2.0**-14  # of the box: how far points may be from the curve, whatever `tol` is
+_TURNS, _PIECES = 60, 2**10  # limits: how often an arc is halved, and its pieces at once
 _BEND = np.array([0.0371, -0.0523])  # of the grid lines
 _CELLS, _WORK = 2**19, 4e10  # limits of the subdivision: cells judged, and multiply–adds
 # bottom, top, left, right, by corners: (x0, y0), (x1, y0), (x0, y1), (x1, y1)
@@ -41,9 +44,11 @@ class BoundaryCurves(NamedTuple):
     closed : ndarray of bool, shape (k,)
         A closed curve's first point is repeated as its last.
     certified : bool
-        Whether these are proven to be all curves in the box, joined as they are in truth: `undecided` is empty.
+        Whether these are proven to be all curves in the box, joined as they are in truth, and no
+        further from them than `trace_boundary` says: `undecided` is empty.
     undecided : ndarray, shape (u, 2, 2)
-        Boxes, each in the form of `bounds`, outside of which the same is proven.  Curves end there.
+        Boxes, each in the form of `bounds`, outside of which the same is proven.  Curves end there,
+        or run through where only the distance is not proven.
 
     Examples
     --------
@@ -59,6 +64,7 @@ class BoundaryCurves(NamedTuple):
     undecided: np.ndarray
 
 
+@undisturbed
 def trace_boundary(
     net: SigmoidMLP,
     bounds: Sequence[ArrayLike] | np.ndarray,
@@ -83,13 +89,15 @@ def trace_boundary(
     outputs : pair of int, optional
         As in `SigmoidMLP.margin`.
     tol : float, optional
-        How far from the curve its points may be, |margin|/|∇margin|, as far as rounding allows.
+        How far from the curve its points may be, |margin|/|∇margin|, as far as rounding allows;
+        2⁻¹⁴ of the box's shorter side at most.
 
     Returns
     -------
     curves : BoundaryCurves
-        Chords stay within about 0.1 % of the box's sides of the curve.  Open curves end on the box's edges, at
-        `undecided` boxes, or at both.
+        The curve is nowhere further from the chords than 0.1 % of the box, nor are they from it:
+        the box taken for a square of side 1.  Open curves end on the box's edges, at `undecided`
+        boxes, or at both.
 
     Raises
     ------
@@ -100,14 +108,21 @@ def trace_boundary(
 
     Notes
     -----
-    A cell of the plane is decided by enclosures of the margin and its gradient over all of it, propagated layer by
-    layer with proven bounds on rounding; only what they leave open is cut further.  The certificate is about the exact
-    function of the given parameters, on a box that holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths:
-    where the boundary runs along an edge, or touches it, curves are complete up to that.  No proof is possible where a
-    curve crosses itself, or where the margin vanishes on an area up to rounding; these places are listed, as is what is
-    left when a limit of 2¹⁹ cells (fewer for networks of more than 75 000 weights) is reached.
+    A cell of the plane is decided by enclosures of the margin and its gradient over all of it,
+    propagated layer by layer with proven bounds on rounding; only what they leave open is cut
+    further.  The certificate is about the exact function of the given parameters, on a box that
+    holds `bounds` and exceeds them by at most 2⁻³⁹ of their widths: where the boundary runs along
+    an edge, or touches it, curves are complete up to that, and open ones no longer than 2⁻³⁶ of the
+    sides are left out.  No proof is possible where a curve crosses itself, or where the margin
+    vanishes on an area up to rounding; these places are listed, as is what is left when a limit of
+    2¹⁹ cells (fewer for networks of more than 75 000 weights) is reached.
 
-    The time grows with the length of the curves, not with the area of the box: 1 to 3 ms for a few units; beyond, about
+    A chord is judged by enclosures of the boundary's slope on the box that the piece of the curve
+    lies in, and cut until these prove that it is close, so that no spike between two points can be
+    overlooked, however narrow.
+
+    The time grows with the length of the curves, not with the area of the box: 1 to 4 ms for a few
+    units; beyond, about
     0.3 ns (AVX-512) for each weight and cell, some hundred cells for one hidden layer and 10⁴ to 10⁵ for three of 64.
     Enclosures widen with every layer: five layers of 256 are mostly left undecided, after some ten seconds.  Memory is
     in proportion to the cells judged, at most some 60 MiB beside the result.
@@ -134,10 +149,11 @@ def trace_boundary(
     tol = arrays.number("tol", tol)
     if not 0 < tol < math.inf:
         raise ValueError(f"tol is {tol}; expected a positive number")
-    with np.errstate(all="ignore"):  # enclosures may overflow: then they decide nothing
-        cells, undecided = _subdivide(plane)
-        points, closed = _curves(plane, cells, tol)
-    return BoundaryCurves(points, closed, not len(undecided), undecided)
+    tol = min(tol, _LOOSEST * plane.width.min())
+    cells, undecided = _subdivide(plane)  # enclosures may overflow: then they decide nothing
+    points, closed, loose = _curves(plane, cells, tol)
+    boxes = _clipped_boxes(plane, np.concatenate([undecided, cells.where[:, loose]], axis=1))
+    return BoundaryCurves(points, closed, not len(boxes), boxes)
 
 
 # ---- the plane ----------------------------------------------------------------------------------------------------
@@ -173,6 +189,10 @@ class _Plane:
     def judge(self, boxes: np.ndarray) -> np.ndarray:
         return _kernels.judge_boxes(self.program, self.wide, boxes)
 
+    def slopes(self, boxes: np.ndarray) -> np.ndarray:
+        """(4, n): the least and largest ∂f/∂x over the boxes (4, n), and those of ∂f/∂y."""
+        return _kernels.judge_boxes(self.program, self.wide, boxes, True)
+
     def margin(self, points: np.ndarray) -> np.ndarray:
         """(…,) at points (…, 2); the same bits wherever a point is met."""
         out = np.empty(points.shape[:-1])
@@ -195,12 +215,12 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
     others = _others(net, at, pair)
     d, dc = net._last_difference(net._columns(outputs))
     weights, biases = (*net.weights[:-1], d[:, None]), (*net.biases[:-1], dc)
-    with np.errstate(all="ignore"):
-        terms = others[:, None] * weights[0]  # here and below not by BLAS, whose bits may depend on its threads
-        shift = biases[0] + terms.sum(axis=0)
-        shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
-        weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
-        wide, rounding = _rounding(weights, biases, shift_error, box)
+    # here and below not by BLAS, whose bits may depend on its threads
+    terms = others[:, None] * weights[0]
+    shift = biases[0] + terms.sum(axis=0)
+    shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
+    weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
+    wide, rounding = _rounding(weights, biases, shift_error, box)
     return _Plane(_kernels.Program(weights, biases), sum(w.size for w in weights), wide, rounding, box)
 
 
@@ -222,7 +242,7 @@ def _rounding(weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.nd
 
 
 def _box(bounds: Any) -> np.ndarray:
-    box = arrays.float64("bounds", bounds)
+    box = np.array(arrays.float64("bounds", bounds))  # our own, which nobody changes any more
     arrays.expect("bounds", box, (2, 2), "((lo, hi), (lo, hi))")
     arrays.finite("bounds", box)
     for k, (lo, hi) in enumerate(box.tolist()):
@@ -239,6 +259,7 @@ def _others(net: SigmoidMLP, at: ArrayLike | None, pair: list[int]) -> np.ndarra
         if net.n_inputs > 2:
             raise ValueError(f"at is None; expected (n_inputs,) = ({net.n_inputs},), the values of the other inputs")
         return np.zeros(2)
+    check_names(net, "at", at, row=True)
     others = np.array(arrays.float64("at", at))
     arrays.expect("at", others, (net.n_inputs,), "(n_inputs,)")
     others[pair] = 0
@@ -257,7 +278,7 @@ class _Cells(NamedTuple):
 
 
 def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
-    """The cells with an arc, and the boxes that could not be decided.
+    """The cells with an arc, and those that could not be decided.
 
     Breadth first: what a limit leaves open is as fine everywhere.
     """
@@ -279,9 +300,14 @@ def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
             break
     where, positive, slopes = zip(*found, strict=True)
     undecided = _joined(np.concatenate(open_cells, axis=1))
-    boxes = plane.boxes(undecided).T.reshape(-1, 2, 2)
-    clipped = np.clip(boxes, plane.bounds[:, :1], plane.bounds[:, 1:])
-    return _Cells(np.concatenate(where, axis=1), np.concatenate(positive), np.concatenate(slopes, axis=1)), clipped
+    joined = np.concatenate(where, axis=1), np.concatenate(positive), np.concatenate(slopes, axis=1)
+    return _Cells(*joined), undecided
+
+
+def _clipped_boxes(plane: _Plane, cells: np.ndarray) -> np.ndarray:
+    """The boxes of cells, (n, 2, 2) in the form of `bounds`, as far as they are inside these."""
+    boxes = plane.boxes(cells).T.reshape(-1, 2, 2)
+    return np.clip(boxes, plane.bounds[:, :1], plane.bounds[:, 1:])
 
 
 def _decide(plane: _Plane, cells: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray, _Cells]:
@@ -355,16 +381,22 @@ def _joined(cells: np.ndarray) -> np.ndarray:
 # ---- from cells to curves -----------------------------------------------------------------------------------------
 
 
-def _curves(plane: _Plane, cells: _Cells, tol: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """1. where arcs leave their cells  2. who meets there  3. in the order of curves  4. points between  5. the box."""
+def _curves(
+    plane: _Plane, cells: _Cells, tol: float
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The curves, which are closed, and the cells in which chords are not proven to be close.
+
+    1. where arcs leave their cells  2. who meets there  3. in the order of curves  4. points
+    between  5. the box
+    """
     if not cells.where.size:
-        return [], np.zeros(0, bool)
+        return [], np.zeros(0, bool), np.zeros(0, np.intp)
     ends = _ends(cells)
     partner, number = _meetings(ends)
     crossings = _crossings(plane, ends, number, tol)
     arcs, backwards, first, closed = _walk(partner.tolist(), ends.forward.tolist())
     begin, end = crossings[number[0::2]], crossings[number[1::2]]
-    arc, t, points = _refine(plane, cells, begin, end, tol)
+    arc, t, points, loose = _refine(plane, cells, begin, end, tol)
     begin[backwards], end[backwards] = end[backwards], begin[backwards]
     t = np.where(backwards[arc], 1 - t, t)
     rank = np.empty(len(arcs), np.intp)
@@ -375,7 +407,7 @@ def _curves(plane: _Plane, cells: _Cells, tol: float) -> tuple[list[np.ndarray],
     order = np.lexsort((place, np.concatenate([rank, rank[arc], rank[last]])))
     points = np.concatenate([begin, points, end[last]])[order]
     cuts = np.flatnonzero(place[order] == 1) + 1
-    return _finished(plane, np.split(points, cuts)[:-1], closed)
+    return *_finished(plane, np.split(points, cuts)[:-1], closed), loose
 
 
 class _Ends(NamedTuple):
@@ -488,38 +520,183 @@ def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarr
 
 def _refine(
     plane: _Plane, cells: _Cells, a: np.ndarray, b: np.ndarray, tol: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points between the ends of arcs until chords are close: whose each is, where in (0, 1) along it, and the points.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Points between the ends of arcs until chords are close: whose each is, where in (0, 1) along
+    it, and the points; and the arcs of which that is not proven.
 
     A piece is cut where one input, in which f is not needed to be monotone, is half way; the other is solved for.
-    Every arc longer than the chord's tolerance is cut twice at least: the middle of an S lies on its chord.
     """
     one_way = (cells.slopes == 0).any(axis=0)
     box, wide = plane.boxes(cells.where), cells.where[2] > _CHORD * 2**_FINEST
     arc: np.ndarray = np.arange(len(a))
+    axis = (one_way & (cells.slopes[1] != 0)).astype(np.intp)  # solved for
+    lo, hi = box[2 * axis, arc], box[2 * axis + 1, arc]
     s: np.ndarray = np.zeros(len(a))
-    t, wanted = s + 1, s > 0
+    t, far, loose = s + 1, s > 0, [arc[:0]]
     found: list[tuple[np.ndarray, ...]] = [(arc[:0], s[:0], a[:0])]
-    for turn in range(40):
+    for turn in range(_TURNS + 1):
         chord = np.abs(b - a) / plane.width
-        if turn < 2:
-            wanted |= np.where(one_way[arc], wide[arc], chord.max(axis=1) > _CHORD)
-        arc, s, t, a, b, chord = (v[wanted] for v in (arc, s, t, a, b, chord))
+        flatter = chord[:, 0] >= chord[:, 1]
+        axis = np.where(one_way[arc], cells.slopes[1, arc] != 0, flatter).astype(np.intp)
+        if turn < 2:  # most arcs need these cuts: no look is taken before
+            far |= np.where(one_way[arc], wide[arc], chord.max(axis=1) > _CHORD)
+        whole = _whole(a, b, axis) | (turn == _TURNS)
+        close, k = np.zeros(len(arc), bool), np.flatnonzero(~far | whole)
+        pieces = _Pieces(cells.slopes[:, arc[k]], a[k], b[k], axis[k], lo[k], hi[k])
+        close[k], lo[k], hi[k] = _close(plane, pieces, tol)
+        wanted = far | ~close
+        whole |= np.bincount(arc, wanted, minlength=len(wide))[arc] > _PIECES  # no end is in sight
+        loose.append(arc[whole & ~close])
+        wanted &= ~whole
+        arc, s, t, a, b, axis, lo, hi = (v[wanted] for v in (arc, s, t, a, b, axis, lo, hi))
         if not len(arc):
             break
-        steep = cells.slopes[:, arc]
-        axis = np.where(one_way[arc], steep[1] != 0, chord[:, 0] >= chord[:, 1]).astype(np.intp)  # solved for
-        rows = np.arange(len(arc))
-        lo, hi = box[2 * axis, arc], box[2 * axis + 1, arc]
-        rising = np.sign(steep[axis, rows])
-        middle = _solve(plane, a / 2 + b / 2, axis, lo, hi, rising, tol)
-        far = _distance(middle, a, b, plane.width) > _CHORD
+        cell = box[2 * axis, arc], box[2 * axis + 1, arc]
+        middle = _solve(plane, a / 2 + b / 2, axis, *cell, np.sign(cells.slopes[axis, arc]), tol)
+        far = np.tile(_distance(middle, a, b, plane.width) > _CHORD, 2)
         m = s / 2 + t / 2
         found.append((arc, m, middle))
-        arc, wanted = np.tile(arc, 2), np.tile(far, 2)
+        arc, lo, hi = np.tile(arc, 2), np.tile(lo, 2), np.tile(hi, 2)
         s, t = np.concatenate([s, m]), np.concatenate([m, t])
         a, b = np.concatenate([a, middle]), np.concatenate([middle, b])
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+    arcs, places, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return arcs, places, points, np.unique(np.concatenate(loose))
+
+
+def _whole(a: np.ndarray, b: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """Pieces with no number in the middle of the input that is not number `axis`."""
+    ends = np.where(axis == 0, [a[:, 1], b[:, 1]], [a[:, 0], b[:, 0]])
+    return np.abs(ends[0] - ends[1]) <= 2 * np.spacing(np.abs(ends).max(axis=0))
+
+
+class _Pieces(NamedTuple):
+    """Pieces of arcs between points of the curve."""
+
+    gaps: np.ndarray  # (2, n): what is known of ∂f/∂x and ∂f/∂y on the piece's cell, as in `_Cells`
+    a: np.ndarray  # (n, 2)
+    b: np.ndarray
+    axis: np.ndarray  # number of the input v in which f is monotone; the other one is u
+    lo: np.ndarray  # between which v is on all of the piece
+    hi: np.ndarray
+
+
+def _close(plane: _Plane, pieces: _Pieces, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether a piece is proven to be nowhere further than `_CHORD` of the box from its chord; its
+    lo and hi, narrowed.
+
+    1. As a graph of a narrow range.  2. By its slopes on the box that it lies in.  3. The same once
+    more, where f has the proper signs on lines v = constant next to the chord: f rises or falls
+    along v, so that the curve stays between them.
+    """
+    swap = np.take_along_axis(pieces.a - pieces.b, 1 - pieces.axis[:, None], axis=1) > 0
+    p = pieces._replace(a=np.where(swap, pieces.b, pieces.a), b=np.where(swap, pieces.a, pieces.b))
+    p = _between_ends(p, tol)
+    lo, hi, off = p.lo, p.hi, _off_by_range(plane, p, tol)
+    for narrow in (False, True):
+        k = np.flatnonzero(~(off <= _CHORD) & ((p.gaps == 0).any(axis=0) if narrow else True))
+        if not len(k):
+            break
+        some = _Pieces(p.gaps[:, k], p.a[k], p.b[k], p.axis[k], lo[k], hi[k])
+        if narrow:
+            some = _narrower(plane, some)
+            off[k] = _off_by_range(plane, some, tol)
+        by_slopes, lo[k], hi[k] = _off_by_slopes(plane, some, tol)
+        off[k] = np.fmin(off[k], by_slopes)
+    return off <= _CHORD, lo, hi
+
+
+def _slack(p: _Pieces, tol: float) -> np.ndarray:
+    return 4 * np.maximum(tol, np.spacing(np.maximum(np.abs(p.lo), np.abs(p.hi))))
+
+
+def _between_ends(p: _Pieces, tol: float) -> _Pieces:
+    """Where f is monotone along both inputs so is the curve, and v lies between its ends; these may
+    be `tol` off it.
+    """
+    rows, slack = np.arange(len(p.axis)), _slack(p, tol)
+    v, both = (p.a[rows, p.axis], p.b[rows, p.axis]), (p.gaps != 0).all(axis=0)
+    lo = np.where(both, np.minimum(*v) - slack, p.lo)
+    return p._replace(lo=lo, hi=np.where(both, np.maximum(*v) + slack, p.hi))
+
+
+def _off_by_range(plane: _Plane, p: _Pieces, tol: float) -> np.ndarray:
+    """A bound of the curve's distance from the chord, of the box: u changes little, and v leaves
+    the chord's range little.
+    """
+    rows = np.arange(len(p.axis))
+    v = p.a[rows, p.axis], p.b[rows, p.axis]
+    beyond = np.maximum(np.minimum(*v) - p.lo, p.hi - np.maximum(*v)) / plane.width[p.axis]
+    across = (p.b - p.a)[rows, 1 - p.axis] / plane.width[1 - p.axis]
+    return np.hypot(across, np.maximum(beyond, 0)) + 4 * tol / plane.width[p.axis]
+
+
+def _off_by_slopes(
+    plane: _Plane, p: _Pieces, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Such a bound, and lo and hi, by enclosures of the slopes.
+
+    The curve is a graph v(u), with slopes −f_u/f_v in [m, M] on the box that it lies in. So it
+    stays between the lines with these slopes through either end: with gl and gh, by how much v
+    rises more than m and less than M allow it, no further from the chord than gl gh / (gl + gh)
+    along v. Where m and M have one sign the curve and the chord are monotone: then the distance is
+    less, by the cosine of the chord's angle. Ends may be `tol` off the curve, which changes none of
+    the bounds by more than 4 tol.
+    """
+    rows, other = np.arange(len(p.axis)), 1 - p.axis
+    v0, v1, w = p.a[rows, p.axis], p.b[rows, p.axis], (p.b - p.a)[rows, other]
+    least, most = np.minimum(v0, v1), np.maximum(v0, v1)
+    m, M = _slopes(plane.slopes(_boxes(p, p.lo, p.hi)), p.gaps, p.axis)
+    low, high = np.maximum(v1 - v0 - m * w, 0), np.maximum(M * w - (v1 - v0), 0)
+    across, along = w / plane.width[other], (v1 - v0) / plane.width[p.axis]
+    off = (1 / (1 / low + 1 / high) + 4 * tol) / plane.width[p.axis]
+    off *= np.where((m >= 0) | (M <= 0), across / np.hypot(across, along), 1)
+    share, slack = 1 / (1 + high / low), _slack(p, tol)
+    lo = np.fmax(p.lo, np.fmin(least, v0 + m * (w * (1 - share))) - slack)
+    hi = np.fmin(p.hi, np.fmax(most, v0 + M * (w * share)) + slack)
+    return off, lo, hi
+
+
+def _narrower(plane: _Plane, p: _Pieces) -> _Pieces:
+    """With lo and hi next to the chord, where f has the sign beyond the curve on the whole line
+    there.
+    """
+    rows, n = np.arange(len(p.axis)), len(p.axis)
+    across = (p.b - p.a)[rows, 1 - p.axis] / plane.width[1 - p.axis]
+    beside = np.maximum(_CHORD * 0.4, across / 2) * plane.width[p.axis]
+    v = p.a[rows, p.axis], p.b[rows, p.axis]
+    lo, hi = np.minimum(*v) - beside, np.maximum(*v) + beside
+    lines = np.concatenate([_boxes(p, lo, lo), _boxes(p, hi, hi)], axis=1)
+    signs = np.sign(plane.judge(lines)[0]) * np.tile(np.sign(p.gaps[p.axis, rows]), 2)
+    lo = np.where((signs[:n] < 0) & (lo > p.lo), lo, p.lo)
+    return p._replace(lo=lo, hi=np.where((signs[n:] > 0) & (hi < p.hi), hi, p.hi))
+
+
+def _boxes(p: _Pieces, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """x0, x1, y0, y1 (4, n): what the pieces cover in u, and from lo to hi in v."""
+    rows, other = np.arange(len(p.axis)), 1 - p.axis
+    boxes = np.empty((4, len(rows)))
+    boxes[2 * other, rows], boxes[2 * other + 1, rows] = p.a[rows, other], p.b[rows, other]
+    boxes[2 * p.axis, rows], boxes[2 * p.axis + 1, rows] = lo, hi
+    return boxes
+
+
+def _slopes(
+    ranges: np.ndarray, gaps: np.ndarray, axis: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and largest slope −f_u/f_v for the `ranges` (4, n) of ∂f/∂x and ∂f/∂y; v is input
+    number `axis`.
+
+    `gaps` (2, n): what is known of these on the whole cell, the end next to zero, or 0.
+    """
+    rows, other = np.arange(len(axis)), 1 - axis
+    least = np.where(gaps > 0, np.fmax(ranges[::2], gaps), ranges[::2])
+    most = np.where(gaps < 0, np.fmin(ranges[1::2], gaps), ranges[1::2])
+    u0, u1, v0, v1 = least[other, rows], most[other, rows], least[axis, rows], most[axis, rows]
+    ratios = -np.stack([u0 / v0, u0 / v1, u1 / v0, u1 / v1])
+    m, M = ratios.min(axis=0), ratios.max(axis=0)  # NaN if one is
+    m, M = m - 4 * _U * np.abs(m), M + 4 * _U * np.abs(M)
+    known = (v0 <= v1) & ((v0 > 0) | (v1 < 0)) & ~np.isnan(m)
+    return np.where(known, m, -np.inf), np.where(known, M, np.inf)
 
 
 def _distance(p: np.ndarray, a: np.ndarray, b: np.ndarray, width: np.ndarray) -> np.ndarray:
