@@ -197,7 +197,7 @@ def test_columns_of_every_type_are_taken_as_scikit_learn_takes_them():
 
 
 def test_missing_values_are_nan(frames):
-    model, net, frame = frames
+    _, net, frame = frames
     for other in (frame.mask(frame > 2), frame.astype("Float64").mask(frame > 2)):
         with pytest.raises(ValueError, match=r"x\[\d+, 1\] is nan; expected finite numbers"):
             fd.counterfactuals(net, other)
