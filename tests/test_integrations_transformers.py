@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -283,6 +284,128 @@ def test_what_cannot_be_handled_compiles_too(unsaid):
     with torch.device("meta"):
         u, A, B = torch.ones(1, 3, 2), torch.ones(3, 2), torch.ones(1, 2, 2)
     assert scan(u, u, A, B, B).shape == u.shape
+
+
+# ---- derivatives that look into the scan, or differentiate it twice ---------------------------------------------------
+
+
+def program(name):
+    """A function of the model, its embedded tokens and the tokens, by name; each runs on plain transformers."""
+
+    def logits(model, x):
+        return model(inputs_embeds=x, use_cache=False).logits
+
+    def of_parameters(model, ids):
+        def loss(parameters, one):
+            called = torch.func.functional_call(model, parameters, (one[None],), {"use_cache": False})
+            return called.logits.square().mean()
+
+        return loss, {key: p.detach() for key, p in model.named_parameters()}
+
+    def jvp(model, x, ids):
+        return torch.func.jvp(lambda x: logits(model, x), (x,), (x,))
+
+    def grad(model, x, ids):
+        loss, parameters = of_parameters(model, ids)
+        return torch.func.grad(loss)(parameters, ids[0])
+
+    def per_sample(model, x, ids):
+        loss, parameters = of_parameters(model, ids)
+        return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids)
+
+    def dual(model, x, ids):
+        with torch.autograd.forward_ad.dual_level():
+            out = logits(model, torch.autograd.forward_ad.make_dual(x, x))
+            return torch.autograd.forward_ad.unpack_dual(out).tangent.detach()
+
+    def decoding(model, x, ids):
+        def last(x):
+            cache = model(inputs_embeds=x[:, :-1], use_cache=True).cache_params
+            return model(inputs_embeds=x[:, -1:], cache_params=cache, use_cache=True).logits
+
+        with torch.no_grad():
+            return torch.func.jvp(last, (x,), (x,))
+
+    def twice(model, x, ids):
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(logits(model, x).square().mean(), x, create_graph=True)
+        scans = [p for key, p in model.named_parameters() if key.endswith(("A_log", "dt_proj.weight"))]
+        return gradient.detach(), torch.autograd.grad(1e3 * gradient.square().sum(), [x, *scans])
+
+    def twice_with_checkpoints(model, x, ids):
+        model = copy.deepcopy(model).train()
+        model.gradient_checkpointing_enable()
+        return twice(model, x, ids)
+
+    def batched(model, x, ids):
+        x = x.clone().requires_grad_()
+        out = logits(model, x)[:, -1, :3].sum(0)
+        return torch.autograd.grad(out, x, torch.eye(3), is_grads_batched=True)
+
+    def hvp(model, x, ids):
+        return torch.autograd.functional.hvp(lambda x: logits(model, x).square().mean(), x, x)
+
+    def inference(model, x, ids):
+        with torch.inference_mode():
+            return logits(model, x)
+
+    def copied(model, x, ids):
+        return logits(copy.deepcopy(model), x).detach()
+
+    return locals()[name]
+
+
+LEFT = ("jvp", "grad", "per_sample", "dual", "decoding")
+KEPT = ("twice", "twice_with_checkpoints", "batched", "hvp", "inference", "copied")
+
+
+@pytest.mark.parametrize("name", [*LEFT, *KEPT])
+def test_programs_that_run_on_plain_transformers_run_here(name, unsaid, scans):
+    model, ids = build(num_hidden_layers=1), tokens(5)
+    x = model.get_input_embeddings()(ids).detach()
+    expected = torch.utils._pytree.tree_leaves(program(name)(model, x, ids))
+    assert sum(scans.values()) == 0
+    with fast.enabled():
+        if name in LEFT:
+            with pytest.warns(RuntimeWarning, match=r"leaves this to transformers: forward mode and the transforms of torch.func"):
+                results = program(name)(model, x, ids)
+        else:
+            results = program(name)(model, x, ids)
+    assert (sum(scans.values()) > 0) == (name in KEPT)
+    for ours, theirs in zip(torch.utils._pytree.tree_leaves(results), expected, strict=True):
+        assert close(ours, theirs, 1e-4)
+
+
+def test_a_traced_model_does_not_need_fastderiv(unsaid):
+    class Logits(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids):
+            return self.inner(ids, use_cache=False).logits
+
+    model, ids = build(num_hidden_layers=1).requires_grad_(False), tokens(4)
+    with fast.enabled(), pytest.warns(RuntimeWarning, match="a traced model is to run without fastderiv"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # tracing reads it
+        traced = torch.jit.trace(Logits(model), (ids,), check_trace=False)
+    assert "fastderiv" not in str(traced.inlined_graph)
+    assert close(traced(ids), model(ids, use_cache=False).logits)
+
+
+def test_tensors_with_operations_of_their_own_and_proxies_are_left_to_transformers(unsaid):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    fast.enable()
+    convolve = functions()[2]
+    x, weight = torch.randn(2, 3, 8), torch.randn(3, 4)
+    expected = convolve(x, weight)
+    with pytest.warns(RuntimeWarning, match="a tensor is a TwoTensor, which has operations of its own"):
+        assert close(convolve(TwoTensor(x, x.clone()), weight).a, expected)
+    with pytest.warns(RuntimeWarning, match="an argument is a Proxy"):
+        graph = torch.fx.symbolic_trace(lambda s, x: functions()[1](s, x, x, x, x, x))
+    assert "fastderiv" not in str(graph.graph)
 
 
 def test_an_exported_model_does_not_need_fastderiv(unsaid):
