@@ -18,21 +18,23 @@ def available(root: str = "/") -> int:
 
 def _quotas(root: str) -> Iterator[float]:
     """The quotas of this process's control group and of those it is in, in processors; none off Linux."""
-    groups = {}  # by controller; "" is that of version 2
+    groups: dict[str, str] = {}  # by controller; "" is that of version 2
     for line in _lines(root, "/proc/self/cgroup"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         groups |= dict.fromkeys(controllers.split(","), path)
     for line in _lines(root, "/proc/self/mountinfo"):
-        where, _, what = line.partition(" - ")
-        kind, *_, options = what.split(" ") if what else [""]
+        fields = line.split(" ")
+        dash = fields.index("-") if "-" in fields else 0  # optional fields end there
+        if dash < 6 or len(fields) < dash + 3:
+            continue
+        top, mount, kind, options = *fields[3:5], fields[dash + 1], fields[-1].split(",")
         if kind == "cgroup2" and "" in groups:
             read, path = _quota_2, groups[""]
-        elif kind == "cgroup" and "cpu" in groups and "cpu" in options.split(","):
+        elif kind == "cgroup" and "cpu" in groups and "cpu" in options:
             read, path = _quota_1, groups["cpu"]
         else:
             continue
-        top, mount = where.split(" ")[3:5]
         for folder in _upwards(mount, _below(top, path)):
             quota = read(root, folder)
             if quota is not None:
