@@ -11,8 +11,8 @@ import sys
 import threading
 
 from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
-                               PyThread_free_lock, PyThread_get_stacksize, PyThread_get_thread_ident, PyThread_release_lock,
-                               PyThread_set_stacksize, PyThread_start_new_thread, PyThread_type_lock)
+                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
+                               PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free
 from .fpstate cimport fp_enter, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
@@ -207,15 +207,11 @@ cdef void worker(void *arg) noexcept nogil:
 
 cdef int seat_workers(int wanted) noexcept:
     """Start threads up to `wanted`, if so many are allowed; how many there are."""
-    cdef size_t stack
     if pool.seated < wanted:
         obey_loader()
         wanted = min(wanted, get(&num_threads) - 1)
-        stack = PyThread_get_stacksize()
-        PyThread_set_stacksize(0)       # the default: `threading.stack_size` may be too little for a kernel
         while pool.seated < wanted and seat_worker(&pool.seats[pool.seated]):
             pool.seated += 1
-        PyThread_set_stacksize(stack)
     return min(wanted, pool.seated)
 
 

@@ -6,6 +6,7 @@ second derivatives, forward mode and ``torch.func``, is computed by PyTorch's ow
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -393,7 +394,7 @@ def _in_steps(
     dt = softplus(dt) if delta_softplus else dt
     B, C = (_coefficient(t, u.shape) for t in (B, C))
     ys, lasts, segments = [], [], [0, u.shape[-1]] if starts is None else starts
-    for k, (start, stop) in enumerate(zip(segments, segments[1:], strict=False)):
+    for k, (start, stop) in enumerate(pairwise(segments)):
         h = _first(u, A, initial_state, None if starts is None else k)
         for i in range(start, stop):
             step = dt[..., i, None]
