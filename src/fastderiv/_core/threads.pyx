@@ -253,17 +253,21 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
     job.closed = True
     wait = job.active > 0
     PyThread_release_lock(pool.mutex)
-    while wait and pool.generation == generation:
+    while wait:
         if not job.interruptible or get(&job.stop):
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
+            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)    # orders memory also for ThreadSanitizer, which misses timed waits
+            PyThread_release_lock(pool.mutex)
             wait = False
         else:                           # the others' last tasks take long: Ctrl-C is for them
             with gil:
                 if check_signals():
                     put(&job.stop, True)
-    return pool.generation == generation
+            if pool.generation != generation:
+                return False
+    return True
 
 
 cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=True) except -1:
