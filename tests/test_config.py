@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 def python(code, **environment):
     """`code` in a fresh interpreter."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("FASTDERIV_") and k != "OMP_NUM_THREADS"}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("FASTDERIV_") and k != "OMP_NUM_THREADS"
+    }
     clean = ours | {"PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -45,13 +49,20 @@ def test_set_num_threads_is_kept_as_asked(threads):
 
 @pytest.mark.parametrize("n", [0, -3, 1.0, 2.5, "2", None, True, 2**31, 10**30])
 def test_set_num_threads_rejects_and_keeps_the_old_value(n, threads):
-    with pytest.raises(ValueError, match=f"^n is {re.escape(repr(n))}; expected a positive integer"):
+    with pytest.raises(
+        ValueError, match=f"^n is {re.escape(repr(n))}; expected a positive integer"
+    ):
         fd.set_num_threads(n)
     assert fd.get_num_threads() == threads
 
 
 def test_environment_sets_the_threads():
-    assert python("import fastderiv; print(fastderiv.get_num_threads())", FASTDERIV_NUM_THREADS="3").stdout == "3\n"
+    assert (
+        python(
+            "import fastderiv; print(fastderiv.get_num_threads())", FASTDERIV_NUM_THREADS="3"
+        ).stdout
+        == "3\n"
+    )
 
 
 def test_empty_environment_variables_mean_unset():
@@ -64,7 +75,10 @@ def test_empty_environment_variables_mean_unset():
 def test_malformed_number_of_threads_is_an_import_error(value):
     done = python("import fastderiv", FASTDERIV_NUM_THREADS=value)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"ImportError: FASTDERIV_NUM_THREADS={value!r}; expected a positive integer"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"ImportError: FASTDERIV_NUM_THREADS={value!r}; expected a positive integer"
+    )
 
 
 def default(affinity=8, **environment):
@@ -166,7 +180,9 @@ def test_without_control_groups_the_affinity_decides(tmp_path, monkeypatch):
 # ---- threadpoolctl -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["fastderiv as fd, threadpoolctl", "threadpoolctl, fastderiv as fd"])
+@pytest.mark.parametrize(
+    "first", ["fastderiv as fd, threadpoolctl", "threadpoolctl, fastderiv as fd"]
+)
 def test_threadpoolctl_finds_and_limits_the_pool(first):
     pytest.importorskip("threadpoolctl")
     code = f"""
@@ -191,7 +207,9 @@ def test_threadpoolctl_finds_and_limits_the_pool(first):
 
 @pytest.mark.parametrize("stand_in", ["None", "type(sys)('threadpoolctl')"])
 def test_imports_without_threadpoolctl_and_with_one_too_old(stand_in):
-    done = python(f"import sys; sys.modules['threadpoolctl'] = {stand_in}; import fastderiv; print(fastderiv.get_num_threads())")
+    done = python(
+        f"import sys; sys.modules['threadpoolctl'] = {stand_in}; import fastderiv; print(fastderiv.get_num_threads())"
+    )
     assert int(done.stdout) >= 1, done.stderr
 
 
@@ -226,9 +244,20 @@ if __name__ == "__main__":
 def test_workers_of_a_data_loader_have_one_thread_by_default(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "loader.py").write_text(LOADER)
-    ours = {k: v for k, v in os.environ.items() if k not in ("FASTDERIV_NUM_THREADS", "OMP_NUM_THREADS")}
-    done = subprocess.run([sys.executable, str(tmp_path / "loader.py")], env=ours, capture_output=True, text=True, check=False, timeout=240)
-    assert done.stdout == f"1 0\n1 0\n{default(affinity=len(os.sched_getaffinity(0)))}\n", done.stderr
+    ours = {
+        k: v for k, v in os.environ.items() if k not in ("FASTDERIV_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "loader.py")],
+        env=ours,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.stdout == f"1 0\n1 0\n{default(affinity=len(os.sched_getaffinity(0)))}\n", (
+        done.stderr
+    )
 
 
 WORKER = """
@@ -271,7 +300,9 @@ else:
         ("", "sys.modules['torch.utils.data'] = sys", "", "3 2\n3 2\n"),  # as good as half imported
     ],
 )
-def test_a_forked_worker_has_one_thread_unless_somebody_says_otherwise(parent, child, variable, expected):
+def test_a_forked_worker_has_one_thread_unless_somebody_says_otherwise(
+    parent, child, variable, expected
+):
     done = python(WORKER.format(parent=parent, child=child), FASTDERIV_NUM_THREADS=variable)
     assert done.stdout == expected, done.stderr
 
@@ -292,13 +323,17 @@ def test_a_level_built_but_not_supported_is_an_import_error(monkeypatch):
         pytest.skip("this CPU supports one level only")
     *fewer, highest = cpu.SUPPORTED
     monkeypatch.setattr(cpu, "SUPPORTED", fewer)
-    with pytest.raises(ImportError, match="is built but not supported by this CPU; possible here: x86-64"):
+    with pytest.raises(
+        ImportError, match="is built but not supported by this CPU; possible here: x86-64"
+    ):
         dispatch._choose(dispatch.LEVEL_NAMES[highest])
 
 
 @pytest.mark.parametrize("level", fd.show_config()["CPU levels supported"])
 def test_every_supported_level_can_be_forced(level):
-    done = python("import fastderiv; print(fastderiv.show_config()['CPU level in use'])", FASTDERIV_CPU=level)
+    done = python(
+        "import fastderiv; print(fastderiv.show_config()['CPU level in use'])", FASTDERIV_CPU=level
+    )
     assert done.stdout.strip() == level, done.stderr
 
 
@@ -310,22 +345,37 @@ def test_show_config_is_complete_and_prints_as_a_table():
     ]  # fmt: skip
     assert len(str(config).splitlines()) == len(config)
     assert set(config["CPU levels supported"]) <= set(config["CPU levels compiled"])
-    assert "fast-math" not in config["compiler flags"] and "march=native" not in config["compiler flags"]
+    assert (
+        "fast-math" not in config["compiler flags"]
+        and "march=native" not in config["compiler flags"]
+    )
 
 
 def test_import_brings_in_nothing_heavy():
-    heavy = ("scipy", "matplotlib", "sklearn", "torch", "tqdm", "fastderiv.reference", "fastderiv.data")
+    heavy = (
+        "scipy",
+        "matplotlib",
+        "sklearn",
+        "torch",
+        "tqdm",
+        "fastderiv.reference",
+        "fastderiv.data",
+    )
     done = python(f"import sys, fastderiv; print([m for m in {heavy!r} if m in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
 
 
 def test_one_version_everywhere():
     assert (
-        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
+        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip(
+            "\"'"
+        )
         == fd.__version__
     )
     released = re.search(
-        r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text().replace("## [Unreleased]", ""), re.MULTILINE
+        r"^## \[(.+?)\]",
+        (ROOT / "CHANGELOG.md").read_text().replace("## [Unreleased]", ""),
+        re.MULTILINE,
     )[1]
     assert released == fd.__version__
     try:

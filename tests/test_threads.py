@@ -1,4 +1,4 @@
-"""The thread pool under attack: re-entered, forked, resized and interrupted at the worst moments, in any floating-point state."""
+"""The thread pool, re-entered, forked, resized and interrupted at the worst moments."""
 
 import os
 import platform
@@ -90,7 +90,9 @@ def test_signal_handlers_that_compute_and_raise():
 def test_progress_callbacks_that_compute():
     fd.set_num_threads(3)
     rng = np.random.default_rng(0)
-    net = fd.SigmoidMLP([rng.normal(size=(2, 3)), rng.normal(size=(3, 2))], [rng.normal(size=3), rng.normal(size=2)])
+    net = fd.SigmoidMLP(
+        [rng.normal(size=(2, 3)), rng.normal(size=(3, 2))], [rng.normal(size=3), rng.normal(size=2)]
+    )
     rows = rng.normal(size=70_000)
     expected = fd.solve_x1(net, rows)
     inner = []
@@ -258,7 +260,9 @@ for threads in 4, 1, 3:                                      # the first starts 
         digest.update(array.tobytes())
 print(digest.hexdigest(), libm.fegetround())
 """
-ROUNDINGS = {"x86_64": (0, 0x400, 0x800, 0xC00), "aarch64": (0, 0x400000, 0x800000, 0xC00000)}.get(platform.machine(), ())
+ROUNDINGS = {"x86_64": (0, 0x400, 0x800, 0xC00), "aarch64": (0, 0x400000, 0x800000, 0xC00000)}.get(
+    platform.machine(), ()
+)
 
 
 @pytest.mark.skipif(not (LINUX and ROUNDINGS), reason="needs glibc's numbers of the modes")
@@ -289,7 +293,10 @@ def test_ctrl_c_is_answered_while_the_caller_waits_for_the_others():
     answers = []
     for part in 0.95, 0.9, 0.85, 0.8, 0.7, 0.6:
         try:
-            answers.append(seconds_until_answered(lambda: fd.chunk_summary(u, u, A, A), delay=part * all_of_it))
+            delay = part * all_of_it
+            answers.append(
+                seconds_until_answered(lambda: fd.chunk_summary(u, u, A, A), delay=delay)
+            )
         except AssertionError:
             continue  # it was faster this time, and over before
     assert answers and max(answers) < ALLOWED

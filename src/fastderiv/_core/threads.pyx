@@ -65,8 +65,7 @@ cdef extern from *:
     static inline void put(relaxed *number, int to) { __iso_volatile_store32((volatile __int32 *)number, to); }
     #endif
 
-    /* How many threads a call may use, and who said so.  The two exported functions are for threadpoolctl, which knows
-       the library by them, and for other libraries that look for symbols. */
+    /* How many threads a call may use, and who said so.  threadpoolctl knows the library by the exported functions. */
     enum { BY_DEFAULT, BY_CALL, BY_ENVIRONMENT };
     static relaxed num_threads = 1, chosen = BY_DEFAULT;
     #ifdef _WIN32
@@ -242,7 +241,10 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
 
 
 cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
-    """Wait until none of them is inside `job`; False in a child that a signal handler forked: there, it has no helpers."""
+    """Wait until none of them is inside `job`.
+
+    False in a child that a signal handler forked: there, the job has no helpers.
+    """
     cdef int k
     cdef bint wait
     if pool.generation != generation:
@@ -258,7 +260,7 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
-            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)    # orders memory also for ThreadSanitizer, which misses timed waits
+            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)    # for ThreadSanitizer, which does not see timed waits
             PyThread_release_lock(pool.mutex)
             wait = False
         else:                           # the others' last tasks take long: Ctrl-C is for them
@@ -318,10 +320,10 @@ def count():
 
 
 cdef void obey_loader() noexcept:
-    """One thread by default in a worker process of PyTorch's DataLoader, which gives PyTorch one there.
+    """One thread by default in a worker process of PyTorch's DataLoader, where PyTorch has one too.
 
-    This is asked when threads are about to be started, because the process is forked, or has imported this module, before
-    it is told that it is such a worker.
+    This is asked when threads are about to be started, because the process is forked, or has
+    imported this module, before it is told that it is such a worker.
     """
     if get(&chosen) != BY_DEFAULT:
         return
@@ -331,7 +333,7 @@ cdef void obey_loader() noexcept:
     try:
         if loading.get_worker_info() is not None:
             put(&num_threads, 1)
-    except Exception:                   # a module that is still being imported, or another one of that name
+    except Exception:                   # a module still being imported, or another of that name
         pass
 
 
