@@ -54,7 +54,7 @@ def judge(case):
     try:
         with disturbed(case["state"]), contextlib.redirect_stdout(None):
             result = fc.call(fd, name, built.arguments)
-    except BaseException as e:
+    except BaseException as e:  # noqa: BLE001 (whatever it is, it is looked at)
         error = e
     look_at_memory(built, error)
     if error is not None:
@@ -224,7 +224,7 @@ def told_of(case):
         judge(case)
     except Finding as finding:
         return str(finding)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return f"the ordinary call or the reference raised {type(error).__name__}: {error}"
 
 

@@ -458,13 +458,8 @@ def set_num_threads(d):
     return {"n": d.choice((1, 2, 3, 300, 0, -1, 2**31, 2**40, 2**70, 1.0, True, "2", {"scalar": 2, "dtype": "u8"}, None))}
 
 
-def show_config(d):
-    d.lawful = False
-    return {"mode": d.choice(("dicts", "nothing", None, 3))}
-
-
 def get_num_threads(d):
-    return {}
+    return {}  # nothing to be wrong about
 
 
 def indexed(d):
@@ -484,7 +479,7 @@ CALLS = {
     "counterfactuals": counterfactuals, "nearest_tie": nearest_tie, "tie_sensitivity": tie_sensitivity, "trace_boundary": trace_boundary,
     "follow_boundary": follow_boundary, "momentum_step": momentum_step, "momentum_unstep": momentum_unstep,
     "momentum_jacobian": momentum_jacobian, "ReversibleMomentum": reversible_momentum, "hypergradient": hypergradient,
-    "set_num_threads": set_num_threads, "get_num_threads": get_num_threads, "show_config": show_config, "Crossings": indexed,
+    "set_num_threads": set_num_threads, "get_num_threads": get_num_threads, "show_config": get_num_threads, "Crossings": indexed,
     "DecisionIntervals": indexed,
 }  # fmt: skip
 
