@@ -100,6 +100,13 @@ class Draw:
         recipe |= self.layout(1, wild=0.8)
         return recipe
 
+    def pair(self, numbers):
+        """Two integers as a sequence or an array."""
+        recipe = self.integers(numbers)
+        if recipe.get("as") != "list":
+            recipe["as"] = None
+        return recipe
+
     def cuts(self, length, parts):
         return [0, *sorted(self.random.randrange(length + 1) for _ in range(parts - 1)), length]
 
@@ -357,7 +364,7 @@ def outputs(d, case):
     many = case["net"]["net"][-1]
     if many == 1:
         return case  # what it means for a single output changes with the version: left out
-    return case | {"outputs": d.choice(({"tuple": [0, 1]}, [1, 0], d.integers([0, many - 1]), {"tuple": [-1, 0]}))}
+    return case | {"outputs": d.choice(({"tuple": [0, 1]}, [1, 0], d.pair([0, many - 1]), {"tuple": [-1, 0]}))}
 
 
 def solve_x1(d):
@@ -403,7 +410,7 @@ def trace_boundary(d):
     if net["net"][0] > 2 or d.chance(0.3):
         case["at"] = d.array(net["net"][0])
         d.lawful = d.lawful and d.benign
-    case["coordinates"] = d.choice(({"tuple": [0, 1]}, [1, 0], d.integers([1, 0])))
+    case["coordinates"] = d.choice(({"tuple": [0, 1]}, [1, 0], d.pair([1, 0])))
     return case
 
 

@@ -213,7 +213,7 @@ def copy_back(target: np.ndarray, out: np.ndarray) -> None:
 def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """`value` as an int, not less than `least`; floats and bools are a TypeError."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, np.bool)):  # which NumPy 2.0 would take for 0 and 1
             raise TypeError
         i = operator.index(value)
     except TypeError:
