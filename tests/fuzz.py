@@ -36,6 +36,7 @@ CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl")
 SILENCE = 120  # seconds after which a call counts as one that never ends
 MEMORY = 6 << 30  # bytes of address space that a child may have
 ERRORS = (TypeError, ValueError, OverflowError, MemoryError, IndexError)
+SANITIZERS = r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer"
 TOLERANCE = {np.dtype("f4"): 2e-4, np.dtype("f8"): 1e-10}  # ten times the numerical contract, or more
 
 
@@ -286,6 +287,10 @@ def fuzz(calls, seed, functions, found=print):
                 _, what, case = json.loads(line)
                 count += 1
                 found(what, case)
+            reports = [line for line in trace.splitlines() if re.search(SANITIZERS, line)]
+            if reports:  # of tests/sanitize.py; which call it was is not known
+                count += len(reports)
+                found("\n".join(reports), {})
             first = int.from_bytes(place.read_bytes(), "little")
             if first < calls:
                 count += 1
