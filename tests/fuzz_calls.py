@@ -346,7 +346,7 @@ def sigmoid_mlp(d):
 def exponential_sum(d):
     net = d.network()
     net["net"] = [net["net"][0], net["net"][1], net["net"][-1]]
-    d.lawful = d.lawful and net["net"][-1] > 1
+    d.lawful = d.lawful and net["net"][-1] > 1 and net["values"] not in ("zero", "equal", "tiny")  # whose sum is 0
     return {"net": net, "coordinate": 0, "B": d.array(d.size(), net["net"][1])}
 
 
