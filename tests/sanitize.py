@@ -89,7 +89,9 @@ def build(tool, folder):
     tree = folder / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_SOURCE), dirs_exist_ok=True)
     compiler = folder / "cc"
-    compiler.write_text(COMPILER.format(cc=os.environ.get("CC", "gcc"), flags=FLAGS[tool], dropped="|".join(DROPPED)))
+    cc = os.environ.get("CC", "gcc")
+    shared = " -shared-libsan" if "clang" in cc and tool != "valgrind" else ""  # as GCC does by itself
+    compiler.write_text(COMPILER.format(cc=cc, flags=FLAGS[tool] + shared, dropped="|".join(DROPPED)))
     compiler.chmod(0o755)
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True,
                    env=os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"})  # fmt: skip
@@ -130,7 +132,7 @@ PRELOADED = {"address": ("asan", "stdc++"), "thread": ("tsan",)}  # stdc++: else
 def library(name):
     """Where the compiler keeps a runtime library."""
     compiler = shlex.split(os.environ.get("CC", "gcc"))
-    for file in f"lib{name}.so", f"libclang_rt.{name}-{platform.machine()}.so", f"lib{name}.so.6":
+    for file in f"libclang_rt.{name}-{platform.machine()}.so", f"lib{name}.so", f"lib{name}.so.6":
         path = subprocess.run([*compiler, f"-print-file-name={file}"], check=True, capture_output=True, text=True).stdout.strip()
         if os.path.isabs(path):
             return path
