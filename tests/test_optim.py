@@ -229,7 +229,7 @@ def test_what_grad_fn_has_made_of_the_arrays_is_checked_again():
         p.resize(2, refcheck=False)
 
     def reshape():
-        theta.shape = 3, 1
+        theta.resize((3, 1), refcheck=False)  # the same memory: assigning to .shape is deprecated
 
     for change, message in (lock, "theta is read-only"), (shorten, r"p has shape \(2,\)"), (reshape, r"p has shape \(3,\)"):
         theta, p = np.zeros(3), np.ones(3)

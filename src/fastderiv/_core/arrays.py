@@ -261,7 +261,7 @@ def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """`value` as an int, not less than `least`; floats and bools are a TypeError."""
     refuse_masked(name, value)
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, np.bool)):  # which NumPy 2.0 would take for 0 and 1
             raise TypeError
         i = operator.index(value)
     except TypeError:
