@@ -70,6 +70,8 @@ def chunk_summary(
     ------
     ValueError, TypeError
         A shape or dtype that does not fit, naming the argument, what was expected and what came.
+    MemoryError
+        Results or scratch larger than the machine's memory; the message says how many bytes.
 
     Notes
     -----

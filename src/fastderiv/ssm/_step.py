@@ -57,7 +57,7 @@ def selective_state_update(
     ------
     ValueError, TypeError
         A shape or dtype that does not fit, a state that is not a writeable float32 or float64 array, or one that shares
-        memory with another argument.
+        memory with another argument or with itself.
 
     Notes
     -----

@@ -86,6 +86,8 @@ def selective_scan_vjp(
     ------
     ValueError, TypeError
         A shape or dtype that does not fit, naming the argument, what was expected and what came.
+    MemoryError
+        Results or scratch larger than the machine's memory; the message says how many bytes.
 
     Notes
     -----
