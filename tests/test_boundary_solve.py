@@ -252,7 +252,7 @@ def test_units_that_cancel_leave_clusters_only_where_the_margin_cannot_be_told_f
     s, d = [-0.75, -2.25, -0.75, -1.875], [3.0, 1.0, -3.0, -1.0]
     net = along([1.0, 3.0, 1.0 + by, 2.5], s, d, 0.0)
     crossings = alone(net, bounds=(-INF, 0.7))
-    assert len(crossings.x) <= (2 if by else 0)
+    assert len(crossings.x) <= (3 if by else 0)  # the tail may be in two pieces
     clusters = ~crossings.unique
     for lower, upper in zip(crossings.lower[clusters], crossings.upper[clusters], strict=True):
         assert np.abs(net.margin(np.linspace(max(lower, -100), upper, 50)[:, None])).max() < 3e-14
