@@ -7,6 +7,7 @@ module name (``_kernels_f32_v3`` …).  ``fastderiv._core.dispatch`` picks among
 import copy
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -17,15 +18,21 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-MSVC = sys.platform == "win32" and "mingw" not in os.environ.get("CC", "").lower()
+COMPILER = os.path.basename(os.environ.get("CC", "")).lower()
+CLANG_CL = sys.platform == "win32" and "clang-cl" in COMPILER  # Clang with cl's command line: vector types and levels, as elsewhere
+MSVC = sys.platform == "win32" and not CLANG_CL and "mingw" not in COMPILER
 TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [sysconfig.get_platform()]
 X86 = len(TARGETS) == 1 and TARGETS[0].endswith(("x86_64", "amd64"))  # of what is built, not of what builds
 
-FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
+FLAGS = ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
+if CLANG_CL:
+    FLAGS = ["/O2", "/clang:-fno-math-errno", "/clang:-ffp-contract=off"]
+elif MSVC:
+    FLAGS = ["/O2", "/fp:precise"]
 LINK = ["-Wl,-s"] if sys.platform == "linux" else []
 # tag in the module's name -> what the compiler is told; other CPUs and compilers get the one portable level
 LEVELS = {"v1": []} if X86 and not MSVC else {"any": []}
-if X86 and sys.platform != "win32":
+if X86 and (sys.platform != "win32" or CLANG_CL):
     LEVELS |= {"v3": ["-march=x86-64-v3", "-DSIMD_FMA"], "v4": ["-march=x86-64-v4", "-DSIMD_FMA"]}
 # room -> the real types its kernels serve
 KERNELS = {
@@ -47,6 +54,8 @@ class build_levels(build_ext):
     def build_extensions(self) -> None:
         from Cython.Build import cythonize  # late: an sdist needs no Cython and lists the .pyx
 
+        if CLANG_CL:
+            self.use_clang_cl()
         levels = [tag for tag, flags in LEVELS.items() if self.accepts(flags)]
         self.extensions = [e for e in self.extensions if e.level is None or e.level in levels]
         for extension in self.extensions:
@@ -61,6 +70,12 @@ class build_levels(build_ext):
             extension.sources = [translated[extension.sources[0]]]
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
+
+    def use_clang_cl(self) -> None:
+        """Setuptools looks for cl only.  Its compiler class sets up include and library paths; then another program takes its place."""
+        self.compiler.initialize()
+        self.compiler.cc = shutil.which(os.environ["CC"]) or os.environ["CC"]
+        self.compiler.compile_options = [option for option in self.compiler.compile_options if option != "/GL"]
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler knows these flags: GCC before 11 has no -march=x86-64-v3."""

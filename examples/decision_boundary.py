@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
 import fastderiv as fd
+from fastderiv._cli.output import fit_terminal, picture
 
 MEASUREMENTS = "worst radius", "worst concave points"
 DIGITS = 4, 7, 9  # whose images span the plane
@@ -154,8 +155,9 @@ def draw(file, parts):
 
 
 def main():
+    fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", help="draw both boundaries (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw both boundaries (needs matplotlib)")
     options = parser.parse_args()
 
     X, y, net, curves, right, scale, box = cancer()
@@ -178,6 +180,7 @@ def main():
     print(f"  {number} curves on which two of the ten logits tie, certified: {certified}")
     if options.plot:
         draw(options.plot, ((X, y, net, box, nearest), (flat, images, places, bounds)))
+        print(f"Wrote {options.plot}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import fastderiv as fd
+from fastderiv._cli.output import count, fit_terminal, picture
 
 H, BATCH, RATE = 32, 64, 4e-3
 CELLS = "W_in", "W_west", "W_north", "b"
@@ -144,9 +145,10 @@ def plot(losses, accuracies, model, test_set, file):
 
 
 def main():
+    fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--plot", metavar="FILE", help="draw loss, accuracy and what was read")
+    parser.add_argument("--epochs", type=count, default=40)
+    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw loss, accuracy and what was read")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     train_set, test_set = load()
@@ -163,6 +165,7 @@ def main():
     losses, accuracies = train(model, train_set, test_set, given.epochs, rng, report)
     if given.plot:
         plot(losses, accuracies, model, test_set, given.plot)
+        print(f"Wrote {given.plot}")
 
 
 if __name__ == "__main__":

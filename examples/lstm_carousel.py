@@ -12,6 +12,7 @@ import argparse
 import numpy as np
 
 import fastderiv as fd
+from fastderiv._cli.output import count, fit_terminal, picture
 
 INPUTS, HIDDEN, BATCH = 16, 64, 8
 REGIMES = {  # biases of i, f, g, o; size of the recurrent weights
@@ -54,9 +55,10 @@ def draw(curves, path):
 
 
 def main():
+    fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="length of the sequence (default: 300)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the norms (needs matplotlib)")
+    parser.add_argument("--steps", type=count, default=300, help="length of the sequence (default: 300)")
+    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the norms (needs matplotlib)")
     options = parser.parse_args()
     curves = {name: adjoint_norms(options.steps, *regime) for name, regime in REGIMES.items()}
     back = [k for k in (1, 10, 100, 299) if k < options.steps]
@@ -66,6 +68,7 @@ def main():
             print(f"{name:<30}  {symbol} " + "".join(f"{norms[-1 - k]:>12.2e}" for k in back))
     if options.plot:
         draw(curves, options.plot)
+        print(f"Wrote {options.plot}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import fastderiv as fd
+from fastderiv._cli.output import count, fit_terminal, picture
 
 M, E, N, R = 96, 192, 16, 6  # width of the model, channels and states of a block, rank of its step sizes
 WINDOW = 4  # of the causal convolution
@@ -276,9 +277,10 @@ def draw(losses, held_out, ngrams, file):
 
 
 def main():
+    fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the loss curve (needs matplotlib)")
+    parser.add_argument("--steps", type=count, default=600, help="training steps (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the loss curve (needs matplotlib)")
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)
@@ -304,6 +306,7 @@ def main():
     print("\nwhat it writes:\n" + "".join(characters[sample(model, text[-200:], 400, rng)]))
     if options.plot:
         draw(losses, held_out, ngrams, options.plot)
+        print(f"Wrote {options.plot}")
 
 
 if __name__ == "__main__":

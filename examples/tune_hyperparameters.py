@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # such small products only l
 import numpy as np
 
 import fastderiv as fd
+from fastderiv._cli.output import count, fit_terminal, picture
 
 STEPS = 100  # of the inner training
 START = 0.001, 0.8  # α, β
@@ -117,9 +118,10 @@ def draw(train, tune, path, file, cells=41):
 
 
 def main():
+    fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="outer steps (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the descent (needs matplotlib)")
+    parser.add_argument("--rounds", type=count, default=20, help="outer steps (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the descent (needs matplotlib)")
     options = parser.parse_args()
 
     train, tune, judge = load()
@@ -136,6 +138,7 @@ def main():
         print(f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}")
     if options.plot:
         draw(train, tune, path, options.plot)
+        print(f"Wrote {options.plot}")
 
 
 if __name__ == "__main__":

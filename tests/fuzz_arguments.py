@@ -144,7 +144,7 @@ def dressed(view, kind):
 
 JUNK = {
     "object": object, "string": lambda: "abc", "none": lambda: None, "nan": lambda: float("nan"), "dict": dict,
-    "generator": lambda: (i for i in range(3)), "type": lambda: int, "bytes": lambda: b"12345678", "true": lambda: True,
+    "generator": lambda: (i for i in range(3)), "bytes": lambda: b"12345678", "true": lambda: True,
     "ragged": lambda: [[1.0, 2.0], [3.0]], "complex": lambda: np.ones((2, 3), complex), "bool": lambda: np.ones(3, bool),
     "half": lambda: np.ones((2, 3), np.float16), "longdouble": lambda: np.ones(4, np.longdouble), "huge int": lambda: 2**63,
     "objects": lambda: np.array([1.0, None]), "dates": lambda: np.zeros(3, "M8[s]"), "record": lambda: np.zeros(3, "f8,i4"),

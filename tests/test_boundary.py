@@ -21,6 +21,7 @@ from scipy import optimize
 from scipy.special import expit
 
 import fastderiv as fd
+import floating_point
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference as ref
 from fastderiv.boundary import _roots
@@ -290,6 +291,136 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
+
+# ---- the kernels, handed what they do not expect ------------------------------------------------------------------
+
+
+def program(sizes=(3, 5, 1), seed=0):
+    weights, biases = parameters(sizes, seed)
+    return _kernels.Program(tuple(weights), tuple(biases))
+
+
+BAD_PROGRAMS = [
+    ((), ()),
+    ((np.ones((2, 3)),), ()),
+    ((np.ones(3),), (np.ones(3),)),
+    ((np.ones((2, 3)).T,), (np.ones(2),)),
+    ((np.ones((2, 3), np.float32),), (np.ones(3),)),
+    ((np.ones((2, 3)).astype(">f8"),), (np.ones(3),)),
+    ((np.ones((2, 3)),), (np.ones(2),)),
+    ((np.ones((2, 3)),), (np.ones((3, 1)),)),
+    ((np.ones((2, 3)), np.ones((2, 1))), (np.ones(3), np.ones(1))),
+    ((None,), (None,)),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD_PROGRAMS)
+def test_a_program_takes_only_matrices_that_chain(arguments):
+    with pytest.raises((TypeError, ValueError)):
+        _kernels.Program(*arguments)
+
+
+def test_kernels_refuse_arrays_that_do_not_fit():
+    p, X, out = program(), np.ones((4, 3)), np.empty(4)
+    rows, t = np.arange(4), np.zeros(4)
+    read_only = out.view()
+    read_only.flags.writeable = False
+    calls = [
+        *(lambda X=bad: p.evaluate(X, out, False) for bad in (X[:, :2], X[0], X[None], X.astype(np.float32), X > 0, None)),
+        *(lambda o=bad: p.evaluate(X, o, False) for bad in (out[:3], np.empty(8)[::2], read_only, np.empty(4, int), None)),
+        lambda: p.gradient(X, out),
+        lambda: program((3, 2)).gradient(X, np.empty((4, 3))),
+        *(lambda r=bad: p.along(X, r, t, 0, out) for bad in (rows + 1, rows - 1, rows[:3], rows[::-1], rows * 1.0, None)),
+        *(lambda t=bad: p.along(X, rows, t, 0, out) for bad in (t[:3], np.zeros(8)[::2], rows, None)),
+        *(lambda c=bad: p.along(X, rows, t, c, out) for bad in (-1, 3, 1 << 62)),
+        *(lambda c=bad: _kernels.Line(p, c) for bad in (-1, 3)),
+        lambda: _kernels.Line(program((3, 2)), 0),
+        lambda: _kernels.Line(None, 0),
+        *(lambda i=bad: _kernels.Line(p, 0).prepare(X, i) for bad in (-1, 4, 1 << 61)),
+        *(lambda X=bad: _kernels.Line(p, 0).prepare(X, 0) for bad in (X[:, :2], X.T.copy().T, X[0], None)),
+    ]
+    for k, call in enumerate(calls):
+        with pytest.raises((TypeError, ValueError, IndexError)):
+            pytest.fail(f"call {k} returned {call()}")
+
+
+def test_kernel_objects_cannot_be_copied_and_a_new_line_is_safe():
+    p = program()
+    line = _kernels.Line(p, 1)
+    for thing in (p, line):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError):
+                copied(thing)
+        with pytest.raises(TypeError):
+            type(thing).__new__(type(thing))
+    assert line(0.5) == line(0.5)  # before `prepare`
+    assert np.isfinite(line.derivative(0.5))
+
+
+def test_a_line_of_many_threads_does_not_crash():
+    line = _kernels.Line(program((3, 64, 64, 1)), 0)
+    X = np.ones((2, 3))
+
+    def work(k):
+        for i in range(300):
+            line.prepare(X, i % 2)
+            line(i * 0.1)
+            line.derivative(k * 0.1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_sizes_no_memory_holds_are_memory_errors():
+    """Arrays without elements may have axes of 2**59."""
+    huge = np.zeros((1 << 59, 0))
+    with pytest.raises(MemoryError, match=f"{8 << 59} bytes"):
+        _kernels.Program((huge, np.zeros((0, 1))), (np.zeros(0), np.zeros(1)))
+    with pytest.raises(MemoryError, match="bytes"):
+        _kernels.Program((np.zeros((1 << 57, 0)),), (np.zeros(0),))
+
+
+@pytest.mark.parametrize("name", ["logits", "forward"])
+def test_a_network_without_outputs_takes_no_time(name):
+    net, X = fd.SigmoidMLP([np.zeros((2, 0))], [np.zeros(0)]), np.broadcast_to(1.0, (1 << 58, 2))
+    program, out = net._logits_program(), np.empty((1 << 58, 0))
+    program.evaluate(X, out, name == "forward")
+
+
+@pytest.mark.skipif(not floating_point.AVAILABLE, reason="no control register to set here")
+@pytest.mark.parametrize("state", floating_point.STATES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads):
+    """Subnormal weights and inputs among them; a large enough batch for several threads."""
+    net = network((3, 40, 30, 1), scale=2.0)
+    p, small = net._margin_program((0, 1)), _kernels.Program((np.array([[5e-320], [3e-310]]),), (np.array([2e-311]),))
+    X, Z = inputs(20_000, 3), np.array([[0.3, 1e3], [-0.7, 0.5]])
+    line, pick, t = _kernels.Line(p, 1), np.arange(0, 20_000, 7), np.linspace(-2, 2, 2858)[: len(range(0, 20_000, 7))]
+
+    def everything():
+        results = [np.empty(len(X)), np.empty(len(X)), np.empty(X.shape), np.empty(len(pick)), np.empty(2)]
+        p.evaluate(X, results[0], False)
+        p.evaluate(X, results[1], True)
+        p.gradient(X, results[2])
+        p.along(X, pick, t, 1, results[3])
+        small.evaluate(Z, results[4], False)
+        line.prepare(X, 5)
+        return [*results, np.array([line(0.3), line.derivative(0.3), line(-1e300)])]
+
+    expected = everything()
+    assert np.all(expected[4] != 0)
+    before = fd.get_num_threads()
+    try:
+        fd.set_num_threads(threads)
+        with floating_point.in_state(state):
+            word = floating_point.word()
+            results = everything()
+            assert floating_point.word() == word
+    finally:
+        fd.set_num_threads(before)
+    assert all(map(same_bits, results, expected))
 
 
 # ---- SigmoidMLP: as an object -------------------------------------------------------------------------------------

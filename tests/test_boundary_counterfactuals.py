@@ -11,7 +11,10 @@ import fastderiv as fd
 from awkward import layouts, same_bits, snapshot
 from classifiers import trained
 from fastderiv import reference as ref
+from fastderiv.boundary import _counterfactuals
 from fastderiv.boundary._counterfactuals import _in_cluster
+from fastderiv.boundary._points import leads
+from floating_point import AVAILABLE, STATES, in_state, word
 from machines import assert_levels_agree, by_threads
 from test_boundary import five_roots, inputs, network, twin
 from test_boundary_sensitivity import centred
@@ -24,6 +27,8 @@ def test_equals_reference():
         ours, plain = (module.counterfactuals(n, x, outputs=(2, 1)) for module, n in ((fd, net), (ref, twin(net))))
         np.testing.assert_allclose(ours.value, plain.value, rtol=1e-9, atol=1e-10)
         np.testing.assert_allclose(ours.change, ours.value - x, rtol=0, atol=0)
+        for field in ("status", "output", "decisive"):
+            assert np.array_equal(getattr(ours, field), getattr(plain, field)), field
         found += np.isfinite(ours.value).sum()
     assert found > 4
 
@@ -136,6 +141,239 @@ def test_every_tie_is_a_change_of_the_probabilities_of_scikit_learn(name):
     assert compared > 10
 
 
+# ---- where the prediction changes --------------------------------------------------------------------------------
+
+
+def test_any_equals_reference():
+    found = 0
+    for seed in range(4):
+        net, X = centred((3, 6, 4) if seed else (3, 5, 4, 3), seed, (2, 1)), inputs(3, 3, seed)
+        ours, plain = (module.counterfactuals(n, X) for module, n in ((fd, net), (ref, twin(net))))
+        np.testing.assert_allclose(ours.value, plain.value, rtol=1e-9, atol=1e-10)
+        for field in ("status", "output", "decisive"):
+            assert np.array_equal(getattr(ours, field), getattr(plain, field)), field
+        found += np.isfinite(ours.value).sum()
+    assert found > 4
+
+
+@pytest.mark.parametrize("name", ["iris", "breast_cancer", "digits"])
+def test_predictions_of_scikit_learn_change_at_every_value_and_at_none_nearer(name):
+    model, net, X = trained(name)
+    X = X[:: len(X) // 8]
+    found = fd.counterfactuals(net, X)
+    finite = np.isfinite(found.value)
+    assert finite.any() and (found.status[finite] == "unique").all()
+    assert found.decisive[finite].all() and found.certified.all()
+    part = np.append(np.linspace(0, 1 - 1e-7, 50), 1 + 1e-7)
+    for i, j in np.argwhere(finite)[:: max(1, finite.sum() // 100)]:
+        way = np.repeat(X[i][None], len(part), axis=0)
+        way[:, j] += part * found.change[i, j]
+        p = model.predict(way)
+        assert (p[:-1] == p[0]).all()
+        assert p[-1] == model.classes_[found.output[i, j]] != p[0]
+
+
+@pytest.mark.parametrize("name", ["iris", "digits"])
+def test_a_pair_that_ties_under_a_third_output_is_not_decisive(name):
+    """On the state before: 157 of 591 values of iris said nothing of it."""
+    _, net, X = trained(name)
+    found = fd.counterfactuals(net, X[:: len(X) // 20], outputs=(0, 1))
+    i, j = np.nonzero(np.isfinite(found.value))
+    at = X[:: len(X) // 20][i]
+    at[np.arange(len(i)), j] = found.value[i, j]
+    z = net.logits(at)
+    third = np.delete(z, (0, 1), axis=1).max(axis=1) > z[:, 0]
+    assert np.array_equal(found.decisive[i, j], ~third)
+    assert third.any() and not third.all() if name == "iris" else third.any()
+    assert found.certified[i, j].all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), K=st.integers(3, 5), scale=st.sampled_from([0.5, 3.0, 30.0]))
+def test_no_change_of_the_prediction_is_nearer_on_a_grid(seed, K, scale):
+    net, x = network((2, 5, K), seed, scale), inputs(1, 2, seed)[0]
+    found = fd.counterfactuals(net, x)
+    for j in range(2):
+        reach = min(abs(found.change[j]), 20.0) if np.isfinite(found.change[j]) else 20.0
+        X = np.repeat(x[None], 2001, axis=0)
+        X[:, j] += np.linspace(-reach, reach, 2001) * (1 - 1e-9)
+        top = np.sort(net.logits(X), axis=1)[:, -2:]
+        clear = top[:, 1] - top[:, 0] > 1e-9 * (1 + abs(net.weights[-1]).sum())
+        assert len(np.unique(net.logits(X[clear]).argmax(axis=1))) <= 1
+        if np.isfinite(found.value[j]):
+            assert found.decisive[j] and found.output[j] != net.logits(x[None])[0].argmax()
+
+
+def test_outputs_that_are_the_same_function_count_as_the_first():
+    net = fd.SigmoidMLP([[[1.0, 1.0, -1.0]]], [[0.0, 0.0, 0.0]])  # logits x, x and −x
+    found = fd.counterfactuals(net, [[2.0], [-3.0]])
+    assert found.change.round(9).T.tolist() == [[-2.0, 3.0]] and found.certified.all()
+    assert found.output.T.tolist() == [[2, 0]]
+    alike = fd.SigmoidMLP([[[1.0, 1.0]]], [[0.0, 0.0]])
+    three = fd.SigmoidMLP([[[1.0] * 3]], [[0.5] * 3])
+    assert np.isfinite(fd.counterfactuals(alike, [2.0]).value[0])  # of two outputs they are the pair, which ties everywhere
+    found = fd.counterfactuals(three, [2.0])
+    assert found.status.tolist() == ["none"] and found.certified.all()
+
+
+def test_outside_its_bounds_what_leads_at_the_bound_counts():
+    net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])  # x leads above 1, −x below −1
+    found = fd.counterfactuals(net, [5.0], bounds=(-9, 0))
+    assert found.value == pytest.approx([-1]) and found.output.tolist() == [2] and found.certified.all()
+    found = fd.counterfactuals(net, [5.0], bounds=(-0.5, 0.5))
+    assert found.status.tolist() == ["none"] and found.output.tolist() == [-1] and found.certified.all()
+
+
+def test_a_single_output_has_two_classes():
+    net = fd.SigmoidMLP([[[1.0]]], [[-1.0]])
+    for outputs in ("any", (0, 1), (1, 0), (-1, 0)):
+        found = fd.counterfactuals(net, [[0.0], [3.0]], outputs=outputs)
+        assert found.value.ravel() == pytest.approx([1, 1])
+        assert found.output.ravel().tolist() == [1, 0] and found.decisive.all()
+
+
+# ---- certificates ------------------------------------------------------------------------------------------------
+
+
+def test_enclosures_and_status_are_those_of_solve_x1():
+    net, x = network((3, 9, 2), 2, 3.0), inputs(1, 3)[0]
+    found = fd.counterfactuals(net, x)
+    for j in range(3):
+        ties = fd.solve_x1(net, np.delete(x, j)[None], coordinate=j)
+        if not len(ties.x):
+            assert found.status[j] == "none" and np.isnan([found.lower[j], found.upper[j], found.value[j]]).all()
+            continue
+        k = abs(ties.x - x[j]).argmin()
+        assert (found.value[j], found.lower[j], found.upper[j]) == (ties.x[k], ties.lower[k], ties.upper[k])
+        assert found.status[j] == ties.status[k]
+    assert found.certified.tolist() == (found.status != "cluster").tolist()
+
+
+def listed(monkeypatch, net, x, *ties):
+    """`counterfactuals` where solve_x1 lists these (x, lower, upper, unique)."""
+    x1, lower, upper, unique = (np.array(field) for field in zip(*ties, strict=True))
+    crossings = fd.Crossings(np.array([0, len(ties)]), x1, lower, upper, unique, np.array([True]))
+    monkeypatch.setattr(_counterfactuals, "solve_x1", lambda *_, **__: crossings)
+    return [field.tolist()[0] for field in fd.counterfactuals(net, [x])]
+
+
+def test_a_cluster_where_no_tie_seems_to_be_is_not_none(monkeypatch):
+    """The margin goes to zero in a tail: NaN was said to mean that no tie exists."""
+    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])  # σ(x)
+    value, _, lower, upper, status, output, decisive, certified = listed(monkeypatch, net, 3.0, (-40.0, -300.0, -36.0, False))
+    assert np.isnan(value) and (lower, upper, status, output) == (-300.0, -36.0, "cluster", -1)
+    assert not decisive and not certified
+
+
+def test_a_cluster_nearer_than_a_tie_is_the_enclosure(monkeypatch):
+    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-0.5]])  # a tie at 0
+    for tie in ((0.0, -1e-12, 1e-12, True),):
+        value, _, lower, upper, status, output, decisive, certified = listed(
+            monkeypatch, net, -30.0, (-40.0, -300.0, -36.0, False), tie
+        )
+        assert (value, lower, upper, status, output) == (0.0, -300.0, -36.0, "cluster", 1)
+        assert decisive and not certified
+        value, _, lower, upper, status, _, _, certified = listed(
+            monkeypatch, net, -10.0, (-40.0, -300.0, -36.0, False), tie
+        )
+        assert (value, lower, upper, status, certified) == (0.0, -1e-12, 1e-12, "unique", True)
+
+
+def test_certificates_fall_where_leads_are_within_rounding():
+    net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])  # logits x, 1 and −x
+    found = fd.counterfactuals(net, [1.0])  # a tie: which of two is predicted is a matter of rounding
+    assert abs(found.change[0]) < 1e-12 and not found.certified.any()
+    # columns an ulp apart, however, are told apart by their difference
+    w = 1.0607978400658138
+    last = [[w, np.nextafter(w, 0), -w], [0.0, 0.0, 1.0]]
+    net = fd.SigmoidMLP([[[1.0, -1.0]], last], [[0.0, 0.0], [0.0, 0.0, 0.2]])
+    found = fd.counterfactuals(net, [2.0])
+    assert found.certified[0] and found.output[0] == 2
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (2, 7, 3), (3, 6, 5, 4)])
+def test_leads_are_right_within_their_bound_for_all_inputs_within_reach(sizes):
+    from mpmath import mp, mpf
+
+    net, X = network(sizes, 3, 5.0), inputs(6, sizes[0])
+    rng = np.random.default_rng(0)
+    for size in (0.0, 1e-12, 1e-3):
+        reach = size * rng.random(X.shape)
+        ahead, doubt = leads(net, X, 1, reach)
+        other = X + reach * rng.choice([-1, 1], X.shape)
+        with mp.workdps(40):
+            for r, x in enumerate(other.tolist()):
+                y = [mpf(v) for v in x]
+                for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+                    y = [1 / (1 + mp.exp(-v)) for v in y] if k else y
+                    y = [mpf(c) + sum(mpf(a) * v for a, v in zip(col, y, strict=True)) for col, c in zip(w.T.tolist(), b.tolist(), strict=True)]
+                for c in range(sizes[-1]):
+                    assert abs(mpf(float(ahead[r, c])) - (y[1] - y[c])) <= doubt[r, c] * (1 + 1e-9)
+        assert (doubt < (1e-11 + 300 * size) * abs(net.weights[-1]).sum() * 30).all()
+
+
+# ---- many samples, states, copies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", ["any", (2, 0)])
+def test_many_samples_are_each_as_on_its_own(outputs, monkeypatch):
+    net, X = network((3, 8, 3), 5, 2.0), inputs(11, 3)
+    options = {"outputs": outputs, "features": [2, 0], "bounds": [(-3, 1), (0, np.inf)]}
+    together = fd.counterfactuals(net, X, **options)
+    assert all(field.shape == (11, 2) for field in together)
+    for i, x in enumerate(X):
+        assert all(map(same_bits, fd.counterfactuals(net, x, **options), (field[i] for field in together)))
+    monkeypatch.setattr(_counterfactuals, "_BLOCK", 24)
+    monkeypatch.setattr(_counterfactuals, "_KEPT", 0)
+    assert all(map(same_bits, fd.counterfactuals(net, X, **options), together))
+    none = fd.counterfactuals(net, X[:0], **options)
+    assert all(field.shape == (0, 2) and field.dtype == whole.dtype for field, whole in zip(none, together, strict=True))
+    assert fd.counterfactuals(net, X, features=[]).status.shape == (11, 0)
+
+
+def test_what_is_packed_for_many_outputs_does_not_stay_without_bound(monkeypatch):
+    net = network((3, 8, 3), 5, 2.0)
+    monkeypatch.setattr(_counterfactuals, "_KEPT", 0)
+    fd.counterfactuals(net, inputs(2, 3))
+    assert not net._programs
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs glibc's fenv on x86-64 or AArch64")
+@pytest.mark.parametrize("state", STATES)
+def test_same_bits_in_any_floating_point_state(state):
+    net, X = network((3, 8, 3), 5, 2.0), inputs(4, 3)
+
+    def call():
+        ours = fd.SigmoidMLP(net.weights, net.biases)  # packed anew
+        tiny = fd.SigmoidMLP([[[1.0, 2.0]], [[1e308], [-1e308]]], [[0.0, 0.0], [1e-322]])
+        found = fd.counterfactuals(ours, X), fd.counterfactuals(ours, X, outputs=(0, 2)), fd.counterfactuals(tiny, [1440.0])
+        return [field for one in found for field in one]
+
+    expected = call()
+    with in_state(state), np.errstate(all="raise"):
+        before = word()
+        results = call()
+        assert word() == before and np.geterr()["under"] == "raise"
+    assert all(map(same_bits, results, expected))
+
+
+def test_arguments_are_private_copies():
+    net, x, box = network((2, 6, 2), 3, 2.0), np.array([0.3, 0.4]), np.array([(-9.0, 9.0)])
+
+    class Index:
+        def __index__(self):
+            x[:], box[:] = np.nan, np.nan
+            return 0
+
+    expected = fd.counterfactuals(net, x.copy(), features=[0], bounds=box.copy())
+    try:
+        found = fd.counterfactuals(net, x, features=[Index()], bounds=box)
+    except ValueError as error:
+        assert "bounds" in str(error)  # which were looked at afterwards, and refused
+    else:
+        assert all(map(same_bits, found, expected))
+
+
 def test_any_layout_threads_and_levels_give_the_same_bits():
     net, x = network((5, 9, 2), 1, 2.0), inputs(1, 5)[0]
     expected = fd.counterfactuals(net, x)
@@ -177,6 +415,14 @@ def test_the_result_pickles():
         ([0, 0], {"bounds": (np.nan, 1)}, ValueError, "bounds has the pair"),
         ([0, 0], {"bounds": [(0, 1)] * 3}, ValueError, r"bounds has shape \(3, 2\); expected .* \(2, 2\)"),
         ([0, 0], {"outputs": (0, 9)}, ValueError, r"outputs\[1\] is 9"),
+        ([0, 0], {"outputs": "all"}, ValueError, "outputs is 'all'; expected a pair of integers"),
+        ([0, 0], {"outputs": None}, TypeError, "outputs is None; expected a pair of integers"),
+        (np.zeros((1, 1, 2)), {}, ValueError, r"x has shape \(1, 1, 2\); expected"),
+        ([[0, 0], [0, np.nan]], {}, ValueError, r"x\[1, 1\] is nan"),
+        ([0, 0], {"features": [True]}, TypeError, r"features\[0\] is True; expected an integer"),
+        ([0, 0], {"features": "a"}, TypeError, r"features\[0\] is 'a'; expected an integer"),
+        ([0, 0], {"features": np.ma.masked_array([0, 1], [0, 1])}, TypeError, "features is a masked array"),
+        (np.ma.masked_array([0.0, 1.0], [0, 1]), {}, TypeError, "x is a masked array"),
     ],
 )
 def test_errors_are_named(x, options, kind, message):

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import fastderiv as fd
+import floating_point
 import machines
 from awkward import layouts, same_bits, snapshot
 from fastderiv.boundary._solve import _kernels, _solver
+from fastderiv.boundary._units import distinct_units
 from interrupt import ALLOWED, seconds_until_answered
 from oracle_ties import Slice, judge
 
@@ -381,12 +383,8 @@ def test_more_ties_than_a_first_buffer_holds():
 
 
 def test_work_is_bounded():
-    hidden = network((2, 8, 8, 1), 1)
-    twice, signs = np.repeat(hidden.weights[1][:, :4], 2, 1), np.array([1.0, -1, 2, -2, 0.3, -0.3, 5, -5])[:, None]
-    net = fd.SigmoidMLP(
-        [hidden.weights[0], twice, signs], [hidden.biases[0], np.repeat(hidden.biases[1][:4], 2), [0.0]]
-    )
-    assert np.all(work(net, rows(2, 1)) <= 20100)
+    hard = work(cancelling(network((2, 8, 8, 1), 1), 1e-13), rows(2, 1))
+    assert np.all((hard > 1000) & (hard <= 20100))
     assert np.all(work(network((3, 16, 16, 16, 1), 1, 1.5, True), rows(50, 2)) < 200)
 
 
@@ -398,6 +396,124 @@ def test_enclosures_are_as_narrow_as_asked(xtol):
     assert ties.unique.all()
     assert np.all(width <= max(xtol, 1e-9) * np.maximum(1, np.abs(ties.x)))
     assert verdict(net, x, ties) == [0, 0, 0]
+
+
+def rounding_allows(net, x, xtol=1e-12):
+    """How wide the enclosure of a tie at x must be at most: xtol, or twice the error of f over its slope, and some ulps."""
+    (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(np.empty((1, 0)), x, x, x)
+    return max(xtol * max(1, abs(x)), 2 * error / abs(slope) + 2e-15 * abs(x))
+
+
+def steep_second_layer():
+    """Its tie at 0.85578661849547619, where f' is −7.1; f' nearly vanishes 0.15 further on."""
+    W = [
+        [[1.6948753956479068, -1.1196504520110484, -0.29774328648181164]],
+        [
+            [-149.41911463116577, 96.32033910058027, -48.96803300341738],
+            [285.9691558489707, 12.708907424860104, 166.10478740224013],
+            [-81.7476437852254, -235.8905747992525, 329.5948034286889],
+        ],
+        [[0.7247245553372019], [2.0922314600410408], [-0.25969056440253513]],
+    ]
+    b = [
+        [-0.8892993298889309, -0.862015296060947, 2.749996098888843],
+        [-52.99962549125955, 157.11578430096978, -360.58117473992957],
+        [-1.9015594564370968],
+    ]
+    return fd.SigmoidMLP(W, b)
+
+
+def test_slope_is_renewed_while_the_enclosure_shrinks():
+    ties = assert_proven(steep_second_layer(), np.empty((1, 0)))
+    (k,) = np.flatnonzero((ties.lower < 0.8558) & (ties.upper > 0.8557))
+    assert ties.unique[k]
+    assert ties.upper[k] - ties.lower[k] <= 1e-12
+    assert ties.lower[k] < 0.8557866184954762 < ties.upper[k]
+
+
+def test_unique_enclosures_are_as_narrow_as_rounding_allows():
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(400):
+        sizes = [1, *rng.integers(2, 6, rng.integers(2, 4)), 1]
+        scales = [1.5, *10 ** rng.uniform(0, 3, len(sizes) - 3), 1.5]
+        W = [s * rng.standard_normal(n) for s, n in zip(scales, pairwise(sizes), strict=True)]
+        b = [s * rng.standard_normal(n) for s, n in zip(scales, sizes[1:], strict=True)]
+        b[-1] -= np.median(fd.SigmoidMLP(W, b).margin(rng.normal(0, 3, (40, 1)))) + 0.01 * rng.standard_normal()
+        net = fd.SigmoidMLP(W, b)
+        ties = fd.solve_x1(net, [[]])
+        for k in np.flatnonzero(ties.unique):
+            assert ties.upper[k] - ties.lower[k] <= 1.5 * rounding_allows(net, ties.x[k])
+            found += 1
+    assert found > 300
+
+
+def test_one_hidden_layer_in_this_kernel_is_as_narrow():
+    """A unit of slope 1e4, saturated at the tie, makes the curvature on the line useless there."""
+    a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
+    net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
+    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
+    _, x, lower, upper, unique = listing.arrays()
+    assert unique.all()
+    assert np.all(upper - lower <= [1.5 * rounding_allows(net, t) for t in x])
+
+
+def test_tie_on_a_plateau_is_unique_though_it_is_wide():
+    """f falls by 1e-9 over 40, f' < 0: the tie is known to 1e-5 only, and to be the only one."""
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[60.0], [60.0]], [[1.0]]], [[20.0, -20.0], [-80.0], [0.0]])
+    middle = float(Slice(net.weights, net.biases, []).exact(0.3))
+    net = fd.SigmoidMLP(net.weights, [*net.biases[:-1], [-middle]])
+    ties = assert_proven(net, np.empty((1, 0)))
+    (k,) = np.flatnonzero((ties.lower < 0.3) & (ties.upper > 0.3))
+    assert ties.unique[k]
+    assert ties.upper[k] - ties.lower[k] > 1e-8
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_units_that_cancel_are_merged(layer, sign):
+    """Copies and mirror images whose outgoing weights cancel up to a constant change no tie and take no work."""
+    net, x = network((2, 7, 6, 5, 1), 3), rows(4, 1)
+    W, b = [w.copy() for w in net.weights], [v.copy() for v in net.biases]
+    W[layer] = np.hstack([W[layer], sign * W[layer][:, :3]])
+    b[layer] = np.append(b[layer], sign * b[layer][:3])
+    extra = np.random.default_rng(0).standard_normal((3, W[layer + 1].shape[1]))
+    W[layer + 1] = np.vstack([W[layer + 1][:3] + extra, W[layer + 1][3:], -sign * extra])
+    if sign < 0:  # σ(−z) = 1 − σ(z)
+        b[layer + 1] = b[layer + 1] - extra.sum(0)
+    more = fd.SigmoidMLP(W, b)
+    plain, ties = fd.solve_x1(net, x), assert_proven(more, x)
+    assert len(plain.x) > 2
+    assert np.array_equal(plain.indptr, ties.indptr)
+    assert np.allclose(plain.x, ties.x, atol=1e-9)
+    assert np.array_equal(work(net, x), work(more, x))
+
+
+def test_merged_sums_are_exact():
+    """1e16 + 1 − 1e16 is 1, in whatever order; two outputs' weights are one sum; what sums to 0 is no unit."""
+    W = [[[1.0, 1, 1, 2]], [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]], [[0.5, 1e16], [2.0, 1e16 + 2]]]
+    weights, biases = distinct_units(fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]]), (0, 1))
+    assert [w.tolist() for w in weights] == [[[1.0, 2.0]], [[1.0, 0.0], [1.0, 1.0]], [[-1e16], [-1e16]]]
+    assert [b.tolist() for b in biases] == [[0.0, 0.0], [0.0, 0.0], [-1.0]]
+    own = network((2, 5, 4, 2), 0)
+    weights, biases = distinct_units(own, (0, 1))
+    assert all(map(np.shares_memory, weights[:-1], own.weights[:-1]))
+    huge = fd.SigmoidMLP([[[1.0, 1]], [[1.7e308], [1.7e308]], [[1.0]]], [[0, 0], [0.0], [0.0]])
+    assert distinct_units(huge, None)[0][0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-12])
+def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise):
+    """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out; the tie at 0.75 is found all the same."""
+    a, d = np.array([1.0, 3.0, 1.0, 2.5]) * (1 + noise * np.array([0, 0, 1, 0])), np.array([3.0, 1.0, -3.0, -1.0])
+    net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
+    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
+    _, _, lower, upper, unique = listing.arrays()
+    (k,) = np.flatnonzero(unique)
+    assert lower[k] <= 0.75 <= upper[k]
+    near = ~unique & (upper > -4) & (lower < 6)
+    assert np.all((upper - lower)[near] < 0.1)
 
 
 # ---- no hidden layer ----------------------------------------------------------------------------------------------
@@ -468,6 +584,59 @@ def test_threads_and_neighbours_do_not_change_the_bits():
     assert same_bits(np.concatenate([t.x for t in alone]), results[0][1][: results[0][0][20]])
 
 
+def test_kernels_refuse_arrays_that_do_not_fit():
+    program = network((3, 4, 4, 1), 0)._margin_program((0, 1))
+    X = np.ones((2, 2))
+    solver = _kernels.DeepNet(program, 0)
+
+    def solve(X, rows=2):
+        room = solver.room(rows)
+        solver.solve(X, -1.0, 1.0, 1e-9, room, _kernels.Listing(len(X)))
+
+    bad = (X[:, :1], X[0], X[None], X.astype(np.float32), X.astype(">f8"), None)
+    calls = [
+        *(lambda X=b: solve(X) for b in bad),
+        *(lambda X=b: solver.enclosure(X, 0.0, 1.0, 2.0) for b in (*bad, X, X[:0])),
+        *(lambda X=b: solver.effort(X, 0.0, 1.0, 1e-9) for b in bad),
+        lambda: solver.enclosure(X[:1], 0.0, 2.0, 1.0),
+        lambda: solver.enclosure(X[:1], np.nan, 2.0, 3.0),
+        lambda: _kernels.DeepNet(program, 3),
+        lambda: _kernels.DeepNet(program, -1),
+        lambda: _kernels.DeepNet(None, 0),
+        lambda: _kernels.DeepNet(network((3, 4, 2), 0)._logits_program(), 0),
+        lambda: _kernels.DeepNet(network((3, 1), 0)._logits_program(), 0).enclosure(X[:1], 0.0, 1.0, 2.0),
+    ]
+    for k, call in enumerate(calls):
+        with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):
+            pytest.fail(f"call {k} returned {call()}")
+    assert not hasattr(solver, "work")  # nothing that a test sets outlives its call
+
+
+@pytest.mark.skipif(not floating_point.AVAILABLE, reason="no control register to set here")
+@pytest.mark.parametrize("state", floating_point.STATES)
+def test_every_floating_point_state_gives_the_same_bits(state):
+    nets = [network((3, 16, 16, 2), 3), network((2, 6, 5, 4, 1), 4), network((2, 1), 5), steep_second_layer()]
+    solvers = [_solver(net, net._columns((0, 1)), 0)[0] for net in nets]
+    inputs = [rows(60, net.n_inputs - 1) for net in nets]
+
+    def everything():
+        results = []
+        for solver, x in zip(solvers, inputs, strict=True):
+            listing = _kernels.Listing(len(x))
+            solver.solve(x, -INF, INF, 1e-12, solver.room(len(x)), listing)
+            results += listing.arrays()
+        return [*results, *map(np.array, solvers[0].enclosure(inputs[0][:1], -0.5, 0.1, 0.3))]
+
+    expected = everything()
+
+    def in_state():
+        with floating_point.in_state(state):
+            return everything()
+
+    for results in machines.by_threads(in_state, 1, 3):
+        assert all(map(same_bits, results, expected))
+
+
 def test_no_rows():
     ties = fd.solve_x1(network((3, 4, 4, 2), 0), np.empty((0, 2)))
     assert len(ties) == len(ties.x) == 0
@@ -492,12 +661,29 @@ for sizes in ((3, 16, 16, 16, 1), (2, 5, 9, 2), (2, 40, 33, 1)):
 
 
 def test_interrupt_is_answered():
-    hidden = network((2, 64, 64, 1), 1, 1.5, True)
-    twice, signs = np.repeat(hidden.weights[1][:, :32], 2, 1), np.tile([1.0, -1.0], 32)[:, None]
-    net = fd.SigmoidMLP(
-        [hidden.weights[0], twice, signs], [hidden.biases[0], np.repeat(hidden.biases[1][:32], 2), [0.0]]
-    )
+    net = cancelling(network((2, 64, 64, 1), 1, 1.5, True), 1e-13)
     assert seconds_until_answered(lambda: fd.solve_x1(net, rows(1000, 1))) < ALLOWED
+
+
+@pytest.mark.slow
+def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
+    n, rng = 6000, np.random.default_rng(0)
+    net = fd.SigmoidMLP(
+        [rng.standard_normal((1, n)), rng.standard_normal((n, n)) / 77, rng.standard_normal((n, 1))],
+        [rng.standard_normal(n), rng.standard_normal(n), [0.1]],
+    )
+    _solver(net, None, 0)  # packed
+    for delay in (0.2, 0.27):
+        assert seconds_until_answered(lambda: fd.solve_x1(net, np.empty((50, 0))), delay=delay) < ALLOWED
+
+
+def cancelling(net, noise):
+    """Half of the last hidden layer's units, each with a copy (but for the noise) that takes its value away again."""
+    rng, half = np.random.default_rng(3), net.hidden_widths[-1] // 2
+    w, b = net.weights[-2][:, :half], net.biases[-2][:half]
+    near = 1 + noise * rng.standard_normal((w.shape[0], 2 * half))
+    out = np.tile(net.weights[-1][:half], (2, 1)) * np.repeat([[1.0], [-1.0]], half, 0)
+    return fd.SigmoidMLP([*net.weights[:-2], np.tile(w, 2) * near, out], [*net.biases[:-2], np.tile(b, 2), [0.0]])
 
 
 def test_ties_of_a_trained_network_change_the_prediction():

@@ -14,6 +14,7 @@ import fastderiv as fd
 from awkward import layouts, snapshot
 from certificates import EXTENDED, check
 from fastderiv import reference
+from floating_point import AVAILABLE, STATES, in_state
 from interrupt import ALLOWED, seconds_until_answered
 from machines import assert_levels_agree, by_threads
 
@@ -203,6 +204,91 @@ def test_overflowing_inputs_leave_everything_open():
     crossings = fd.solve_x1(net, [1e300, 0.0])
     assert (crossings.lower[0], crossings.upper[0], crossings.unique[0]) == (-INF, INF, False)
     assert len(crossings[1]) > 0 and crossings.unique[1:].all()  # the other row is not touched by that
+
+
+# ---- faults that were ---------------------------------------------------------------------------
+
+
+def holds(crossings, tie):
+    return bool(np.any((crossings.lower <= tie) & (tie <= crossings.upper)))
+
+
+@pytest.mark.parametrize(
+    ("net", "l", "r"),
+    [
+        (along([-2.7420735103876135, -2.332917454949804], [1.2513039166446588e16, 1.064591717737986e16],
+               [2.58203125, -0.154296875], 0.0), 4563349275299992.0, 4563349275299993.0),
+        (along([-0.988673228103446, -0.7324893344851138], [-880810568558621.5, -652575925827971.5],
+               [-0.4111328125, 103.1591796875], -102.748046875),
+         -890901607853119.0, -890901607853118.4),
+    ],
+)  # fmt: skip
+def test_tails_with_large_offsets_are_cut_behind_their_ties(net, l, r):
+    (a, d), (s, c) = net.weights, net.biases
+    with mpmath.workdps(100):
+        units = [tuple(map(mpmath.mpf, unit)) for unit in zip(a[0], s, d[:, 0], strict=True)]
+        f = [mpmath.fsum([c[0], *(d / (1 + mpmath.exp(-a * t - s)) for a, s, d in units)]) for t in (l, r)]
+        assert f[0] * f[1] < 0
+    assert holds(alone(net), l) or holds(alone(net), r)
+
+
+def test_a_saturated_steep_unit_does_not_widen_enclosures():
+    net = along([-1e4, 1.0, 1e-3, 1e-12], [-3e3, -5.0, -4.0, -3.0], [-1.0, -1, 1, -1], 0.5)
+    crossings = alone(net)
+    assert crossings.unique.tolist() == [True] * 4
+    assert np.all(crossings.upper - crossings.lower < 2e-12 * np.maximum(1, abs(crossings.x)))
+
+
+def test_of_two_close_ties_both_are_unique_or_none():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        shift, height = rng.normal(), 10 ** rng.uniform(-14, -8)
+        net = along([1, 1], [1 + shift, -1 + shift], [1, -1], -np.tanh(0.5) + height)
+        assert len(set(alone(net).unique)) == 1
+
+
+@pytest.mark.parametrize("by", [0, 2.0**-52, 1e-13, 1e-9, 1e-6, 1e-3])
+def test_units_that_cancel_leave_clusters_only_where_the_margin_cannot_be_told_from_zero(by):
+    s, d = [-0.75, -2.25, -0.75, -1.875], [3.0, 1.0, -3.0, -1.0]
+    net = along([1.0, 3.0, 1.0 + by, 2.5], s, d, 0.0)
+    crossings = alone(net, bounds=(-INF, 0.7))
+    assert len(crossings.x) <= (2 if by else 0)
+    clusters = ~crossings.unique
+    for lower, upper in zip(crossings.lower[clusters], crossings.upper[clusters], strict=True):
+        assert np.abs(net.margin(np.linspace(max(lower, -100), upper, 50)[:, None])).max() < 3e-14
+    if EXTENDED:
+        assert check(net, np.zeros((1, 0)), crossings, bounds=(-INF, 0.7))[:2] == (0, 0)
+
+
+def test_equal_and_opposite_units_are_one():
+    once = along([1.3, 0.7], [0.2, -1], [1.5, -2.5], 0.75)
+    d = [2.0, 0.25, -2.0, -0.25, -0.5]  # 2 − ¼ − ¼ and −2 − ½; ¼ is added to c
+    thrice = along([1.3, -1.3, 0.7, 1.3, 0.7], [0.2, -0.2, -1, 0.2, -1], d, 0.5)
+    assert same(alone(thrice), alone(once))
+    assert len(alone(along([1, 1, -1], [0, 0, 0], [1, 2, 3], -3)).x) == 1  # all cancel: f = 0
+    assert len(alone(along([1, 1, -1], [0, 0, 0], [1, 2, 3], -2)).x) == 0  # f = 1
+    crossings = alone(along([0, 0, 1], [1, -1, 0], [1, 1, 1], -1.5))  # σ(1) + σ(−1) = 1
+    assert crossings.unique.tolist() == [True]
+
+
+def test_sums_of_equal_units_count_their_rounding():
+    d = [1, 2.0**-54, 2.0**-54, 1]  # the first three are 1 + 2⁻⁵³, which is rounded to 1
+    crossings = alone(along([1, 1, 1, 2], [0, 0, 0, 0.5], d, -1))
+    with mpmath.workdps(60):
+
+        def f(t):
+            first = (1 + mpmath.mpf(2) ** -53) / (1 + mpmath.exp(-t))
+            return first + 1 / (1 + mpmath.exp(-2 * t - 0.5)) - 1
+
+        tie = mpmath.findroot(f, -0.2)
+        assert crossings.unique.tolist() == [True]
+        assert mpmath.mpf(crossings.lower[0]) <= tie <= mpmath.mpf(crossings.upper[0])
+
+
+def test_steep_units_of_weights_that_scaling_loses_are_not_forgotten():
+    # near 0 the steep unit makes three ties of one
+    crossings = alone(along([1e-40, 1e300], [0, 0], [1e308, -1e-22], -5e307))
+    assert holds(crossings, 0.0) and not crossings.unique.any()
 
 
 # ---- against the oracles ------------------------------------------------------------------------------------------
@@ -488,6 +574,92 @@ def test_progress_counts_the_rows():
     seen = []
     fd.solve_x1(network(3), others(100_000, 1), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (100_000, 100_000) and len(seen) > 1 and seen == sorted(seen)
+
+
+def test_what_progress_writes_into_the_inputs_changes_nothing():
+    net, x = network(3, seed=2), others(70_000, 1)
+    expected = fd.solve_x1(net, x)
+
+    def spoil(done, total):
+        x[:] = np.nan
+
+    assert same(fd.solve_x1(net, x, progress=spoil), expected)
+
+
+def test_frames_are_taken_as_arrays():
+    pandas = pytest.importorskip("pandas")
+    net, x = network(4, 3, seed=4), others(30, 2)
+    expected = fd.solve_x1(net, x)
+    assert same(fd.solve_x1(net, pandas.DataFrame(x, columns=["p", "q"])), expected)
+    nullable = pandas.DataFrame(x).convert_dtypes(dtype_backend="numpy_nullable")
+    assert same(fd.solve_x1(net, nullable), expected)
+    single = network(3, seed=2)
+    assert same(fd.solve_x1(single, pandas.Series(x[:, 0])), fd.solve_x1(single, x[:, 0]))
+    with pytest.raises(ValueError, match=r"x_other\[1, 0\] is nan"):
+        fd.solve_x1(net, pandas.DataFrame({"p": [1, None], "q": [0.5, 1]}).convert_dtypes())
+    with pytest.raises(TypeError, match="x_other is a masked array"):
+        fd.solve_x1(net, np.ma.masked_array(x))
+
+
+@pytest.mark.parametrize("shape", [(2**58, 1), (2**40, 1), (2**58, 0), (2**40, 0)])
+def test_more_rows_than_fit_are_a_memory_error_that_says_how_many_bytes(shape):
+    x = np.broadcast_to(np.float64(0.5), shape)
+    with pytest.raises(MemoryError, match=r"\d+ bytes"):
+        fd.solve_x1(network(3, 1 + shape[1]), x)
+
+
+HARD = [
+    (network(4, 3, seed=4), [[0.5, -0.25], [1, 2]], {}),
+    (network(3, seed=2), np.array([1e-40, 1.0], np.float32), {"bounds": (-5e-324, 3.0)}),
+    (network(3, seed=2, n_out=1), [2**53 + 1, -(2**60) - 1], {"xtol": 1e-310}),
+    (along([1, 2], [0, 0], [1e308, -1e308], 1e-322), np.zeros((1, 0)), {}),
+    (along([1, 1, 1, 2], [0, 0, 0, 0.5], [0.1, 0.2, 0.3, 1], -1), np.zeros((1, 0)), {}),
+    (network(5, 2, seed=3, scale=1e-160), [1e-150], {}),
+]
+
+
+EXPONENTS = np.linspace(-2, 1, 10).reshape(2, 5)
+
+
+def fresh(net):
+    """Prepared anew: nothing is cached."""
+    return fd.SigmoidMLP(net.weights, net.biases)
+
+
+def everything(net, x, options):
+    terms = fd.ExponentialSum(fresh(net))
+    return [
+        *(getattr(fd.solve_x1(fresh(net), x, **options), name).tobytes() for name in FIELDS),
+        terms.coefficients.tobytes(), terms.frequencies(0).tobytes(), terms.root_bound(0),
+        *(part.tobytes() for part in terms.log_evaluate(EXPONENTS[:, : net.hidden_widths[0]])),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="sets the control register by glibc")
+@pytest.mark.parametrize("state", STATES)
+def test_same_bits_in_every_floating_point_state(state):
+    expected = [everything(*case) for case in HARD]
+    with in_state(state):
+        found = [everything(*case) for case in HARD]
+    assert found == expected
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="sets the control register by glibc")
+def test_same_bits_in_every_floating_point_state_and_number_of_threads():
+    net, x = network(17, 3, seed=1), others(2000, 2)
+    expected = fd.solve_x1(net, x)
+    for state in STATES:
+        with in_state(state):
+            found = by_threads(lambda: fd.solve_x1(net, x), 1, 3)
+        assert all(same(one, expected) for one in found), state
+
+
+def test_numpy_errors_are_not_let_through():
+    with np.errstate(all="raise"):
+        for case in HARD:
+            everything(*case)
+        weights = [[[1e-200, 1.0], [1.0, 1e-300]], [[1e-310], [1e308]], [[1e308, -1e308]]]
+        fd.solve_x1(fd.SigmoidMLP(weights, [[0, 0], [0], [0, 0]]), [0.0])
 
 
 def test_answers_an_interrupt():

@@ -20,7 +20,7 @@ def run(*arguments, **environment):
         env=os.environ | environment,
         check=False,
         capture_output=True,
-        text=True,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
         timeout=120,
     )
 
@@ -114,16 +114,70 @@ def test_plot_writes_a_picture(before, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith(f"Wrote {picture}\n")
 
 
-def test_plot_says_what_it_could_not_write(tmp_path, monkeypatch, capsys):
+def test_plot_without_an_ending_says_what_is_written(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(demo, "SECTIONS", demo.SECTIONS[:2])
-    assert main(["--plot", str(tmp_path / "no such folder" / "demo.png")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert main(["--plot", str(tmp_path / "demo")]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.png"]
+    assert capsys.readouterr().out.endswith(f"Wrote {tmp_path / 'demo.png'}\n")
 
 
-def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "fastderiv._cli.plot", raising=False)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no such folder/demo.png", "there is no folder"),
+        ("", "is a folder; expected a file"),
+        ("taken.png", "is a folder; expected a file"),
+        ("taken", "is a folder; expected a file"),  # to which matplotlib would append .png
+        ("demo.unheard", "ends in .unheard; expected one of"),
+        ("demo.docx.gz", "ends in .gz; expected one of"),
+    ],
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(name, said, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "taken.png").mkdir()
+    monkeypatch.setattr(demo, "run", lambda: pytest.fail("it worked first"))
+    for arguments in (["--plot", str(tmp_path / name)], ["demo", "--plot", str(tmp_path / name)]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_reported(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    from fastderiv._cli import plot
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(demo, "SECTIONS", demo.SECTIONS[:2])
+    monkeypatch.setattr(plot, "draw", full)
+    assert main(["--plot", str(tmp_path / "demo.png")]) == 2
+    printed = capsys.readouterr()
+    assert "no space left" in printed.err
+    assert "Wrote" not in printed.out
+
+
+def test_plot_without_matplotlib_says_how_to_get_it_first(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run", lambda: pytest.fail("it worked first"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["--plot", "never-written.png"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["--plot", "never-written.png"])
+    assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "pip install 'fastderiv[demo]'" in printed.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_that_the_terminal_cannot_show_are_escaped(encoding, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "weiß ∂"
+    for name in ("no such/∂.png", "∂.unheard"):
+        done = run("--plot", str(folder / name), PYTHONIOENCODING=encoding)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "\\u2202" in done.stderr

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awkward import layouts, overlapping_views, same_bits
-from fastderiv._core import arrays, maths
-from fastderiv._core.plain import plain
+from fastderiv._core import arrays, maths, plain
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
 ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.4), "silu": (3.3, 2.6), "softplus": (3.0, 2.5), "tanh": (3.4, 3.4), "tanh_grad": (6.0, 6.0)}
@@ -149,24 +148,24 @@ def test_overlap_is_told_from_interleaving():
 def test_plain_arrays_are_those_that_need_no_conversion(dtype):
     target = np.zeros((2, 3), dtype)
     for label, array in layouts(np.arange(6, dtype=dtype).reshape(2, 3)):
-        assert plain(target, (array,), (array, None)) == (label not in ("misaligned", "byte-swapped")), label
-        assert plain(array, (), ()) == (label not in ("read-only", "misaligned", "byte-swapped")), label
+        assert plain.plain(target, (array,), (array, None)) == (label not in ("misaligned", "byte-swapped")), label
+        assert plain.plain(array, (), ()) == (label not in ("read-only", "misaligned", "byte-swapped")), label
     other = np.float64 if dtype == np.float32 else np.float32
     for odd in target.astype(other), target.astype(int), target.view(np.recarray), target.tolist(), None, 1.0:
-        assert not plain(target, (odd,), ())
-        assert not plain(target, (), (odd,)) or odd is None
-        assert not plain(odd, (target,), ()) or getattr(odd, "dtype", None) == other
-    assert not plain(target.astype(int), (target.astype(int),), ())
+        assert not plain.plain(target, (odd,), ())
+        assert not plain.plain(target, (), (odd,)) or odd is None
+        assert not plain.plain(odd, (target,), ()) or getattr(odd, "dtype", None) == other
+    assert not plain.plain(target.astype(int), (target.astype(int),), ())
 
 
 def test_plain_arrays_share_no_memory():
     for a, b, shared in overlapping_views():
-        assert not (shared and plain(a, (b,), ())) and not (shared and plain(b, (), (a,)))
+        assert not (shared and plain.plain(a, (b,), ())) and not (shared and plain.plain(b, (), (a,)))
     base = np.zeros((6, 8))
     for a, b in (base[:3], base[3:]), (base[3:][::-1], base[:3, ::-1]), (base[0, :4], base[0, 4:]), (base[1], base[1, 3:3]):
-        assert plain(a, (b,), ()) and plain(b, (), (a,))
-    assert not plain(base[::-1], (base[0],), ()) and not plain(base[0], (base[::-1],), ())
-    assert not plain(base[:, :4], (base[:, 4:],), ())  # interleaved: left to the exact test
+        assert plain.plain(a, (b,), ()) and plain.plain(b, (), (a,))
+    assert not plain.plain(base[::-1], (base[0],), ()) and not plain.plain(base[0], (base[::-1],), ())
+    assert not plain.plain(base[:, :4], (base[:, 4:],), ())  # interleaved: left to the exact test
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.array(3)])
@@ -204,3 +203,26 @@ def test_more_bytes_than_the_machine_has_are_refused(monkeypatch, sysconf, nbyte
     arrays.check_fits("a page", 4096)
     with pytest.raises(MemoryError, match=f"the terms would take {nbytes} bytes"):
         arrays.check_fits("the terms", nbytes)
+
+
+def test_arrays_that_are_alike_need_no_conversion():
+    a, narrow = np.ones(3), np.ones(3, np.float32)
+    assert plain.alike((a, a[::-1], None), 2) and plain.alike((narrow, None), 1) and plain.alike((a,), 1)
+    swapped, odd = a.astype(">f8" if np.little_endian else "<f8"), np.zeros(25, np.uint8)[1:].view(np.float64)
+    for other in (narrow, swapped, odd, a.view(np.recarray), np.ma.array(a), a.astype(int), [1.0], 1.0, a.astype(np.longdouble)):
+        assert not plain.alike((a, other), 1) and not plain.alike((other, a), 1)
+    assert not plain.alike((a, None), 2) and not plain.alike((None, None), 0)
+
+
+def test_widest_gap_of_boundaries():
+    assert plain.widest(np.array([0, 2, 2, 7])) == 5 and plain.widest(np.array([3])) == 0
+    assert plain.widest(np.array([0, 2, 1])) == -1
+    for bad in (np.zeros((1, 2), int), np.zeros(2), np.arange(6)[::2], np.arange(3, dtype=np.int16)):
+        with pytest.raises(TypeError):
+            plain.widest(bad)
+
+
+def test_numbers_beyond_float64s_integers_are_rounded_to_nearest():
+    assert arrays.number("alpha", np.int64(2**53 + 1)) == 2.0**53
+    with pytest.raises(TypeError, match="^block is a masked array"):
+        arrays.index("block", np.ma.array(3))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastderiv.data import load_iris_pair, load_network, load_sunspots
+from floating_point import AVAILABLE, STATES, in_state
 
 
 def test_iris_pair_is_scikit_learns_copy():
@@ -46,3 +47,24 @@ def test_train_network_reproduces_network_json(tmp_path):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5)
     assert trained.pop("loss") == pytest.approx(stored.pop("loss"), rel=2e-5)
     assert trained == stored
+
+
+def test_training_that_cannot_be_written_is_refused_before_it_begins(tmp_path):
+    with as_file(files("fastderiv.data") / "train_network.py") as script:
+        for target in (tmp_path, tmp_path / "none" / "network.json"):
+            done = subprocess.run([sys.executable, script, target], capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            assert "expected a file to write" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs glibc's fenv on x86-64 or AArch64")
+@pytest.mark.parametrize("state", STATES)
+def test_numbers_are_read_alike_in_any_floating_point_state(state):
+    def numbers():
+        network = load_network()
+        return [*network.weights, *network.biases, load_iris_pair().X, load_sunspots().number]
+
+    expected = numbers()
+    with in_state(state):
+        read = numbers()
+    assert all(map(np.array_equal, read, expected))

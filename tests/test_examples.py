@@ -1,6 +1,10 @@
 """The examples run, and what they claim to compute they compute."""
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,80 @@ def example(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run(name, *arguments, **environment):
+    """An example in a process of its own."""
+    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
+    encoding = environment.setdefault("PYTHONIOENCODING", "utf-8")
+    return subprocess.run(
+        command, env=os.environ | environment, check=False, capture_output=True, encoding=encoding, timeout=240
+    )
+
+
+ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+WITHOUT_MATPLOTLIB = """
+import runpy, sys
+sys.modules["matplotlib"] = None
+sys.argv = [sys.argv[1], "--plot", "never-written.png"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_fits_a_narrow_encoding(name):
+    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+        pytest.importorskip("sklearn")
+    done = run(name, "--help", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "--plot FILE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "encoding"),
+    [
+        ("lstm_carousel", ["--steps", "12"], "ascii"),
+        ("lstm_carousel", ["--steps", "12"], "cp1252"),
+        ("tune_hyperparameters", ["--rounds", "1"], "ascii"),
+    ],
+)
+def test_what_is_printed_fits_a_narrow_encoding(name, options, encoding):
+    if name != "lstm_carousel":
+        pytest.importorskip("sklearn")
+    done = run(name, *options, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "\\u" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "options"), [("lstm_carousel", ["--steps", "12"]), ("grid_rnn_digits", ["--epochs", "1"])])
+def test_the_picture_is_where_it_says(name, options, tmp_path):
+    pytest.importorskip("matplotlib")
+    if name != "lstm_carousel":
+        pytest.importorskip("sklearn")
+    done = run(name, *options, "--plot", str(tmp_path / "picture"))
+    assert done.returncode == 0, done.stderr
+    (said,) = re.findall("^Wrote (.*)$", done.stdout, re.MULTILINE)
+    assert [Path(said)] == [*tmp_path.iterdir()] and said.endswith("picture.png")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(name, tmp_path):
+    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+        pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    done = run(name, "--plot", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is a folder; expected a file" in done.stderr
+    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB, EXAMPLES / f"{name}.py"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'fastderiv[demo]'" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_numbers_of_steps_are_positive(value):
+    done = run("lstm_carousel", "--steps", value)
+    assert done.returncode == 2 and "expected a positive integer" in done.stderr
 
 
 @pytest.fixture(scope="module")

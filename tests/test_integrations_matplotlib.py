@@ -9,6 +9,9 @@ import pytest
 from scipy.spatial import cKDTree
 
 import fastderiv as fd
+from awkward import same_bits
+from floating_point import AVAILABLE, STATES, in_state, word
+from test_boundary_estimators import classifier, fitted, typed
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -170,12 +173,97 @@ def test_axes_of_a_new_figure_and_labels_that_are_there_stay():
         (TypeError, {"bounds": None, "X": np.eye(2), "coordinates": 1}, "coordinates is 1; expected a pair of integers"),
         (ValueError, {"bounds": None, "X": np.eye(2), "coordinates": (0, 5)}, r"coordinates\[1\] is 5; expected an integer"),
         (ValueError, {"class_colors": []}, "class_colors is empty; expected one for each of 3 outputs"),
+        (ValueError, {"class_colors": ["red", "no"]}, r"class_colors\[1\] is 'no'; expected a colour"),
+        (TypeError, {"class_colors": 3}, "class_colors is a int; expected a sequence"),
+        (TypeError, {"class_names": 3}, "class_names is a int; expected a sequence"),
+        (TypeError, {"ax": 3}, "ax is a int; expected matplotlib Axes"),
+        (ValueError, {"bounds": None, "X": np.eye(2), "margin": np.nan}, "margin is nan; expected finite numbers"),
+        (TypeError, {"bounds": "ab"}, "bounds has dtype"),
+        (TypeError, {"at": "ab"}, "at has dtype"),
+        (TypeError, {"X": np.ma.masked_array(np.eye(2))}, "X is a masked array"),
     ],
 )
 def test_errors_name_the_argument(kind, arguments, message):
     arguments = {"net": network(3), "bounds": BOX, "ax": Figure().subplots()} | arguments
     with pytest.raises(kind, match=message):
         BoundaryDisplay.from_network(arguments.pop("net"), arguments.pop("bounds"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "kind,options,message",
+    [
+        (TypeError, {"linewidht": 3}, "^linewidht is no option of BoundaryDisplay, nor of a LineCollection"),
+        (TypeError, {"segments": []}, "^segments is no option of BoundaryDisplay"),
+        (ValueError, {"colors": "nocolour"}, "^colors is 'nocolour', which matplotlib does not take"),
+        (ValueError, {"linestyles": "zigzag"}, "^linestyles is 'zigzag', which matplotlib does not take"),
+        (ValueError, {"linewidths": "x"}, "^linewidths is 'x', which matplotlib does not take"),
+        (TypeError, {"zorder": "x"}, "^zorder is 'x', which matplotlib does not take"),
+    ],
+)
+def test_options_that_matplotlib_does_not_take_are_named_before_anything_is_traced(kind, options, message, monkeypatch):
+    display = shown(network(2))
+    monkeypatch.setattr("fastderiv.integrations.matplotlib.trace_boundary", lambda *_, **__: pytest.fail("traced"))
+    with pytest.raises(kind, match=message):
+        shown(network(2), **options)
+    with pytest.raises(kind, match=message):
+        display.plot(ax=Figure().subplots(), **options)
+
+
+def test_columns_in_another_order_are_refused():
+    """They were shown under each other's names."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("sklearn")
+    frame = pandas.DataFrame(np.random.default_rng(0).normal(size=(60, 2)) * (1, 100), columns=["length", "width"])
+    model = fitted(classifier(), frame["length"] > 0, frame)
+    display = BoundaryDisplay.from_estimator(model, frame, ax=Figure().subplots())
+    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("length", "width")
+    for other in (frame[["width", "length"]], frame.rename(columns={"width": "depth"})):
+        with pytest.raises(ValueError, match="X has other columns than the model was fitted with"):
+            BoundaryDisplay.from_estimator(model, other, ax=Figure().subplots())
+        with pytest.raises(ValueError, match="X has other columns than the model was fitted with"):
+            BoundaryDisplay.from_network(fd.SigmoidMLP.from_sklearn(model), X=other, ax=Figure().subplots())
+    without = fitted(classifier(), frame["length"] > 0, frame.to_numpy())
+    display = BoundaryDisplay.from_estimator(without, frame, ax=Figure().subplots())
+    assert display.ax_.get_xlabel() == "length"  # nobody knows better
+
+
+def test_columns_of_every_type_are_shown():
+    pytest.importorskip("sklearn")
+    for label, frame in typed():
+        plain = frame.to_numpy(np.float64)
+        model = fitted(classifier(), plain[:, 0] > 0, frame)
+        display = BoundaryDisplay.from_estimator(model, frame, ax=Figure().subplots())
+        net = fd.SigmoidMLP(display.network.weights, display.network.biases)
+        same = BoundaryDisplay.from_network(net, X=plain, ax=Figure().subplots())
+        assert same_bits(display.bounds, same.bounds), label
+        assert all(map(same_bits, display.curves[0, 1], same.curves[0, 1])), label
+        with pytest.raises(ValueError, match=r"X\[3, 1\] is nan; expected finite numbers"):
+            BoundaryDisplay.from_estimator(model, frame.astype(object).mask(np.arange(160).reshape(80, 2) == 7), ax=Figure().subplots())
+
+
+def test_models_that_look_alike_are_refused():
+    pytest.importorskip("sklearn")
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    for labels, message in ((np.zeros(60), "one class only"), (np.stack([X[:, 0] > 0, X[:, 1] > 0], 1), "multi-label")):
+        with pytest.raises(ValueError, match=message):
+            BoundaryDisplay.from_estimator(fitted(classifier(), labels.astype(int), X), X)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs glibc's fenv on x86-64 or AArch64")
+@pytest.mark.parametrize("state", STATES)
+def test_same_curves_in_any_floating_point_state(state):
+    net, X = network(3), np.random.default_rng(1).normal(size=(20, 2))
+
+    def call():
+        display = BoundaryDisplay.from_network(net, X=X, ax=Figure().subplots())
+        return [display.bounds, display.at, *(part for parts in display.curves.values() for part in parts)]
+
+    expected = call()
+    with in_state(state), np.errstate(all="raise"):
+        before = word()
+        results = call()
+        assert word() == before
+    assert len(results) == len(expected) and all(map(same_bits, results, expected))
 
 
 def test_without_matplotlib_the_error_says_what_to_install():

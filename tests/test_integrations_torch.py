@@ -24,9 +24,14 @@ def problem(dtype=torch.float64, B="in time", C="in time", without=(), seed=0):
     shapes = {"u": (BATCH, D, L), "delta": (BATCH, D, L), "A": (D, N), "B": COEFFICIENTS[B], "C": COEFFICIENTS[C],
               "D": (D,), "z": (BATCH, D, L), "delta_bias": (D,), "initial_state": (BATCH, D, N)}  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
     tensors["A"] = -tensors["A"].abs()
-    return {name: t.to(dtype).requires_grad_() for name, t in tensors.items() if name not in without}
+    return {
+        name: t.to(dtype).requires_grad_() for name, t in tensors.items() if name not in without
+    }
 
 
 def step(dtype=torch.float64, seed=0):
@@ -42,7 +47,9 @@ def arrays(tensors):
     return {name: t.numpy(force=True) for name, t in tensors.items()}
 
 
-def plain_loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, *, initial_state=None):
+def plain_loop(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, *, initial_state=None
+):
     """The recurrence in PyTorch's own operations, for the layouts of `problem`."""
     rows = [t.expand(BATCH, L, *A.shape) if t.ndim == 2 else
             (t if t.ndim == 4 else t[:, None]).repeat_interleave(A.shape[0] // (t.shape[1] if t.ndim == 4 else 1), 1).permute(0, 3, 1, 2)
@@ -76,7 +83,9 @@ def test_arguments_are_those_of_mamba_ssm_in_order():
     p = problem(without=["initial_state"])
     out, last = selective_scan(*p.values(), True, True)
     expected = fd.selective_scan(*arrays(p).values(), True, True)
-    assert np.array_equal(out.numpy(force=True), expected[0]) and np.array_equal(last.numpy(force=True), expected[1])
+    assert np.array_equal(out.numpy(force=True), expected[0]) and np.array_equal(
+        last.numpy(force=True), expected[1]
+    )
 
 
 def test_nothing_is_copied_neither_in_nor_out(monkeypatch):
@@ -94,44 +103,63 @@ def test_nothing_is_copied_neither_in_nor_out(monkeypatch):
     monkeypatch.setattr(fd, "selective_scan", spy)
     results = selective_scan(**p, return_last_state=True)
     for array, tensor in zip(seen, [*(p[name] for name in NAMES), *results], strict=True):
-        assert array.ctypes.data == tensor.data_ptr() and array.strides == tuple(4 * s for s in tensor.stride())
+        assert array.ctypes.data == tensor.data_ptr() and array.strides == tuple(
+            4 * s for s in tensor.stride()
+        )
 
 
 def test_unbatched_and_packed():
     p = {name: t.detach() for name, t in problem(B="grouped", C="constant").items()}
-    one = {name: t[0] if name in ("u", "delta", "B", "z", "initial_state") else t for name, t in p.items()}
+    one = {
+        name: t[0] if name in ("u", "delta", "B", "z", "initial_state") else t
+        for name, t in p.items()
+    }
     expected = fd.selective_scan(**arrays(one), return_last_state=True)
     for ours, theirs in zip(selective_scan(**one, return_last_state=True), expected, strict=True):
         assert np.array_equal(ours, theirs)
-    packed = one | {"initial_state": p["initial_state"], "cu_seqlens": torch.tensor([0, 2, L], dtype=torch.int32)}
+    packed = one | {
+        "initial_state": p["initial_state"],
+        "cu_seqlens": torch.tensor([0, 2, L], dtype=torch.int32),
+    }
     for ours, theirs in zip(selective_scan(**packed, return_last_state=True),
                             fd.selective_scan(**arrays(packed), return_last_state=True), strict=True):  # fmt: skip
         assert np.array_equal(ours, theirs)
 
 
 def call(names, values, **options):
-    return selective_scan(**dict(zip(names, values, strict=True)), return_last_state=True, **options)
+    return selective_scan(
+        **dict(zip(names, values, strict=True)), return_last_state=True, **options
+    )
 
 
 @pytest.mark.parametrize("B", COEFFICIENTS)
 @pytest.mark.parametrize("C", COEFFICIENTS)
 def test_gradcheck(B, C):
     p = problem(B=B, C=C)
-    assert torch.autograd.gradcheck(lambda *values: call(p, values, delta_softplus=True), tuple(p.values()))
+    assert torch.autograd.gradcheck(
+        lambda *values: call(p, values, delta_softplus=True), tuple(p.values())
+    )
 
 
 @pytest.mark.parametrize("without", [("D",), ("z",), ("delta_bias", "initial_state")])
 @pytest.mark.parametrize("softplus", [False, True])
 def test_gradcheck_without_some(without, softplus):
     p = problem(without=without)
-    assert torch.autograd.gradcheck(lambda *values: call(p, values, delta_softplus=softplus), tuple(p.values()))
+    assert torch.autograd.gradcheck(
+        lambda *values: call(p, values, delta_softplus=softplus), tuple(p.values())
+    )
 
 
 def test_gradcheck_packed():
     p = problem(B="constant", C="constant")
-    of_one = {name: (t[:1] if name in ("u", "delta", "z") else t).detach().requires_grad_() for name, t in p.items()}
+    of_one = {
+        name: (t[:1] if name in ("u", "delta", "z") else t).detach().requires_grad_()
+        for name, t in p.items()
+    }
     starts = torch.tensor([0, 2, L])
-    assert torch.autograd.gradcheck(lambda *values: call(of_one, values, cu_seqlens=starts), tuple(of_one.values()))
+    assert torch.autograd.gradcheck(
+        lambda *values: call(of_one, values, cu_seqlens=starts), tuple(of_one.values())
+    )
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
@@ -142,7 +170,9 @@ def test_gradients_are_autograds_through_a_plain_loop(dtype, tolerance, weights)
     for scan, values in (selective_scan, p), (plain_loop, exact):
         options = {"return_last_state": True} if scan is selective_scan else {}
         results = scan(**values, delta_softplus=True, **options)
-        torch.autograd.backward(sum(w * (r**2).sum() for w, r in zip(weights, results, strict=True) if w))
+        torch.autograd.backward(
+            sum(w * (r**2).sum() for w, r in zip(weights, results, strict=True) if w)
+        )
     for name, t in p.items():
         if weights[0] or name not in ("C", "D", "z"):
             expected = exact[name].grad
@@ -167,8 +197,14 @@ def test_half_precision_is_computed_in_float32():
 def test_one_float64_makes_it_float64():
     p = problem(torch.float32, without=["initial_state"]) | {"A": problem()["A"]}
     out, last = selective_scan(**p, return_last_state=True)
-    wide, wide_last = selective_scan(**{name: t.double() for name, t in p.items()}, return_last_state=True)
-    assert out.dtype == torch.float32 and torch.equal(out, wide.float()) and torch.equal(last, wide_last)
+    wide, wide_last = selective_scan(
+        **{name: t.double() for name, t in p.items()}, return_last_state=True
+    )
+    assert (
+        out.dtype == torch.float32
+        and torch.equal(out, wide.float())
+        and torch.equal(last, wide_last)
+    )
 
 
 # ---- what the operators cannot do is done by PyTorch's operations -----------------------------------------------------
@@ -205,10 +241,14 @@ def assert_close(ours, theirs, tolerance=1e-11):
         assert a.shape == b.shape and (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-@pytest.mark.parametrize("B, C", [("constant", "in time"), ("in time", "grouped"), ("grouped", "constant")])
+@pytest.mark.parametrize(
+    "B, C", [("constant", "in time"), ("in time", "grouped"), ("grouped", "constant")]
+)
 def test_second_derivatives(B, C):
     p = problem(B=B, C=C)
-    assert torch.autograd.gradgradcheck(lambda *values: call(p, values, delta_softplus=True), tuple(p.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda *values: call(p, values, delta_softplus=True), tuple(p.values()), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("without", [("D", "z"), ("delta_bias", "initial_state")])
@@ -216,19 +256,27 @@ def test_second_derivatives(B, C):
 def test_derivatives_in_forward_mode_of_batches_and_second_ones_without_some(without, first):
     p = problem(without=without, B="grouped")
     if first:  # of an unbatched scan
-        p = {name: (t if name in ("A", "D", "delta_bias") else t[0]).detach().requires_grad_() for name, t in p.items()}
+        p = {
+            name: (t if name in ("A", "D", "delta_bias") else t[0]).detach().requires_grad_()
+            for name, t in p.items()
+        }
         p["C"] = p["C"][None].detach().requires_grad_()
     how = {"check_batched_grad": True, "fast_mode": True}
     values = tuple(p.values())
     assert torch.autograd.gradcheck(lambda *v: call(p, v), values, check_forward_ad=True, **how)
-    assert torch.autograd.gradgradcheck(lambda *v: call(p, v), values, check_fwd_over_rev=True, **how)
+    assert torch.autograd.gradgradcheck(
+        lambda *v: call(p, v), values, check_fwd_over_rev=True, **how
+    )
 
 
 @pytest.mark.parametrize("unbatched", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_second_derivatives_packed(unbatched, with_state):
     p = problem(B="constant", C="constant")
-    one = {name: (t[0] if unbatched else t[:1]) if name in ("u", "delta", "z") else t for name, t in p.items()}
+    one = {
+        name: (t[0] if unbatched else t[:1]) if name in ("u", "delta", "z") else t
+        for name, t in p.items()
+    }
     starts = torch.tensor([0, 2, 2, L])
     one["initial_state"] = torch.randn(3, D, N, dtype=torch.float64)
     if not with_state:
@@ -268,7 +316,13 @@ def test_second_derivatives_where_one_tensor_is_several_arguments():
 
 def test_the_first_derivatives_have_the_same_bits_with_a_graph():
     values = tuple(problem().values())
-    for a, b in zip(*(torch.autograd.grad(squares(scan)(*values), values, create_graph=graph) for graph in (False, True)), strict=True):
+    for a, b in zip(
+        *(
+            torch.autograd.grad(squares(scan)(*values), values, create_graph=graph)
+            for graph in (False, True)
+        ),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -300,9 +354,15 @@ def test_transforms(name, autocast):
 
 BATCHES = {
     "is_grads_batched": lambda out, v, G: torch.autograd.grad(out, v, G, is_grads_batched=True),
-    "vmap": lambda out, v, G: torch.vmap(lambda g: torch.autograd.grad(out, v, g, retain_graph=True))(G),
-    "vmap with a graph": lambda out, v, G: torch.vmap(lambda g: torch.autograd.grad(out, v, g, create_graph=True))(G),
-    "jvp": lambda out, v, G: torch.func.jvp(lambda g: torch.autograd.grad(out, v, g), (G[0],), (G[1],)),
+    "vmap": lambda out, v, G: torch.vmap(
+        lambda g: torch.autograd.grad(out, v, g, retain_graph=True)
+    )(G),
+    "vmap with a graph": lambda out, v, G: torch.vmap(
+        lambda g: torch.autograd.grad(out, v, g, create_graph=True)
+    )(G),
+    "jvp": lambda out, v, G: torch.func.jvp(
+        lambda g: torch.autograd.grad(out, v, g), (G[0],), (G[1],)
+    ),
 }
 
 
@@ -325,7 +385,10 @@ def test_a_tangent_of_the_output_adjoint():
         out, _ = function(*values)
         with forward_ad.dual_level():
             dout = forward_ad.make_dual(torch.ones_like(out), torch.full_like(out, 0.5))
-            return [forward_ad.unpack_dual(t).tangent for t in torch.autograd.grad(out, values[:8], dout)]
+            return [
+                forward_ad.unpack_dual(t).tangent
+                for t in torch.autograd.grad(out, values[:8], dout)
+            ]
 
     assert_close(*both(tangents))
 
@@ -335,7 +398,9 @@ def test_errors_name_the_argument_under_transforms():
     for name, shape in ("B", (D, N + 1)), ("z", (1, D, L)), ("delta", (BATCH, 1, L)):
         bad = p | {name: torch.zeros(shape, dtype=torch.float64)}
         with pytest.raises(ValueError, match=f"{name} has shape"):
-            torch.func.jvp(lambda u, bad=bad: selective_scan(**bad | {"u": u}), (p["u"],), (p["u"],))
+            torch.func.jvp(
+                lambda u, bad=bad: selective_scan(**bad | {"u": u}), (p["u"],), (p["u"],)
+            )
 
 
 @pytest.mark.parametrize("trace", [True, False])
@@ -344,9 +409,16 @@ def test_a_tangent_is_never_lost_without_a_word(trace):
 
     values = tuple(t.detach() for t in problem().values())
     torch._dynamo.reset()
-    opaque = torch.jit.trace(scan, values, check_trace=False) if trace else torch.compile(scan, backend="eager")
+    opaque = (
+        torch.jit.trace(scan, values, check_trace=False)
+        if trace
+        else torch.compile(scan, backend="eager")
+    )
     opaque(*values)
-    with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError), match="forward-mode derivatives"):
+    with (
+        forward_ad.dual_level(),
+        pytest.raises((RuntimeError, NotImplementedError), match="forward-mode derivatives"),
+    ):
         opaque(forward_ad.make_dual(values[0], values[0]), *values[1:])
 
 
@@ -360,9 +432,13 @@ def test_every_derivative_of_a_step(which):
         return selective_state_update(*arguments), arguments[0]
 
     x = given[which].clone().requires_grad_()
-    assert torch.autograd.gradcheck(results, x, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        results, x, check_forward_ad=True, check_batched_grad=True, fast_mode=True
+    )
     assert torch.autograd.gradgradcheck(results, x, fast_mode=True)
-    for a, b in zip(torch.func.jacfwd(results)(x.detach()), torch.func.jacrev(results)(x.detach()), strict=True):
+    for a, b in zip(
+        torch.func.jacfwd(results)(x.detach()), torch.func.jacrev(results)(x.detach()), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
@@ -389,7 +465,9 @@ def test_checkpointing(use_reentrant):
         out.sum().backward()
         return [t.grad for t in p.values()]
 
-    ours = gradients(lambda function, *values: checkpoint(function, *values, use_reentrant=use_reentrant))
+    ours = gradients(
+        lambda function, *values: checkpoint(function, *values, use_reentrant=use_reentrant)
+    )
     assert all(map(torch.equal, ours, gradients(lambda function, *values: function(*values))))
 
 
@@ -411,7 +489,9 @@ def test_tensors_changed_before_the_backward_pass_are_noticed():
 
 def test_flushing_denormals_changes_nothing():
     p = problem(torch.float32)
-    p["u"], p["B"] = (p[name].detach() * 1e-20 for name in ("u", "B"))  # so that states and gradients are subnormal
+    p["u"], p["B"] = (
+        p[name].detach() * 1e-20 for name in ("u", "B")
+    )  # so that states and gradients are subnormal
     state, x, dt, A, B, *others = step(torch.float32)
     state, B = state * 1e-40, B * 1e-40
 
@@ -420,7 +500,10 @@ def test_flushing_denormals_changes_nothing():
         variables = [t for t in p.values() if t.requires_grad]
         gradients = torch.autograd.grad(results, variables, [torch.ones_like(t) for t in results])
         new = state.clone()
-        return [t.numpy(force=True) for t in (*results, *gradients, selective_state_update(new, x, dt, A, B, *others), new)]
+        return [
+            t.numpy(force=True)
+            for t in (*results, *gradients, selective_state_update(new, x, dt, A, B, *others), new)
+        ]
 
     expected = results()
     assert any((np.abs(a[a != 0]) < np.finfo(np.float32).tiny).any() for a in expected)
@@ -444,7 +527,9 @@ def test_views_that_are_negated_lazily():
         assert torch.equal(a, b)
     ours, theirs = step(), step()
     ours = (lazily(ours[0]), *ours[1:])
-    assert torch.equal(selective_state_update(*ours), selective_state_update(*theirs)) and torch.equal(ours[0], theirs[0])
+    assert torch.equal(
+        selective_state_update(*ours), selective_state_update(*theirs)
+    ) and torch.equal(ours[0], theirs[0])
 
 
 def test_subclasses_and_parameters():
@@ -453,7 +538,11 @@ def test_subclasses_and_parameters():
 
     values = [t.detach() for t in problem().values()]
     for kind in Tagged, torch.nn.Parameter:
-        for a, b in zip(scan(*(t.as_subclass(Tagged) if kind is Tagged else kind(t) for t in values)), scan(*values), strict=True):
+        for a, b in zip(
+            scan(*(t.as_subclass(Tagged) if kind is Tagged else kind(t) for t in values)),
+            scan(*values),
+            strict=True,
+        ):
             assert torch.equal(a.detach(), b)
 
 
@@ -464,7 +553,9 @@ def test_fake_tensors():
         values = [mode.from_tensor(t.detach()) for t in problem().values()]
         assert [tuple(t.shape) for t in scan(*values)] == [(BATCH, D, L), (BATCH, D, N)]
         for dtype in torch.float32, torch.bfloat16:
-            out = selective_state_update(*(mode.from_tensor(t) if torch.is_tensor(t) else t for t in step(dtype)))
+            out = selective_state_update(
+                *(mode.from_tensor(t) if torch.is_tensor(t) else t for t in step(dtype))
+            )
             assert out.shape == (BATCH, D) and out.dtype == dtype
 
 
@@ -482,7 +573,9 @@ def test_operators_are_registered_as_pytorch_wants_them(requires_grad):
     p = [t.detach().requires_grad_(requires_grad) for t in problem().values()]
     operators = torch.ops.fastderiv
     torch.library.opcheck(operators.selective_scan.default, (*p, None, True))
-    torch.library.opcheck(operators.selective_scan.default, (*p[:5], None, None, None, None, None, False))
+    torch.library.opcheck(
+        operators.selective_scan.default, (*p[:5], None, None, None, None, None, False)
+    )
     if not requires_grad:
         adjoints = torch.ones(BATCH, D, L).double(), torch.ones(BATCH, D, N).double()
         torch.library.opcheck(operators.selective_scan_vjp.default, (*adjoints, *p, None, True))
@@ -499,7 +592,9 @@ def test_compiles_in_one_graph():
     for seed in (0, 1):
         values = tuple(problem(seed=seed).values())
         assert torch.equal(compiled(*values), loss(*values))
-        for ours, theirs in zip(*(torch.autograd.grad(f(*values), values) for f in (compiled, loss)), strict=True):
+        for ours, theirs in zip(
+            *(torch.autograd.grad(f(*values), values) for f in (compiled, loss)), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 
@@ -518,7 +613,9 @@ def test_step_is_fastderivs_bit_for_bit_and_in_place(dtype):
     ours, theirs = step(dtype), [t.numpy() if torch.is_tensor(t) else t for t in step(dtype)]
     memory, version = ours[0].data_ptr(), ours[0]._version
     out = selective_state_update(*ours)
-    assert np.array_equal(out, fd.selective_state_update(*theirs)) and np.array_equal(ours[0], theirs[0])
+    assert np.array_equal(out, fd.selective_state_update(*theirs)) and np.array_equal(
+        ours[0], theirs[0]
+    )
     assert ours[0].data_ptr() == memory and ours[0]._version > version
 
 
@@ -556,7 +653,9 @@ def test_a_graph_that_needs_the_old_state_notices_the_step():
 def test_step_of_half_precision_states_and_in_inference_mode():
     ours, wide = step(torch.bfloat16), step(torch.bfloat16)
     state = wide[0].float()
-    expected = selective_state_update(state, *(t.float() if torch.is_tensor(t) else t for t in wide[1:]))
+    expected = selective_state_update(
+        state, *(t.float() if torch.is_tensor(t) else t for t in wide[1:])
+    )
     with torch.inference_mode():
         ours = [t.clone() if torch.is_tensor(t) else t for t in ours]
         out = selective_state_update(*ours)
@@ -569,16 +668,44 @@ def test_step_of_half_precision_states_and_in_inference_mode():
     [
         ({"u": np.zeros((BATCH, D, L))}, TypeError, "u is a ndarray; expected a tensor"),
         ({"B": None}, TypeError, "B is a NoneType; expected a tensor"),
-        ({"A": torch.zeros(D, N, dtype=torch.complex64)}, TypeError, "A has dtype torch.complex64; expected one of torch.float32,"),
-        ({"delta": torch.zeros(BATCH, D, L, dtype=torch.int64)}, TypeError, "delta has dtype torch.int64"),
-        ({"z": torch.zeros(BATCH, D, L, device="meta")}, ValueError, "z is on meta; expected a CPU tensor"),
+        (
+            {"A": torch.zeros(D, N, dtype=torch.complex64)},
+            TypeError,
+            "A has dtype torch.complex64; expected one of torch.float32,",
+        ),
+        (
+            {"delta": torch.zeros(BATCH, D, L, dtype=torch.int64)},
+            TypeError,
+            "delta has dtype torch.int64",
+        ),
+        (
+            {"z": torch.zeros(BATCH, D, L, device="meta")},
+            ValueError,
+            "z is on meta; expected a CPU tensor",
+        ),
         ({"C": torch.zeros(BATCH, N + 1, L)}, ValueError, r"C has shape \(2, 4, 5\); expected"),
-        ({"cu_seqlens": torch.tensor([0.0, L])}, TypeError, "cu_seqlens has dtype torch.float32; expected integers"),
-        ({"cu_seqlens": torch.tensor([False, True])}, TypeError, "cu_seqlens has dtype torch.bool; expected integers"),
+        (
+            {"cu_seqlens": torch.tensor([0.0, L])},
+            TypeError,
+            "cu_seqlens has dtype torch.float32; expected integers",
+        ),
+        (
+            {"cu_seqlens": torch.tensor([False, True])},
+            TypeError,
+            "cu_seqlens has dtype torch.bool; expected integers",
+        ),
         ({"cu_seqlens": [0, L]}, TypeError, "cu_seqlens is a list; expected a tensor of integers"),
-        ({"cu_seqlens": torch.tensor([0, L], device="meta")}, ValueError, "cu_seqlens is on meta; expected a CPU tensor"),
+        (
+            {"cu_seqlens": torch.tensor([0, L], device="meta")},
+            ValueError,
+            "cu_seqlens is on meta; expected a CPU tensor",
+        ),
         ({"D": 1.0}, TypeError, "D is a float; expected a tensor"),
-        ({"u": torch.zeros(BATCH, D, L).to_sparse()}, ValueError, "u is torch.sparse_coo; expected a dense tensor"),
+        (
+            {"u": torch.zeros(BATCH, D, L).to_sparse()},
+            ValueError,
+            "u is torch.sparse_coo; expected a dense tensor",
+        ),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -594,7 +721,9 @@ def test_expanded_states_are_refused(requires_grad):
         selective_state_update(torch.zeros_like(state[:1]).expand(state.shape), *others)
 
 
-@pytest.mark.parametrize("dtype, requires_grad", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
+@pytest.mark.parametrize(
+    "dtype, requires_grad", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+)
 def test_states_that_overlap_themselves_are_refused(dtype, requires_grad):
     state, *others = step(dtype)
     others[0].requires_grad_(requires_grad)
@@ -606,11 +735,15 @@ def test_states_that_overlap_themselves_are_refused(dtype, requires_grad):
 
 def test_states_with_heads_are_refused():
     state, *others = step()
-    with pytest.raises(ValueError, match=r"state has shape \(2, 1, 4, 3\); expected \(batch, D, N\)"):
+    with pytest.raises(
+        ValueError, match=r"state has shape \(2, 1, 4, 3\); expected \(batch, D, N\)"
+    ):
         selective_state_update(state[:, None], *others)
 
 
 def test_without_pytorch_it_says_what_to_install():
     code = "import sys; sys.modules['torch'] = None\ntry: import fastderiv.integrations.torch\nexcept ImportError as e: print(e)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
     assert "needs PyTorch" in done.stdout and "pytorch.org" in done.stdout

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -15,16 +16,27 @@ from fastderiv.integrations import transformers as fast
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
+    ),
 ]
 
 SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2}
-HYBRID = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 8, "mamba_dt_rank": 4}
+HYBRID = {
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+}
 CONFIGURATIONS = {
     "Mamba": {"state_size": 8},
     "FalconMamba": {"state_size": 8},
-    "Jamba": HYBRID | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
+    "Jamba": HYBRID
+    | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
     "Zamba": HYBRID | {"num_hidden_layers": 4, "attn_layer_period": 1, "attn_layer_offset": 0},
 }
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -62,7 +74,9 @@ def build(family="Mamba", **changes):
     config = getattr(transformers, f"{family}Config")(**SIZES | CONFIGURATIONS[family] | changes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # freshly initialised biases, norms and D would be the same everywhere
+        for parameter in (
+            model.parameters()
+        ):  # freshly initialised biases, norms and D would be the same everywhere
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
@@ -85,7 +99,9 @@ def test_logits_tokens_and_beams(family, scans):
         with torch.no_grad():
             logits = model(ids, attention_mask=mask).logits
         beams = {"num_beams": 3, "num_return_sequences": 3}
-        return logits, *(model.generate(ids, attention_mask=mask, **GREEDY, **more) for more in ({}, beams))
+        return logits, *(
+            model.generate(ids, attention_mask=mask, **GREEDY, **more) for more in ({}, beams)
+        )
 
     logits, *expected = results()
     assert sum(scans.values()) == 0
@@ -148,7 +164,9 @@ def test_several_tokens_on_a_used_cache_are_what_transformers_makes_of_them():
 
 
 @pytest.mark.parametrize("adjacent", ["channels", "steps"])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)]
+)
 @pytest.mark.parametrize("options", [{}, {"activation": "silu"}, {"bias": True, "seq_idx": None}])
 def test_convolution(adjacent, dtype, tolerance, options):
     torch.manual_seed(0)
@@ -176,7 +194,9 @@ def test_decoding_may_be_part_of_the_loss(scans):
         assert close(ours[name], p.grad, 1e-4), name
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
+)
 def test_other_precisions(dtype, tolerance, scans):
     model, ids = build().to(dtype), tokens()
     with torch.no_grad():
@@ -270,7 +290,9 @@ def unsaid(monkeypatch):
 def test_what_cannot_be_handled_is_left_to_transformers_and_said_once(unsaid, scans):
     model, ids = copy.deepcopy(build()).to("meta"), tokens().to("meta")
     with fast.enabled(), torch.no_grad():
-        with pytest.warns(RuntimeWarning, match="leaves this to transformers: a tensor is on meta, not on cpu"):
+        with pytest.warns(
+            RuntimeWarning, match="leaves this to transformers: a tensor is on meta, not on cpu"
+        ):
             assert model(ids).logits.shape == (2, 9, 37)
         assert model(ids).logits.shape == (2, 9, 37)
     assert sum(scans.values()) == 0
@@ -283,6 +305,139 @@ def test_what_cannot_be_handled_compiles_too(unsaid):
     with torch.device("meta"):
         u, A, B = torch.ones(1, 3, 2), torch.ones(3, 2), torch.ones(1, 2, 2)
     assert scan(u, u, A, B, B).shape == u.shape
+
+
+# ---- derivatives that look into the scan, or differentiate it twice ---------------------------------------------------
+
+
+def program(name):
+    """A function of the model, its embedded tokens and the tokens, by name; each runs on plain transformers."""
+
+    def logits(model, x):
+        return model(inputs_embeds=x, use_cache=False).logits
+
+    def of_parameters(model, ids):
+        def loss(parameters, one):
+            called = torch.func.functional_call(
+                model, parameters, (one[None],), {"use_cache": False}
+            )
+            return called.logits.square().mean()
+
+        return loss, {key: p.detach() for key, p in model.named_parameters()}
+
+    def jvp(model, x, ids):
+        return torch.func.jvp(lambda x: logits(model, x), (x,), (x,))
+
+    def grad(model, x, ids):
+        loss, parameters = of_parameters(model, ids)
+        return torch.func.grad(loss)(parameters, ids[0])
+
+    def per_sample(model, x, ids):
+        loss, parameters = of_parameters(model, ids)
+        return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids)
+
+    def dual(model, x, ids):
+        with torch.autograd.forward_ad.dual_level():
+            out = logits(model, torch.autograd.forward_ad.make_dual(x, x))
+            return torch.autograd.forward_ad.unpack_dual(out).tangent.detach()
+
+    def decoding(model, x, ids):
+        def last(x):
+            cache = model(inputs_embeds=x[:, :-1], use_cache=True).cache_params
+            return model(inputs_embeds=x[:, -1:], cache_params=cache, use_cache=True).logits
+
+        with torch.no_grad():
+            return torch.func.jvp(last, (x,), (x,))
+
+    def twice(model, x, ids):
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(logits(model, x).square().mean(), x, create_graph=True)
+        scans = [
+            p for key, p in model.named_parameters() if key.endswith(("A_log", "dt_proj.weight"))
+        ]
+        return gradient.detach(), torch.autograd.grad(1e3 * gradient.square().sum(), [x, *scans])
+
+    def twice_with_checkpoints(model, x, ids):
+        model = copy.deepcopy(model).train()
+        model.gradient_checkpointing_enable()
+        return twice(model, x, ids)
+
+    def batched(model, x, ids):
+        x = x.clone().requires_grad_()
+        out = logits(model, x)[:, -1, :3].sum(0)
+        return torch.autograd.grad(out, x, torch.eye(3), is_grads_batched=True)
+
+    def hvp(model, x, ids):
+        return torch.autograd.functional.hvp(lambda x: logits(model, x).square().mean(), x, x)
+
+    def inference(model, x, ids):
+        with torch.inference_mode():
+            return logits(model, x)
+
+    def copied(model, x, ids):
+        return logits(copy.deepcopy(model), x).detach()
+
+    return locals()[name]
+
+
+LEFT = ("jvp", "grad", "per_sample", "dual", "decoding")
+KEPT = ("twice", "twice_with_checkpoints", "batched", "hvp", "inference", "copied")
+
+
+@pytest.mark.parametrize("name", [*LEFT, *KEPT])
+def test_programs_that_run_on_plain_transformers_run_here(name, unsaid, scans):
+    model, ids = build(num_hidden_layers=1), tokens(5)
+    x = model.get_input_embeddings()(ids).detach()
+    expected = torch.utils._pytree.tree_leaves(program(name)(model, x, ids))
+    assert sum(scans.values()) == 0
+    with fast.enabled():
+        if name in LEFT:
+            with pytest.warns(
+                RuntimeWarning,
+                match=r"leaves this to transformers: forward mode and the transforms of torch.func",
+            ):
+                results = program(name)(model, x, ids)
+        else:
+            results = program(name)(model, x, ids)
+    assert (sum(scans.values()) > 0) == (name in KEPT)
+    for ours, theirs in zip(torch.utils._pytree.tree_leaves(results), expected, strict=True):
+        assert close(ours, theirs, 1e-4)
+
+
+def test_a_traced_model_does_not_need_fastderiv(unsaid):
+    class Logits(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids):
+            return self.inner(ids, use_cache=False).logits
+
+    model, ids = build(num_hidden_layers=1).requires_grad_(False), tokens(4)
+    with fast.enabled(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # PyTorch and transformers have warnings of their own here
+        traced = torch.jit.trace(Logits(model), (ids,), check_trace=False)
+    assert any(
+        "leaves this to transformers: a traced model" in str(warning.message) for warning in said
+    )
+    assert "fastderiv" not in str(traced.inlined_graph)
+    assert close(traced(ids), model(ids, use_cache=False).logits)
+
+
+def test_tensors_with_operations_of_their_own_and_proxies_are_left_to_transformers(unsaid):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    fast.enable()
+    convolve = functions()[2]
+    x, weight = torch.randn(2, 3, 8), torch.randn(3, 4)
+    expected = convolve(x, weight)
+    with pytest.warns(
+        RuntimeWarning, match="a tensor is a TwoTensor, which has operations of its own"
+    ):
+        assert close(convolve(TwoTensor(x, x.clone()), weight).a, expected)
+    with pytest.warns(RuntimeWarning, match="an argument is a Proxy"):
+        graph = torch.fx.symbolic_trace(lambda s, x: functions()[1](s, x, x, x, x, x))
+    assert "fastderiv" not in str(graph.graph)
 
 
 def test_an_exported_model_does_not_need_fastderiv(unsaid):
@@ -314,8 +469,12 @@ def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch)
     assert not hasattr(modeling_jamba, "mamba_selective_scan")
 
 
-@pytest.mark.parametrize("missing, advice", [("torch", "needs PyTorch"), ("transformers", "pip install transformers")])
+@pytest.mark.parametrize(
+    "missing, advice", [("torch", "needs PyTorch"), ("transformers", "pip install transformers")]
+)
 def test_without_its_libraries_it_says_what_to_install(missing, advice):
     code = f"import sys; sys.modules['{missing}'] = None\ntry: import fastderiv.integrations.transformers\nexcept ImportError as e: print(e)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
     assert advice in done.stdout

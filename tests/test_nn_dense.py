@@ -190,6 +190,27 @@ def test_a_cache_is_not_of_the_callers_memory():
             assert all(a is e is None or same_bits(a, e) for a, e in zip(grads, exact, strict=True))
 
 
+def test_callables_that_change_the_arguments_do_not_make_a_cache_of_the_changed_ones():
+    dY, X, W, b = problem(6, 4, 3)
+
+    def spoils(x):
+        X[0, 0] += 1
+        return np.sin(x)
+
+    _, cache = fd.dense(X, W, b, activation=(spoils, np.cos), return_cache=True)
+    with pytest.raises(ValueError, match="cache is of a call with another X"):
+        fd.dense_vjp(dY, X, W, b, activation=(spoils, np.cos), cache=cache)
+
+
+def test_out_is_as_it_was_if_a_callable_raises():
+    _, X, W, b = problem(6, 4, 3)
+    for wrong in lambda x: 1 / 0, lambda x: x[0], lambda x: "sin":
+        out = np.full((6, 3), 7.0)
+        with pytest.raises((ZeroDivisionError, ValueError, TypeError)):
+            fd.dense(X, W, b, activation=(wrong, np.cos), out=out)
+        assert (out == 7).all()
+
+
 def test_the_references_cache_changes_nothing():
     dY, X, W, b = problem()
     Y, cache = reference.dense(X, W, b, activation="tanh", return_cache=True)

@@ -285,3 +285,17 @@ def test_ctrl_c_is_answered(back):
             fd.grid_rnn_vjp(dh, *arguments) if back else fd.grid_rnn(*arguments)
 
     assert seconds_until_answered(call, delay=0.2) < ALLOWED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("back", [False, True])
+def test_ctrl_c_is_answered_amid_wide_layers(back):
+    """Where one diagonal's cells, or the weights alone, take long."""
+    dh, *arguments = (np.full(s, 1e-3) for s in ((1, 2, 2, 2500), (1, 2, 2, 8), (2500, 8), (2500, 2500), (2500, 2500)))
+
+    def call():
+        while True:
+            fd.grid_rnn_vjp(dh, *arguments) if back else fd.grid_rnn(*arguments)
+
+    for delay in 0.2, 0.45:
+        assert seconds_until_answered(call, delay=delay) < ALLOWED

@@ -342,6 +342,20 @@ def test_interrupts_are_answered():
         assert seconds_until_answered(lambda call=call: forever(call)) < ALLOWED
 
 
+@pytest.mark.slow
+def test_interrupts_are_answered_amid_wide_layers():
+    """Where a single step, or packing the weights, takes long."""
+    dh, x, W, U = (np.full(s, 1e-3) for s in ((3, 16, 2500), (3, 16, 64), (10000, 64), (10000, 2500)))
+
+    def forever(call):
+        while True:
+            call()
+
+    for call in (lambda: fd.lstm(x, W, U)), (lambda: fd.lstm_vjp(dh, x, W, U)):
+        for delay in 0.2, 0.45:
+            assert seconds_until_answered(lambda call=call: forever(call), delay=delay) < ALLOWED
+
+
 # ---- the source's question 1c ----------------------------------------------------------------------------------------
 
 

@@ -229,7 +229,7 @@ def test_what_grad_fn_has_made_of_the_arrays_is_checked_again():
         p.resize(2, refcheck=False)
 
     def reshape():
-        theta.shape = 3, 1
+        theta.resize((3, 1), refcheck=False)  # the same memory: assigning to .shape is deprecated
 
     for change, message in (lock, "theta is read-only"), (shorten, r"p has shape \(2,\)"), (reshape, r"p has shape \(3,\)"):
         theta, p = np.zeros(3), np.ones(3)
@@ -507,6 +507,196 @@ def test_pickled_buffers_are_snapshots_that_nothing_writes_to():
     assert state(two) == held and kept == whole
 
 
+# ---- a state that comes from outside ------------------------------------------------------------------------------------
+
+
+def long_run(size=13, steps=230, beta=0.9):
+    """Beyond two spills."""
+    momentum = fd.ReversibleMomentum(random(size), alpha=0.1, beta=beta)
+    for _ in range(steps):
+        momentum.step(bumpy(momentum.theta))
+    return momentum
+
+
+def restored(momentum, **changed):
+    """An object of momentum's state with some of its seven parts, by name, replaced."""
+    names = "alpha", "n", "rate", "shape", "numbers", "count", "stack"
+    parts = dict(zip(names, momentum.__getstate__(), strict=True))
+    assert set(changed) <= set(names)
+    other = fd.ReversibleMomentum.__new__(fd.ReversibleMomentum)
+    other.__setstate__(tuple({**parts, **changed}.values()))
+    return other
+
+
+def put(array, at, value):
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+def as_bits(x):
+    return np.float64(x).view(np.int64)
+
+
+WRONG = {  # what is wrong with a state, the error, its text; m: the object, N: its numbers, S: its words
+    "alpha nan": (lambda m, N, S: {"alpha": math.nan}, ValueError, "state: alpha is nan; expected a finite number"),
+    "alpha inf": (lambda m, N, S: {"alpha": math.inf}, ValueError, "state: alpha is inf"),
+    "alpha no number": (lambda m, N, S: {"alpha": "0.1"}, TypeError, "state: alpha is '0.1'; expected a number"),
+    "n zero": (lambda m, N, S: {"n": 0}, ValueError, "state: n is 0; expected an integer in"),
+    "n too large": (lambda m, N, S: {"n": 2**16}, ValueError, "state: n is 65536"),
+    "n huge": (lambda m, N, S: {"n": 2**80}, ValueError, "state: n is 1208925819614629174706176"),
+    "n float": (lambda m, N, S: {"n": 0.9}, TypeError, "state: n is 0.9; expected an integer"),
+    "another n": (lambda m, N, S: {"n": 30000}, ValueError, "state: rate is .*; expected .* for n = 30000"),
+    "rate": (lambda m, N, S: {"rate": 5}, ValueError, "state: rate is 5; expected"),
+    "rate float": (lambda m, N, S: {"rate": 1e11}, TypeError, "state: rate is 100000000000.0; expected an integer"),
+    "shape short": (lambda m, N, S: {"shape": (3,)}, ValueError, r"state: theta, p and buffers have shape \(3, 16\); expected \(3, 8\)"),
+    "shape long": (lambda m, N, S: {"shape": (2**20,)}, ValueError, r"expected \(3, 1048576\)"),
+    "shape of the same padding": (lambda m, N, S: {"shape": (9,)}, ValueError, "state: words behind the last parameter are not 0"),
+    "shape overflows": (lambda m, N, S: {"shape": (2**40, 2**40)}, ValueError, "state: shape is .*; no array has it"),
+    "shape overflows to 13": (lambda m, N, S: {"shape": (2**63 + 13,)}, ValueError, "no array has it"),
+    "shape negative": (lambda m, N, S: {"shape": (-1, -13)}, ValueError, "state: shape is -1"),
+    "shape of floats": (lambda m, N, S: {"shape": (13.0,)}, TypeError, "state: shape is 13.0"),
+    "shape a list": (lambda m, N, S: {"shape": [13]}, TypeError, "state: shape is a list; expected a tuple"),
+    "numbers short": (lambda m, N, S: {"numbers": N[:, :8].copy()}, ValueError, r"have shape \(3, 8\); expected \(3, 16\)"),
+    "numbers flat": (lambda m, N, S: {"numbers": N.ravel()}, ValueError, r"have shape \(48,\)"),
+    "numbers two rows": (lambda m, N, S: {"numbers": N[:2]}, ValueError, r"have shape \(2, 16\)"),
+    "numbers floats": (lambda m, N, S: {"numbers": N.astype(float)}, TypeError, "state: theta, p and buffers have dtype float64; expected int64"),
+    "numbers int32": (lambda m, N, S: {"numbers": N.astype(np.int32)}, TypeError, "have dtype int32"),
+    "numbers objects": (lambda m, N, S: {"numbers": N.astype(object)}, TypeError, "have dtype object"),
+    "numbers a list": (lambda m, N, S: {"numbers": N.tolist()}, TypeError, "are a list; expected an array"),
+    "theta high": (lambda m, N, S: {"numbers": put(N, (0, 3), 2**62)}, ValueError, r"state: theta\[3\] is 4611686018427387904 units; expected"),
+    "p low": (lambda m, N, S: {"numbers": put(N, (1, 0), -(2**62) - 1)}, ValueError, r"state: p\[0\] is -4611686018427387905 units"),
+    "padding of theta": (lambda m, N, S: {"numbers": put(N, (0, 14), 1)}, ValueError, "state: numbers behind the last parameter are not 0"),
+    "padding of buffers": (lambda m, N, S: {"numbers": put(N, (2, 15), as_bits(1.0))}, ValueError, "numbers behind the last parameter"),
+    "buffer nan": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(math.nan))}, ValueError, r"state: buffer\[1\] is nan; expected integers"),
+    "buffer inf": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(math.inf))}, ValueError, "is inf"),
+    "buffer negative": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(-1.0))}, ValueError, "is -1.0"),
+    "buffer minus zero": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(-0.0))}, ValueError, "is -0.0"),
+    "buffer no integer": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(1.5))}, ValueError, "is 1.5"),
+    "buffer large": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(2.0**51))}, ValueError, "is 2251799813685248.0"),
+    "buffers an integer": (lambda m, N, S: {"numbers": put(N, (2, 1), 7)}, ValueError, r"state: buffer\[1\] is 3.5e-323"),
+    "count negative": (lambda m, N, S: {"count": np.array([-1]), "stack": []}, ValueError, "state: count is -1; expected at least 0"),
+    "count two": (lambda m, N, S: {"count": np.array([230, 1])}, ValueError, r"state: count have shape \(2,\); expected \(1,\)"),
+    "count empty": (lambda m, N, S: {"count": np.array([], np.int64)}, ValueError, r"state: count have shape \(0,\)"),
+    "count a float": (lambda m, N, S: {"count": np.array([230.0])}, TypeError, "state: count have dtype float64"),
+    "count an int": (lambda m, N, S: {"count": 230}, TypeError, "state: count are a int; expected an array"),
+    "count of another time": (lambda m, N, S: {"count": np.array([500])}, ValueError, "state: there are 2 arrays of words; expected 4"),
+    "count of the beginning": (lambda m, N, S: {"count": np.array([0])}, ValueError, "state: there are 2 arrays of words; expected 0"),
+    "words missing": (lambda m, N, S: {"stack": S[:1]}, ValueError, "state: there are 1 arrays of words; expected 2"),
+    "words none": (lambda m, N, S: {"stack": []}, ValueError, "state: there are 0 arrays of words"),
+    "words many": (lambda m, N, S: {"stack": [*S, S[0]]}, ValueError, "state: there are 3 arrays of words"),
+    "words short": (lambda m, N, S: {"stack": [S[0], S[1][:8]]}, ValueError, r"state: words have shape \(8,\); expected \(16,\)"),
+    "words wide": (lambda m, N, S: {"stack": [S[0], S[1].astype(np.uint32)]}, TypeError, "state: words have dtype uint32; expected uint16"),
+    "words signed": (lambda m, N, S: {"stack": [S[0], S[1].view(np.int16)]}, TypeError, "state: words have dtype int16"),
+    "words no arrays": (lambda m, N, S: {"stack": [b"", b""]}, TypeError, "state: words are a bytes; expected an array"),
+    "words padded": (lambda m, N, S: {"stack": [S[0], put(S[1], 15, 1)]}, ValueError, "state: words behind the last parameter are not 0"),
+    "stack a tuple": (lambda m, N, S: {"stack": tuple(S)}, TypeError, "state: words are a tuple; expected a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_state_that_is_none_is_refused_whole(wrong):
+    momentum = long_run()
+    changed, kind, text = WRONG[wrong]
+    held, (*_, numbers, _, stack) = state(momentum), momentum.__getstate__()
+    changed = changed(momentum, numbers, stack)
+    with pytest.raises(kind, match=text):
+        restored(momentum, **changed)
+    with pytest.raises(kind, match=text):  # in an object that has one: it keeps that
+        momentum.__setstate__(tuple({**dict(zip(("alpha", "n", "rate", "shape", "numbers", "count", "stack"),
+                                                momentum.__getstate__(), strict=True)), **changed}.values()))  # fmt: skip
+    assert state(momentum) == held
+
+
+@pytest.mark.parametrize("wrong", [(), [], None, {}, (1,) * 6, (1,) * 8, "1234567"])
+def test_a_state_is_a_tuple_of_seven(wrong):
+    with pytest.raises(TypeError, match="expected the tuple of 7 that __getstate__ returns"):
+        fd.ReversibleMomentum.__new__(fd.ReversibleMomentum).__setstate__(wrong)
+
+
+def test_a_state_in_any_layout_is_the_same_state_and_the_objects_own():
+    momentum = long_run()
+    _, _, _, _, numbers, count, stack = momentum.__getstate__()
+    held = state(momentum)
+    for _, array in layouts(numbers):
+        words = [next(a for label, a in layouts(w) if label == "negative strides") for w in stack]
+        other = restored(momentum, numbers=array, stack=words, count=count.astype(">i8"))
+        assert state(other) == held
+        if array.flags.writeable:
+            array[...] = 0
+        for w in words:
+            w[...] = 0
+        for _ in range(230):
+            other.unstep(bumpy)
+        assert other.information_bits == 0 and not other.p.any()
+    assert state(momentum) == held
+
+
+def test_states_that_left_their_way_can_be_copied():
+    """Steps undone with other gradients than they were taken with lead elsewhere; wherever that is, it is a state."""
+    for beta in 0.5, 0.9, 65535 / 2**16:
+        momentum = long_run(5, 150, beta)
+        for k in range(150):
+            try:
+                momentum.unstep(lambda theta, k=k: np.cos(theta * k))
+            except OverflowError:  # 1/beta a step
+                break
+            if k % 7 == 0:
+                assert state(copy.copy(momentum)) == state(momentum)
+        assert k > 10
+        assert state(pickle.loads(pickle.dumps(momentum))) == state(momentum)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16])
+def test_jacobians_of_integers_are_those_of_floats(dtype):
+    H = np.array([[1, 2], [2, 3]], dtype)
+    for room in fd, reference:
+        assert same_bits(room.momentum_jacobian(H, alpha=2, beta=0.5), room.momentum_jacobian(H.astype(float), alpha=2, beta=0.5))
+
+
+def test_no_unstep_leaves_the_range():
+    """θ − p beyond it: no step can have begun there."""
+    for room in fd, reference:
+        momentum = room.ReversibleMomentum([EDGE - 1], alpha=1.0, beta=0.5)
+        momentum.step([1e5])
+        momentum.step([0.0])
+        momentum.unstep(lambda theta: [-1e4])
+        before = momentum.theta.tolist(), momentum.p.tolist()
+        with pytest.raises(OverflowError):
+            momentum.unstep(lambda theta: theta)
+        assert (momentum.theta.tolist(), momentum.p.tolist()) == before
+
+
+def test_kernels_compare_what_they_are_given():
+    """The last look: whatever a mistake in Python code made of the arrays, nothing beyond them is touched."""
+    momentum, grad = fd.ReversibleMomentum(random(13), **RATES), np.ones(13)
+    kernel = fd.ReversibleMomentum._step.__globals__["_kernels"][np.dtype(np.float64)]
+    _, n, _, _, numbers, count, _ = momentum.__getstate__()
+    words, wrong = np.zeros(16, np.uint16), "arrays of the wrong type, rank or size"
+    for changed in (
+        {0: numbers[:, :8].copy()}, {0: numbers[:2]}, {0: np.asfortranarray(numbers)}, {0: numbers.astype(float)}, {0: numbers.ravel()},
+        {1: count.astype(float)}, {1: np.zeros(0, np.int64)}, {3: np.ones(17)}, {3: np.ones(8)}, {3: np.ones(13, np.float32)}, {3: np.ones(26)[::2]},
+        {5: 0}, {5: 65536}, {6: words[:8]}, {6: words.astype(np.uint32)},
+    ):  # fmt: skip
+        arguments = {**dict(enumerate((numbers, count, [], grad, 0.1, n, words))), **changed}
+        with pytest.raises(ValueError, match=wrong):
+            kernel.fixed_step(*arguments.values())
+    with pytest.raises(ValueError, match=wrong):
+        kernel.fixed_unstep(numbers, count, [], grad, 0.1, n, True)
+    with pytest.raises(ValueError, match=wrong):
+        kernel.fixed_unstep(numbers, count, [words[:8]], grad, 0.1, n, True)
+    for out in np.zeros(8), np.zeros(16, np.float32):
+        with pytest.raises(ValueError, match=wrong):
+            kernel.positions(numbers, 0, False, out)
+    with pytest.raises(ValueError, match=wrong):
+        kernel.positions(numbers, 2, False, np.zeros(16))
+    t, p, g = np.zeros((3, 4, 5))
+    for arrays in (t, p, g[:, :4]), (t, p[:3], g), (t.ravel(), p, g), (t, p.astype(np.float32), g), (t, p, g.astype(">f8")), (t, p, None):
+        with pytest.raises(ValueError, match=wrong):
+            kernel.update(*arrays, 0.1, 0.9, False, ())
+    assert not t.any() and (momentum.theta == fd.ReversibleMomentum(random(13), **RATES).theta).all()
+
+
 def test_attributes_are_copies_that_cannot_be_set():
     momentum = fd.ReversibleMomentum([[1, 2], [3, 4]], alpha=0.25, beta=0.3)
     momentum.theta[:] = 0
@@ -691,6 +881,17 @@ def test_ctrl_c_comes_between_steps_and_never_amid_one(delay):
     while momentum.steps:
         momentum.unstep(np.copy)
     assert state(momentum) == start
+
+
+@pytest.mark.slow
+def test_a_large_jacobian_answers_ctrl_c():
+    hessian = np.full((3000, 3000), 1e-3)
+
+    def call():
+        while True:
+            fd.momentum_jacobian(hessian, **RATES)
+
+    assert seconds_until_answered(call, delay=0.2) < ALLOWED
 
 
 def test_hypergradient_answers_ctrl_c():

@@ -31,14 +31,20 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory):
+EPOCH = "1700000000"  # the time that archives are told to have been made at
+
+
+def built(folder):
     """A folder with the sdist and the wheel that `build` makes from that sdist, each in isolation."""
     pytest.importorskip("build")
-    folder = tmp_path_factory.mktemp("packaging")
     shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCE)  # building writes metadata next to the sources
-    run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "tree"), cwd=folder)
+    run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "tree"), cwd=folder, SOURCE_DATE_EPOCH=EPOCH)
     return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("packaging"))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,8 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
         "setup.py",
         "tests/smoke.py",
         "tests/awkward.py",
+        "tests/fuzz_corpus.jsonl",
+        "SECURITY.md",
     }
     wanted |= {
         "src/fastderiv/" + name
@@ -137,6 +145,26 @@ def test_wheel_needs_numpy_and_scipy_only(wheel):
     ]
     assert sorted(name.partition(">")[0] for name in required) == ["numpy", "scipy"]
     assert "License-Expression: BSD-3-Clause" in lines
+
+
+def test_two_builds_are_the_same_bytes(dist, tmp_path):
+    """Whenever and wherever they are made: what is published can be checked against its sources."""
+    again = built(tmp_path)
+    assert sorted(path.name for path in dist.iterdir()) == sorted(path.name for path in again.iterdir())
+    for path in dist.glob("*.whl"):
+        with zipfile.ZipFile(path) as ours, zipfile.ZipFile(again / path.name) as theirs:
+            assert [i.filename for i in ours.infolist()] == [i.filename for i in theirs.infolist()]
+            assert not [i.filename for i in ours.infolist() if ours.read(i) != theirs.read(i.filename)]
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("tool", ["twine check --strict", "check-wheel-contents"])
+def test_archives_pass_the_checks_of_others(dist, tool):
+    """abi3audit is none of them: the modules use more of CPython than its stable interface, and are built for each version."""
+    name, *options = tool.split()
+    pytest.importorskip(name.replace("-", "_"))
+    files = sorted(dist.glob("*.whl" if name == "check-wheel-contents" else "*"))
+    run(sys.executable, "-m", name.replace("-", "_"), *options, *map(str, files), cwd=dist)
 
 
 def test_installed_demo_passes_at_every_level(python, levels):

@@ -1,12 +1,15 @@
-"""Bounds of the float64 errors of exp, σ and σ' that the certificates rest on, proven by ball arithmetic from simd.h's constants.
+"""Bounds of the float64 errors of exp, σ and σ' that certificates rest on, proven by ball
+arithmetic.
 
-An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code is followed operation by
-operation, with the values as balls and a bound of what rounding has done to them, with fused operations and without.
+An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code
+of simd.h is followed operation by operation, with the values as balls and a bound of what rounding
+has done to them, with fused operations and without.
 """
 
 import math
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ U = 2.0**-53
 PIECES = 512  # of f in [−½, ½]
 SMALLEST = -60  # k below which 1 + e rounds to 1, and every σ is e: as at this k
 SOURCE = (Path(fastderiv.__file__).parent / "_core" / "simd.h").read_text(encoding="utf-8")
-PROVEN = {  # relative errors in u, and the largest absolute one of σ(−|x|); simd.h and _isolate.pxi cite them
+PROVEN = {  # relative errors in u, and the largest absolute one of σ(−|x|); simd.h cites them
     True: {"exp": 2.2, "tail": 3.9, "sigmoid": 3.9, "slope": 5.9, "tail, absolute": 1.03},  # fused
     False: {"exp": 2.6, "tail": 4.31, "sigmoid": 4.31, "slope": 6.31, "tail, absolute": 1.13},
 }
@@ -44,7 +47,7 @@ def coefficients():
     body = SOURCE[SOURCE.index("VINL vf vslope2") :]
     body = body[body.index("if (sharp)") : body.index("} else")]
     numbers = [float(number) for number in re.findall(r"vset1\((-?[0-9.e+-]+)\)", body)]
-    assert len(numbers) == 11 and body.count("vfma") == 9  # the two highest, then down, odd and even in turn
+    assert len(numbers) == 11 and body.count("vfma") == 9  # the two highest, swapped, then down
     return [*numbers[:1:-1], numbers[0], numbers[1]]
 
 
@@ -62,7 +65,8 @@ def half_ulp(x):
 
 
 class Number:
-    """A ball that holds the exact value of an expression, and how far from it its float64 value may be."""
+    """A ball that holds an expression's exact value, and how far from it its float64 value may
+    be."""
 
     def __init__(self, value, wrong=0.0):
         self.value, self.wrong = arb(value), wrong
@@ -71,7 +75,7 @@ class Number:
         return Number(self.value, (self.wrong + half_ulp(self.value) * (1 + 1e-9)) * (1 + 1e-12))
 
     def __mul__(self, other):
-        wrong = top(self.value) * other.wrong + top(other.value) * self.wrong + self.wrong * other.wrong
+        wrong = top(self.value) * other.wrong + (top(other.value) + other.wrong) * self.wrong
         return Number(self.value * other.value, wrong * (1 + 1e-12))
 
     def __add__(self, other):
@@ -89,7 +93,7 @@ def multiply_add(a, b, c, fused):
 def pieces():
     edges = [(-0.5 + i / PIECES) for i in range(PIECES + 1)]
     edges[0], edges[-1] = edges[0] - 1e-12, edges[-1] + 1e-12  # k is rounded from a rounded product
-    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
+    for lo, hi in pairwise(edges):
         yield arb.union(arb(lo), arb(hi))
 
 
@@ -99,7 +103,8 @@ def reduction(f, fused):
     split = top(arb(constant("LN2_HI")) + arb(constant("LN2_LO")) - ln2) * k
     product = 0 if fused else half_ulp(arb(constant("LN2_LO")) * k)
     r = split + product + half_ulp(f * ln2)
-    return (r / math.log(2) + top(f * ln2) * top(arb(constant("LOG2E")) - 1 / ln2) + half_ulp(f)) * (1 + 1e-9)
+    scale = top(f * ln2) * top(arb(constant("LOG2E")) - 1 / ln2)
+    return (r / math.log(2) + scale + half_ulp(f)) * (1 + 1e-9)
 
 
 @cache
@@ -118,7 +123,8 @@ def distance(f, parts=4):
     for i in range(parts):
         l = f.lower() + width * i
         part, middle = arb.union(l, l + width), (l + width / 2).mid()
-        worst = max(worst, top(difference()(middle) + difference().derivative()(part) * (part - middle)))
+        slope = difference().derivative()(part)
+        worst = max(worst, top(difference()(middle) + slope * (part - middle)))
     return worst + 1e-50  # the terms beyond
 
 
@@ -136,7 +142,8 @@ def power_error(f, fused):
     p = multiply_add(slope, x, Number(1), fused)
     rest = distance(f)
     exact = arb(2) ** f
-    return ((rest + p.wrong) / least(exact)) * (1 + 1e-9) + math.log(2) * reduction(f, fused) * (1 + 1e-9), exact
+    wrong = (rest + p.wrong) / least(exact) + math.log(2) * reduction(f, fused)
+    return wrong * (1 + 1e-9), exact
 
 
 def errors(fused):
@@ -171,13 +178,14 @@ def errors(fused):
 def test_errors_are_within_what_is_cited(fused):
     worst = errors(fused)
     assert all(worst[name] <= bound for name, bound in PROVEN[fused].items()), worst
-    assert all(worst[name] >= 0.95 * bound for name, bound in PROVEN[fused].items()), worst  # and near it
+    assert all(worst[name] >= 0.95 * bound for name, bound in PROVEN[fused].items()), worst
 
 
 def test_computed_values_are_within_the_proven_errors():
-    net = fastderiv.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])  # its logit is σ, its gradient σ'
+    net = fastderiv.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])  # its logit is σ, its slope σ'
     rng = np.random.default_rng(0)
-    x = np.concatenate([-np.abs(rng.normal(0, 3, 4000)), rng.uniform(-708, 0, 3000), [-6.2376964720716055]])
+    x = [-np.abs(rng.normal(0, 3, 4000)), rng.uniform(-708, 0, 3000), [-6.2376964720716055]]
+    x = np.concatenate(x)
     y, slope, worst = net.logits(x[:, None])[:, 0], net.margin_gradient(x[:, None])[:, 0], 0.0
     for xi, yi, gi in zip(x.tolist(), y.tolist(), slope.tolist(), strict=True):
         e = arb(xi).exp()

@@ -622,8 +622,9 @@ def test_spawned_processes():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_is_answered_at_once(threads):
-    long = np.broadcast_to(np.ones((32, 1), np.float32), (32, 40_000_000))  # 20 s of work; of the result's memory only what is written exists
-    coefficient = np.broadcast_to(np.ones((1, 16, 1), np.float32), (1, 16, 40_000_000))
+    # seconds of work; of the result's memory only what is written exists
+    long = np.broadcast_to(np.ones((32, 1), np.float32), (32, 10_000_000))
+    coefficient = np.broadcast_to(np.ones((1, 16, 1), np.float32), (1, 16, 10_000_000))
     A, before = -np.ones((32, 16), np.float32), fd.get_num_threads()
     fd.set_num_threads(threads)
     try:

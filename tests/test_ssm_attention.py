@@ -133,7 +133,8 @@ def test_errors_name_the_argument(change, kind, message):
 def test_more_than_the_memory_is_refused_at_once():
     delta = np.broadcast_to(np.float32(0), (64, 10_000_000))
     one = np.ones((64, 1), np.float32)
-    with pytest.raises(MemoryError, match=r"\(64, 10000000, 10000000\) and dtype float32 would take 25600000000000000 bytes"):
+    message = r"\(64, 10000000, 10000000\) and dtype float32 would take 25600000000000000 bytes"
+    with pytest.raises(MemoryError, match=message):
         fd.scan_attention(delta, -one, one, one)
 
 

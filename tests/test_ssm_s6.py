@@ -10,6 +10,7 @@ import pytest
 import fastderiv as fd
 from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
+from fastderiv.ssm import _s6
 from machines import by_threads
 
 REALS = [np.float32, np.float64]
@@ -315,3 +316,13 @@ def test_arguments_are_checked():
         layer.transition_product(x, 0, 1, method="sum")
     with pytest.raises(ValueError, match=r"start:stop = None:-1 has 79 steps; expected at most 62 by method 'subsets'"):
         layer.transition_product(np.ones((80, 5)), None, -1, "subsets")
+
+
+def test_products_in_blocks(monkeypatch):
+    rng = np.random.default_rng(2)
+    W, b, A, N = rng.normal(size=(5, 5)), rng.normal(size=5), -rng.random((5, 3)), rng.normal(size=(3, 5))
+    layer, x = fd.S6(W, b, A, N, N), rng.normal(size=(2, 150, 5))
+    expected = [layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]]
+    monkeypatch.setattr(_s6, "_ROWS", 64)
+    for got, whole in zip([layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]], expected, strict=True):
+        np.testing.assert_allclose(got, whole, rtol=1e-12, atol=1e-12)

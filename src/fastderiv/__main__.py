@@ -1,5 +1,7 @@
 """``python -m fastderiv [demo | info | bench]``."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
+from ._cli.output import count, fit_terminal, picture
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         place.add_argument(
             "--plot",
             metavar="FILE",
-            type=Path,
+            type=picture,
             default=default,
             help="also draw what the demo computes (needs matplotlib)",
         )
@@ -29,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="microbenchmarks against NumPy")
     bench.add_argument("--json", action="store_true", help="machine-readable output only")
     bench.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads for fastderiv (default: 1)")
+    bench.add_argument("--threads", type=count, default=1, metavar="N", help="threads for fastderiv (default: 1)")
     return parser
 
 
@@ -38,17 +41,12 @@ def _demo(plot: Path | None) -> int:
 
     if plot is None:
         return demo.run().status
-    try:
-        from ._cli.plot import draw
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("--plot needs matplotlib: pip install 'fastderiv[demo]'", file=sys.stderr)
-        return 2
+    from ._cli.plot import draw
+
     result = demo.run()
     try:
         draw(result, plot)
-    except (OSError, ValueError) as error:  # a folder that is not there, an extension nobody knows
+    except OSError as error:  # a full disk, a folder that went away
         print(f"--plot {plot}: {error}", file=sys.stderr)
         return 2
     print(f"\nWrote {plot}")
@@ -73,12 +71,11 @@ def _bench(as_json: bool, quick: bool, threads: int) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 if a check failed, 2 if it was called wrongly."""
+    fit_terminal()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.plot is not None and options.command in ("info", "bench"):
         parser.error("--plot belongs to the demo")
-    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold what the terminal's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if options.command == "info":
             from . import show_config
@@ -86,8 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(show_config())
             return 0
         if options.command == "bench":
-            if options.threads < 1:
-                parser.error("--threads expects a positive integer")
             return _bench(options.json, options.quick, options.threads)
         return _demo(options.plot)
     except BrokenPipeError:  # `python -m fastderiv | head`: whoever read the output has seen enough

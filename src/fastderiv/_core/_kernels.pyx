@@ -67,13 +67,22 @@ cdef void elementwise(void *args, ix i, Worker *worker) noexcept nogil:
         span(x, y, n, SOFTPLUS)
 
 
+cdef int expect_array(cnp.ndarray a) except -1:
+    """A mistake in Python must not become a read of foreign memory: a TypeError unless `a` is
+    contiguous and of the kernel's type."""
+    if not (cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real)
+            and cnp.PyArray_ISCARRAY_RO(a)):
+        raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype "
+                        f"{a.dtype}, or one not contiguous")
+    return 0
+
+
 cdef int apply(cnp.ndarray x, cnp.ndarray y, Curve curve) except -1:
     cdef Elementwise a
-    for array in (x, y):                # a mistake in Python must not become a read of foreign memory
-        if not (cnp.PyArray_ISFLOAT(array) and cnp.PyArray_ITEMSIZE(array) == sizeof(real) and cnp.PyArray_ISCARRAY_RO(array)):
-            raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype {array.dtype}, or one not contiguous")
+    expect_array(x)
+    expect_array(y)
     if cnp.PyArray_SIZE(x) != cnp.PyArray_SIZE(y) or not cnp.PyArray_ISWRITEABLE(y):
-        raise TypeError("a kernel was handed a result of another size than its argument, or a read-only one")
+        raise TypeError("a kernel was handed a result that is read-only or of another size")
     a.x, a.y, a.n, a.curve = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x), curve
     return run(elementwise, &a, (a.n + BLOCK - 1) // BLOCK, 0, a.n * 1e-9 * sizeof(real) / 4)
 

@@ -41,7 +41,8 @@ def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     except (MemoryError, RecursionError):
         raise
     except TypeError as error:
-        raise TypeError(f"{name} is a {type(value).__name__} that is not an array of {of}: {_first_line(error)}") from error
+        kind = f"a {type(value).__name__} that is not"
+        raise TypeError(f"{name} is {kind} an array of {of}: {_first_line(error)}") from error
     except Exception as error:  # ragged lists; what `__array__` of another library's type raises
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} is not an array of {of}: {_first_line(error)}") from error
@@ -100,7 +101,8 @@ def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def pieces(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
-    """Indices that cut an array of this shape into parts that are worked on within milliseconds, so that signals are seen."""
+    """Indices that cut an array of this shape into parts, each worked on within milliseconds, so that
+    signals are seen in between."""
     size = math.prod(shape)
     if size <= _PIECE:
         yield (...,)
@@ -168,8 +170,10 @@ def integers(name: str, value: ArrayLike) -> np.ndarray:
         return np.array(array, np.intp, order="C")
     own = empty(f"the copy of {name}", array.shape, np.dtype(np.intp))
     for part in pieces(array.shape):
-        # unsigned ones beyond intp would turn negative
-        own[part] = np.minimum(array[part], np.iinfo(np.intp).max, dtype=np.uint64) if array.dtype.kind == "u" else array[part]
+        piece = array[part]
+        if array.dtype.kind == "u":  # beyond intp they would turn negative
+            piece = np.minimum(piece, np.iinfo(np.intp).max, dtype=np.uint64)
+        own[part] = piece
     return own
 
 
@@ -257,7 +261,7 @@ def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """`value` as an int, not less than `least`; floats and bools are a TypeError."""
     refuse_masked(name, value)
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, np.bool)):  # which NumPy 2.0 would take for 0 and 1
             raise TypeError
         i = operator.index(value)
     except TypeError:
@@ -294,15 +298,22 @@ def number(name: str, value: ArrayLike) -> float:
     raise TypeError(f"{name} is {value!r}; expected a number")
 
 
-def empty(what: str, shape: tuple[int, ...], dtype: np.dtype, make: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
-    """A new array by `make`, np.empty or np.zeros; a MemoryError that says how many bytes, if they are more than there are."""
+def empty(
+    what: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    make: Callable[..., np.ndarray] = np.empty,
+) -> np.ndarray:
+    """A new array by `make`, np.empty or np.zeros; a MemoryError that says how many bytes it would
+    take, if the machine has not so many."""
     try:
         array = make(shape, dtype)
     except (MemoryError, ValueError):  # the latter beyond NumPy's integers
         nbytes = math.prod(shape) * dtype.itemsize
+        wrong = f"{what} of shape {shape} and dtype {dtype} would take {nbytes} bytes"
         if not nbytes:  # NumPy multiplies the axes that are not empty
-            raise MemoryError(f"NumPy cannot represent the shape {shape} of {what}, although it is empty") from None
-        raise MemoryError(f"{what} of shape {shape} and dtype {dtype} would take {nbytes} bytes") from None
+            wrong = f"NumPy cannot represent the shape {shape} of {what}, although it is empty"
+        raise MemoryError(wrong) from None
     if array.nbytes > _LARGE:
         check_fits(f"{what} of shape {shape} and dtype {dtype}", array.nbytes)
     return array

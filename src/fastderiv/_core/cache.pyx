@@ -13,24 +13,29 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    /* A 64-bit checksum at the speed of memory: eight sums side by side, of which each turns a word that differs into another
-     * sum whatever follows (turning, xor and multiplication by an odd number are one to one).  Two contents that differ in more
-     * than a word agree with a probability of about 2**-64.  Not made against those who look for two that agree. */
+    /* A 64-bit checksum at the speed of memory: four sums side by side, each of which takes two words a time.  A change of one
+     * of them changes the sum, whatever follows: turning, xor, addition and multiplication by an odd number are one to one.
+     * Contents that differ in more agree with a probability of about 2**-64.  It is not made against those who look for two
+     * that agree.  (One multiplication a word took twice as long.) */
     #define PRIME UINT64_C(0x9E3779B185EBCA87)
-    static uint64_t stir(uint64_t h, uint64_t word) { return ((h << 27 | h >> 37) ^ word) * PRIME; }
+    static uint64_t turned(uint64_t x, int by) { return x << by | x >> (64 - by); }
+    static uint64_t stir(uint64_t h, const unsigned char *p)
+    {
+        uint64_t word[2];
+        memcpy(word, p, sizeof word);
+        return ((turned(h, 27) ^ word[0]) + turned(word[1], 31)) * PRIME;
+    }
     static uint64_t checksum_of(const unsigned char *p, size_t n)
     {
-        uint64_t h[8], word[8], all = n * PRIME;
+        uint64_t h0 = PRIME, h1 = 3 * PRIME, h2 = 5 * PRIME, h3 = 7 * PRIME, all = n * PRIME, last[4];
+        unsigned char rest[64] = {0};
         int i;
-        for (i = 0; i < 8; i++) h[i] = PRIME * (2 * (uint64_t)i + 1);
-        for (; n >= sizeof word; n -= sizeof word, p += sizeof word) {
-            memcpy(word, p, sizeof word);
-            for (i = 0; i < 8; i++) h[i] = stir(h[i], word[i]);
-        }
-        memset(word, 0, sizeof word);
-        memcpy(word, p, n);
-        for (i = 0; i < 8; i++) {
-            all = stir(all, stir(h[i], word[i]));
+        for (; n >= 64; n -= 64, p += 64)
+            h0 = stir(h0, p), h1 = stir(h1, p + 16), h2 = stir(h2, p + 32), h3 = stir(h3, p + 48);
+        memcpy(rest, p, n);
+        last[0] = stir(h0, rest), last[1] = stir(h1, rest + 16), last[2] = stir(h2, rest + 32), last[3] = stir(h3, rest + 48);
+        for (i = 0; i < 4; i++) {
+            all = (turned(all, 27) ^ last[i]) * PRIME;
             all ^= all >> 32;
         }
         return all;

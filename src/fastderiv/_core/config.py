@@ -16,7 +16,10 @@ class Config(dict):
 
     def __str__(self) -> str:
         width = max(map(len, self))
-        return "\n".join(f"{key:<{width}}  {', '.join(value) if isinstance(value, list) else value}" for key, value in self.items())
+        return "\n".join(
+            f"{key:<{width}}  {', '.join(value) if isinstance(value, list) else value}"
+            for key, value in self.items()
+        )
 
     __repr__ = __str__
 
@@ -30,8 +33,9 @@ def set_num_threads(n: SupportsIndex) -> None:
     Parameters
     ----------
     n : int
-        At least 1.  The default is the environment variable ``FASTDERIV_NUM_THREADS``; without it, the number of processors
-        this process may run on, the CPU quota of its container (rounded up) or ``OMP_NUM_THREADS``, whichever is least.
+        At least 1.  The default is the environment variable ``FASTDERIV_NUM_THREADS``; without
+        it, the number of processors this process may run on, the CPU quota of its container
+        (rounded up) or ``OMP_NUM_THREADS``, whichever is least.
 
     Raises
     ------
@@ -40,9 +44,10 @@ def set_num_threads(n: SupportsIndex) -> None:
 
     Notes
     -----
-    threadpoolctl finds and limits these threads as the library "fastderiv", joblib's processes limit them by
-    ``OMP_NUM_THREADS``, and in a worker process of PyTorch's DataLoader the default is 1, as it is for PyTorch.  Of several
-    calls at the same time, one uses the threads, and each of the others its own thread only.
+    threadpoolctl finds and limits these threads as the library "fastderiv", joblib's processes
+    limit them by ``OMP_NUM_THREADS``, and in a worker process of PyTorch's DataLoader the default
+    is 1, as it is for PyTorch.  Of several calls at the same time, one uses the threads, and each
+    of the others its own thread only.
 
     Examples
     --------
@@ -116,20 +121,30 @@ def _set_default() -> None:
     if not wanted:
         threads.set_default(min(processors.available(), _openmp_threads()), by_environment=False)
         return
-    if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 10 and 1 <= int(wanted) <= _MAX_THREADS):
+    if not (
+        wanted.isascii()
+        and wanted.isdigit()
+        and len(wanted) <= 10
+        and 1 <= int(wanted) <= _MAX_THREADS
+    ):
         raise ImportError(f"FASTDERIV_NUM_THREADS={wanted!r}; expected a positive integer")
     threads.set_default(int(wanted), by_environment=True)
 
 
 def _openmp_threads() -> int:
-    """`OMP_NUM_THREADS`, of a list the first, which is for the outermost loops; what OpenMP would not take is no limit."""
+    """`OMP_NUM_THREADS`; of a list the first, which is for the outermost loops.
+
+    What OpenMP would not take is no limit.
+    """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    usable = first.isascii() and first.isdigit() and len(first) <= 10 and 1 <= int(first) <= _MAX_THREADS
+    usable = (
+        first.isascii() and first.isdigit() and len(first) <= 10 and 1 <= int(first) <= _MAX_THREADS
+    )
     return int(first) if usable else _MAX_THREADS
 
 
 def _register() -> None:
-    """Have threadpoolctl, if there is one, find the pool: its documented way for libraries that it does not know."""
+    """Have threadpoolctl, if there is one, find the pool, as it documents for other libraries."""
     try:
         from threadpoolctl import LibController, register
     except ImportError:  # none, or one before 3.2
@@ -144,7 +159,8 @@ def _register() -> None:
             return get_num_threads()
 
         def set_num_threads(self, num_threads: int) -> None:
-            self.dynlib.fastderiv_set_num_threads(num_threads)  # like others, this ignores what is below 1
+            # unlike ours, this ignores what is below 1, as other libraries do
+            self.dynlib.fastderiv_set_num_threads(num_threads)
 
         def get_version(self) -> str:
             from .. import __version__

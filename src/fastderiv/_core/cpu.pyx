@@ -24,7 +24,14 @@ cdef extern from *:
     #endif
     static int cpu_level(void)
     {
-    #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+    #if defined(_MSC_VER) && defined(__clang__) && defined(__x86_64__)
+        /* clang-cl, whose __builtin_cpu_supports needs a library that is not linked there */
+        unsigned a, b, c, d, saved, high;
+        if (!lzcnt_movbe_f16c() || !__get_cpuid(1, &a, &b, &c, &d) || (c & 0x18001000) != 0x18001000) return 1;    /* OSXSAVE, AVX, FMA */
+        __asm__ __volatile__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+        if ((saved & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & 0x128) != 0x128) return 1;        /* AVX2, BMI, BMI2 */
+        return (saved & 0xe0) == 0xe0 && (b & 0xd0030000) == 0xd0030000 ? 4 : 3;                                  /* F, DQ, CD, BW, VL */
+    #elif (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
         __builtin_cpu_init();     /* checks XGETBV too: the operating system must save the registers */
         if (!lzcnt_movbe_f16c()) return 1;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd")

@@ -22,22 +22,24 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
     A function of the user's, called inside, runs in the user's state if it was passed through `as_caller` before.
     """
 
+    quiet = np.errstate(all="ignore")(function)  # as a decorator it takes half as long as a context manager
+
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with ieee(), np.errstate(all="ignore"):
-            return function(*args, **kwargs)
+        with ieee():
+            return quiet(*args, **kwargs)
 
     return inside
 
 
 def as_caller(function: Callable[P, T]) -> Callable[P, T]:
     """`function` in the floating-point and error state that is in force now, wherever it is called."""
-    errors = np.geterr()
+    loud = np.errstate(**np.geterr())(function)
     state = ieee.current()
 
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with state.again(), np.errstate(**errors):
-            return function(*args, **kwargs)
+        with state.again():
+            return loud(*args, **kwargs)
 
     return outside

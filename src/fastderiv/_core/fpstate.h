@@ -9,12 +9,23 @@
 #define FASTDERIV_FPSTATE_H
 
 #if defined(__x86_64__) || defined(_M_X64) || defined(__SSE2__)
+# include <stdint.h>
 # include <xmmintrin.h>
-typedef unsigned fp_word;
-# define FP_CONTROL 0xFFC0u             /* the six lowest bits are flags that operations leave, not control */
-static inline fp_word fp_default(void) { return 0x1F80u; }
-static inline fp_word fp_get(void) { return _mm_getcsr(); }
-static inline void fp_set(fp_word w) { _mm_setcsr(w); }
+/* MXCSR, and above it the control word of the x87 unit, in which BLAS and LAPACK libraries take norms. */
+typedef uint64_t fp_word;
+# define FP_CONTROL 0xFFFF0000FFC0u     /* the six lowest bits are flags that operations leave, not control */
+# if (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
+#  define FP_X87 0x037Fu                /* to nearest, 64 bits, no traps: what Linux and macOS start threads with */
+static inline uint16_t x87_get(void) { uint16_t w; __asm__ __volatile__("fnstcw %0" : "=m"(w)); return w; }
+static inline void x87_set(uint16_t w) { __asm__ __volatile__("fldcw %0" : : "m"(w)); }
+# else
+#  define FP_X87 0u                     /* compilers without inline assembly: left alone */
+static inline uint16_t x87_get(void) { return 0; }
+static inline void x87_set(uint16_t w) { (void)w; }
+# endif
+static inline fp_word fp_default(void) { return (uint64_t)FP_X87 << 32 | 0x1F80u; }
+static inline fp_word fp_get(void) { return (uint64_t)x87_get() << 32 | _mm_getcsr(); }
+static inline void fp_set(fp_word w) { _mm_setcsr((unsigned)w); x87_set((uint16_t)(w >> 32)); }
 static inline int fp_same(fp_word a, fp_word b) { return !((a ^ b) & FP_CONTROL); }
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 # include <stdint.h>

@@ -27,8 +27,8 @@ def plain(target, tuple required, tuple optional):
 
 
 def alike(tuple arrays, int required):
-    """Whether the arrays, of which all but the first `required` may be None, are base arrays of one dtype, float32 or float64,
-    that a kernel can read as they are."""
+    """Whether the arrays, of which all but the first `required` may be None, are base arrays of one
+    dtype, float32 or float64, that a kernel can read as they are."""
     cdef int i, kind = -1
     for i in range(len(arrays)):
         array = arrays[i]
@@ -47,7 +47,8 @@ def widest(cnp.ndarray starts):
     """The largest difference of neighbours in `starts`, contiguous intp; -1 where it decreases."""
     cdef const cnp.npy_intp *p = <const cnp.npy_intp *>cnp.PyArray_DATA(starts)
     cdef cnp.npy_intp i, widest = 0
-    if cnp.PyArray_NDIM(starts) != 1 or cnp.PyArray_TYPE(starts) != cnp.NPY_INTP or not cnp.PyArray_ISCARRAY_RO(starts):
+    if (cnp.PyArray_NDIM(starts) != 1 or cnp.PyArray_TYPE(starts) != cnp.NPY_INTP
+            or not cnp.PyArray_ISCARRAY_RO(starts)):
         raise TypeError("starts is not contiguous intp")
     for i in range(cnp.PyArray_DIM(starts, 0) - 1):
         if p[i + 1] < p[i]:

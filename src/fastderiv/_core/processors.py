@@ -1,4 +1,4 @@
-"""How many processors this process may use: those of its affinity, and as many as its control group's quota pays for."""
+"""How many processors this process may use, by its affinity and its control group's quota."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ def available(root: str = "/") -> int:
 
     `root` is where the file system begins in which the control group is looked up.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        affinity = len(os.sched_getaffinity(0))
     return min([affinity, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
 
 
 def _quotas(root: str) -> Iterator[float]:
-    """The quotas of this process's control group and of those it is in, in processors; none off Linux."""
-    groups = {}  # by controller; "" is that of version 2
+    """The quotas, in processors, of this process's control group and of those it is in."""
+    groups: dict[str, str] = {}  # by controller; "" is that of version 2
     for line in _lines(root, "/proc/self/cgroup"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         groups |= dict.fromkeys(controllers.split(","), path)
     for line in _lines(root, "/proc/self/mountinfo"):
-        where, _, what = line.partition(" - ")
-        kind, *_, options = what.split(" ") if what else [""]
+        fields = line.split(" ")
+        dash = fields.index("-") if "-" in fields else 0  # optional fields end there
+        if dash < 6 or len(fields) < dash + 3:
+            continue
+        top, mount, kind, options = *fields[3:5], fields[dash + 1], fields[-1].split(",")
         if kind == "cgroup2" and "" in groups:
             read, path = _quota_2, groups[""]
-        elif kind == "cgroup" and "cpu" in groups and "cpu" in options.split(","):
+        elif kind == "cgroup" and "cpu" in groups and "cpu" in options:
             read, path = _quota_1, groups["cpu"]
         else:
             continue
-        top, mount = where.split(" ")[3:5]
         for folder in _upwards(mount, _below(top, path)):
             quota = read(root, folder)
             if quota is not None:
@@ -40,7 +44,7 @@ def _quotas(root: str) -> Iterator[float]:
 
 
 def _below(top: str, path: str) -> str:
-    """The group `path` from where the mount begins; "" if it is not below, as seen from inside some containers."""
+    """The group `path` from where the mount begins; "" if it is not below, as in containers."""
     if top != "/" and path != top and not path.startswith(top + "/"):
         return ""
     return path.removeprefix(top.rstrip("/")).rstrip("/")
@@ -69,7 +73,9 @@ def _quota_1(root: str, folder: str) -> float | None:
 
 def _ratio(quota: str, period: str) -> float | None:
     """Processors; None for "max", -1 and what is not a number."""
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
+        return None
+    return int(quota) / int(period)
 
 
 def _lines(root: str, path: str) -> list[str]:

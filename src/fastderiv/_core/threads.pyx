@@ -11,8 +11,8 @@ import sys
 import threading
 
 from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
-                               PyThread_free_lock, PyThread_get_stacksize, PyThread_get_thread_ident, PyThread_release_lock,
-                               PyThread_set_stacksize, PyThread_start_new_thread, PyThread_type_lock)
+                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
+                               PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free
 from .fpstate cimport fp_enter, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
@@ -65,8 +65,7 @@ cdef extern from *:
     static inline void put(relaxed *number, int to) { __iso_volatile_store32((volatile __int32 *)number, to); }
     #endif
 
-    /* How many threads a call may use, and who said so.  The two exported functions are for threadpoolctl, which knows
-       the library by them, and for other libraries that look for symbols. */
+    /* How many threads a call may use, and who said so.  threadpoolctl knows the library by the exported functions. */
     enum { BY_DEFAULT, BY_CALL, BY_ENVIRONMENT };
     static relaxed num_threads = 1, chosen = BY_DEFAULT;
     #ifdef _WIN32
@@ -207,15 +206,11 @@ cdef void worker(void *arg) noexcept nogil:
 
 cdef int seat_workers(int wanted) noexcept:
     """Start threads up to `wanted`, if so many are allowed; how many there are."""
-    cdef size_t stack
     if pool.seated < wanted:
         obey_loader()
         wanted = min(wanted, get(&num_threads) - 1)
-        stack = PyThread_get_stacksize()
-        PyThread_set_stacksize(0)       # the default: `threading.stack_size` may be too little for a kernel
         while pool.seated < wanted and seat_worker(&pool.seats[pool.seated]):
             pool.seated += 1
-        PyThread_set_stacksize(stack)
     return min(wanted, pool.seated)
 
 
@@ -246,7 +241,10 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
 
 
 cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
-    """Wait until none of them is inside `job`; False in a child that a signal handler forked: there, it has no helpers."""
+    """Wait until none of them is inside `job`.
+
+    False in a child that a signal handler forked: there, the job has no helpers.
+    """
     cdef int k
     cdef bint wait
     if pool.generation != generation:
@@ -257,17 +255,21 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
     job.closed = True
     wait = job.active > 0
     PyThread_release_lock(pool.mutex)
-    while wait and pool.generation == generation:
+    while wait:
         if not job.interruptible or get(&job.stop):
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
+            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)    # for ThreadSanitizer, which does not see timed waits
+            PyThread_release_lock(pool.mutex)
             wait = False
         else:                           # the others' last tasks take long: Ctrl-C is for them
             with gil:
                 if check_signals():
                     put(&job.stop, True)
-    return pool.generation == generation
+            if pool.generation != generation:
+                return False
+    return True
 
 
 cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=True) except -1:
@@ -318,10 +320,10 @@ def count():
 
 
 cdef void obey_loader() noexcept:
-    """One thread by default in a worker process of PyTorch's DataLoader, which gives PyTorch one there.
+    """One thread by default in a worker process of PyTorch's DataLoader, where PyTorch has one too.
 
-    This is asked when threads are about to be started, because the process is forked, or has imported this module, before
-    it is told that it is such a worker.
+    This is asked when threads are about to be started, because the process is forked, or has
+    imported this module, before it is told that it is such a worker.
     """
     if get(&chosen) != BY_DEFAULT:
         return
@@ -331,7 +333,7 @@ cdef void obey_loader() noexcept:
     try:
         if loading.get_worker_info() is not None:
             put(&num_threads, 1)
-    except Exception:                   # a module that is still being imported, or another one of that name
+    except Exception:                   # a module still being imported, or another of that name
         pass
 
 

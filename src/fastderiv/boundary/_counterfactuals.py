@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from .._core import arrays
 from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, check_network
-from ._points import check_box, check_samples, columns_of, decision, leader, leads, rounding
+from ._points import check_box, check_samples, columns_of, decision, kin, leader, leads, rounding
 from ._roots import find_x1
 from ._solve import solve_x1
 
@@ -246,10 +246,10 @@ def _all_ties(
 
 
 def _pairs(net: SigmoidMLP, ahead: np.ndarray) -> list[Pair]:
-    """The pairs of an output that leads somewhere and another one, without those that are the same function."""
-    K = net.n_outputs
-    pairs = {(min(a, c), max(a, c)) for a in np.unique(ahead).tolist() for c in range(K) if c != a}
-    return [two for two in sorted(pairs) if any(part.any() for part in net._last_difference(two))]
+    """The pairs of an output that leads somewhere and another one, of those that are the same function only the first."""
+    same = kin(net)
+    others = np.unique(same).tolist()
+    return sorted({(min(a, c), max(a, c)) for a in np.unique(ahead).tolist() for c in others if c != same[a]})
 
 
 def _nearest(ties: _Ties, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,13 +282,12 @@ def _thirds(
     points, reach = X[r], np.zeros((len(r), net.n_inputs))
     points[np.arange(len(r)), j] = tie
     reach[np.arange(len(r)), j] = np.maximum(upper[lines] - tie, tie - lower[lines])
-    decisive, proven = np.zeros(len(r), bool), np.zeros(len(r), bool)
+    decisive, proven, same = np.zeros(len(r), bool), np.zeros(len(r), bool), kin(net)
     for a in np.unique(ahead):
         rows = np.flatnonzero(ahead == a)
         lead, doubt = leads(net, points[rows], a)
         _, wide = leads(net, points[rows], a, np.nextafter(reach[rows], math.inf))
-        third = np.ones(lead.shape, bool)
-        third[:, a], third[np.arange(len(rows)), output[lines[rows]]] = False, False
+        third = (same != same[a]) & (same != same[output[lines[rows]]][:, None])
         decisive[rows] = ~(third & (lead < -doubt)).any(axis=1)
         larger, smaller = (third & (lead < -wide)).any(axis=1), (~third | (lead > wide)).all(axis=1)
         proven[rows] = np.where(decisive[rows], smaller, larger)

@@ -122,8 +122,9 @@ cdef class Listing:
         cdef ix i, end = self.n
         for i in range(self.rows):
             count[i + 1] += count[i]
-        if self.cap <= SMALL:                           # copies cost less than telling the allocator
-            return self.count, self.x[:end].copy(), self.lower[:end].copy(), self.upper[:end].copy(), self.unique[:end].copy()
+        if self.cap <= SMALL:           # copies cost less than telling the allocator
+            return (self.count, self.x[:end].copy(), self.lower[:end].copy(), self.upper[:end].copy(),
+                    self.unique[:end].copy())
         self.resize(end)
         return self.count, self.x, self.lower, self.upper, self.unique
 

@@ -14,22 +14,40 @@
 # Judging X, with E the radius of a computed f (a statement is made only where it clears it; NaN and inf make none):
 #     no root      0 outside f(X); or f' of one sign and f of the same sign at both ends; parts of X close to l, m and r where f
 #                  cannot reach 0 by its slope, or by its slope at m and its curvature
-#     one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)| + E) / min |f'(X)|
-#     cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or the row's work is spent
+#     one root     f' of one sign, f of opposite signs at the ends: Newton inside, then x ± (|f(x)|
+#                  + E) / min |f'(X)|, where X shrinks: min |f'| is renewed, and signs of f just
+#                  beyond where E hides them cut X (`narrow_root`)
+#     cluster      |f| ≤ 4E on all of X, or X a few ulps wide, or wider the more work the row has
+#                  taken (`too_narrow`)
 #     else         halves, without the parts known to be free of roots.
-# Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one sign there, it is one root.
+# Clusters that touch become one; where f has opposite signs a little beyond its hull and f' one
+# sign there, part by part, it is one root.  Units that are equal or mirror images were merged
+# before (_units.py).
 #
 # Rounding (to nearest, u = 2⁻⁵³; no directed modes).  Sums pass between layers as m ± r.
-#  1. Map, n inputs.  m = fl(b + Σ w y), GL by GL: every term meets at most D = GL + ⌈n/GL⌉ + 2 roundings (product, which a fused
-#     one has not, and sums); r = fl(Σ |w| r_i + …) loses at most n + 2.  Both are paid in advance: the inputs' r_i are stored as
-#     r_i (1 + (n + 32) u) + K |y_i| + TINY.  In the last layer w and b are rounded differences of two weights: one u more.
-#  2. σ: t = σ(−|z|) is within 4.2u relatively, or flushed to 0 below 2.3e-308 (TINY pays); y = t or 1 − t within 6u of y.
-#     p = t(1 − t) = σ' within 7u of itself: 4.2u (1 − 2t)/(1 − t) + 2u.  p(1 − 2t) = |σ''| within 16u p.  So K = (D + 14) u for values
-#     (D, difference 1, σ 6, the rounding of K |y| itself 2) and (D + 30) u for slopes and curvatures.
+#  1. Map, n inputs.  m = fl(b + Σ w y), GL by GL: every term meets at most D = GL + ⌈n/GL⌉ + 2
+#     roundings (its product, which a fused one has not; GL − 1 sums within its group, as the first
+#     adds to 0; one for each group); the bias only those of the groups. r = fl(Σ |w| r_i + …) loses
+#     at most n + 2: n sums, a product, the bias.  Both are paid in advance: the inputs' r_i are
+#     stored as r_i (1 + (n + 32) u) + K |y_i| + TINY.  w and b may be rounded once, as differences
+#     of two weights or sums over equal units: one u more.  A product that underflows is wrong by
+#     2⁻¹⁰⁷⁵: each output's radius begins with TINY, more than n of them.
+#  2. σ: t = σ(−|z|) is within 5u relatively (2u from exp(−|z|), u/2 of it more without a fused
+#     operation, u each from 1 + e and the quotient: 4.5u; 2.37 ulp and thereby at most 4.74u is the
+#     largest seen), or flushed to 0 below 2.3e-308 (TINY pays). y = t within 5u; y = 1 − t ≥ ½
+#     within (5u t + u/2)/y ≤ 6u.  p = t(1 − t) = σ' within 5u (1 − 2t)/(1 − t) + 2u ≤ 7u of itself.
+#     p(1 − 2t) = |σ''| within 7u |σ''| + p (10u t + u/2) + u |σ''| ≤ 16u p.  So K = (D + 14) u for
+#     values (D, rounded w 1, σ 6, the rounding of K |y| itself 2) and (D + 30) u for slopes and
+#     curvatures.  Ranges are stored as m ± r with an end within 6u of max(|lo|, |hi|) ≤ |m| + r:
+#     (14 − 3) u |m| of K and (32 − 8) u r of the factor, n + 2 apart, are more.
 #  3. A point's z ± e, e < 1/2: |σ''| ≤ σ' gives |σ(z + δ) − σ(z)| and |σ'(z + δ) − σ'(z)| ≤ σ'(z) (exp e − 1) ≤ σ'(z) (e + e²).
 #     Beyond, as long as the sign of z is known, both σ's, and σ', are below σ(e − |z|) away from 0 or 1.
-#  4. First layer: s is a sum of at most n_in terms, |ŝ − s| ≤ es = (n_in + 4) u (|b| + Σ|w x|) unit by unit; z = a t + s, rounded
-#     once, adds u |z|.
+#  4. First layer: s is a sum of at most n_in terms, of which each meets a product, unless fused,
+#     and n_in − 1 sums, and in a linear network w is a rounded difference: |ŝ − s| ≤ es = (n_in +
+#     4) u (|b| + Σ|w x|) unit by unit, the rest paying for es' own rounding; where the sum
+#     overflows es is ∞.  z = a t + s is rounded once, on every level (vfma_once): it adds u |z|,
+#     however large s is, and 3u |z| is added.  A product a t rounded by itself would add u |a t|,
+#     which is u |s| where they cancel.
 #  5. m − r and the like are wrong by at most u of their result: 4u of it is added.  Products of ranges: 32u of their largest terms.
 #  6. |m| + r beyond HUGE, or NaN: the range becomes (−∞, ∞).  vmin and vmax return their second operand where one is NaN:
 #     what may be NaN (a centred form) comes first, what may not (a plain range) second.
@@ -101,8 +119,7 @@ cdef enum:
     DEEP_QUICK = 1 << 17                # multiply–adds of a network that is enclosed within a millisecond
     SPANS = 2048                        # undecided parts of a row at once: halving floats goes at most 1100 deep
     WORK = 20000                        # enclosures a row may take
-    PATIENCE = WORK / 4                 # after so many, spans wide enough to see become clusters: see `too_narrow`
-    HARD = 1000                         # ordinary rows take fewer; from here on flat stretches are not searched
+    HARD = 1000                         # ordinary rows take fewer; from here on a row's rest counts
 
 cdef double HUGE = 1e307, TINY = 1e-307
 cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots exactly at 0
@@ -143,7 +160,7 @@ cdef struct Flow:                       # one row on its way, in a worker's scra
     real *es
     real *y                             # streams, CELL numbers for every GL units
     real *z
-    Worker *watch                       # whom to ask for interrupts on the way, or NULL: a pass takes a millisecond at most
+    Worker *watch                       # whom to ask for interrupts on the way; NULL: a pass is short
     double scale                        # 1 / max |a|: below it, f is smooth in t
     double spread                       # 1 / rms a
 
@@ -304,8 +321,9 @@ cdef inline ix cell(ix v) noexcept nogil:
     return v // NS * CELL + v % NS * VL
 
 
-cdef inline void map_layer(const Layer *l, const real *y, real *z, Worker *watch, const bint ranged) noexcept nogil:
-    """IN y, the streams of n_in units; OUT z, of n_out sums.  After an interrupt that `watch` sees they are anything."""
+cdef inline void map_layer(const Layer *l, const real *y, real *z, Worker *watch,
+                           const bint ranged) noexcept nogil:
+    """IN y, the streams of n_in units; OUT z, of n_out sums, or anything if `watch` sees an interrupt."""
     cdef ix v = 0, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
     cdef double k = (roundings(l.n_in) + 14) * ROUND
     cdef const real *w
@@ -397,8 +415,8 @@ cdef inline double least_slope(const Margin *f) noexcept nogil:
     return max(0.0, max(f.slopes.lo, -f.slopes.hi))
 
 
-cdef struct Root:                       # the only one in (l, r), simple: f has opposite signs at l and r, and |f'| ≥ slope between them
-    double l, r, slope
+cdef struct Root:                       # the only one in (l, r), simple
+    double l, r, slope                  # f has opposite signs at l and r, and |f'| ≥ slope between
     int rising                          # the sign of f'
     double x                            # where f was evaluated last
     double lower, upper                 # between them the root is
@@ -415,7 +433,8 @@ cdef inline void learn_sign(Root *b, double t, const Ball *f) noexcept nogil:
 
 cdef inline void learn_distance(Root *b, const Ball *f) noexcept nogil:
     """The root is within (|f(x)| + E) / min |f'| of x."""
-    cdef double radius = (fabs(f.mid) + f.rad) / b.slope * (1 + 8 * ROUND) + 2 * ROUND * fabs(b.x) + 1e-300
+    cdef double radius = (fabs(f.mid) + f.rad) / b.slope * (1 + 8 * ROUND)
+    radius += 2 * ROUND * fabs(b.x) + 1e-300
     b.lower, b.upper = max(b.lower, max(b.l, b.x - radius)), min(b.upper, min(b.r, b.x + radius))
 
 
@@ -437,11 +456,13 @@ cdef void newton(Search *row, double l, double r, int rising, double slope, doub
         evaluate(row.flow, x, &f)
         learn_sign(&b, x, &f.f)
         learn_distance(&b, &f.f)
-        if not root_is_wide(row, &b) or not (fabs(f.f.mid) > f.f.rad) or b.r - b.l <= 4 * ROUND * fabs(x):
+        if not root_is_wide(row, &b) or not (fabs(f.f.mid) > f.f.rad):
+            break
+        if b.r - b.l <= 4 * ROUND * fabs(x):
             break
         next = x - f.f.mid / f.slope.mid
         x = next if b.l < next < b.r else 0.5 * b.l + 0.5 * b.r
-        if i >= 16 and i % 2:           # steps of one size, as down an exponential, would take hundreds
+        if i >= 16 and i % 2:           # down an exponential all steps have one size
             x = cut_at(row.flow, b.l, b.r)
     if root_is_wide(row, &b):
         narrow_root(row, &b, &f)
@@ -452,8 +473,8 @@ cdef void newton(Search *row, double l, double r, int rising, double slope, doub
 cdef void narrow_root(Search *row, Root *b, Margin *f) noexcept nogil:
     """Narrow the enclosure as far as rounding allows; INOUT f, at b.x.
 
-    min |f'| over what is left, again and again; where that does not help, because f' nearly vanishes elsewhere or its range is
-    poor, signs of f just beyond where its rounding hides them make a new bracket.
+    min |f'| over what is left, again and again; where that does not help, because f' nearly vanishes
+    elsewhere or its range is poor, signs of f just beyond where its rounding hides them make a new bracket.
     """
     cdef double width, reach
     cdef int i
@@ -466,7 +487,8 @@ cdef void narrow_root(Search *row, Root *b, Margin *f) noexcept nogil:
         learn_sign(b, b.x, &f.f)
         learn_distance(b, &f.f)
         if root_is_wide(row, b) and b.upper - b.lower > 0.5 * width:
-            reach = 4 * (fabs(f.f.mid) + f.f.rad) / max(fabs(f.slope.mid), b.slope) + 4 * ROUND * fabs(b.x) + 1e-300
+            reach = 4 * (fabs(f.f.mid) + f.f.rad) / max(fabs(f.slope.mid), b.slope)
+            reach += 4 * ROUND * fabs(b.x) + 1e-300
             probe_root(row, b, reach, -1)
             probe_root(row, b, reach, 1)
         if not root_is_wide(row, b) or not (b.upper - b.lower <= 0.5 * width):
@@ -474,14 +496,27 @@ cdef void narrow_root(Search *row, Root *b, Margin *f) noexcept nogil:
 
 
 cdef void probe_root(Search *row, Root *b, double reach, int way) noexcept nogil:
-    """Cut the enclosure at the first of x ± reach, x ± 4 reach, … at which f has a sign."""
-    cdef Margin f
-    cdef double t = b.x + way * reach
-    while b.lower < t < b.upper:
-        evaluate(row.flow, t, &f)
-        learn_sign(b, t, &f.f)
+    """Cut the enclosure about where f begins to have a sign: x ± reach, x ± 4 reach, …, then closer by."""
+    cdef double x = b.x, inner = x, t = x + way * reach
+    cdef int i
+    while b.lower < t < b.upper and not cut_off(row, b, t, way):
+        inner = t
         reach *= 4
-        t = b.x + way * reach
+        t = x + way * reach
+    for i in range(4):
+        t = 0.5 * inner + 0.5 * (b.upper if way > 0 else b.lower)
+        if not (b.lower < t < b.upper):
+            return
+        if not cut_off(row, b, t, way):
+            inner = t
+
+
+cdef bint cut_off(Search *row, Root *b, double t, int way) noexcept nogil:
+    """Whether f(t) shows that the root is not beyond t."""
+    cdef Margin f
+    evaluate(row.flow, t, &f)
+    learn_sign(b, t, &f.f)
+    return b.upper <= t if way > 0 else b.lower >= t
 
 
 cdef void settle(Search *row, double after) noexcept nogil:
@@ -489,24 +524,27 @@ cdef void settle(Search *row, double after) noexcept nogil:
 
     One root if f has opposite signs a little outside and f' has one sign in between; nothing at all if the signs agree.
     """
-    cdef double x = inside(row.lower, row.upper), width = row.upper - row.lower, reach, further
+    cdef double x = inside(row.lower, row.upper), width = row.upper - row.lower
+    cdef double least = 64 * ROUND * fabs(x) + 1e-300, reach
     cdef Margin f
     cdef int i
     row.pending = False
     if isfinite(width):
         evaluate(row.flow, x, &f)
-        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid)
-        further = width + 64 * ROUND * fabs(x) + 1e-300
-        for i in range(4):              # signs show further out, the slope has one sign closer by
-            if settled(row, x, reach + further, after):
+        reach = 4 * (fabs(f.f.mid) + f.f.rad) / fabs(f.slope.mid) + width + least
+        if settled(row, x, reach, after):
+            return
+        reach = 0.01 * width + least
+        for i in range(6):              # closer by, f' more often has one sign; further out, f has
+            if settled(row, x, reach, after):
                 return
-            reach *= 0.25 if i == 0 else 8
+            reach *= 4
     list_enclosure(row, row.lower, row.upper, x, CLUSTER)
 
 
 cdef bint settled(Search *row, double x, double reach, double after) noexcept nogil:
-    """Whether the pending cluster, from `reach` to its left to `reach` to its right, proves to hold one root, or none."""
-    cdef double l = row.lower - reach, r = row.upper + reach
+    """Whether the pending cluster, and `reach` to both sides, proves to hold one root, or none."""
+    cdef double l = row.lower - reach, r = row.upper + reach, slope
     cdef End left, right
     cdef Margin f
     if not (row.before < l and r < after and isfinite(r - l)):
@@ -517,17 +555,50 @@ cdef bint settled(Search *row, double x, double reach, double after) noexcept no
     right = end_at(r, &f.f)
     if left.sign == 0 or right.sign == 0:
         return False
-    enclose(row.flow, l, x, r, &f)
-    row.work += 1
-    if not least_slope(&f) > 0:
+    slope = least_by_parts(row, l, x, r, 64 if left.sign != right.sign and row.work < HARD else 1)
+    if not slope > 0:
         return False
     if left.sign != right.sign:
-        newton(row, l, r, right.sign, least_slope(&f), x)
+        newton(row, l, r, right.sign, slope, x)
     return True
 
 
+cdef double least_by_parts(Search *row, double l, double m, double r, int most) noexcept nogil:
+    """min |f'| on [l, r], 0 if f' may vanish, from at most so many parts, the first cut at m.
+
+    0 also where f' is below its rounding: no part would show more.
+    """
+    cdef double ends[32]
+    cdef double least = INFINITY
+    cdef int n = 1, sign = 0, i
+    cdef Margin f
+    ends[0] = r
+    for i in range(most):
+        enclose(row.flow, l, m, ends[n - 1], &f)
+        row.work += 1
+        if least_slope(&f) > 0:
+            if sign * f.slopes.lo < 0:
+                return 0
+            least, sign = min(least, least_slope(&f)), 1 if f.slopes.lo > 0 else -1
+            l, n = ends[n - 1], n - 1
+            if n == 0:
+                return least
+        elif n == 32 or not (fabs(f.slope.mid) > f.slope.rad) or not (l < m < ends[n - 1]):
+            return 0
+        else:
+            ends[n] = m
+            n += 1
+        m = 0.5 * l + 0.5 * ends[n - 1]
+    return 0
+
+
+
+
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:
-    if row.pending and lower <= row.upper:
+    cdef double gap = max(1e-3, resolution(row.work)) * max(fabs(lower), row.flow.spread)
+    if not row.work >= HARD:            # else thousands of small ones, which tell nothing, become a few
+        gap = 0
+    if row.pending and lower - row.upper <= gap:
         row.upper = max(row.upper, upper)
         return
     if row.pending:
@@ -629,27 +700,33 @@ cdef bint divide(const Span *s, double m, const Margin *f, Span *stack, ix *n) n
 
 
 cdef inline bint too_narrow(const Search *row, const Span *s) noexcept nogil:
-    """Whether a span is to be split no more: a few ulps wide, or wider, the more work its row has taken.
+    """Whether a span is to be split no more: a few ulps wide, or wider the more work its row has taken.
 
-    Work goes from left to right: a stretch where units cancel and nothing can be decided must not take what is meant for the
-    rest of the row.
+    Work goes from left to right: a stretch where units cancel and nothing can be decided must not take
+    what is meant for the rest of the row.
     """
     cdef double width = s.r.t - s.l.t, size = max(fabs(s.l.t), fabs(s.r.t))
-    if width <= 8 * ROUND * size < INFINITY:
+    if width <= 8 * ROUND * size < INFINITY or row.work >= WORK:
         return True
-    if row.work < PATIENCE:
-        return False
     size = max(size, row.flow.spread)
-    return row.work >= WORK or width <= (1e-9 if row.work < 2 * PATIENCE else 1e-6 if row.work < 3 * PATIENCE else 1e-3) * size
+    return row.work >= HARD and width <= resolution(row.work) * size < INFINITY
+
+
+cdef inline double resolution(ix work) noexcept nogil:
+    """Relative to t, or to where things happen: from 1e-9 to 1e-2."""
+    cdef double spent = <double>work / WORK
+    if spent < 0.25:
+        return 1e-9 if spent < 0.125 else 1e-6
+    return 1e-4 if spent < 0.375 else 1e-3 if spent < 0.5 else 1e-2
 
 
 cdef inline bint hopeless(const Search *row, const Span *s, const Margin *f) noexcept nogil:
-    """Whether a span is a cluster: f is rounding on all of it; or, in a row that is hard, at both ends and in between."""
+    """Whether a span is a cluster: f is rounding on all of it or, in a hard row, at both ends and between."""
     cdef double size = max(max(fabs(s.l.t), fabs(s.r.t)), row.flow.spread)
     if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
         return True
     return (row.work >= HARD and s.l.sign == 0 and s.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
-            and s.r.t - s.l.t <= 1e-2 * size)
+            and s.r.t - s.l.t <= 1e-2 * size < INFINITY)
 
 
 cdef void solve_row(Search *row, Span *stack) noexcept nogil:
@@ -820,7 +897,8 @@ cdef class DeepNet(Solver):
 
     def __cinit__(self, Program program not None, ix coordinate):
         expect_length("the number of outputs", program.net.outputs, 1)
-        self.program, self.coordinate = program, expect_index("coordinate", coordinate, program.net.layers[0].n_in)
+        self.program = program
+        self.coordinate = expect_index("coordinate", coordinate, program.net.layers[0].n_in)
 
     def enclosure(self, cnp.ndarray X not None, double l, double m, double r):
         """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r], for the one row of X."""
@@ -829,8 +907,8 @@ cdef class DeepNet(Solver):
         cdef Margin *f = &call.f
         cdef cnp.ndarray store = reals(deep_scratch(&self.program.net) / sizeof(real))
         if self.program.net.depth < 2 or not l <= m <= r:
-            raise ValueError(f"a network with {self.program.net.depth - 1} hidden layers from {l} through {m} to {r}; "
-                             "expected one at least, and l <= m <= r")
+            raise ValueError(f"there are {self.program.net.depth - 1} hidden layers, and points {l}, {m}, {r}; "
+                             "expected a layer, and ascending points")
         self.describe(&a, X)
         expect_length("X.shape[0]", a.m, 1)
         call.call, call.l, call.m, call.r = &a, l, m, r
@@ -861,7 +939,8 @@ cdef class DeepNet(Solver):
     cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
         return self.run_rows(X, lo, hi, xtol, out, NULL)
 
-    cdef int run_rows(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out, ix *work) except -1:
+    cdef int run_rows(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out,
+                      ix *work) except -1:
         cdef Deep a
         self.describe(&a, X)
         if out.rows != a.m or out.tasks * out.task_rows < a.m:

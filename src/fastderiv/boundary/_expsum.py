@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._core import arrays
+from .._core.floats import undisturbed
 from ..subsets import subset_sums
 from ._network import Outputs, SigmoidMLP, check_network
 
@@ -101,14 +102,18 @@ class ExponentialSum:
     @property
     def coefficients(self) -> np.ndarray:
         if self._coefficients is None:
-            d, dc = self._net._last_difference(self._pair)
-            sums = subset_sums(d)
-            with np.errstate(over="ignore", invalid="ignore"):
-                sums += dc
-            self._coefficients = sums[::-1]  # position S: the sum over the complement of S
-            self._coefficients.flags.writeable = False
+            self._coefficients = self._sums()
         return self._coefficients
 
+    @undisturbed
+    def _sums(self) -> np.ndarray:
+        d, dc = self._net._last_difference(self._pair)
+        sums = subset_sums(d)
+        sums += dc
+        sums.flags.writeable = False
+        return sums[::-1]  # position S: the sum over the complement of S
+
+    @undisturbed
     def frequencies(self, coordinate: int) -> np.ndarray:
         """How fast each term grows along one input: ``a(S) = −Σ_{i∈S} w[coordinate, i]``.
 
@@ -139,15 +144,18 @@ class ExponentialSum:
         sums = subset_sums(self._net.weights[0][self._coordinate(coordinate)])
         return np.subtract(0.0, sums, out=sums)
 
+    @undisturbed
     def root_bound(self, coordinate: int) -> int:
         """At most how many ties there are along one input, whatever the other inputs are.
 
         The generalised rule of signs: an exponential sum has no more zeros than its coefficients, in order of their
         frequencies, have changes of sign.  Decided in exact integer arithmetic (every float is a dyadic rational).
-        Subsets whose whole exponent agrees, all inputs' weights and the bias, are one term.  Terms of equal frequency
-        along `coordinate` but different exponents weigh differently as the other inputs move: if their coefficients
-        have both signs, the choice that gives most changes counts.  (A row where every term cancels, so that every x
-        is a root, is beyond any bound.)
+        Terms merge, their coefficients adding up, only if their whole exponents are equal: every input's
+        weights, and the bias.  Terms of equal frequency along `coordinate` alone do not: with unlike
+        offsets, from the other inputs or the bias, each coefficient is weighted by e^offset, and what
+        they add up to depends on the row.  If such coefficients have both signs, the choice of signs
+        that gives most changes counts.  (A row where every term cancels, so that every x is a root, is
+        beyond any bound.)
 
         Parameters
         ----------
@@ -175,6 +183,7 @@ class ExponentialSum:
             raise ValueError("the exponential sum is identically zero: every x is a root")
         return _most_changes(signs)
 
+    @undisturbed
     def log_evaluate(self, B: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Sign and logarithm of ``Σ_S C_S exp(Σ_{i∈S} B_i)``, by enumeration in the log domain.
 
@@ -251,17 +260,17 @@ def _log_sum(B: np.ndarray, C: np.ndarray, unit: float) -> tuple[np.ndarray, np.
     low, high = subset_sums(B[:, :units] / _FAR), B[:, units:] / _FAR
     peak, total = np.full(len(B), -np.inf), np.zeros(len(B))
     bits = np.arange(high.shape[1])
-    with np.errstate(all="ignore"):
-        for mask in range(1 << len(bits)):
-            c = C[mask << units : (mask + 1) << units] / unit
-            exponent = low + high[:, (mask >> bits & 1).astype(bool)].sum(axis=1)[:, None]
-            exponent[:, c == 0] = -np.inf
-            top = np.maximum(peak, exponent.max(axis=1))
-            base = np.where(top == -np.inf, 0, top)
-            total = total * np.exp((peak - base) * _FAR) + (np.exp((exponent - base[:, None]) * _FAR) * c).sum(axis=1)
-            peak = top
-        logabs = np.log(np.abs(total)) + math.log(unit) + peak * _FAR
-        return np.sign(total), np.where(total == 0, -np.inf, logabs)
+    for mask in range(1 << len(bits)):
+        c = C[mask << units : (mask + 1) << units] / unit
+        exponent = low + high[:, (mask >> bits & 1).astype(bool)].sum(axis=1)[:, None]
+        exponent[:, c == 0] = -np.inf
+        top = np.maximum(peak, exponent.max(axis=1))
+        base = np.where(top == -np.inf, 0, top)
+        terms = np.exp((exponent - base[:, None]) * _FAR) * c
+        total = total * np.exp((peak - base) * _FAR) + terms.sum(axis=1)
+        peak = top
+    logabs = np.log(np.abs(total)) + math.log(unit) + peak * _FAR
+    return np.sign(total), np.where(total == 0, -np.inf, logabs)
 
 
 def _integers(values: list) -> list[int]:

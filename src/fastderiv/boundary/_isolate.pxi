@@ -6,21 +6,26 @@
 #
 # Rounding.  u = 2⁻⁵³; es ≥ |ŝ_i − s_i|; edc = Σ|d̂_i − d_i| + |ĉ − c|; D = Σ|d_i|; G = Σ|a_i d_i|.
 #     ẑ = (a t + ŝ)(1 + δ), |δ| ≤ u
-#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and fma): rounded twice, it would be wrong by
-#   u |a t|, which is 0.1 for offsets of 1e15.  Where it underflows, its sign is right; where it overflows, σ' is 0.  Nothing else
-#   adds a product to a sum that it may cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
+#   for all sizes of a t and s, as the operation is rounded once on every level (vfma_once, and
+#   fma): rounded twice, it would be wrong by u |a t|, which is 0.1 for offsets of 1e15.  Where it
+#   underflows, its sign is right; where it overflows, σ' is 0.  Nothing else adds a product to a
+#   sum that it may cancel: what es holds (below, `offsets`) is a bound relative to Σ |w x| + |b|.
 #   No statement is made unless it clears
 #     |f̂ − f| ≤ E = 1.001 (u D (0.225 + 2.5) + (H + 3) u (|c| + D) + edc) + 0.251 es D
-#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t adds u/2.
-#   H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
-#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + A 1e−323 + 1e−320,   A = Σ|a_i|,   T = Σ |a_i d_i| max σ'_i,   es < 0.01
-#   (log σ')' = 1 − 2σ is in [−1, 1]: δ costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308, and es
-#   costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d and the product, H u for the sum.
-#   es²/15: a centre within es of an end may seem to lie outside, which takes es²/16 of ¼.  For larger es, 0.0964 es G.
-#   A 1e−323: d_i so small that scaling has taken bits; 1e−320: products that underflow.
-#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| (|a_i d_i| + |a_i| 1e−323) + 1e−320),   sup |σ''| = 1/(6√3)
-#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`, signs alone; and
-#   `decide_whole`, a polynomial with its rest.  They say themselves what rounding costs them.
+#   0.225: δ, and sup |z σ'(z)| = 0.2239.  2.5: vtail is within 1.13u (proven, simd.h), and 1 − t
+#   adds u/2.  H + 3: products and sums in any order, fused or not.  0.251: sup σ' = ¼.
+#     |f̂' − f'| ≤ E' = T ((750 + H) u + 1.02 es) + G (es²/15 + 4e−308) + A 1e−323 + 1e−320,
+#     T = Σ |a_i d_i| max σ'_i,   A = Σ |a_i|,   es < 0.01
+#   (log σ')' = 1 − 2σ is in [−1, 1]: δ costs |z| u ≤ 708 u of σ', beyond 708 both are below 4e−308,
+#   and es costs e^es − 1.  7u for t(1 − t): vtail's 4.31u (1 − 2t)/(1 − t), u/2 and u; 3u for a d
+#   and the product, H u for the sum.  es²/15: a centre within es of an end may seem to lie outside,
+#   which takes es²/16 of ¼.  For larger es, 0.0964 es G.  A 1e−323: d_i so small that scaling has
+#   taken bits; 1e−320: products that underflow, times the widest interval.
+#     |f''| ≤ M₂ = max|a| (0.0964 Σ |a_i / max|a|| (|a_i d_i| + |a_i| 1e−323) + 1e−320),
+#     sup |σ''| = 1/(6√3)
+#   M₂ is that of the whole line.  Where it is too much: `steepness`, |σ''| near a point; `narrow`,
+#   signs alone; and `decide_whole`, a polynomial with its rest.  They say themselves what rounding
+#   costs them.
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
 
 from libc.math cimport fma
@@ -79,7 +84,7 @@ cdef struct Verdict:                    # bit i: lane i
 cdef enum:
     MOST_BREAKS = 16
     BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
-    MANY = 300                          # splits after which a row's intervals are judged by polynomials too
+    MANY = 300                          # splits; then polynomials judge a row's intervals too
     DEPTH = 192                         # items that one lane at a time may add to a full stack
     STEPS = 100                         # of Newton's method; bisections among them
 
@@ -118,10 +123,12 @@ cdef inline vf slope_error(const Sigmoids *f, vf T, vf es) noexcept nogil:
 # 1. What is known about an interval
 
 cdef inline void judge(const Isolate *a, vf l, vf r, const real *ql, const real *qr, vf es, Verdict *v, const int H) noexcept nogil:
-    """IN q at both ends; OUT v: the lanes whose interval holds no root, exactly one simple root, or stays a cluster.
+    """IN q at both ends; OUT v: the lanes whose interval holds no root, exactly one simple root, or
+    stays a cluster.
 
-    Two slopes: where f > 0 at both ends and m ≤ f' ≤ M, m < 0 < M, f is nowhere below the point where the line with m from
-    the left meets that with M from the right.  |f| is taken 3E smaller, 2E more than needed: that pays for its rounding.
+    Two slopes: where f > 0 at both ends and m ≤ f' ≤ M, m < 0 < M, f is nowhere below the point
+    where the line with m from the left meets that with M from the right.  |f| is taken 3E smaller,
+    2E more than needed: that pays for its rounding.
     """
     cdef const Sigmoids *f = a.f
     cdef vf fl = vset1(f.c), fr = fl, low = fl, high = fl, m = vset1(0), M = m, T = m
@@ -167,8 +174,10 @@ cdef inline void push(Stack *s, ix field, vf v, unsigned lanes) noexcept nogil:
     vcompress(s.p + field * s.cap + s.n, v, lanes)
 
 
-cdef inline void push_bracket(Block *b, vf row, vf l, vf r, vf fl, vf fr, vf slope, unsigned lanes) noexcept nogil:
-    """The lanes whose interval holds one simple root: f has opposite signs at the ends, and |f'| ≥ slope."""
+cdef inline void push_bracket(Block *b, vf row, vf l, vf r, vf fl, vf fr, vf slope,
+                              unsigned lanes) noexcept nogil:
+    """The lanes whose interval holds one simple root: opposite signs of f at the ends, and |f'| ≥
+    slope."""
     push(&b.bracket, 0, row, lanes)
     push(&b.bracket, 1, vsel_neg(fl, l, r), lanes)
     push(&b.bracket, 2, vsel_neg(fl, r, l), lanes)
@@ -181,12 +190,14 @@ cdef inline void emit_clusters(Block *b, vf row, vf l, vf r, unsigned lanes) noe
     cdef ix i
     while lanes:
         i = vfirst(lanes)
-        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)), CLUSTER)
+        emit(&b.sink, <ix>vget(row, i), vget(l, i), vget(r, i), inside(vget(l, i), vget(r, i)),
+             CLUSTER)
         lanes &= lanes - 1
 
 
 cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real *qr, vf es, unsigned live, const int H) noexcept nogil:
-    """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks, clusters to the sink."""
+    """Judge the intervals of the lanes `live`: brackets and undecided ones go to their stacks,
+    clusters to the sink."""
     cdef const Isolate *a = b.a
     cdef Verdict v
     cdef ix n = count_units(a.f, H), i
@@ -211,7 +222,8 @@ cdef inline void decide(Block *b, vf row, vf l, vf r, const real *ql, const real
 # 2. From the bounds and a few points in between
 
 cdef inline void centres(const Block *b, ix row, const int H) noexcept nogil:
-    """b.t = lo, the points, hi, for VL rows: the units' centres, or quantiles of some of them, within the bounds.
+    """b.t = lo, the points, hi, for VL rows: the units' centres, or quantiles of some of them,
+    within the bounds.
 
     Beside the centres: symmetric networks have roots exactly at them.
     """
@@ -315,10 +327,10 @@ cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
     return vload(t)
 
 
-cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live, unsigned *hard) noexcept nogil:
-    """The lanes of rows with splits left and where there is room for two more items; other intervals become clusters.
-
-    OUT hard: those of rows that have taken many splits.
+cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live,
+                            unsigned *hard) noexcept nogil:
+    """The lanes of rows with splits left and where there is room for two more items; other
+    intervals become clusters.  OUT hard: those of rows that have taken many splits.
     """
     cdef unsigned lanes = live
     cdef bint full = b.todo.n + 3 * VL > b.todo.cap
@@ -338,20 +350,24 @@ cdef inline unsigned afford(Block *b, vf row, vf l, vf r, unsigned live, unsigne
 
 
 cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned live) noexcept nogil:
-    """The lanes whose interval, whose q are in b.item and b.points, is decided by f's polynomial of degree 4 at t.
+    """The lanes whose interval (its q are in b.item and b.points) f's polynomial of degree 4 at t
+    decides.
 
-    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are sums too, and cancel.  With
-    h the larger half and τ = (x − t)/h in [−1, 1]:
+    Units that cancel leave wide sums of their ranges, but a small polynomial: its coefficients are
+    sums too, and cancel.  With h the larger half and τ = (x − t)/h in [−1, 1]:
 
-        f = Σ_{n≤4} c_n τⁿ ± rest,   c_n = Σ_i d_i (a_i h)ⁿ/n! σ⁽ⁿ⁾(z_i),   rest = Σ_i |d_i| |a_i h|⁵/120 max σ'_i
+        f = Σ_{n≤4} c_n τⁿ ± rest,   c_n = Σ_i d_i (a_i h)ⁿ/n! σ⁽ⁿ⁾(z_i),
+        rest = Σ_i |d_i| |a_i h|⁵/120 max σ'_i
 
-    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p·s, p (1 − 6p), p s (1 − 12p), p (1 − 30p + 120p²).
-    For the same reason rounding costs each c_n as much as σ' relatively, (850 + H) u + 1.02 es of Σ_i |d_i| |a_i h|ⁿ/n! p.
+    as |σ⁽ⁿ⁾| ≤ σ' for n = 2, …, 5: with p = σ', s = 1 − 2σ they are p s, p (1 − 6p), p s (1 − 12p)
+    and p (1 − 30p + 120p²).  For the same reason rounding costs each c_n as much as σ' relatively,
+    (850 + H) u + 1.02 es of Σ_i |d_i| |a_i h|ⁿ/n! p.
     """
     cdef const Sigmoids *f = b.a.f
     cdef ix n = f.units, i
     cdef vf h = vmax(r - t, t - l) * (1 + 4 * ROUND), zero = vset1(0), one = vset1(1)
-    cdef vf c0 = vset1(f.c), c1 = zero, c2 = zero, c3 = zero, c4 = zero, fl = c0, fr = c0, rest = zero, size = zero
+    cdef vf c0 = vset1(f.c), c1 = zero, c2 = zero, c3 = zero, c4 = zero, fl = c0, fr = c0
+    cdef vf rest = zero, size = zero
     cdef vf ql, qr, q, k, p, s, d, e, top, E, low, slope, wrong
     cdef unsigned none, one_root, flat, same, opposite
     live &= vlt(es, vset1(0.01)) & vlt(h * f.widest, vset1(1e30))
@@ -374,7 +390,8 @@ cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned l
         e = k * k
         rest += vabs(d * k) * (e * e) * top
     E = error(f, es)
-    rest = rest * (1.02 / 120) + vset1(1e-100)          # 1.02: of the slopes at the ends; 1e-100: what underflows
+    # 1.02: the errors of the slopes at the ends; 1e-100: what underflows
+    rest = rest * (1.02 / 120) + vset1(1e-100)
     wrong = size * (vset1(f.slope_u + 100 * ROUND) + 1.02 * es)
     # |f| from below; |c0| and the others are paid for once more, for the rounding of what follows
     c1, c2 = vabs(c1), vsel_neg(c0, -c2, c2)
@@ -384,15 +401,18 @@ cdef unsigned decide_whole(Block *b, vf row, vf l, vf t, vf r, vf es, unsigned l
     opposite = (vlt(E, fl) & vlt(fr, -E)) | (vlt(fl, -E) & vlt(E, fr))
     none = vlt(3.0 * E + 2.0 * (wrong + rest), low) | (same & vlt(zero, slope))
     one_root = opposite & vlt(zero, slope) & ~none & live
-    flat = vlt(vabs(c0) + c1 + vabs(c2) + vabs(c3) + vabs(c4) + rest + wrong, 3.0 * E) & ~none & ~one_root & live
+    flat = vlt(vabs(c0) + c1 + vabs(c2) + vabs(c3) + vabs(c4) + rest + wrong, 3.0 * E)
+    flat &= ~none & ~one_root & live
     if one_root:
-        push_bracket(b, row, l, r, fl, fr, vmin(slope / h * (1 - 8 * ROUND), vset1(1e300)), one_root)
+        slope = vmin(slope / h * (1 - 8 * ROUND), vset1(1e300))
+        push_bracket(b, row, l, r, fl, fr, slope, one_root)
     emit_clusters(b, row, l, r, flat)
     return live & (none | one_root | flat)
 
 
 cdef inline void split(Block *b, const int H) noexcept nogil:
-    """Split undecided intervals, newest first, VL at a time, until none is left; one at a time where memory is short."""
+    """Split undecided intervals, newest first, VL at a time, until none is left; one at a time
+    where memory is short."""
     cdef const Isolate *a = b.a
     cdef const Sigmoids *f = a.f
     cdef ix n = count_units(f, H), i, take, at, rounds = 0
@@ -451,7 +471,7 @@ cdef inline void values(const Block *b, vf row, vf x, vf *f, vf *slope, vf *T, v
 
 cdef struct Point:                      # f at x, one row alone
     real x, f, E, slope
-    real reach                          # where |f| is some 1.2 E if f' stays about as it is: 2.2 (|f| + E)/|f'|
+    real reach                          # 2.2 (|f| + E)/|f'|: there |f| > E if f' hardly changes
     int sign                            # of f, 0 where it cannot be told
 
 
@@ -463,8 +483,10 @@ cdef void visit(const Block *b, ix row, real x, Point *p) noexcept nogil:
     p.reach = 2.2 * (fabs(p.f) + p.E) / fabs(p.slope) + 4 * ROUND * fabs(x) + 1e-300
 
 
-cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower, real *upper) noexcept nogil:
-    """Signs of f further and further from x cut [lower, upper], which holds one root, f having the sign −rising before it."""
+cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower,
+                 real *upper) noexcept nogil:
+    """Signs of f further and further from x cut [lower, upper], which holds one root; before the
+    root f has the sign −rising."""
     cdef real by = x.reach, l = lower[0], r = upper[0]
     cdef Point p
     cdef ix i
@@ -486,7 +508,8 @@ cdef void narrow(const Block *b, ix row, int rising, const Point *x, real *lower
         by *= 2
 
 
-cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *upper, unsigned lanes) noexcept nogil:
+cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *upper,
+                       unsigned lanes) noexcept nogil:
     """The same for enclosures in lanes, whose f < 0 towards n and > 0 towards p."""
     cdef real l[VL]
     cdef real r[VL]
@@ -503,16 +526,19 @@ cdef void narrow_lanes(const Block *b, vf row, vf n, vf p, vf x, vf *lower, vf *
 
 
 cdef inline void refine(Block *b, const int H) noexcept nogil:
-    """From brackets to enclosures: one step of all of them at a time, those that need another move up.
+    """From brackets to enclosures: one step of all of them at a time, those that need another move
+    up.
 
-    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'| the root is there, and no
-    other.  Where that fails the least |f'| on the bracket gives a radius, and where f cannot be told from 0 it is the end:
-    M₂ and the least |f'| are those of the whole line and of the first bracket, but the signs of f around x, whose one root is
-    known, need neither.
+    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'|
+    the root is there, and no other.  Where that fails the least |f'| on the bracket gives a radius.
+    M₂ and the least |f'| are those of the whole line and of the first bracket: where f cannot be
+    told from 0 any more and they leave too much, the signs of f around x, which need neither, are
+    the end.
     """
     cdef const Isolate *a = b.a
     cdef Stack *s = &b.bracket
-    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best, tol, ends, goal, one = vset1(1)
+    cdef vf row, n, p, x, least, es, E, f, slope, T, curve, size, t, l, r, step, next, best
+    cdef vf tol, ends, goal, one = vset1(1)
     cdef ix i, j, kept, step_number = 0
     cdef unsigned live, done, wide
     while s.n > 0:
@@ -578,13 +604,16 @@ cdef inline void put(Block *b, vf row, vf lower, vf upper, vf x, unsigned lanes)
 # 5. Clusters, once more
 
 cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil:
-    """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so have the slowest units.
+    """Whether f has one sign from t to ±∞ (side 1 or 0), because its limit has it or is 0, and so
+    have the slowest units.
 
-    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and every sum of them of one sign,
-    which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers δ so small that they lost bits, and for products that underflow.
+    z is rounded once, so it is wrong by u z + es < 1.2e-6: as much, relatively, is every e^(−z) and
+    every sum of them of one sign, which 1e-5 and 1.001 pay for.  1e-318 and 1e-310 pay for numbers
+    δ so small that they lost bits, and for products that underflow.
 
-    Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).  Further on, all of these shrink at
-    least as fast as the slowest: if its sum outweighs the others at t, it does for good.
+    Past all centres, f − f(±∞) = Σ δ_i τ_i with τ_i = σ(−|z_i|) within e^(−2|z_i|) of e^(−|z_i|).
+    Further on, all of these shrink at least as fast as the slowest: if its sum outweighs the others
+    at t, it does for good.
     """
     cdef const Sigmoids *f = b.a.f
     cdef real z, e, delta, nearest = INFINITY, slow = 0, size = 0, rest = 0
@@ -607,7 +636,9 @@ cdef bint decided_beyond(const Block *b, ix row, real t, ix side) noexcept nogil
             rest += fabs(delta) * e * exp(-z)
         else:
             rest += (fabs(delta) + 1e-318) * e
-    return fabs(slow) > 1.001 * rest + 1e-5 * size + 1e-310 and (f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0))
+    if not fabs(slow) > 1.001 * rest + 1e-5 * size + 1e-310:
+        return False
+    return f.limit[side] == 0 or (f.limit[side] > 0) == (slow > 0)
 
 
 cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
@@ -632,12 +663,15 @@ cdef bint cut(const Block *b, ix row, real *lower, real *upper) noexcept nogil:
 cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noexcept nogil:
     """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
 
-    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l): within h of x no |σ''| is larger
-    than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ' are in [−1, 1].
+    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l):
+    within h of x no |σ''| is larger than 0.0963, nor than σ'(z) e^(|a| h), as (log σ')' and σ''/σ'
+    are in [−1, 1].  1.03 pays for es < 0.01, exp and the sums, 4e-308 for what σ' flushed, 1e-323
+    for bits d lost.
     """
     cdef const Sigmoids *f = b.a.f
     cdef vf es = vset1(b.es[row]), s, zl, zr, pl, pr, p
-    cdef real h = max(r - x.x, x.x - l) * (1 + 4 * ROUND), m = 0, M = 0, T = 0, slope = 0, size = 0, bend = 0, k, g, top, low
+    cdef real h = max(r - x.x, x.x - l) * (1 + 4 * ROUND), m = 0, M = 0, T = 0, slope = 0, size = 0
+    cdef real bend = 0, k, g, top, low, most
     cdef ix i
     for i in range(f.units):
         s, g, k = vset1(b.s[i * b.a.block + row]), f.g[i], fabs(f.a[i]) * h
@@ -649,10 +683,11 @@ cdef real steepness(const Block *b, ix row, real l, const Point *x, real r) noex
         slope += g * vget(p, 0)
         size += fabs(g) * vget(p, 0)
         if k > 0:
-            bend += (fabs(g) + fabs(f.a[i]) * 1e-323) * k * (min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963)
+            most = min(0.0963, (vget(p, 0) + 4e-308) * exp(k)) if b.es[row] < 0.01 else 0.0963
+            bend += (fabs(g) + fabs(f.a[i]) * 1e-323) * k * most
     k = vget(slope_error(f, vset1(T), es), 0)
     m, M = m - k, M + k
-    k = vget(slope_error(f, vset1(size), es), 0) + bend * 1.03 + 1e-300     # 1.03: es < 0.01, exp and the sums
+    k = vget(slope_error(f, vset1(size), es), 0) + bend * 1.03 + 1e-300
     return max(max(m, slope - k), max(-M, -slope - k))
 
 
@@ -672,10 +707,13 @@ cdef void approach(const Block *b, ix row, real l, real r, Point *x) noexcept no
         x[0] = p
 
 
-cdef int prove(const Block *b, ix row, real after, real before, real *lower, real *upper, real *at) noexcept nogil:
-    """Try to make a cluster the enclosure of exactly one root, or of none: 1 or 0, and −1 where it stays what it is.
+cdef int prove(const Block *b, ix row, real after, real before, real *lower, real *upper,
+               real *at) noexcept nogil:
+    """Try to make a cluster the enclosure of exactly one root, 1, or of none, 0; −1: it stays a
+    cluster.
 
-    f has signs a little outside, strictly within the bounds and between the neighbours, and f' one sign in between.
+    The proof: f has signs a little outside, within the bounds and between the neighbours, and f'
+    one sign in between.
     """
     cdef Point x, l, r
     cdef real by
@@ -713,7 +751,8 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
                 before = found.lower[j + 1] if j + 1 < end else INFINITY
                 found.x[j] = inside(found.lower[j], found.upper[j])
                 if isfinite(found.lower[j]) and isfinite(found.upper[j]):
-                    known = prove(b, row, after, before, &found.lower[j], &found.upper[j], &found.x[j])
+                    known = prove(b, row, after, before, &found.lower[j], &found.upper[j],
+                                  &found.x[j])
                     if known == 0:
                         continue
                     found.unique[j] = known > 0
@@ -727,7 +766,8 @@ cdef void sharpen(const Block *b, ix task, Found *found) noexcept nogil:
 # 6. A task: a block of rows
 
 cdef void offsets(Block *b, ix first) noexcept nogil:
-    """OUT s and es.  A sum of n products and a bias is wrong by (n + 1)u times that of the magnitudes at most."""
+    """OUT s and es.  A sum of n products and a bias is wrong by (n + 1)u times that of the
+    magnitudes at most."""
     cdef const Isolate *a = b.a
     cdef const Layer *l = &a.other.net.layers[0]
     cdef ix i, j, r, ts = a.block
@@ -755,26 +795,34 @@ cdef void offsets(Block *b, ix first) noexcept nogil:
 
 
 cdef inline real *carve(real *scratch, double *at, double size) noexcept nogil:
-    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when only `at` counts."""
+    """The next `size` numbers of the scratch, cache lines of their own; NULL without scratch, when
+    only `at` counts."""
     cdef double here = at[0]
     at[0] = here + (GL * <double><int64_t>((size + (GL - 1)) / GL) if size < 1e18 else size)
     return NULL if scratch is NULL else scratch + <ix>here
 
 
 cdef double lay_out(const Isolate *a, Block *b, real *scratch) noexcept nogil:
-    """Where everything of a task is in the scratch; how many numbers that takes, computed where nothing overflows."""
-    cdef double at = 0, n = a.f.units, whole = padded(a.f.units), rows = a.block, sink = <double>a.found.cap + VL
+    """Where everything of a task is in the scratch; how many numbers that takes, as a double, which
+    does not overflow."""
+    cdef double at = 0, n = a.f.units, whole = padded(a.f.units), rows = a.block
+    cdef double sink = <double>a.found.cap + VL
     b.a = a
-    b.s, b.es, b.spent = carve(scratch, &at, whole * rows), carve(scratch, &at, rows), carve(scratch, &at, rows)
-    b.x, b.magnitudes = carve(scratch, &at, a.other.net.layers[0].n_in * rows), carve(scratch, &at, whole * rows)
+    b.s, b.es = carve(scratch, &at, whole * rows), carve(scratch, &at, rows)
+    b.spent = carve(scratch, &at, rows)
+    b.x = carve(scratch, &at, a.other.net.layers[0].n_in * rows)
+    b.magnitudes = carve(scratch, &at, whole * rows)
     b.points, b.item = carve(scratch, &at, 2 * n * VL), carve(scratch, &at, 2 * n * VL)
     b.t = carve(scratch, &at, (MOST_BREAKS + 2) * VL)
     b.todo.cap, b.bracket.cap = a.todo_cap, a.bracket_cap
     b.todo.p = carve(scratch, &at, (3 + 2 * n) * a.todo_cap + VL)
     b.bracket.p = carve(scratch, &at, 5. * a.bracket_cap + VL)
-    b.sink.row, b.sink.lower, b.sink.upper = carve(scratch, &at, sink), carve(scratch, &at, sink), carve(scratch, &at, sink)
-    b.sink.x, b.sink.kind, b.sink.cap = carve(scratch, &at, sink), carve(scratch, &at, sink), a.found.cap
-    b.start, b.order = <ix *>carve(scratch, &at, rows + 1), <ix *>carve(scratch, &at, a.found.cap + 1.)
+    b.sink.cap = a.found.cap
+    b.sink.row, b.sink.lower = carve(scratch, &at, sink), carve(scratch, &at, sink)
+    b.sink.upper, b.sink.x = carve(scratch, &at, sink), carve(scratch, &at, sink)
+    b.sink.kind = carve(scratch, &at, sink)
+    b.start = <ix *>carve(scratch, &at, rows + 1)
+    b.order = <ix *>carve(scratch, &at, a.found.cap + 1.)
     return at
 
 
@@ -805,8 +853,9 @@ cdef void isolate_task(void *args, ix i, Worker *worker) noexcept nogil:
 cdef class Isolator(Solver):
     """The ties of a network with one hidden layer along one input, packed once.
 
-    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs of f(±∞), exactly.
-    offsets: the network of one layer that makes s from the other inputs, magnitudes: the same of absolute values.
+    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs
+    of f(±∞), exactly.  offsets: the network of one layer that makes s from the other inputs,
+    magnitudes: the same of absolute values.
     """
     cdef Sigmoids f
     cdef Program net, sizes

@@ -77,7 +77,7 @@ cdef enum:
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of one layer's activations: they stay in the first-level cache
     QUICK = 1 << 24                     # multiply–adds of a tile, a few milliseconds, that needs no look for signals
-    ROW_QUICK = 1 << 21                 # of a single row, which reads every weight for one multiply–add: a millisecond
+    ROW_QUICK = 1 << 21                 # of a single row, which reads every weight for one: a millisecond
 
 cdef struct Layer:
     const real *w                       # panels, (⌈n_out / GL⌉, n_in, GL)
@@ -263,9 +263,12 @@ cdef void rows_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 # ---- one row: units in lanes --------------------------------------------------------------------------------------
 
-cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out, Worker *watch) noexcept nogil:
-    """IN y (n,); OUT z (n_out, padded to GL) = b + Wᵀ y.  `panel`: the way from one panel to the next; `watch` as in `dense`:
-    what is left is then not computed."""
+cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out,
+                Worker *watch) noexcept nogil:
+    """IN y (n,); OUT z (n_out, padded to GL) = b + Wᵀ y.  `panel`: the way from one panel to the next.
+
+    What is left is not computed if `watch`, unless it is NULL, was interrupted.
+    """
     cdef ix left = padded(n_out) // GL
     while left >= PANELS:
         if watch is not NULL and interrupted(watch):
@@ -359,14 +362,16 @@ cdef real *aligned(cnp.ndarray store) noexcept:
 
 
 cdef cnp.ndarray reals(double n):
-    """n zeros and what `aligned` may skip; sizes are doubles, as in `run`: exact where there is so much memory."""
-    if not (n + 8) * sizeof(real) < 2.0**62:
-        raise MemoryError(f"no memory for {(n + 8) * sizeof(real):.0f} bytes of a network's numbers")
+    """n zeros and what `aligned` may skip; sizes are doubles, as in `run`."""
+    if not (n + 8) * sizeof(real) < 2.0**48:
+        raise MemoryError(f"no memory for {(n + 8) * sizeof(real):.0f} bytes of a network")
     return np.zeros(<ix>n + 8, np.float64)
 
 
 cdef int expect_reals(str name, cnp.ndarray a, int ndim, bint contiguous) except -1:
     """The kernels take pointers: native, aligned float64 of `ndim` axes, or an error."""
+    if a is None:
+        raise TypeError(f"{name} is None; expected an array")
     if cnp.PyArray_TYPE(a) != cnp.NPY_DOUBLE or not cnp.PyArray_ISBEHAVED_RO(a):
         raise TypeError(f"{name} has dtype {a.dtype}; expected native, aligned float64")
     if cnp.PyArray_NDIM(a) != ndim:
@@ -383,9 +388,10 @@ cdef int expect_length(str name, ix given, ix wanted) except -1:
 
 
 cdef int run_once(const Net *net, task_t task, void *args) except -1:
-    """task(args, 0, …) in the default floating-point state; looks for signals if the network is large.
+    """task(args, 0, …) in the default floating-point state, with looks for signals if the network is large.
 
-    The pointer is volatile: the compiler cannot inline the task and move its arithmetic to where the state is the caller's.
+    The pointer is volatile: the compiler cannot inline the task, and then move its arithmetic to where
+    the state is the caller's.
     """
     cdef volatile task_t opaque = task
     cdef fp_word state
@@ -407,7 +413,7 @@ cdef class Program:
         cdef double size = 0
         cdef real *at
         if depth < 1 or len(biases) != depth:
-            raise ValueError(f"there are {depth} weights and {len(biases)} biases; expected as many, at least 1")
+            raise ValueError(f"there are {depth} weights and {len(biases)} biases; expected as many")
         self.net.depth = depth
         self.table = np.zeros(depth * sizeof(Layer), np.uint8)
         self.net.layers = <Layer *>cnp.PyArray_DATA(self.table)
@@ -431,7 +437,7 @@ cdef class Program:
         if i > 0:
             expect_length(f"weights[{i}].shape[0]", l.n_in, net.outputs)
         if max(l.n_in, l.n_out) >= <ix>1 << 58:
-            raise MemoryError(f"no memory for {<double>max(l.n_in, l.n_out) * sizeof(real):.0f} bytes of a layer")
+            raise MemoryError(f"no memory for {8. * max(l.n_in, l.n_out):.0f} bytes of a layer")
         net.outputs = l.n_out
         net.widest = max(net.widest, max(padded(l.n_in), padded(l.n_out)))
         net.macs += <double>l.n_in * l.n_out
@@ -485,8 +491,8 @@ cdef class Program:
         a.gradient = True
         self.over(&a)
 
-    def along(self, cnp.ndarray X not None, cnp.ndarray pick not None, cnp.ndarray t not None, ix coordinate,
-              cnp.ndarray out not None):
+    def along(self, cnp.ndarray X not None, cnp.ndarray pick not None, cnp.ndarray t not None,
+              ix coordinate, cnp.ndarray out not None):
         """OUT out (k, n_out) or (k,): the outputs at the rows pick (k,) of X, their input `coordinate` replaced by t (k,)."""
         cdef Batch a
         cdef cnp.ndarray own            # of the call, which nobody else can change amid it
@@ -554,7 +560,8 @@ cdef class Line:
         expect_length("the number of outputs", program.net.outputs, 1)
         self.program = program
         self.store = reals(6. * w)
-        self.row.net, self.row.coordinate = &program.net, expect_index("coordinate", coordinate, program.net.layers[0].n_in)
+        self.row.net = &program.net
+        self.row.coordinate = expect_index("coordinate", coordinate, program.net.layers[0].n_in)
         self.row.x = aligned(self.store)
         self.row.prefix, self.row.y, self.row.z = self.row.x + w, self.row.x + 2 * w, self.row.x + 3 * w
         self.row.dy, self.row.dz = self.row.x + 4 * w, self.row.x + 5 * w
@@ -565,7 +572,8 @@ cdef class Line:
         cdef LineCall call
         expect_reals("X", X, 2, True)
         expect_length("X.shape[1]", X.shape[1], n)
-        call.row, call.x = &self.row, <const real *>cnp.PyArray_DATA(X) + expect_index("i", i, X.shape[0]) * n
+        call.row = &self.row
+        call.x = <const real *>cnp.PyArray_DATA(X) + expect_index("i", i, X.shape[0]) * n
         run_once(self.row.net, prepare_task, &call)
 
     def __call__(self, double t):

@@ -13,7 +13,7 @@ from .._core import maths
 from .._core.floats import undisturbed
 from ._counterfactuals import lasting, nearest_along
 from ._network import Outputs, SigmoidMLP, check_network
-from ._points import check_box, check_point, columns_of, decision, leader, leads, margin_and_gradient, rounding
+from ._points import check_box, check_point, columns_of, decision, kin, leader, leads, margin_and_gradient, rounding
 from ._solve import solve_x1
 
 _LINES = 24  # straight ways into the space that are searched for ties, beside those along the inputs and the gradient
@@ -143,8 +143,8 @@ def _searches(net: SigmoidMLP, x: np.ndarray, pair: tuple[int, int] | None, box:
     if pair is not None:
         return [_Search(net, x, pair, box, sum(pair) - ahead)]
     net = net if lasting(net, net.n_inputs) else net._unpacked()
-    others = [c for c in range(net.n_outputs) if c != ahead and any(d.any() for d in net._last_difference((ahead, c)))]
-    return [_Search(net, x, (ahead, c), box, c) for c in others]
+    same = kin(net)
+    return [_Search(net, x, (ahead, c), box, c) for c in np.unique(same).tolist() if c != same[ahead]]
 
 
 def _best(searches: list[_Search], n_inputs: int, every: bool) -> NearestTie:
@@ -271,7 +271,8 @@ class _Search:
         if self.net.n_outputs < 3:
             return True
         lead, doubt = leads(self.net, x[None], self.pair[0])
-        return not np.delete(lead < -doubt, self.pair, axis=1).any()
+        third = ~np.isin(kin(self.net), kin(self.net)[list(self.pair)])
+        return not (lead < -doubt)[:, third].any()
 
     # ---- starts
 

@@ -44,7 +44,12 @@ class Crossings:
         True: the enclosure holds exactly one tie, and a simple one.  False, a cluster: it holds all that are near there,
         perhaps none; float64 cannot tell.
     complete : ndarray of bool, shape (m,)
-        Whether it is proven that all ties of the row are in its enclosures.
+        Whether it is proven that all ties of the row are in its enclosures.  True in every row
+        that `solve_x1` returns: what it cannot decide, for want of precision or because the row's
+        work is spent, it lists as clusters; where the sums overflow, or the margin is zero
+        everywhere, that is one cluster over the bounds.  So look at `unique` for what is known of
+        a tie.  False only in crossings of other origin: `fastderiv.reference.solve_x1` samples,
+        and claims nothing.
     root_bound : int or None
         At most how many ties a row has, from `ExponentialSum.root_bound`; None if the network has not one hidden layer
         of four units or less.
@@ -130,13 +135,14 @@ def solve_x1(
     Newton's method then ends with a proof of its own.  What float64 cannot separate, such as a tie where the
     margin only touches zero, is one cluster; a margin that is zero along the whole line is one cluster over the bounds.
     A row gets 4000 splits, with more than one hidden layer 20000, then what is undecided becomes a cluster.
+    Hidden units whose weights and biases are equal, or opposite, are one.
 
     With more hidden layers the margin and two derivatives are enclosed layer by layer, each behind its linear map cut by
     the centred form with what is known of the next derivative.
 
     One row costs about 0.1 µs with three hidden units and 0.8 µs with 16; 25 µs with three layers of 16 units and 0.3 ms
     with three of 64.  A row's result does not depend on the others, the strides or the number of threads.  Memory beside
-    the result is up to 10 MiB, and at most 1 MiB a thread up to width 256.
+    the result is a copy of `x_other`, up to 10 MiB, and at most 1 MiB a thread up to width 256.
 
     References
     ----------
@@ -172,7 +178,7 @@ def solve_x1(
 
 
 def _private(x_other: ArrayLike) -> np.ndarray:
-    """A copy that neither `progress` nor another thread can change once it is checked: a certificate rests on it."""
+    """A copy that neither `progress` nor another thread can change once it is checked."""
     x = arrays.float64("x_other", x_other)
     if x.ndim and max(x.size, len(x)) > _LARGE:  # a broadcast array may be larger than any memory
         arrays.check_fits("x_other and its enclosures", x.size * 8 + len(x) * _ROW_BYTES)
@@ -201,7 +207,9 @@ def _solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> t
 
 
 @undisturbed
-def _new_solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+def _new_solver(
+    net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int
+) -> tuple[Any, int | None]:
     if len(net.weights) == 2:
         return _isolator(net, pair, coordinate)
     return _kernels.DeepNet(_margin_program(net, pair), coordinate), None
@@ -233,9 +241,9 @@ def _margin_program(net: SigmoidMLP, pair: tuple[int, int] | None) -> Any:
 class LastLayer:
     """The margin's last layer Σ d_i y_i + c, times a power of two so that its largest number is about 1.
 
-    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  Units that are equal for every input, and those
-    that are opposite, as σ(−z) = 1 − σ(z), are one: the first stands for all, with the sum of their d_i.  `used`: the units
-    that are left and not exactly 0.
+    d (n,) and c are rounded; `error` bounds Σ|d_i − exact d_i| + |c − exact c|.  Units that are
+    equal for every input, and those that are opposite, as σ(−z) = 1 − σ(z), are one: the first
+    stands for all, with the sum of their d_i.  `used`: the units that are left and not exactly 0.
     """
 
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
@@ -247,26 +255,31 @@ class LastLayer:
         difference = first - second
         back = difference - first
         rest = (first - (difference - back)) - (second + back)  # exactly
-        self._merge(net, first, second, difference, rest)
+        self._joined: dict[int, list[tuple[int, int]]] = {}  # unit, or −1 for c -> (unit, sign)
+        self._merge(_alike(np.vstack([net.weights[0], net.biases[0]]), self.used))
+        self._add(first, second, difference, rest)
         exponent = math.frexp(np.abs(difference).max())[1]
         scaled = np.ldexp(difference, -exponent)
         self.d, self.c = scaled[:-1], float(scaled[-1])
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
 
-    def _merge(self, net: SigmoidMLP, first: np.ndarray, second: np.ndarray, difference: np.ndarray, rest: np.ndarray) -> None:
-        """Units that are alike become one in `difference` and `rest`, whose sum stays exact up to the rounding of the latter."""
-        self._joined: dict[int, list[tuple[int, int]]] = {}  # unit or, at −1, c -> (other unit, sign of its d) in its sum
-        for lead, others in _alike(np.vstack([net.weights[0], net.biases[0]]), self.used).items():
+    def _merge(self, alike: dict[int, list[tuple[int, int]]]) -> None:
+        """Let the first of units that are alike stand for all; what opposite ones add goes to c."""
+        for lead, others in alike.items():
             self._joined[lead] = others
             self._joined.setdefault(-1, []).extend((k, 1) for k, sign in others if sign < 0)
-            for k, _ in others:
-                difference[k], rest[k], self.used[k] = 0, 0, False
+            self.used[[k for k, _ in others]] = False
+            self.used[lead] = self._exact([lead]) != 0
+
+    def _add(self, first: np.ndarray, second: np.ndarray, d: np.ndarray, rest: np.ndarray) -> None:
+        """OUT d, whose last is c: the sums of units that are one; and rest, what rounding lost."""
         for lead, others in self._joined.items():
-            terms = [sign * column[k] for k, sign in [(lead, 1), *others] for column in (first, -second)]
-            difference[lead] = math.fsum(terms)
-            rest[lead] = math.fsum([*terms, -difference[lead]])
-            if lead >= 0:
-                self.used[lead] = self._exact([lead]) != 0
+            together = [(lead, 1), *others]
+            terms = [sign * column[k] for k, sign in together for column in (first, -second)]
+            d[lead] = math.fsum(terms)
+            rest[lead] = math.fsum([*terms, -d[lead]])
+        for k in {k for others in self._joined.values() for k, _ in others}:
+            d[k] = rest[k] = 0
 
     def limit(self, on: np.ndarray) -> float:
         """The margin where the used units `on` give 1 and the others 0: its sign is exact, its size rounded."""
@@ -283,11 +296,11 @@ class LastLayer:
 
 
 def _alike(columns: np.ndarray, used: np.ndarray) -> dict[int, list[tuple[int, int]]]:
-    """Of the used units whose columns (n, H) are equal or opposite: the first -> the others, with 1 or −1."""
+    """Of used units whose columns (n, H) are equal or opposite: the first -> (another, 1 or −1)."""
     seen: dict[bytes, int] = {}
     found: dict[int, list[tuple[int, int]]] = {}
     _, same, counts = np.unique(np.abs(columns[-1]), return_inverse=True, return_counts=True)
-    units = np.flatnonzero(used & (counts[same] > 1))  # mostly few, and no others need a look at their whole columns
+    units = np.flatnonzero(used & (counts[same] > 1))  # mostly few, of which whole columns are read
     columns = columns[:, units]
     leading = np.take_along_axis(columns, (columns != 0).argmax(axis=0)[None], axis=0)[0]
     signs = np.where(leading < 0, -1, 1)

@@ -10,6 +10,7 @@ from .._core.floats import undisturbed
 from ._network import SigmoidMLP
 
 Layer = tuple[np.ndarray, np.ndarray]  # weights (parts, n_in, n_out), biases (parts, n_out): exactly, sums of their parts
+_MANY = 1 << 20  # weights of a layer, beyond which looking for equal units takes longer than it is worth
 Unit = list[tuple[int, int]]  # numbers of equal units, each with 1, or −1 for a mirror image of the first
 
 
@@ -19,8 +20,8 @@ def distinct_units(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[list[
 
     Units with the same incoming weights and bias have the same value; with opposite ones σ(−z) = 1 − σ(z).  One of them
     takes the outgoing weights of all, summed exactly and rounded once; units left with none are dropped, which may make
-    units of the next layer equal.  Ranges of units that cancel would add up.  Where no unit repeats, or a sum overflows,
-    the weights are the network's own.
+    units of the next layer equal.  Ranges of units that cancel would add up.  Where no unit repeats, a sum overflows or a
+    layer is very large, the weights are the network's own.
     """
     first, second = net._last_columns(pair)
     own = [(w[None], b[None]) for w, b in zip(net.weights[:-1], net.biases[:-1], strict=True)]
@@ -42,8 +43,8 @@ def _total(parts: np.ndarray) -> np.ndarray:
 def _merge(layers: list[Layer], k: int) -> None:
     """Merge the units that layer k makes."""
     W, b = map(_total, layers[k])
-    units = _alike(W, b)
-    if len(units) == len(b):
+    units = _alike(W, b) if max(W.size, layers[k + 1][0].size) <= _MANY else []
+    if len(units) in (0, len(b)):
         return
     out, bias = layers[k + 1]
     first = [unit[0][0] for unit in units]

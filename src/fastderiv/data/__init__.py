@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._core.floats import undisturbed
+
 __all__ = ["IrisPair", "Network", "Sunspots", "load_iris_pair", "load_network", "load_sunspots"]
 
 
@@ -52,6 +54,7 @@ def _rows(name: str) -> list[list[str]]:
     return list(csv.reader(_text(name).splitlines()))[1:]
 
 
+@undisturbed
 def load_iris_pair() -> IrisPair:
     """Petal length and width of 50 Iris versicolor and 50 Iris virginica.
 
@@ -69,6 +72,7 @@ def load_iris_pair() -> IrisPair:
     )
 
 
+@undisturbed
 def load_network() -> Network:
     """The sigmoid 2-3-2 network trained on `load_iris_pair`: output k is the logistic score of species k.
 
@@ -89,6 +93,7 @@ def load_network() -> Network:
     )
 
 
+@undisturbed
 def load_sunspots() -> Sunspots:
     """Yearly mean sunspot numbers from 1700 to 2008.
 

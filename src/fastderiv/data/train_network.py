@@ -109,6 +109,8 @@ def network() -> dict:
 
 def main(arguments: list[str]) -> None:
     target = Path(arguments[0]) if arguments else HERE / "network.json"
+    if target.is_dir() or not target.parent.is_dir():  # said before the training, not after
+        sys.exit(f"{target} is a folder, or in none that exists; expected a file to write")
     target.write_text(json.dumps(network(), indent=1) + "\n", encoding="ascii")
 
 

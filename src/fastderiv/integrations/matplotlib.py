@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike
 
 from .. import SigmoidMLP, trace_boundary
 from .._core import arrays
-from ..boundary._network import _pair
+from .._core.floats import undisturbed
+from ..boundary._network import _pair, check_names
 
 try:
     from matplotlib.axes import Axes
     from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.colors import is_color_like
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 except ImportError as error:
     raise ImportError(
@@ -97,10 +100,11 @@ class BoundaryDisplay:
         ylabel: str | None = None,
     ) -> None:
         self.network, self.coordinates, self.at = network, coordinates, at
-        self.bounds, self.curves, self.undecided = np.asarray(bounds, np.float64), curves, np.asarray(undecided)
+        self.bounds, self.curves, self.undecided = np.array(bounds, np.float64), curves, np.array(undecided)
         self.class_names, self.xlabel, self.ylabel = class_names, xlabel, ylabel
 
     @classmethod
+    @undisturbed
     def from_network(
         cls,
         net: SigmoidMLP,
@@ -144,21 +148,27 @@ class BoundaryDisplay:
         Raises
         ------
         TypeError, ValueError
-            As `trace_boundary`; and if neither `bounds` nor `X` is given.
+            As `trace_boundary`; if neither `bounds` nor `X` is given; and for options that neither this function nor
+            matplotlib knows, before anything is traced.
         """
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
         coordinates = _pair("coordinates", coordinates, net.n_inputs, "inputs")
-        data = None if X is None else arrays.finite("X", arrays.float64("X", X))
+        names, _ = _names(class_names, net), _palette(class_colors, net)
+        _style(kwargs)
+        _check_axes(ax)
+        check_names(net, "X", X)
+        data = None if X is None else arrays.finite("X", np.array(arrays.float64("X", X)))
+        bounds = None if bounds is None else np.array(arrays.float64("bounds", bounds))
+        at = None if at is None else np.array(arrays.float64("at", at))
         if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
             raise ValueError(f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1")
         if bounds is None:
             if data is None:
                 raise ValueError("bounds and X are None; expected one of them")
-            bounds = _span(data[:, coordinates], arrays.number("margin", margin))
+            bounds = _span(data[:, coordinates], float(arrays.finite("margin", np.array(arrays.number("margin", margin)))))
         if at is None and (data is not None or net.n_inputs == 2):
             at = np.zeros(2) if data is None else data.mean(axis=0)
-        names = _names(class_names, net)
         place = {"coordinates": coordinates, "at": at}
         curves, undecided = _visible(net, bounds, place, tol)
         display = cls(
@@ -175,6 +185,7 @@ class BoundaryDisplay:
         return display.plot(ax=ax, regions=regions, class_colors=class_colors, legend=legend, **kwargs)
 
     @classmethod
+    @undisturbed
     def from_estimator(
         cls, estimator: Any, X: Any, *, xlabel: str | None = None, ylabel: str | None = None, **kwargs: Any
     ) -> Self:
@@ -185,7 +196,8 @@ class BoundaryDisplay:
         estimator : MLPClassifier
             With ``activation="logistic"``.  Regions bear the names of `classes_`, axes those of `feature_names_in_`.
         X : array_like or DataFrame, shape (m, n_features)
-            Data that say where to look, see `from_network`.
+            Data that say where to look, see `from_network`.  A DataFrame's columns have to be those that the estimator
+            was fitted with, in their order.
         xlabel, ylabel : str, optional
         **kwargs
             As in `from_network`.
@@ -200,14 +212,15 @@ class BoundaryDisplay:
             As `SigmoidMLP.from_sklearn` and `from_network`.
         """
         net = SigmoidMLP.from_sklearn(estimator)
-        features = getattr(estimator, "feature_names_in_", getattr(X, "columns", None))
-        if features is not None:
+        features = getattr(X, "columns", None) if net._names is None else net._names
+        if features is not None and len(features) == net.n_inputs:
             first, second = _pair("coordinates", kwargs.get("coordinates", (0, 1)), net.n_inputs, "inputs")
             xlabel = str(features[first]) if xlabel is None else xlabel
             ylabel = str(features[second]) if ylabel is None else ylabel
         kwargs.setdefault("class_names", estimator.classes_)
-        return cls.from_network(net, X=np.asarray(X), xlabel=xlabel, ylabel=ylabel, **kwargs)
+        return cls.from_network(net, X=X, xlabel=xlabel, ylabel=ylabel, **kwargs)
 
+    @undisturbed
     def plot(
         self,
         ax: Axes | None = None,
@@ -240,22 +253,13 @@ class BoundaryDisplay:
         display : BoundaryDisplay
             Itself.
         """
+        _check_axes(ax)
+        names, palette = _names(self.class_names, self.network), _palette(class_colors, self.network)
+        style = _style(kwargs)
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots()
-        names = _names(self.class_names, self.network)
-        palette = list(COLOURS if class_colors is None else class_colors)
-        if not palette:
-            raise ValueError(f"class_colors is empty; expected one for each of {len(names)} outputs")
-        palette = [palette[k % len(palette)] for k in range(len(names))]
-        style: dict[str, Any] = {
-            "colors": INK,
-            "linewidths": 1.4,
-            "capstyle": "round",
-            "joinstyle": "round",
-            "zorder": 2,
-        } | kwargs
         self.lines_ = {pair: LineCollection(curves, **style) for pair, curves in self.curves.items()}
         for line in self.lines_.values():
             ax.add_collection(line, autolim=False)
@@ -391,10 +395,56 @@ def _span(points: np.ndarray, margin: float) -> np.ndarray:
 
 def _names(given: Sequence[Any] | None, net: SigmoidMLP) -> Sequence[Any]:
     n = max(net.n_outputs, 2)
-    names = range(n) if given is None else list(given)
+    names = range(n) if given is None else _listed("class_names", given)
     if len(names) != n:
         raise ValueError(f"class_names has {len(names)} elements; expected one per class = {n}")
     return names
+
+
+def _palette(given: Sequence[Any] | None, net: SigmoidMLP) -> list[Any]:
+    """A colour for each output, repeated where there are fewer."""
+    n = max(net.n_outputs, 2)
+    colours = list(COLOURS) if given is None else _listed("class_colors", given)
+    if not colours:
+        raise ValueError(f"class_colors is empty; expected one for each of {n} outputs")
+    for k, colour in enumerate(colours):
+        if not is_color_like(colour):
+            raise ValueError(f"class_colors[{k}] is {colour!r}; expected a colour that matplotlib knows")
+    return [colours[k % len(colours)] for k in range(n)]
+
+
+def _listed(name: str, given: Sequence[Any]) -> list[Any]:
+    try:
+        return list(given)
+    except TypeError:
+        raise TypeError(f"{name} is a {type(given).__name__}; expected a sequence, one for each output") from None
+
+
+def _style(given: Mapping[str, Any]) -> dict[str, Any]:
+    """How curves are drawn; an error names the option that matplotlib does not take."""
+    for name, value in given.items():
+        try:
+            _try_to_draw(name, value)
+        except (AttributeError, TypeError, ValueError) as error:
+            if "argument" in str(error):  # an unexpected one, or the segments, which are ours
+                raise TypeError(f"{name} is no option of BoundaryDisplay, nor of a LineCollection for its curves") from None
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{name} is {value!r}, which matplotlib does not take: {error}") from error
+    ours = {"colors": INK, "linewidths": 1.4, "capstyle": "round", "joinstyle": "round", "zorder": 2}
+    return ours | dict(given)
+
+
+def _try_to_draw(name: str, value: Any) -> None:
+    """Draw a line and its legend with an option, which matplotlib may only look at then."""
+    figure, line = Figure(figsize=(1, 1)), LineCollection([[(0, 0), (1, 1)]], **{name: value})
+    figure.add_axes((0, 0, 1, 1)).add_collection(line, autolim=False)
+    figure.legend([line], ["line"])
+    figure.draw_without_rendering()
+
+
+def _check_axes(ax: Axes | None) -> None:
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"ax is a {type(ax).__name__}; expected matplotlib Axes")
 
 
 def _boxes(undecided: np.ndarray) -> PatchCollection:

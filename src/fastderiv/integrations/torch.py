@@ -1,11 +1,13 @@
 """The selective scan on PyTorch's CPU tensors: `selective_scan` with autograd, and `selective_state_update`.
 
 How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator, opaque to ``torch.compile`` →
-NumPy views of the same memory → fastderiv → tensors that are views of its results.  What the operator cannot do, such as
-second derivatives, forward mode and ``torch.func``, is computed by PyTorch's own operations, step by step (`_in_steps`).
+NumPy views of the same memory → fastderiv → tensors that are views of its results.  What the operator
+cannot do (second derivatives, forward mode, ``torch.func``) is computed by PyTorch's own operations, step
+by step (`_in_steps`).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -108,8 +110,9 @@ def selective_scan(
     of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
     O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
 
-    Second and higher derivatives, forward mode and the transforms of ``torch.func`` (`grad`, `jvp`, `vmap`, …) are right, but
-    not fast: there, the recurrence is computed by PyTorch's own operations, step by step, in O(batch·D·L·N) memory.
+    Second and higher derivatives, forward mode and the transforms of ``torch.func`` (`grad`, `jvp`,
+    `vmap`, …) are right, but not fast: there, the recurrence is computed by PyTorch's own operations,
+    step by step, in O(batch·D·L·N) memory.
 
     Examples
     --------
@@ -120,7 +123,17 @@ def selective_scan(
     >>> selective_scan(u, torch.ones(1, 3), -one, one, one).detach()
     tensor([[1.0000, 0.3679, 0.1353]])
     """
-    _check(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    _check(
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        initial_state=initial_state,
+    )
     _check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     scan = _in_steps if transformed(*tensors) else _scan
@@ -178,15 +191,21 @@ def selective_state_update(
     tensor([[1.]])
     """
     _check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if 0 in state.stride() and any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
-        raise ValueError(f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated")
+    if 0 in state.stride() and any(
+        n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated"
+        )
     arguments = (state, x, dt, A, B, C, D, z, dt_bias)
-    if transformed(*arguments) or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)):
+    if transformed(*arguments) or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    ):
         return _differentiable_step(*arguments, bool(dt_softplus))
     dtype = _working(state)
     h, *others = _cast(dtype, *arguments)
-    if not torch.compiler.is_compiling() and h.is_neg():  # a view that PyTorch negates lazily, and does not hand to operators that write
-        h = h.resolve_neg()
+    if not torch.compiler.is_compiling() and h.is_neg():
+        h = h.resolve_neg()  # PyTorch hands no operator that writes a view that it negates lazily
     out = torch.ops.fastderiv.selective_state_update(h, *others, bool(dt_softplus))
     if h is not state:
         _write(state, h)
@@ -196,15 +215,21 @@ def selective_state_update(
 def _differentiable_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
     """The same step as a scan of one, which has an adjoint."""
     x, dt, z = (None if t is None else t[..., None] for t in (x, dt, z))
-    B, C = ((t if t.ndim > 1 else t[None])[..., None] for t in (B, C))  # unbatched (N,) is (G, N) with G = 1
+    B, C = (
+        (t if t.ndim > 1 else t[None])[..., None] for t in (B, C)
+    )  # unbatched (N,) is (G, N) with G = 1
     first = state.clone()  # the graph keeps it, while state is overwritten
-    out, last = selective_scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=first)
+    out, last = selective_scan(
+        x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=first
+    )
     _write(state, last)
     return out[..., 0]
 
 
 def _write(state: Tensor, new: Tensor) -> None:
-    if not torch.compiler.is_compiling() and overlaps_itself(_without_memory(state.shape, state.stride())):
+    if not torch.compiler.is_compiling() and overlaps_itself(
+        _without_memory(state.shape, state.stride())
+    ):
         raise ValueError("state shares memory with itself: several of its elements are one")
     state.copy_(new)
 
@@ -216,7 +241,9 @@ def _check(**tensors: Tensor | None) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; expected a tensor")
         if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
+            )
         _check_place(name, tensor)
 
 
@@ -224,7 +251,9 @@ def _check_starts(cu_seqlens: Tensor | None) -> None:
     if cu_seqlens is None:
         return
     if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; expected a tensor of integers")
+        raise TypeError(
+            f"cu_seqlens is a {type(cu_seqlens).__name__}; expected a tensor of integers"
+        )
     if cu_seqlens.dtype not in _INTEGERS:
         raise TypeError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected integers")
     _check_place("cu_seqlens", cu_seqlens)
@@ -234,16 +263,18 @@ def _check_place(name: str, tensor: Tensor) -> None:
     if not tensor.is_cpu:
         raise ValueError(f"{name} is on {tensor.device}; expected a CPU tensor")
     if tensor.is_nested or tensor.layout != torch.strided:
-        raise ValueError(f"{name} is {'nested' if tensor.is_nested else tensor.layout}; expected a dense tensor")
+        raise ValueError(
+            f"{name} is {'nested' if tensor.is_nested else tensor.layout}; expected a dense tensor"
+        )
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether a transform of ``torch.func`` or forward mode looks on: the operators are opaque to them."""
+    """Whether ``torch.func`` or forward mode looks on, to which the operators are opaque."""
     return _in_functorch() or _any_tangent(tensors)
 
 
 def _any_tangent(tensors: Sequence[Tensor | None]) -> bool:
-    if getattr(forward_ad, "_current_level", 0) < 0:  # nearly always: nobody has entered forward mode
+    if getattr(forward_ad, "_current_level", 0) < 0:  # nearly always: not in forward mode
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
@@ -254,7 +285,11 @@ def _in_functorch() -> bool:
 
 def _working(*tensors: Tensor | None) -> torch.dtype:
     """The dtype to compute in."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    return (
+        torch.float64
+        if any(t is not None and t.dtype == torch.float64 for t in tensors)
+        else torch.float32
+    )
 
 
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
@@ -269,7 +304,9 @@ def _arrays(*tensors: Tensor | None) -> list[Any]:
 def _refuse_tangents(*tensors: Tensor | None) -> None:
     """Where a compiled or traced call reaches an operator, PyTorch would drop them without a word."""
     if _any_tangent(tensors):
-        raise NotImplementedError("forward-mode derivatives of fastderiv's operators need a call that is not compiled or traced")
+        raise NotImplementedError(
+            "forward-mode derivatives of fastderiv's operators need a call that is not compiled or traced"
+        )
 
 
 # The operators take tensors of one working dtype.  Those of the adjoints are operators too, because torch.compile traces
@@ -322,7 +359,8 @@ def _scan_vjp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, …, initial_state, in order; an empty tensor for what is None.
 
-    It is a tuple, and of tensors only, for `vmap`, which knows no lists and no None."""
+    They are a tuple of tensors for `vmap`, which knows no lists and no None.
+    """
     _refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
     dy, dlast, *arrays, first, starts = _arrays(
         dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
@@ -349,7 +387,11 @@ def _backward(ctx: Any, dout: Tensor, dlast_state: Tensor) -> tuple[Tensor | Non
     if transformed(dout, dlast_state):
         return *_vjp_in_steps(dout, dlast_state, *saved, ctx.delta_softplus), None, None
     gradients = _scan_vjp(dout, dlast_state, *saved, ctx.delta_softplus)
-    return *(None if t is None else g for t, g in zip(saved[:-1], gradients, strict=True)), None, None
+    return (
+        *(None if t is None else g for t, g in zip(saved[:-1], gradients, strict=True)),
+        None,
+        None,
+    )
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -359,16 +401,24 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     with torch.enable_grad():
         variables = [_variable(t, create) for t in tensors]
         gradients = _vjp_in_steps(*variables, starts, ctx.delta_softplus)
-        pairs = [(g, c) for g, c in zip(gradients, cotangents, strict=True) if g is not None and g.requires_grad]
-        return *_gradients([g for g, _ in pairs], variables, [c for _, c in pairs], create), None, None
+        pairs = [
+            (g, c)
+            for g, c in zip(gradients, cotangents, strict=True)
+            if g is not None and g.requires_grad
+        ]
+        return (
+            *_gradients([g for g, _ in pairs], variables, [c for _, c in pairs], create),
+            None,
+            None,
+        )
 
 
 _scan.register_autograd(_backward, setup_context=_save)
 _scan_vjp.register_autograd(_backward_twice, setup_context=_save)
 
 
-# The same functions in PyTorch's operations, for derivatives that the operators do not have.  Only element by element and
-# with sums, which autocast leaves in the working dtype.
+# The same functions in PyTorch's operations, for derivatives that the operators do not have.  Only
+# element by element and with sums, which autocast leaves in the working dtype.
 
 
 def _in_steps(
@@ -388,12 +438,15 @@ def _in_steps(
     starts = None if cu_seqlens is None else cu_seqlens.tolist()
     if not torch.compiler.is_compiling():
         # every error of shapes is raised here
-        ScanCall(tuple(None if t is None else _without_memory(t.shape, [0] * t.ndim) for t in tensors), starts)
+        ScanCall(
+            tuple(None if t is None else _without_memory(t.shape, [0] * t.ndim) for t in tensors),
+            starts,
+        )
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = softplus(dt) if delta_softplus else dt
     B, C = (_coefficient(t, u.shape) for t in (B, C))
     ys, lasts, segments = [], [], [0, u.shape[-1]] if starts is None else starts
-    for k, (start, stop) in enumerate(zip(segments, segments[1:], strict=False)):
+    for k, (start, stop) in enumerate(pairwise(segments)):
         h = _first(u, A, initial_state, None if starts is None else k)
         for i in range(start, stop):
             step = dt[..., i, None]
@@ -402,7 +455,13 @@ def _in_steps(
         lasts.append(h if starts is None or u.ndim == 2 else h[0])
     out = torch.stack(ys, -1) if ys else u * 1
     out = out if D is None else out + D[:, None] * u
-    last = lasts[0] * 1 if starts is None else torch.stack(lasts) if lasts else u.new_empty(0, *A.shape)
+    last = (
+        lasts[0] * 1
+        if starts is None
+        else torch.stack(lasts)
+        if lasts
+        else u.new_empty(0, *A.shape)
+    )
     return out if z is None else out * (z * torch.sigmoid(z)), last  # silu has fewer derivatives
 
 
@@ -422,13 +481,17 @@ def _first(u: Tensor, A: Tensor, initial_state: Tensor | None, sequence: int | N
     """The state before the first step, of a packed sequence if it has a number."""
     if initial_state is None:
         return u.new_zeros(*u.shape[:-2], *A.shape)
-    return initial_state if sequence is None else initial_state[sequence].expand(*u.shape[:-2], *A.shape)
+    return (
+        initial_state
+        if sequence is None
+        else initial_state[sequence].expand(*u.shape[:-2], *A.shape)
+    )
 
 
 def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
     """`_scan_vjp`, with a graph where one is asked for; None for what is None."""
     *tensors, starts, delta_softplus = arguments
-    if _in_functorch():  # which allows no new variables, and does not go together with the batches of is_grads_batched
+    if _in_functorch():  # it allows no new variables, and is_grads_batched does not allow it
         return _vjp_by_functorch((dout, dlast_state), tensors, starts, delta_softplus)
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -440,7 +503,9 @@ def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def
 def _vjp_by_functorch(cotangents, tensors, starts, delta_softplus):  # type: ignore[no-untyped-def]
     def function(*given):  # type: ignore[no-untyped-def]
         present = iter(given)
-        return _in_steps(*(None if t is None else next(present) for t in tensors), starts, delta_softplus)
+        return _in_steps(
+            *(None if t is None else next(present) for t in tensors), starts, delta_softplus
+        )
 
     _, pull_back = torch.func.vjp(function, *(t for t in tensors if t is not None))
     found = iter(pull_back(cotangents))
@@ -450,12 +515,17 @@ def _vjp_by_functorch(cotangents, tensors, starts, delta_softplus):  # type: ign
 def _gradients(outputs, variables, cotangents, create):  # type: ignore[no-untyped-def]
     """Those of all variables; None where there is none."""
     given = [t for t in variables if t is not None]
-    found = iter(torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True)
+    )
     return [None if t is None else next(found) for t in variables]
 
 
 def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
-    """`t` as a variable of its own (one tensor may be several arguments), in the graph that `t` is in if `attached`."""
+    """`t` as a variable of its own (one tensor may be several arguments).
+
+    It is in the graph that `t` is in if `attached`.
+    """
     if t is None:
         return None
     return t.view_as(t) if attached and t.requires_grad else t.detach().requires_grad_()
@@ -479,7 +549,9 @@ def _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no
     _refuse_tangents(state, x, dt, A, B, C, D, z, dt_bias)
     h = state.detach().numpy()  # not forced as in _arrays: it must be the tensor's own memory
     out = fastderiv.selective_state_update(h, *_arrays(x, dt, A, B, C, D, z, dt_bias), dt_softplus)
-    torch.autograd.graph.increment_version(state)  # so that a graph which kept the old state will say so
+    torch.autograd.graph.increment_version(
+        state
+    )  # so that a graph which kept the old state will say so
     return torch.from_numpy(out)
 
 

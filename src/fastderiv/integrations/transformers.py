@@ -51,9 +51,10 @@ def enable() -> None:
     float64, bfloat16 and float16 (the latter two computed in float32), and under ``torch.compile``.  Enabling twice is enabling
     once.
 
-    What cannot be computed here, such as a scan on another device, in forward mode, by the transforms of ``torch.func``, or
-    under ``torch.export`` and ``torch.jit.trace``, is left to transformers, with a RuntimeWarning that names the reason, once
-    per reason.  Second derivatives need no such choice, see `fastderiv.integrations.torch.selective_scan`.
+    What cannot be computed here, such as a scan on another device, in forward mode, by the transforms
+    of ``torch.func``, or under ``torch.export`` and ``torch.jit.trace``, is left to transformers, with a
+    RuntimeWarning that names the reason, once per reason.  Second derivatives are computed here, see
+    `fastderiv.integrations.torch.selective_scan`.
 
     Notes
     -----
@@ -151,7 +152,9 @@ def _scan(
     use_mambapy: bool = False,
     use_associative_scan: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    return selective_scan(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return selective_scan(
+        hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
+    )
 
 
 def _step(
@@ -175,7 +178,9 @@ def _convolve(
     """The same convolution in two dimensions, where PyTorch takes adjacent channels as they are; in one it would transpose them."""
     length, taps = hidden_states.shape[-1], weight.shape[-1]
     rows = hidden_states.to(weight.dtype)[:, :, None]
-    out = conv2d(rows, weight[:, None, None], bias, padding=(0, taps - 1), groups=len(weight))[:, :, 0, :length]
+    out = conv2d(rows, weight[:, None, None], bias, padding=(0, taps - 1), groups=len(weight))[
+        :, :, 0, :length
+    ]
     return (out if activation is None else ACT2FN[activation](out)).to(hidden_states.dtype)
 
 
@@ -224,8 +229,9 @@ def _obstacle(known: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, An
 def _foreign(value: Any) -> str | None:
     """Why this argument is not for fastderiv."""
     if not isinstance(value, Tensor):
-        plain = value is None or isinstance(value, (bool, int, str))
-        return None if plain else f"an argument is a {type(value).__name__}"  # a proxy, with which another tool looks on
+        if value is None or isinstance(value, (bool, int, str)):
+            return None
+        return f"an argument is a {type(value).__name__}"  # a proxy of another tool that looks on
     if not value.is_cpu:
         return f"a tensor is on {value.device.type}, not on cpu"
     if value.dtype not in DTYPES:
@@ -238,6 +244,10 @@ def _foreign(value: Any) -> str | None:
 
 
 def _say(reason: str) -> None:
-    if reason not in _said and not torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a warning
+    if (
+        reason not in _said and not torch.compiler.is_dynamo_compiling()
+    ):  # Dynamo cannot trace a warning
         _said.add(reason)
-        warnings.warn(f"fastderiv leaves this to transformers: {reason}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"fastderiv leaves this to transformers: {reason}", RuntimeWarning, stacklevel=2
+        )

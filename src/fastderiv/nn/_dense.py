@@ -250,12 +250,15 @@ class _DenseCall:
         # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
         # do: where φ saturates, it has no digits left to make φ′ of.
         kept = empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
-        XW = product(self.X, self.W, Y if kept is None else kept)
+        # a callable may raise: `out` is as it was then
+        XW = product(self.X, self.W, kept if kept is not None else None if self.pair is not None else Y)
+        # before a callable can change the arguments
+        cache = keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
         if self.pair is not None:
-            Y[...] = _activations.evaluate(self.pair, 0, self.biased(XW))
+            Y[...] = _activations.evaluate(self.pair, 0, self.biased(XW, XW if kept is None else None))
         elif self.curve or self.b is not None:
             self.kernel.activate(XW, self.b, self.curve, Y)
-        return Y, keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
+        return Y, cache
 
     @undisturbed
     def adjoint(self, cache: Cache | None) -> DenseGrads:
@@ -290,8 +293,9 @@ class _DenseCall:
     def operands(self) -> tuple[NDArray, NDArray, NDArray | None]:
         return self.X, self.W, self.b
 
-    def biased(self, XW: NDArray) -> NDArray:
-        """X W + b, an array of its own."""
-        N = np.empty_like(XW)
+    def biased(self, XW: NDArray, N: NDArray | None = None) -> NDArray:
+        """X W + b, in N, which may be XW, or an array of its own."""
+        if N is None:
+            N = np.empty_like(XW)
         self.kernel.activate(XW, self.b, 0, N)
         return N

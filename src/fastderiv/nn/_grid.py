@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import F64, as_arrays, assign, common, empty, expect, pieces
+from .._core.arrays import F64, as_arrays, common, empty, expect, pieces
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
 from . import _activations
 from ._activations import Activation
-from ._products import packed
+from ._products import contiguous, packed, stacked
 
 _kernels = kernels("nn")
+_FEW = 1 << 20  # numbers that are added up within milliseconds
 
 
 class GridRNNGrads(NamedTuple):
@@ -240,10 +241,7 @@ class _GridCall:
 
     def stacked(self) -> NDArray:
         """The weights (D + 2H, H) of a row [x | west | north]."""
-        stack = empty("a copy of the weights", (self.D + 2 * self.H, self.H), self.dtype)
-        for first, W in (0, self.W_in), (self.D, self.W_west), (self.D + self.H, self.W_north):
-            assign(stack[first : first + W.shape[1]], W.T)
-        return stack
+        return stacked([self.W_in.T, self.W_west.T, self.W_north.T])
 
     @undisturbed
     def adjoint(self) -> GridRNNGrads:
@@ -254,22 +252,23 @@ class _GridCall:
             self.sweep_pair(self.pair, h, slope)
             shares = self.sweep_back_pair(h, slope, dx)
         elif dh.size:
-            turned = empty("a copy of the weights", (2 * self.H, self.H), self.dtype)
-            for first, W in (0, self.W_west), (self.H, self.W_north):
-                assign(turned[first : first + self.H], W)
-            given = dh, self.x, self.stacked(), self.b, self.W_in, turned, dx, self.curve
+            given = dh, self.x, self.stacked(), self.b, self.W_in, stacked([self.W_west, self.W_north]), dx, self.curve
             shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
             shares = empty("the gradients", (1, self.H, self.D + 2 * self.H + 1), F64, np.zeros)
-        D, H = self.D, self.H
-        dW_in, dW_west, dW_north, db = (
-            self.added_up(shares[:, :, i:j]) for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H), (D + 2 * H, D + 2 * H + 1))
+        D, H, sums = self.D, self.H, self.added_up(shares)
+        dW_in, dW_west, dW_north = (
+            contiguous("a gradient", sums[:, i:j]) for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
         )
-        return GridRNNGrads(dx.reshape(self.given), dW_in, dW_west, dW_north, None if self.b is None else db[:, 0].copy())
+        return GridRNNGrads(
+            dx.reshape(self.given), dW_in, dW_west, dW_north, None if self.b is None else sums[:, D + 2 * H].copy()
+        )
 
     def added_up(self, shares: NDArray) -> NDArray:
         """The sum over shares (tasks, H, columns) in float64, rounded once."""
-        total = empty("a gradient", shares.shape[1:], self.dtype)
+        if shares.size <= _FEW:
+            return shares.sum(axis=0).astype(self.dtype)
+        total = empty("the gradients", shares.shape[1:], self.dtype)
         for part in pieces(total.shape):
             total[part] = shares[(slice(None), *part)].sum(axis=0)
         return total

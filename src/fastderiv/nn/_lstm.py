@@ -335,8 +335,8 @@ class LSTMCall:
         self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0, self.dh, self.dh_n, self.dc_n = arrays
         self.dtype = self.x.dtype
         self._check_shapes()
-        self._sort(lengths)
         self._one_layout()
+        self._sort(lengths)
 
     def _check_shapes(self) -> None:
         if self.x.ndim not in (2, 3):
@@ -362,10 +362,11 @@ class LSTMCall:
 
     def _sort(self, given: ArrayLike | None) -> None:
         """Rows by descending length: those that still run are then the first ones."""
-        self.order = empty("the order of the sequences", (self.batch,), np.dtype(np.intp))
+        if self.batch > _MANY:
+            check_fits("the order of the sequences", 16 * self.batch)
+        self.ragged = False
         if given is None:
-            self.lengths = empty("the lengths", (self.batch,), np.dtype(np.intp))
-            self.order[...], self.lengths[...] = np.arange(self.batch), self.steps
+            self.order, self.lengths = np.arange(self.batch), np.full(self.batch, self.steps)
             return
         lengths = integers("lengths", given)
         expect("lengths", lengths, (self.batch,) if self.batched else (), "(B,)" if self.batched else "()")
@@ -373,14 +374,15 @@ class LSTMCall:
         if wrong.size:
             at = f"[{wrong[0]}]" if self.batched else ""
             raise ValueError(f"lengths{at} is {lengths.ravel()[wrong[0]]}; expected integers from 0 to T = {self.steps}")
-        self.order[...] = np.argsort(-lengths.ravel(), kind="stable")
+        self.order = np.argsort(-lengths.ravel(), kind="stable")
         self.lengths = lengths.ravel()[self.order]
+        self.ragged = bool((lengths < self.steps).any())
 
     def _one_layout(self) -> None:
         """C-contiguous, x and dh with a batch axis."""
         for name, attribute in zip(_NAMES, _ATTRIBUTES, strict=True):
             array = getattr(self, attribute)
-            if array is not None:
+            if array is not None and not array.flags.c_contiguous:
                 setattr(self, attribute, contiguous(name, array))
         self.x = self.x.reshape(self.steps, self.batch, self.inputs)
         if self.dh is not None:
@@ -426,7 +428,7 @@ class LSTMCall:
         return last
 
     def cache(self, kept: Kept) -> Cache:
-        return keep("lstm", (self.sizes(), self.order, self.lengths), self.operands(), kept)
+        return keep("lstm", (self.sizes(), self.ragged, self.order, self.lengths), self.operands(), kept)
 
     def kept(self, cache: Cache | None) -> Kept:
         """Gates and cells: from the caller's cache, if that is of this call, or from another forward pass."""
@@ -434,9 +436,11 @@ class LSTMCall:
             kept = self.room()
             self.forward(None, kept)
             return kept
-        (sizes, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
+        (sizes, ragged, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
         _caches.expect_shape("(dtype, T, B, H)", sizes, self.sizes())
-        if not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order)):
+        if ragged != self.ragged or (
+            ragged and not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order))
+        ):
             raise ValueError("cache is of a call with other lengths")
         _caches.expect_operands(_NAMES[:7], checksums, self.operands())
         return gates, cells
@@ -447,7 +451,7 @@ class LSTMCall:
     def operands(self) -> tuple[NDArray | None, ...]:
         """What the gates are made of.  Steps behind a sequence's end are never read, so that they may differ."""
         x = self.x
-        if (self.lengths < self.steps).any():
+        if self.ragged:
             x = x[np.arange(self.steps)[:, None] < self.lengths[np.argsort(self.order)]]
         return x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from .._core.dispatch import kernels
 
 _kernels = kernels("nn")
 _QUICK = 4e9  # multiply–adds that take less than about a tenth of a second
+_FEW = 1 << 20  # numbers that are copied within milliseconds
 _STEP = 64  # rows: blocks are whole numbers of what BLAS takes at a time
 
 
@@ -17,6 +20,8 @@ def contiguous(name: str, array: NDArray) -> NDArray:
     """`array`, the argument `name`, in C order."""
     if array.flags.c_contiguous:
         return array
+    if array.size <= _FEW:
+        return np.ascontiguousarray(array)
     copy = empty(f"a copy of {name}", array.shape, array.dtype)
     assign(copy, array)
     return copy
@@ -26,6 +31,18 @@ def packed(name: str, array: NDArray) -> NDArray:
     """The same with the strides of a new array: BLAS is called otherwise, with other bits, in other layouts."""
     array = contiguous(name, array)
     return array.reshape(-1).reshape(array.shape)  # axes of length 1 have any strides
+
+
+def stacked(matrices: Sequence[NDArray]) -> NDArray:
+    """The matrices one above the other, in C order."""
+    if matrices[0].size + matrices[-1].size <= _FEW // 2:
+        return np.ascontiguousarray(np.concatenate(matrices))
+    stack = empty("a copy of the weights", (sum(map(len, matrices)), matrices[0].shape[1]), matrices[0].dtype)
+    first = 0
+    for matrix in matrices:
+        assign(stack[first : first + len(matrix)], matrix)
+        first += len(matrix)
+    return stack
 
 
 def _blocks(rows: int, work: float) -> list[slice]:
@@ -42,6 +59,8 @@ def product(a: NDArray, b: NDArray, out: NDArray | None = None) -> NDArray:
     if a.size == 0 or out.size == 0:  # NumPy would count the rows one by one, and hear no signal
         out[...] = 0
         return out
+    if float(a.size) * b.shape[1] <= _QUICK:
+        return np.matmul(a, b, out=out)
     for rows in _blocks(a.shape[0], float(a.size) * b.shape[1]):
         part = a[rows]
         for columns in _blocks(b.shape[1], float(part.size) * b.shape[1]):  # one, but for weights of half a gigabyte
@@ -51,9 +70,9 @@ def product(a: NDArray, b: NDArray, out: NDArray | None = None) -> NDArray:
 
 def summed_product(a: NDArray, b: NDArray) -> NDArray:
     """a.T @ b, sums over a row that both share; blocks of them are added up in float64."""
-    blocks = _blocks(a.shape[0], float(a.size) * b.shape[1])
-    if len(blocks) <= 1 or a.size == 0 or b.size == 0:
+    if float(a.size) * b.shape[1] <= _QUICK or a.size == 0 or b.size == 0:
         return product(a.T, b)
+    blocks = _blocks(a.shape[0], float(a.size) * b.shape[1])
     total = empty("a product", (a.shape[1], b.shape[1]), F64, np.zeros)
     for block in blocks:
         total += product(a[block].T, b[block])

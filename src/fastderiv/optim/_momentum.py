@@ -17,6 +17,7 @@ from .._core.plain import plain
 
 Function = Callable[[np.ndarray], ArrayLike]
 _kernels = kernels("optim")
+_FEW = 1 << 20  # numbers that NumPy subtracts within milliseconds
 
 
 def finite_number(name: str, value: ArrayLike) -> float:
@@ -157,8 +158,11 @@ def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alph
     with ieee(), np.errstate(all="ignore"):
         if dtype.type(beta) == 0:
             raise ValueError(f"beta is {beta}; a step that forgets the momentum has no inverse")
-        for part in pieces(theta.shape):
-            np.subtract(theta[part], p[part], out=before[part])
+        if theta.size <= _FEW:
+            np.subtract(theta, p, out=before)
+        else:
+            for part in pieces(theta.shape):
+                np.subtract(theta[part], p[part], out=before[part])
     grad = as_array("grad_fn(theta)", grad_fn(before))
     theta, p = _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)

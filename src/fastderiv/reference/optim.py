@@ -27,6 +27,7 @@ def momentum_unstep(theta: NDArray, p: NDArray, grad_fn: Function, *, alpha: flo
 
 def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> NDArray:
     H = np.asarray(hessian)
+    H = H if H.dtype.kind == "f" else H.astype(np.float64)
     eye = np.eye(len(H))
     return np.block([[eye - alpha * H, beta * eye], [-alpha * H, beta * eye]])
 

@@ -11,7 +11,7 @@ cdef enum:
     PTILE = PART * VL + 7 * GL
     KEPT = 3 * PTILE                    # scale, rest and the state before of one state's steps
     TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB and dC
-    SOME = 256                          # states whose way back, or whose terms, lie between two looks for signals
+    SOME = 256                          # states that go back between two looks for signals
 
 cdef struct Adjoint:
     Scan s
@@ -373,7 +373,8 @@ cdef void adjoint_block(Adjoint *j, Vector *v, Back *k, const real *h, ix batch,
         safe = prepare_gate(w, v, T, ahead + 4, False) and safe
     if gate and s.D.p is NULL:                          # not u·0: u may be inf
         memset(w + Y, 0, T * VL * sizeof(real))
-    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe and all_finite(v, k.g, s.states), gate,
+    safe = safe and all_finite(v, k.g, s.states)
+    there_and_back(w, v, k, h, s.states, B, ldb, C, ldc, T, terms, more, safe, gate,
                    s.B.constant, s.C.constant)
     finish(w, v, k, j.rows, T, s.D.p is not NULL, s.softplus, gate)
     store_signal(&j.du, batch, v, t, T, w + DX)
@@ -435,7 +436,8 @@ cdef void add_row(const real *parts, real *to, ix n) noexcept nogil:
         to[i] += last[i]
 
 
-cdef void add_terms(Vector *v, const real *terms, ix vectors, ix N, ix T, real *to, ix L) noexcept nogil:
+cdef void add_terms(Vector *v, const real *terms, ix vectors, ix N, ix T, real *to,
+                    ix L) noexcept nogil:
     """to[n, t] += the terms, summed over all lanes of the logical group."""
     cdef real square[NS * VL * VL]
     cdef ix slot, n, rows, i, t, m
@@ -458,7 +460,7 @@ cdef void add_terms(Vector *v, const real *terms, ix vectors, ix N, ix T, real *
 
 
 cdef void fetch_rows(const real *p, ix stride, ix N, ix T) noexcept nogil:
-    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as a cache may hold."""
+    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as caches hold."""
     cdef ix n, t
     for n in range(min(N, <ix>MANY)):
         t = 0
@@ -561,7 +563,8 @@ cdef void set_up_back(Adjoint *j, Vector *v, Back *k, real *scratch) noexcept no
     k.used, k.full = k.low + j.rows * VL, v.rows == VL
     for i in range(VL):
         k.used[i] = i < v.rows
-    k.tame = not (j.s.B.constant and not all_finite(v, v.b, N)) and not (j.s.C.constant and not all_finite(v, v.c, N))
+    k.tame = ((not j.s.B.constant or all_finite(v, v.b, N))
+              and (not j.s.C.constant or all_finite(v, v.c, N)))
 
 
 cdef void store_sums(Adjoint *j, ix i, Vector *v, Back *k) noexcept nogil:
@@ -585,13 +588,14 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef real *gathered = tiles + TILES + 4 * KEPT + slots(s.states) * TERMS
     cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (TB + GL)
     cdef real *kept = own + s.carry * <ix>vector_size(s.states)
-    cdef ix piece = i % j.slices, r = i // j.slices, chunk, segment, vectors, m, size = <ix>back_size(j)
+    cdef ix piece = i % j.slices, r = i // j.slices, size = <ix>back_size(j)
+    cdef ix chunk, segment, vectors, m
     for chunk in range(slice_start(j, piece), slice_start(j, piece + 1)):
         vectors = set_up_chunk(s, chunk, v, own, worker)
         for m in range(vectors):
             set_up_back(j, &v[m], &k[m], kept + m * size)
         for segment in range(range_start(j, r), range_start(j, r + 1)):
-            if segment % SOME == 0 and interrupted(worker):         # there may be very many empty ones
+            if segment % SOME == 0 and interrupted(worker):     # there may be very many empty ones
                 return
             if not adjoint_segment(j, segment, piece, v, k, vectors, gathered, tiles, worker):
                 return
@@ -610,7 +614,8 @@ cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
             join(j, &j.dC, j.more_C, p, i // j.s.states, i % j.s.states, worker)
 
 
-cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n, Worker *worker) noexcept nogil:
+cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n,
+               Worker *worker) noexcept nogil:
     cdef ix channel = first_channel(&j.s, slice_start(j, p)), i, t = 0
     cdef const real *src = target(j, c, more, p, batch, channel) + n * j.s.steps
     cdef real *dst = c.p + ((batch * (j.s.channels // c.channels) + channel // c.channels) * j.s.states + n) * j.s.steps
@@ -624,20 +629,22 @@ cdef void join(Adjoint *j, Coefficient *c, real *more, ix p, ix batch, ix n, Wor
 
 cdef enum:
     TASKS = 32                          # at most, of an adjoint
-    JOINED = 1 << 20                    # steps of a row of dB or dC that are joined between two looks for signals
+    JOINED = 1 << 20                    # steps of dB or dC joined between two looks for signals
 
 
 def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
-            cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts, cnp.ndarray dlast, ix longest,
+            cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts,
+            cnp.ndarray dlast, ix longest,
             cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz, cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC):
-    """As `scan`, of segments of at most `longest` steps.  OUT du, ddelta, dz (Bt, D, L); dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
+    """As `scan`, of segments of at most `longest` steps.  OUT du, ddelta, dz (Bt, D, L);
+    dfirst (segments, D, N); dB, dC (Bt, G, N, L), zeros before; dz, dfirst and,
     where B or C is constant, dB or dC may be None.  Returns sums over batch and time (ranges, rows, D), yet to be summed over
     the ranges, rows being dA state by state, dB and dC likewise where constant, dD and dbias."""
     cdef Adjoint j
     cdef Scan *s = &j.s
     cdef double seconds, scratch, N, batch = cnp.PyArray_DIM(u, 0)
     cdef ix tasks
-    cdef cnp.ndarray sums, more_B, more_C
+    cdef cnp.ndarray sums, more_B = None, more_C = None
     set_scan(s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
     expect_results(s, dout, dlast, du, ddelta, dz, dfirst, dB, dC, cnp.PyArray_DIM(u, 0))
     N = s.states
@@ -661,23 +668,26 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     set_slices(&j, batch, divided(tasks, j.ranges))
     sums = empty("shares of sums", (j.ranges, j.rows, s.channels), u.dtype)
     j.sums = <real *>cnp.PyArray_DATA(sums)
-    more_B = more_C = None
+    shape = j.slices - 1, cnp.PyArray_DIM(u, 0), s.states, s.steps
     if dB is not None:
-        more_B = empty("shares of dB", (j.slices - 1, cnp.PyArray_DIM(u, 0), s.states, s.steps), u.dtype, np.zeros)
+        more_B = empty("shares of dB", shape, u.dtype, np.zeros)
         j.more_B = <real *>cnp.PyArray_DATA(more_B)
     if dC is not None:
-        more_C = empty("shares of dC", (j.slices - 1, cnp.PyArray_DIM(u, 0), s.states, s.steps), u.dtype, np.zeros)
+        more_C = empty("shares of dC", shape, u.dtype, np.zeros)
         j.more_C = <real *>cnp.PyArray_DATA(more_C)
-    scratch = TILES + 4 * KEPT + slots(s.states) * <double>TERMS + (s.B.gather + s.C.gather) * N * (TB + GL)
+    scratch = TILES + 4 * KEPT + slots(s.states) * <double>TERMS
+    scratch += (s.B.gather + s.C.gather) * N * (TB + GL)
     scratch += s.carry * (vector_size(N) + back_size(&j))
     run_with(adjoint_task, &j, j.ranges * j.slices, scratch * sizeof(real), seconds)
     if j.slices > 1:
-        run(join_task, &j, cnp.PyArray_DIM(u, 0) * s.states, 0, 1e-9 * batch * N * s.steps * j.slices)
+        seconds = 1e-9 * batch * N * s.steps * j.slices
+        run(join_task, &j, cnp.PyArray_DIM(u, 0) * s.states, 0, seconds)
     return sums
 
 
-cdef int expect_results(const Scan *s, cnp.ndarray dout, cnp.ndarray dlast, cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz,
-                        cnp.ndarray dfirst, cnp.ndarray dB, cnp.ndarray dC, ix batch) except -1:
+cdef int expect_results(const Scan *s, cnp.ndarray dout, cnp.ndarray dlast, cnp.ndarray du,
+                        cnp.ndarray ddelta, cnp.ndarray dz, cnp.ndarray dfirst, cnp.ndarray dB,
+                        cnp.ndarray dC, ix batch) except -1:
     cdef ix shape[3]
     set_shape(s, shape)
     expect_array(dlast, 3, shape, False)
@@ -698,10 +708,11 @@ cdef void set_slices(Adjoint *j, double batch, ix wanted):
     cdef Scan *s = &j.s
     cdef ix groups
     cdef double N = s.states, varying = N * ((not s.B.constant) + (not s.C.constant))
-    cdef double total = (5. if s.z.p is NULL else 7.) * s.channels + 2 * varying      # inputs and outputs of a step
+    cdef double total = (5. if s.z.p is NULL else 7.) * s.channels + 2 * varying    # of a step
     cdef ix most = min(wanted, set_chunks(s, NS))
     if varying:
         most = min(most, 1 + <ix>(total / (12 * varying)))
-    groups = <ix>min(<double>min(<ix>GROUPS, divided(s.chunks, most)), batch * total * PART / (32 * GL * max(N, 1.)))
+    groups = <ix>min(<double>min(<ix>GROUPS, divided(s.chunks, most)),
+                     batch * total * PART / (32 * GL * max(N, 1.)))
     set_chunks(s, NS * max(<ix>1, groups))
     j.slices = divided(s.chunks, divided(s.chunks, most))

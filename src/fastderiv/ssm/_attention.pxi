@@ -72,7 +72,8 @@ def step_sum(cnp.ndarray delta, cnp.ndarray bias, bint softplus, cnp.ndarray tot
     set_signal(&s.delta, delta)
     set_per_channel(&s.bias, bias)
     s.total = <real *>cnp.PyArray_DATA(total)
-    run(step_sum_task, &s, shape[0] * s.chunks, (TILE + VL) * sizeof(real), 1e-9 * shape[0] * s.channels * s.steps)
+    run(step_sum_task, &s, shape[0] * s.chunks, (TILE + VL) * sizeof(real),
+        1e-9 * shape[0] * s.channels * s.steps)
 
 
 # ---- hidden attention ---------------------------------------------------------------------------------------------
@@ -287,7 +288,8 @@ cdef inline ix whole_vectors(ix n) noexcept nogil:
     return divided(n, GL) * GL
 
 
-cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch, Worker *worker) noexcept nogil:
+cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch,
+                         Worker *worker) noexcept nogil:
     cdef ix n, N = s.states
     v.worker = worker
     v.dt = scratch
@@ -305,7 +307,8 @@ cdef void set_up_channel(Attention *s, Channel *v, ix channel, real *scratch, Wo
         v.decays = v.decays and isfinite(v.a[n]) and v.a[n] <= 0
 
 
-cdef void set_up_rows(Attention *s, Channel *v, ix batch, ix channel, ix first, ix count, Query *rows, real *scratch) noexcept nogil:
+cdef void set_up_rows(Attention *s, Channel *v, ix batch, ix channel, ix first, ix count, Query *rows,
+                      real *scratch) noexcept nogil:
     cdef ix i, n, N = s.states, ld = whole_vectors(N)
     cdef const real *own
     cdef const real *C = s.C.p + channel * s.C.g
@@ -370,19 +373,22 @@ def attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cn
         s.block //= 2
     s.blocks = divided(s.count, s.block)
     entries = <double>cnp.PyArray_SIZE(out) / 2
-    scratch = s.block * sizeof(Query) + (4 * AB + 2 * AB * N + (1 + 2 * s.block) * (N + GL)) * sizeof(real)
-    run_with(attention_task, &s, dims[0] * s.channels * s.blocks, scratch, 0.1e-9 * entries * (10 + N))
+    scratch = s.block * sizeof(Query)
+    scratch += (4 * AB + 2 * AB * N + (1 + 2 * s.block) * (N + GL)) * sizeof(real)
+    run_with(attention_task, &s, dims[0] * s.channels * s.blocks, scratch,
+             0.1e-9 * entries * (10 + N))
 
 
-cdef int expect_attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray bias, cnp.ndarray rows,
-                          cnp.ndarray out) except -1:
+cdef int expect_attention(cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C,
+                          cnp.ndarray bias, cnp.ndarray rows, cnp.ndarray out) except -1:
     cdef ix shape[4]
     if cnp.PyArray_NDIM(delta) != 3:
         refuse(delta, ("batch", "D", "L"))
     if cnp.PyArray_NDIM(A) != 2:
         refuse(A, ("D", "N"))
     expect_integers(rows)
-    shape[0], shape[1], shape[2] = cnp.PyArray_DIM(delta, 0), cnp.PyArray_DIM(delta, 1), cnp.PyArray_DIM(delta, 2)
+    shape[0], shape[1] = cnp.PyArray_DIM(delta, 0), cnp.PyArray_DIM(delta, 1)
+    shape[2] = cnp.PyArray_DIM(delta, 2)
     expect_array(delta, 3, shape, False)
     expect_array(bias, 1, shape + 1, False)
     expect_coefficient(B, shape[0], shape[1], cnp.PyArray_DIM(A, 1), shape[2], False)

@@ -92,7 +92,8 @@ def scan_attention(
     call = ScanCall((None, delta, A, B, C, None, None, delta_bias, None), without="u")
     steps = call.shape[-1]
     wanted = None if rows is None else _positions(rows, steps)
-    attention = empty("attention", (*call.shape[:-1], steps if wanted is None else len(wanted), steps), call.dtype, np.zeros)
+    shape = (*call.shape[:-1], steps if wanted is None else len(wanted), steps)
+    attention = empty("attention", shape, call.dtype, np.zeros)
     if attention.size:
         call.kernel.attention(
             call.signal(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus),
@@ -111,6 +112,7 @@ def _positions(rows: ArrayLike, steps: int) -> NDArray[np.intp]:
         out = np.flatnonzero((piece < -steps) | (piece >= steps))
         if out.size:
             at = int(out[0]) + (part[0].start if isinstance(part[0], slice) else 0)
-            raise IndexError(f"rows[{at}] is {piece[out[0]]}; expected integers from {-steps} to {steps - 1}")
+            expected = f"integers from {-steps} to {steps - 1}"
+            raise IndexError(f"rows[{at}] is {piece[out[0]]}; expected {expected}")
         piece[piece < 0] += steps
     return positions

@@ -100,8 +100,9 @@ def chunk_summary(
     """
     call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
     total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
-    call.run(None, q, bool(delta_softplus))
-    call.kernel.step_sum(call.signal(call.delta), call.bias, bool(delta_softplus), call.signal(total))
+    softplus = bool(delta_softplus)
+    call.run(None, q, softplus)
+    call.kernel.step_sum(call.signal(call.delta), call.bias, softplus, call.signal(total))
     return ChunkSummary(power(total, call.A), q)
 
 

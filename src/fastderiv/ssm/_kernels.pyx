@@ -27,7 +27,7 @@ cdef enum:
     TB = 128                            # time steps in a block
     TILE = TB * VL + 7 * GL             # tiles an odd number of cache lines apart: no 4 KiB aliasing
     CARRY = 4                           # vectors of channels a task carries, where they share gathered B and C
-    MANY = 4096                         # states that are worked through between two looks for signals, a multiple of 4
+    MANY = 4096                         # states between two looks for signals, a multiple of 4
     ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works
 
 cdef struct Signal:                     # u, delta, z, out: strides of batch, channel, time, in elements
@@ -169,10 +169,10 @@ cdef inline void prefetch(Ahead *a, ix k) noexcept nogil:
     vprefetch(a.p + (k & a.mask) * a.lane + (k >> a.shift) * a.line)
 
 
-# ---- all states of a vector, however many: in pieces, and once interrupted not at all ------------------------------
+# ---- all states of a vector, however many: in pieces, and once interrupted not at all ---------------
 
 cdef inline bint stopped(Vector *v, ix n) noexcept nogil:
-    """Whether to leave at the n-th state: never at the first, so that those who have few pay nothing."""
+    """Whether to leave at the n-th state: never at the first, so that few states cost nothing."""
     return n > 0 and interrupted(v.worker)
 
 
@@ -181,7 +181,7 @@ cdef inline ix piece_at(ix n, ix N) noexcept nogil:
 
 
 cdef void load_rows(const real *src, ix sd, ix sn, Vector *v, ix N, real *dst) noexcept nogil:
-    """OUT dst [N, lane] = the rows of the vector's channels in src (D, N); unused lanes are zero."""
+    """OUT dst [N, lane] = the rows of the vector's channels in src (D, N), unused lanes zero."""
     cdef ix n = 0, m
     while n < N and not stopped(v, n):
         m = piece_at(n, N)
@@ -233,14 +233,15 @@ cdef bint all_finite(Vector *v, const real *h, ix N) noexcept nogil:
 # ---- from arrays to the struct ------------------------------------------------------------------------------------
 
 cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
-    """A mistake in Python must not become a read of foreign memory: a TypeError unless `a` is None or has this shape, the
-    kernel's type, and can be `written`."""
+    """A mistake in Python must not become a read of foreign memory: a TypeError unless `a` is None or
+    has this shape, the kernel's type, and can be `written`."""
     cdef int i
     cdef bint good
     if a is None:
         return 0
-    good = (cnp.PyArray_NDIM(a) == axes and cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real)
-            and cnp.PyArray_ISBEHAVED_RO(a) and (not written or cnp.PyArray_ISWRITEABLE(a)))
+    good = (cnp.PyArray_NDIM(a) == axes and cnp.PyArray_ISFLOAT(a)
+            and cnp.PyArray_ITEMSIZE(a) == sizeof(real) and cnp.PyArray_ISBEHAVED_RO(a)
+            and (not written or cnp.PyArray_ISWRITEABLE(a)))
     if good:
         for i in range(axes):
             good = good and cnp.PyArray_DIM(a, i) == shape[i]
@@ -250,11 +251,12 @@ cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) ex
 
 
 cdef int refuse(cnp.ndarray a, shape) except -1:
-    raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of shape {(<object>a).shape} and dtype "
-                    f"{a.dtype}; expected an aligned one of shape {shape}")
+    raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of shape "
+                    f"{(<object>a).shape} and dtype {a.dtype}; expected an aligned one of shape {shape}")
 
 
-cdef int expect_coefficient(cnp.ndarray a, ix batch, ix channels, ix states, ix steps, bint written) except -1:
+cdef int expect_coefficient(cnp.ndarray a, ix batch, ix channels, ix states, ix steps,
+                            bint written) except -1:
     """(D, N) or (Bt, G, N, L), G dividing D; or None."""
     cdef ix shape[4]
     shape[0], shape[1], shape[2], shape[3] = batch, 0, states, steps
@@ -272,8 +274,10 @@ cdef int expect_coefficient(cnp.ndarray a, ix batch, ix channels, ix states, ix 
 
 cdef int expect_integers(cnp.ndarray a) except -1:
     """(k,) intp, contiguous: what kernels index by."""
-    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP or not cnp.PyArray_IS_C_CONTIGUOUS(a):
-        raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected contiguous (k,) intp")
+    if (cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP
+            or not cnp.PyArray_ISCARRAY_RO(a)):
+        raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected "
+                        "contiguous (k,) intp")
     return 0
 
 
@@ -285,7 +289,8 @@ cdef ix counted(double n) except -1:
 
 
 cdef int run_with(task_t task, void *args, ix n, double scratch, double seconds) except -1:
-    """`run` with scratch that may be of any size: a MemoryError if the machine has not so much, one thread if it is huge."""
+    """`run` with scratch of any size: a MemoryError if the machine has not so much, and one thread
+    alone if it is huge."""
     if scratch > ALONE:
         check_fits("scratch", int(scratch))
         seconds = 0
@@ -336,14 +341,17 @@ cdef ix common_divisor(ix a, ix b) noexcept:
     return a
 
 
-cdef int set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D,
-                  cnp.ndarray z, cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray starts) except -1:
+cdef int set_scan(Scan *s, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B,
+                  cnp.ndarray C, cnp.ndarray D, cnp.ndarray z, cnp.ndarray bias, bint softplus,
+                  cnp.ndarray first, cnp.ndarray starts) except -1:
     cdef ix shape[3]
+    cdef int axis
     if cnp.PyArray_NDIM(u) != 3:
         refuse(u, ("batch", "D", "L"))
     if cnp.PyArray_NDIM(A) != 2:
         refuse(A, ("D", "N"))
-    shape[0], shape[1], shape[2] = cnp.PyArray_DIM(u, 0), cnp.PyArray_DIM(u, 1), cnp.PyArray_DIM(u, 2)
+    for axis in range(3):
+        shape[axis] = cnp.PyArray_DIM(u, axis)
     s.channels, s.steps, s.states, s.softplus = shape[1], shape[2], cnp.PyArray_DIM(A, 1), softplus
     expect_array(u, 3, shape, False)
     expect_array(delta, 3, shape, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
@@ -15,6 +16,7 @@ from ._scan import selective_scan
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
+_WORK, _ROWS = 1_000_000_000, 1 << 18  # multiply–adds, and rows, that BLAS takes in one go
 _CALL = ("x", "initial_state", "dy", "dlast_state")
 
 
@@ -125,7 +127,7 @@ class S6:
     def __init__(self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike) -> None:
         given = _Weights(*working(W_delta=W_delta, b_delta=b_delta, A=A, W_B=W_B, W_C=W_C))
         _check_weights(given)
-        self._weights = _Weights(*(_copy(name, w) for name, w in zip(_Weights._fields, given, strict=True)))
+        self._weights = _Weights(*map(_copy, _Weights._fields, given))
         for w in self._weights:
             w.flags.writeable = False
 
@@ -410,7 +412,7 @@ class _Call:
     @undisturbed
     def preactivations(self, steps: slice = slice(None)) -> NDArray:
         """δ = x W_Δ + b_Δ (..., L, E) of these steps."""
-        delta = np.tensordot(self.x[..., steps, :], self.w.W_delta, 1)
+        delta = _product(self.x[..., steps, :], self.w.W_delta)
         delta += self.w.b_delta
         return delta
 
@@ -418,7 +420,7 @@ class _Call:
     def scan_arguments(self) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
         """u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x in the scan's layout, as views."""
         x, w = self.x, self.w
-        delta, B, C = (np.tensordot(x, W, 1) for W in (w.W_delta, w.W_B.T, w.W_C.T))
+        delta, B, C = (_product(x, W) for W in (w.W_delta, w.W_B.T, w.W_C.T))
         return _turned(x), _turned(delta), w.A, _turned(B)[..., None, :, :], _turned(C)[..., None, :, :]  # one group
 
     @undisturbed
@@ -426,12 +428,10 @@ class _Call:
         """The layer's gradients from those of the scan: x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C, W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
         x, w = self.x, self.w
         ddelta, dB, dC = _turned(scan.ddelta), _turned(scan.dB[..., 0, :, :]), _turned(scan.dC[..., 0, :, :])
-        rows = (tuple(range(x.ndim - 1)),) * 2  # batch and time
-        dx = np.tensordot(ddelta, w.W_delta.T, 1)
-        dx += np.tensordot(dB, w.W_B, 1)
-        dx += np.tensordot(dC, w.W_C, 1)
-        dx += _turned(scan.du)
-        dW_delta, dW_B, dW_C = (np.tensordot(a, b, rows) for a, b in ((x, ddelta), (dB, x), (dC, x)))
+        dx = _product(ddelta, w.W_delta.T)
+        for more in _product(dB, w.W_B), _product(dC, w.W_C), _turned(scan.du):
+            dx += more
+        dW_delta, dW_B, dW_C = (_summed_product(a, b) for a, b in ((x, ddelta), (dB, x), (dC, x)))
         assert scan.ddelta_bias is not None  # the scan was given one
         return S6Grads(dx, dW_delta, scan.ddelta_bias, scan.dA, dW_B, dW_C, scan.dinitial_state)
 
@@ -441,6 +441,27 @@ def _copy(name: str, a: NDArray) -> NDArray:
     own = empty(f"the copy of {name}", a.shape, a.dtype)
     assign(own, a)
     return own
+
+
+def _product(a: NDArray, W: NDArray) -> NDArray:
+    """a (..., n) times W (n, m)."""
+    rows = math.prod(a.shape[:-1])
+    return _dot(a.reshape(rows, a.shape[-1]), W).reshape(*a.shape[:-1], W.shape[1])
+
+
+def _summed_product(a: NDArray, b: NDArray) -> NDArray:
+    """Σ over batch and time of a (..., n) ⊗ b (..., m)."""
+    rows = math.prod(a.shape[:-1])
+    return _dot(np.moveaxis(a, -1, 0).reshape(a.shape[-1], rows), b.reshape(rows, b.shape[-1]))
+
+
+def _dot(a: NDArray, b: NDArray) -> NDArray:
+    """The product of matrices, a few rows at a time, between which signals are looked for."""
+    out = empty("a projection", (a.shape[0], b.shape[1]), a.dtype)
+    step = max(64, min(_ROWS, _WORK // max(1, b.size)) // 64 * 64)  # as BLAS takes them anyway
+    for first in range(0, len(a), step):
+        np.dot(a[first : first + step], b, out=out[first : first + step])
+    return out
 
 
 def _turned(a: NDArray) -> NDArray:

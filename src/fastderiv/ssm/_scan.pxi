@@ -94,14 +94,16 @@ cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const 
         all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, False)
 
 
-cdef void recur_in_pieces(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                          ix T, bint safe, bint cb, bint cc) noexcept nogil:
-    """The same for so many states that signals must be looked for amid them: y gathers its terms in the same order."""
+cdef void recur_in_pieces(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B,
+                          ix ldb, const real *C, ix ldc, ix T, bint safe, bint cb,
+                          bint cc) noexcept nogil:
+    """The same for any number of states, with looks for signals amid very many: y gathers its terms in
+    the same order."""
     cdef Vector some = v[0]
     cdef ix n = 0
     while n < N and not stopped(v, n):
-        recur(dt, du, y, &some, piece_at(n, N), B if cb else B + n * ldb, ldb, C if cc or y is NULL else C + n * ldc, ldc, T,
-              safe, cb, cc)
+        recur(dt, du, y, &some, piece_at(n, N), B if cb else B + n * ldb, ldb,
+              C if cc or y is NULL else C + n * ldc, ldc, T, safe, cb, cc)
         n += MANY
         some.a, some.h = some.a + MANY * VL, some.h + MANY * VL
         some.b, some.c = some.b + MANY * VL, some.c + MANY * VL
@@ -109,14 +111,15 @@ cdef void recur_in_pieces(const real *dt, const real *du, real *y, Vector *v, ix
 
 cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
                          ix T, bint safe, bint cb, bint cc, real *checkpoints) noexcept nogil:
-    """The same; with `checkpoints`, leave the state before every PART steps there, and y unchanged."""
+    """The same; with `checkpoints`, leave the state before every PART steps there, y unchanged."""
     cdef ix t = 0
     if checkpoints is NULL:
         recur_in_pieces(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
         return
     while t < T:
         copy_states(v.h, v, N, checkpoints + t // PART * N * VL)
-        recur_in_pieces(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc, min(<ix>PART, T - t), safe, cb, cc)
+        recur_in_pieces(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc,
+                        min(<ix>PART, T - t), safe, cb, cc)
         t += PART
 
 
@@ -275,7 +278,8 @@ cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch, Worker *worker
     return k
 
 
-cdef const real *block_of(Coefficient *c, ix batch, Vector *v, ix N, ix t, ix T, real *gathered, ix ld, ix *stride) noexcept nogil:
+cdef const real *block_of(Coefficient *c, ix batch, Vector *v, ix N, ix t, ix T, real *gathered,
+                          ix ld, ix *stride) noexcept nogil:
     """Rows [n, time] of a time-varying B or C: in place where time is contiguous, else copied."""
     cdef const real *p
     cdef ix n = 0, m
@@ -299,6 +303,7 @@ cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathere
     cdef ix k, T, ldb = 0, ldc = 0, ld = s.block + GL
     cdef const real *B
     cdef const real *C
+    cdef real *gathered_C = gathered + (s.states * ld if s.B.gather else 0)
     for k in range(vectors):
         first_state(s, &v[k], segment)
     while t < stop:
@@ -306,7 +311,7 @@ cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathere
             return False
         T = min(s.block, stop - t)
         B = block_of(&s.B, batch, v, s.states, t, T, gathered, ld, &ldb)
-        C = block_of(&s.C, batch, v, s.states, t, T, gathered + (s.states * ld if s.B.gather else 0), ld, &ldc)
+        C = block_of(&s.C, batch, v, s.states, t, T, gathered_C, ld, &ldc)
         for k in range(vectors):
             scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles, NULL)
         t += T
@@ -335,6 +340,11 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
             return
 
 
+cdef bint nothing(cnp.ndarray a):
+    """Whether there is nothing to write."""
+    return a is None or cnp.PyArray_SIZE(a) == 0
+
+
 def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
          cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out):
     """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
@@ -348,7 +358,7 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     expect_array(last, 3, shape, True)
     shape[0], shape[2] = cnp.PyArray_DIM(u, 0), s.steps
     expect_array(out, 3, shape, True)
-    if (out is None or cnp.PyArray_SIZE(out) == 0) and (last is None or cnp.PyArray_SIZE(last) == 0):
+    if nothing(out) and nothing(last):
         return
     set_signal(&s.out, out)
     set_state(&s.last, last)
@@ -360,4 +370,5 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
     s.units_per_task = max(1, <ix>(20e-6 / unit))
     scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
-    run_with(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real), unit * s.units)
+    run_with(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real),
+             unit * s.units)

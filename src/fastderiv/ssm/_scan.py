@@ -111,6 +111,8 @@ def selective_scan(
     ------
     ValueError, TypeError
         A shape or dtype that does not fit, naming the argument, what was expected and what came.
+    MemoryError
+        Results or scratch larger than the machine's memory; the message says how many bytes.
 
     Notes
     -----
@@ -169,11 +171,12 @@ class ScanCall:
         without: str = "",
     ) -> None:
         self.given: Any = (*arguments, *adjoints)
-        arrays = self.given
+        alikes = self.given
         if not alike(self.given, 5) or (adjoints and adjoints[0] is None):
-            self.given = as_arrays(_SCAN + _ADJOINTS[: len(adjoints)], self.given, optional=(*_OPTIONAL, without))
-            arrays = common(self.given)
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = arrays
+            names = _SCAN + _ADJOINTS[: len(adjoints)]
+            self.given = as_arrays(names, self.given, optional=(*_OPTIONAL, without))
+            alikes = common(self.given)
+        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = alikes
         self.dout, self.dlast = adjoint or (None, None)
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
@@ -279,4 +282,5 @@ def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArra
     else:
         if starts[0] == 0 and starts[-1] == steps:
             return starts, longest
-    raise ValueError(f"cu_seqlens is {starts}; expected integers from 0 to L = {steps}, non-decreasing")
+    expected = f"integers from 0 to L = {steps}, non-decreasing"
+    raise ValueError(f"cu_seqlens is {starts}; expected {expected}")

@@ -177,7 +177,8 @@ cdef void step_task(void *args, ix i, Worker *worker) noexcept nogil:
         step_unit(s, unit // s.chunks, channel, end_channel(s, channel) - channel, <real *>worker.scratch)
 
 
-cdef int set_step_signal(Signal *s, cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
+cdef int set_step_signal(Signal *s, cnp.ndarray a, int axes, const ix *shape,
+                         bint written) except -1:
     """(Bt, D) or (D,), then b is never used."""
     if a is None:
         s.p = NULL

@@ -88,7 +88,7 @@ def selective_state_update(
     dtype = F32 if h.itemsize == 4 else F64
     try:
         out = np.empty(base.shape[:-1], dtype)
-        _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)  # it compares shapes, at a twentieth of what that costs here
+        _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)  # compares shapes by itself
     except (MemoryError, TypeError, ValueError):
         _check_shapes(base.shape, *arrays)
         empty("the result", base.shape[:-1], dtype)

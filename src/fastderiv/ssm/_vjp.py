@@ -118,21 +118,30 @@ def selective_scan_vjp(
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state))
     # in one piece: allocators give several large ones back to the system, and fetching them anew costs a quarter of the time
-    du, ddelta, *gate = empty("the gradients", (2 if call.z is None else 3, *call.shape), call.dtype)
+    count = 2 if call.z is None else 3
+    du, ddelta, *gate = empty("the gradients", (count, *call.shape), call.dtype)
     dz = gate[0] if gate else None
     dfirst = None if call.first is None else call.new_state()
-    coefficients = ("B", call.B), ("C", call.C)
-    dB, dC = (None if a.ndim == 2 else empty(f"the gradient of {name}", a.shape, call.dtype, np.zeros) for name, a in coefficients)
+    dB, dC = _varying("dB", call.B), _varying("dC", call.C)
     results = *(call.signal(a) for a in (du, ddelta, dz)), call.state(dfirst), dB, dC
-    return _collect(call, _sums(call, bool(delta_softplus), results), du, ddelta, dB, dC, dz, dfirst)
+    sums = _sums(call, bool(delta_softplus), results)
+    return _collect(call, sums, du, ddelta, dB, dC, dz, dfirst)
+
+
+def _varying(name: str, coefficient: NDArray) -> NDArray | None:
+    """Zeros for the gradient of a time-varying B or C; a constant one's is among the sums."""
+    if coefficient.ndim == 2:
+        return None
+    return empty(name, coefficient.shape, coefficient.dtype, np.zeros)
 
 
 def _sums(call: ScanCall, softplus: bool, results: tuple[NDArray | None, ...]) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
     with ieee():  # into how many shares they are cut, is computed too
         shares: NDArray = call.kernel.adjoint(
-            call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast), call.longest, *results
-        )
+            call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast),
+            call.longest, *results,
+        )  # fmt: skip
     return shares[0] if len(shares) == 1 else _total(shares)
 
 
@@ -146,7 +155,8 @@ def _collect(call: ScanCall, sums: NDArray, du: NDArray, ddelta: NDArray, dB: ND
              dz: NDArray | None, dfirst: NDArray | None) -> SelectiveScanGrads:  # fmt: skip
     """The kernel's results in the arguments' shapes; `sums` (rows, D) holds dA, constant dB and dC, dD and dbias."""
     N = call.A.shape[1]
-    dA, *constant = (_turned(sums[i * N : (i + 1) * N]) for i in range(1 + (dB is None) + (dC is None)))
+    blocks = range(1 + (dB is None) + (dC is None))
+    dA, *constant = (_turned(sums[i * N : (i + 1) * N]) for i in blocks)
     dB = constant.pop(0) if dB is None else dB.reshape(call.given[3].shape)
     dC = constant.pop(0) if dC is None else dC.reshape(call.given[4].shape)
     dD = None if call.D is None else sums[-2].copy()

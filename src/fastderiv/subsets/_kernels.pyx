@@ -29,6 +29,7 @@ cdef enum:
     K = 10                              # bits of the low table: part of the definition of the bits
     CHUNK_BITS = 18                     # subsets of one task, about 0.1 ms
     MAX_N = 62
+    MAX_AXES = 64                       # of NumPy's arrays
     ROW = MAX_N + K + 16                # a row with zeros behind it: what first_sums may read
     PIECE = 16384                       # entries of one task of the closed form
     BUFFER = 1024                       # entries of it at a time, a multiple of GL
@@ -42,9 +43,9 @@ cdef struct Rows:                       # x (..., n) and a result (..., m) or (.
     const char *x
     char *out
     int nd                              # leading axes
-    const cnp.npy_intp *shape
-    const cnp.npy_intp *xs
-    const cnp.npy_intp *os
+    cnp.npy_intp shape[MAX_AXES]        # copies: another thread may give the arrays other shapes
+    cnp.npy_intp xs[MAX_AXES]           # strides in bytes
+    cnp.npy_intp os[MAX_AXES]
     ix rows, n, per, parts              # a task does `per` rows, or one of `parts` of a row
 
 cdef struct Sums:
@@ -67,16 +68,21 @@ cdef struct Enumerated:
 
 # ---- rows of any strides -------------------------------------------------------------------------------------------------
 cdef int expect_array(cnp.ndarray a) except -1:
-    """A mistake in Python must not become a read of foreign memory: a TypeError unless kernels of this type can read `a`."""
-    if not (cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real) and cnp.PyArray_ISBEHAVED_RO(a)):
-        raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype {a.dtype}, or one not aligned")
+    """A mistake in Python must not become a read of foreign memory: a TypeError unless kernels of this
+    type can read `a`."""
+    if not (cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real)
+            and cnp.PyArray_ISBEHAVED_RO(a)):
+        raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype "
+                        f"{a.dtype}, or one not aligned")
     return 0
 
 
 cdef int expect_partial(cnp.ndarray a, ix size) except -1:
     """So many float64, contiguous."""
-    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT64 or not cnp.PyArray_ISCARRAY(a) or cnp.PyArray_SIZE(a) != size:
-        raise TypeError(f"a kernel was handed {(<object>a).shape} {a.dtype} for partial sums; expected {size} contiguous float64")
+    if (cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT64 or not cnp.PyArray_ISCARRAY(a)
+            or cnp.PyArray_SIZE(a) != size):
+        raise TypeError(f"a kernel was handed {(<object>a).shape} {a.dtype} for partial sums; "
+                        f"expected {size} contiguous float64")
     return 0
 
 
@@ -87,19 +93,25 @@ cdef int expect_leading(cnp.ndarray x, cnp.ndarray out, int axes) except -1:
     expect_array(out)
     for axis in range(leading if good else 0):
         good = good and cnp.PyArray_DIM(x, axis) == cnp.PyArray_DIM(out, axis)
-    if not good:
-        raise TypeError(f"a kernel was handed x {(<object>x).shape} and out {(<object>out).shape}, which do not fit")
-    return 0
+    return 0 if good else refuse(x, out)
+
+
+cdef int refuse(cnp.ndarray x, cnp.ndarray out) except -1:
+    raise TypeError(f"a kernel was handed x {(<object>x).shape} and out {(<object>out).shape}, "
+                    "which do not fit")
 
 
 cdef int rows_of(Rows *r, cnp.ndarray x, cnp.ndarray out) except -1:
-    """How x, at most MAX_N long but for the closed form, and a result lie; the product of leading axes is within NumPy's."""
+    """How x and a result lie.  The product of the leading axes fits, as NumPy's own size does."""
     cdef int axis
     expect_array(x)
     if cnp.PyArray_NDIM(x) < 1:
         raise TypeError("a kernel was handed x without axes")
     r.x, r.out = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out)
-    r.shape, r.xs, r.os = cnp.PyArray_DIMS(x), cnp.PyArray_STRIDES(x), cnp.PyArray_STRIDES(out)
+    for axis in range(cnp.PyArray_NDIM(x)):
+        r.shape[axis], r.xs[axis] = cnp.PyArray_DIM(x, axis), cnp.PyArray_STRIDE(x, axis)
+    for axis in range(cnp.PyArray_NDIM(out)):
+        r.os[axis] = cnp.PyArray_STRIDE(out, axis)
     r.nd, r.rows, r.per, r.parts = cnp.PyArray_NDIM(x) - 1, 1, 1, 1
     r.n = r.shape[r.nd]
     for axis in range(r.nd):
@@ -269,7 +281,7 @@ def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first, bint reused):
     while a.bits < MAX_N and <ix>1 << a.bits < m:
         a.bits += 1
     if a.r.n > MAX_N or a.bits > a.r.n or m != <ix>1 << a.bits:
-        raise TypeError(f"a kernel was handed x {(<object>x).shape} and out {(<object>out).shape}, which do not fit")
+        refuse(x, out)
     a.part_bits = min(a.bits, <int>CHUNK_BITS)
     a.r.parts = <ix>1 << (a.bits - a.part_bits)
     a.r.per = max(<ix>1, (<ix>1 << CHUNK_BITS) // (m + 8))
@@ -277,7 +289,8 @@ def sums(cnp.ndarray x, cnp.ndarray out, uint64_t first, bint reused):
     a.packed = a.bits == a.r.n and a.r.n <= K and cnp.PyArray_IS_C_CONTIGUOUS(out)
     if a.r.parts > 1:
         a.r.per = 1
-    run(sums_task, &a, (a.r.rows + a.r.per - 1) // a.r.per * a.r.parts, sizeof(Scratch), a.r.rows * (m + 8.) * 5e-11 * sizeof(real))
+    run(sums_task, &a, (a.r.rows + a.r.per - 1) // a.r.per * a.r.parts, sizeof(Scratch),
+        a.r.rows * (m + 8.) * 5e-11 * sizeof(real))
 
 
 # ---- log Σ_S exp(Σ_{i∈S} x_i), every S ------------------------------------------------------------------------------------
@@ -395,7 +408,8 @@ def enumerate_span(cnp.ndarray x, uint64_t first, cnp.ndarray partial):
     expect_short(a.r.n if a.r.nd == 0 else MAX_N + 1, MAX_N)
     expect_partial(partial, parts)
     a.first, a.partial = first, <double *>cnp.PyArray_DATA(partial)
-    run(enumerate_task, &a, parts, sizeof(Scratch), <double>(<ix>1 << CHUNK_BITS) * parts * 5e-11 * sizeof(real))
+    run(enumerate_task, &a, parts, sizeof(Scratch),
+        <double>(<ix>1 << CHUNK_BITS) * parts * 5e-11 * sizeof(real))
 
 
 def peak(cnp.ndarray x):
