@@ -469,6 +469,18 @@ def test_chords_that_are_never_proven_are_listed(monkeypatch):
     assert len(loose.points) == len(all_of_it.points)
 
 
+def test_points_that_rounding_may_move_are_not_certified():
+    for gentle in (1e-9, 1e-10, 1e-11, 1e-12, 1e-13):
+        net = fd.SigmoidMLP([[[0.0], [gentle]], [[1.0]]], [[0.7], [-1 / (1 + np.exp(-0.7))]])
+        curves = fd.trace_boundary(net, ((-1, 1.1), (-1, 1.2)))
+        with mpmath.workdps(50):  # gentle·y + 0.7 = logit(level)
+            level = -mpmath.mpf(net.biases[1][0])
+            y = float((mpmath.log(level / (1 - level)) - mpmath.mpf(0.7)) / mpmath.mpf(gentle))
+        if curves.certified:
+            assert np.abs(curves.points[0][:, 1] - y).max() < 2.0**-13 * 2.2
+        assert curves.certified == (gentle > 2e-11)
+
+
 def test_enclosures_of_slopes_hold_the_exact_ones():
     for sizes, scale in [((2, 2), 1.0), ((2, 3, 2), 30.0), ((2, 4, 3, 2), 3.0)]:
         net, rng = network(sizes, 5, scale), np.random.default_rng(2)

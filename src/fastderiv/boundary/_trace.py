@@ -119,7 +119,8 @@ def trace_boundary(
 
     A chord is judged by enclosures of the boundary's slope on the box that the piece of the curve
     lies in, and cut until these prove that it is close, so that no spike between two points can be
-    overlooked, however narrow.
+    overlooked, however narrow.  Where the margin is so flat that rounding may move a point by 2⁻¹⁴
+    of the box, the place is undecided.
 
     The time grows with the length of the curves, not with the area of the box: 1 to 4 ms for a few
     units; beyond, about
@@ -397,6 +398,7 @@ def _curves(
     arcs, backwards, first, closed = _walk(partner.tolist(), ends.forward.tolist())
     begin, end = crossings[number[0::2]], crossings[number[1::2]]
     arc, t, points, loose = _refine(plane, cells, begin, end, tol)
+    loose = np.union1d(loose, _vague(plane, arc, points, begin, end))
     begin[backwards], end[backwards] = end[backwards], begin[backwards]
     t = np.where(backwards[arc], 1 - t, t)
     rank = np.empty(len(arcs), np.intp)
@@ -408,6 +410,19 @@ def _curves(
     points = np.concatenate([begin, points, end[last]])[order]
     cuts = np.flatnonzero(place[order] == 1) + 1
     return *_finished(plane, np.split(points, cuts)[:-1], closed), loose
+
+
+def _vague(
+    plane: _Plane, arc: np.ndarray, points: np.ndarray, begin: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """Arcs with a point that rounding may have moved by more than `_LOOSEST` of the box.
+
+    f is so flat there that its zero is known no better, which no enclosure of slopes tells.
+    """
+    every = np.arange(len(begin))
+    slopes = plane.gradient(np.concatenate([points, begin, end])) * plane.width
+    known = plane.rounding <= _LOOSEST * np.hypot(*slopes.T)
+    return np.concatenate([arc, every, every])[~known]
 
 
 class _Ends(NamedTuple):
