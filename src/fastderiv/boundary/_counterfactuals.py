@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -188,11 +188,7 @@ def _block(
     """
     x = X[:, chosen]
     ahead, sure = _leaders(net, X, chosen, box, pair)
-    sought = [*_all_ties(net, X, chosen, box, pair, ahead)]
-    ties = _Ties(*(np.concatenate(field) for field in zip(*(t for t, _ in sought), strict=True))) if sought else _none()
-    complete = np.ones(x.size, bool)
-    for _, lines in sought:
-        complete[lines] = False
+    ties, complete = _all_ties(net, X, chosen, box, pair, ahead)
     best, at = _nearest(ties, x.ravel())
     value, output = np.full(x.size, math.nan), np.full(x.size, -1, np.intp)
     has = best >= 0
@@ -227,22 +223,35 @@ def _leaders(
 
 def _all_ties(
     net: SigmoidMLP, X: np.ndarray, chosen: list[int], box: np.ndarray, pair: Pair | None, ahead: np.ndarray
-) -> Iterator[tuple[_Ties, np.ndarray]]:
-    """Ties of every feature's lines, and the lines on which not all are known."""
-    for k, j in enumerate(chosen):
-        others, bounds = np.delete(X, j, axis=1), tuple(box[k].tolist())
+) -> tuple[_Ties, np.ndarray]:
+    """The ties on all lines, and which lines have all of theirs among them."""
+    every, inputs, width = np.arange(len(X)), np.arange(X.shape[1]), len(chosen)
+    lines, both, found = [], [], []
+    for k, (j, bounds) in enumerate(zip(chosen, map(tuple, box.tolist()), strict=True)):
+        others = X[:, inputs != j]
         for two in [pair] if pair else _pairs(net, ahead[:, k]):
-            r = np.arange(len(X)) if pair else np.flatnonzero((ahead[:, k] == two[0]) | (ahead[:, k] == two[1]))
-            found = solve_x1(net, others[r], coordinate=j, outputs=columns_of(net, two), bounds=bounds)
-            row = np.repeat(r, np.diff(found.indptr))
-            value = found.x.copy()
-            for i in np.flatnonzero(~found.unique):
-                ends = (float(end[i]) for end in (found.lower, found.x, found.upper))
-                inside = _in_cluster(net, X[row[i]], j, columns_of(net, two), *ends)
-                value[i] = min(inside, key=lambda tie: abs(tie - X[row[i], j]), default=math.nan)
-            lead = ahead[row, k]
-            ties = _Ties(row * len(chosen) + k, value, found.lower, found.upper, found.unique, lead, sum(two) - lead)
-            yield ties, r[~found.complete] * len(chosen) + k
+            r = every if pair else np.flatnonzero((ahead[:, k] == two[0]) | (ahead[:, k] == two[1]))
+            given = others if pair else others[r]
+            found.append(solve_x1(net, given, coordinate=j, outputs=columns_of(net, two), bounds=bounds))
+            lines.append(r * width + k)
+            both.append(sum(two))
+    complete = np.ones(ahead.size, bool)
+    if not found:
+        whole, real = np.zeros(0, np.intp), np.zeros(0)
+        return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole), complete
+    complete[np.concatenate(lines)[~np.concatenate([c.complete for c in found])]] = False
+    line = np.concatenate(lines).repeat(np.concatenate([c.indptr[1:] - c.indptr[:-1] for c in found]))
+    value, lower, upper, unique = (
+        np.concatenate([getattr(c, name) for c in found]) for name in ("x", "lower", "upper", "unique")
+    )
+    lead = ahead.ravel()[line]
+    output = np.repeat(both, [len(c.x) for c in found]) - lead
+    for i in np.flatnonzero(~unique):
+        (r, k), two = divmod(int(line[i]), width), (int(lead[i]), int(output[i]))
+        x, ends = X[r], (float(lower[i]), float(value[i]), float(upper[i]))
+        inside = _in_cluster(net, x, chosen[k], columns_of(net, pair or two), *ends)
+        value[i] = min(inside, key=lambda tie: abs(tie - x[chosen[k]]), default=math.nan)
+    return _Ties(line, value, lower, upper, unique, lead, output), complete
 
 
 def _pairs(net: SigmoidMLP, ahead: np.ndarray) -> list[Pair]:
@@ -281,22 +290,18 @@ def _thirds(
     j, tie = np.array(chosen)[k], value[lines]
     points, reach = X[r], np.zeros((len(r), net.n_inputs))
     points[np.arange(len(r)), j] = tie
-    reach[np.arange(len(r)), j] = np.maximum(upper[lines] - tie, tie - lower[lines])
+    reach[np.arange(len(r)), j] = np.nextafter(np.maximum(upper[lines] - tie, tie - lower[lines]), math.inf)
     decisive, proven, same = np.zeros(len(r), bool), np.zeros(len(r), bool), kin(net)
-    for a in np.unique(ahead):
+    for a in set(ahead.tolist()):
         rows = np.flatnonzero(ahead == a)
-        lead, doubt = leads(net, points[rows], a)
-        _, wide = leads(net, points[rows], a, np.nextafter(reach[rows], math.inf))
         third = (same != same[a]) & (same != same[output[lines[rows]]][:, None])
+        lead, doubt = leads(net, points[rows], a, reach[rows])
+        unsure = third & ~(abs(lead) > doubt)  # NaN, where numbers overflow, is not sure
+        proven[rows] = ~unsure.any(axis=1) | (third & (lead < -doubt)).any(axis=1)
+        if unsure.any():  # on the enclosure; at the value itself
+            lead, doubt = leads(net, points[rows], a)
         decisive[rows] = ~(third & (lead < -doubt)).any(axis=1)
-        larger, smaller = (third & (lead < -wide)).any(axis=1), (~third | (lead > wide)).all(axis=1)
-        proven[rows] = np.where(decisive[rows], smaller, larger)
     return decisive, proven
-
-
-def _none() -> _Ties:
-    whole, real = np.zeros(0, np.intp), np.zeros(0)
-    return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole)
 
 
 def _in_cluster(
