@@ -20,7 +20,9 @@ BINARY = (X[:, 0] > 0).astype(int)
 def classifier(**options):
     from sklearn.neural_network import MLPClassifier
 
-    return MLPClassifier((4,), **{"activation": "logistic", "max_iter": 20, "random_state": 0, **options})
+    return MLPClassifier(
+        (4,), **{"activation": "logistic", "max_iter": 20, "random_state": 0, **options}
+    )
 
 
 def fitted(model, y=BINARY, data=X):
@@ -35,14 +37,21 @@ def fitted(model, y=BINARY, data=X):
 def test_several_labels_per_sample_are_no_network_whose_largest_output_wins():
     pytest.importorskip("sklearn")
     for labels in (2, 3):
-        model = fitted(classifier(), np.column_stack([X[:, 0] > 0, X[:, 1] > 0.3, X.sum(1) > 0])[:, :labels].astype(int))
-        with pytest.raises(ValueError, match=f"model is a multi-label classifier of {labels} labels"):
+        model = fitted(
+            classifier(),
+            np.column_stack([X[:, 0] > 0, X[:, 1] > 0.3, X.sum(1) > 0])[:, :labels].astype(int),
+        )
+        with pytest.raises(
+            ValueError, match=f"model is a multi-label classifier of {labels} labels"
+        ):
             fd.SigmoidMLP.from_sklearn(model)
 
 
 def test_one_class_is_refused():
     pytest.importorskip("sklearn")
-    with pytest.raises(ValueError, match=r"model was fitted with one class only, \[3\]; expected two or more"):
+    with pytest.raises(
+        ValueError, match=r"model was fitted with one class only, \[3\]; expected two or more"
+    ):
         fd.SigmoidMLP.from_sklearn(fitted(classifier(), np.full(80, 3)))
 
 
@@ -62,7 +71,10 @@ def test_replaced_methods_are_refused():
 
     options = {"activation": "logistic", "max_iter": 20}
     for kind, name in ((Careful, "predict"), (Scaled, "_forward_pass_fast")):
-        with pytest.raises(ValueError, match=f"model is a {kind.__name__} with its own {name}; expected scikit-learn's"):
+        with pytest.raises(
+            ValueError,
+            match=f"model is a {kind.__name__} with its own {name}; expected scikit-learn's",
+        ):
             fd.SigmoidMLP.from_sklearn(fitted(kind((4,), **options)))
     assert fd.SigmoidMLP.from_sklearn(fitted(Named((4,), **options))).n_outputs == 1
     model = fitted(classifier())
@@ -81,11 +93,26 @@ def test_models_around_a_classifier_are_named():
     from sklearn.preprocessing import StandardScaler
 
     for model, message in (
-        (make_pipeline(StandardScaler(), classifier()), "model is a Pipeline; expected an MLPClassifier, such as its last step"),
-        (GridSearchCV(classifier(), {"alpha": [1e-4]}, cv=2), "GridSearchCV; expected an MLPClassifier, such as its best_estimator_"),
-        (CalibratedClassifierCV(classifier(), cv=2), "model is a CalibratedClassifierCV; expected an MLPClassifier"),
-        (OneVsRestClassifier(classifier()), "model is a OneVsRestClassifier; expected an MLPClassifier"),
-        (MLPRegressor(hidden_layer_sizes=(4,), activation="logistic", max_iter=5), "model is a MLPRegressor; expected"),
+        (
+            make_pipeline(StandardScaler(), classifier()),
+            "model is a Pipeline; expected an MLPClassifier, such as its last step",
+        ),
+        (
+            GridSearchCV(classifier(), {"alpha": [1e-4]}, cv=2),
+            "GridSearchCV; expected an MLPClassifier, such as its best_estimator_",
+        ),
+        (
+            CalibratedClassifierCV(classifier(), cv=2),
+            "model is a CalibratedClassifierCV; expected an MLPClassifier",
+        ),
+        (
+            OneVsRestClassifier(classifier()),
+            "model is a OneVsRestClassifier; expected an MLPClassifier",
+        ),
+        (
+            MLPRegressor(hidden_layer_sizes=(4,), activation="logistic", max_iter=5),
+            "model is a MLPRegressor; expected",
+        ),
     ):
         with pytest.raises(TypeError, match=message):
             fd.SigmoidMLP.from_sklearn(fitted(model))
@@ -94,11 +121,19 @@ def test_models_around_a_classifier_are_named():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("out_activation_", "softmax", "n_outputs_ 1 and out_activation_ 'softmax' for 2 classes_; expected 1 and 'logistic'"),
+        (
+            "out_activation_",
+            "softmax",
+            "n_outputs_ 1 and out_activation_ 'softmax' for 2 classes_; expected 1 and 'logistic'",
+        ),
         ("n_outputs_", 3, "a multi-label classifier of 3 labels"),
         ("n_layers_", 5, "model has n_layers_ 5; expected one more than coefs_ = 3"),
         ("classes_", np.arange(3), "for 3 classes_; expected 3 and 'softmax'"),
-        ("feature_names_in_", np.array(["a"], object), "feature_names_in_ has 1 names; expected one per input = 2"),
+        (
+            "feature_names_in_",
+            np.array(["a"], object),
+            "feature_names_in_ has 1 names; expected one per input = 2",
+        ),
         ("activation", "tanh", "model has activation 'tanh'; expected 'logistic'"),
     ],
 )
@@ -141,14 +176,26 @@ def test_names_decide_and_others_are_refused_as_scikit_learn_does(name, frames):
     expected = call(fd.SigmoidMLP(net.weights, net.biases), frame)
     assert same_bits(call(net, frame), expected) and same_bits(call(net, bare), expected)
     for other, message in (
-        (frame[["width", "length"]], "must be in the same order as they were in fit: 'length', 'width'"),
-        (frame.rename(columns={"width": "depth"}), "unseen at fit time: 'depth'.*yet now missing: 'width'"),
+        (
+            frame[["width", "length"]],
+            "must be in the same order as they were in fit: 'length', 'width'",
+        ),
+        (
+            frame.rename(columns={"width": "depth"}),
+            "unseen at fit time: 'depth'.*yet now missing: 'width'",
+        ),
         (frame.assign(depth=1.0), "unseen at fit time: 'depth'"),
         (frame[["length"]], "yet now missing: 'width'"),
     ):
-        with pytest.raises(ValueError, match="^[Xx] has other columns .* should match those that were passed during fit.*" + message):
+        with pytest.raises(
+            ValueError,
+            match="^[Xx] has other columns .* should match those that were passed during fit.*"
+            + message,
+        ):
             call(net, other)
-        with pytest.raises(ValueError, match="feature names should match those that were passed during fit"):
+        with pytest.raises(
+            ValueError, match="feature names should match those that were passed during fit"
+        ):
             model.predict(other)
 
 
@@ -172,7 +219,10 @@ def typed():
     yield "nullable booleans", frame.assign(b=(frame["b"] > 0).astype("boolean"))
     yield "bool beside float", frame.assign(b=frame["b"] > 0)
     yield "float16", frame.astype("float16")
-    yield "float32 beside int8", frame.assign(a=frame["a"].astype("float32"), b=(9 * frame["b"]).astype("int8"))
+    yield (
+        "float32 beside int8",
+        frame.assign(a=frame["a"].astype("float32"), b=(9 * frame["b"]).astype("int8")),
+    )
     yield "object", frame.astype(object)
     try:
         import pyarrow  # noqa: F401
@@ -188,12 +238,20 @@ def test_columns_of_every_type_are_taken_as_scikit_learn_takes_them():
     for label, frame in typed():
         model = fitted(classifier(), data=frame)
         net, plain = fd.SigmoidMLP.from_sklearn(model), frame.to_numpy(np.float64)
-        np.testing.assert_allclose(net.forward(frame)[:, 0], model.predict_proba(frame)[:, 1], rtol=1e-5, err_msg=label)
-        for call in (net.margin, lambda a, net=net: fd.counterfactuals(net, a).change, lambda a: fd.dense(a, np.eye(2))):
+        np.testing.assert_allclose(
+            net.forward(frame)[:, 0], model.predict_proba(frame)[:, 1], rtol=1e-5, err_msg=label
+        )
+        for call in (
+            net.margin,
+            lambda a, net=net: fd.counterfactuals(net, a).change,
+            lambda a: fd.dense(a, np.eye(2)),
+        ):
             assert same_bits(call(frame), call(plain)), label
         assert same_bits(fd.solve_x1(net, frame["b"]).x, fd.solve_x1(net, plain[:, 1]).x), label
         scan = -np.ones((80, 1)), np.ones((80, 1)), np.ones((80, 1))
-        assert same_bits(fd.selective_scan(frame, frame, *scan), fd.selective_scan(plain, plain, *scan)), label
+        assert same_bits(
+            fd.selective_scan(frame, frame, *scan), fd.selective_scan(plain, plain, *scan)
+        ), label
 
 
 def test_missing_values_are_nan(frames):
@@ -298,8 +356,19 @@ def test_same_bits_in_any_floating_point_state(state):
 
     def call():
         net = fd.SigmoidMLP(weights, biases)
-        results = [net.logits(rows), net.forward(narrow), net.margin(rows), net.margin_gradient(rows)]
-        return [*results, *net.weights, *net.biases, np.array([hash(net)]), np.array([net == fd.SigmoidMLP(weights, [biases[0] * 0, biases[1]])])]
+        results = [
+            net.logits(rows),
+            net.forward(narrow),
+            net.margin(rows),
+            net.margin_gradient(rows),
+        ]
+        return [
+            *results,
+            *net.weights,
+            *net.biases,
+            np.array([hash(net)]),
+            np.array([net == fd.SigmoidMLP(weights, [biases[0] * 0, biases[1]])]),
+        ]
 
     expected = call()
     with in_state(state), np.errstate(all="raise"):

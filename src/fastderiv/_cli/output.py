@@ -28,7 +28,9 @@ def picture(text: str) -> Path:
     if not path.suffix:
         path = path.with_name(f"{path.name.rstrip('.')}.png")
     elif path.suffix[1:].lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text} ends in {path.suffix}; expected one of {', '.join(sorted(known))}")
+        raise argparse.ArgumentTypeError(
+            f"{text} ends in {path.suffix}; expected one of {', '.join(sorted(known))}"
+        )
     return writable(str(path))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ from ._roots import find_x1
 from ._solve import solve_x1
 
 _FAR_LEFT = -1e300  # stands for −∞ where the margin is evaluated
-_STEPS = 2.0 ** np.arange(-40, 998)  # from the sample on: what lies far out is seen relative to how far
+_STEPS = 2.0 ** np.arange(
+    -40, 998
+)  # from the sample on: what lies far out is seen relative to how far
 _NARROW = 1e-3  # a cluster around a multiple root is narrower, one in a tail where the margin goes to zero is not
 _BLOCK = 1 << 20  # numbers at a time: inputs of all lines of some samples
 _KEPT = 1 << 27  # bytes of packed solvers that a network may be left with
@@ -148,7 +150,9 @@ def counterfactuals(
         for first in range(0, max(1, len(samples)), size)
     ]
     shape = (*X.shape[:-1], len(chosen))
-    return Counterfactuals(*(np.concatenate(field).reshape(shape) for field in zip(*blocks, strict=True)))
+    return Counterfactuals(
+        *(np.concatenate(field).reshape(shape) for field in zip(*blocks, strict=True))
+    )
 
 
 def lasting(net: SigmoidMLP, features: int) -> bool:
@@ -188,24 +192,30 @@ def _block(
     """
     x = X[:, chosen]
     ahead, sure = _leaders(net, X, chosen, box, pair)
-    sought = [*_all_ties(net, X, chosen, box, pair, ahead)]
-    ties = _Ties(*(np.concatenate(field) for field in zip(*(t for t, _ in sought), strict=True))) if sought else _none()
-    complete = np.ones(x.size, bool)
-    for _, lines in sought:
-        complete[lines] = False
+    ties, complete = _all_ties(net, X, chosen, box, pair, ahead)
     best, at = _nearest(ties, x.ravel())
     value, output = np.full(x.size, math.nan), np.full(x.size, -1, np.intp)
     has = best >= 0
     value[has], output[has] = ties.value[best[has]], ties.output[best[has]]
-    lower, upper, unique = np.full(x.size, math.nan), np.full(x.size, math.nan), np.zeros(x.size, bool)
+    lower, upper, unique = (
+        np.full(x.size, math.nan),
+        np.full(x.size, math.nan),
+        np.zeros(x.size, bool),
+    )
     near = at >= 0
-    lower[near], upper[near], unique[near] = (field[at[near]] for field in (ties.lower, ties.upper, ties.unique))
-    status = np.where(near, np.where(unique, "unique", "cluster"), np.where(complete, "none", "cluster"))
+    lower[near], upper[near], unique[near] = (
+        field[at[near]] for field in (ties.lower, ties.upper, ties.unique)
+    )
+    status = np.where(
+        near, np.where(unique, "unique", "cluster"), np.where(complete, "none", "cluster")
+    )
     decisive, proven = has.copy(), np.ones(x.size, bool)
     if net.n_outputs > 2 and has.any():
         lines = np.flatnonzero(has)
         leading = ties.ahead[best[lines]]
-        decisive[lines], proven[lines] = _thirds(net, X, chosen, lines, value, lower, upper, leading, output)
+        decisive[lines], proven[lines] = _thirds(
+            net, X, chosen, lines, value, lower, upper, leading, output
+        )
     certified = (status != "cluster") & complete & sure.ravel() & proven
     fields = value, value - x.ravel(), lower, upper, status, output, decisive, certified
     return tuple(field.reshape(x.shape) for field in fields)
@@ -226,30 +236,55 @@ def _leaders(
 
 
 def _all_ties(
-    net: SigmoidMLP, X: np.ndarray, chosen: list[int], box: np.ndarray, pair: Pair | None, ahead: np.ndarray
-) -> Iterator[tuple[_Ties, np.ndarray]]:
-    """Ties of every feature's lines, and the lines on which not all are known."""
-    for k, j in enumerate(chosen):
-        others, bounds = np.delete(X, j, axis=1), tuple(box[k].tolist())
+    net: SigmoidMLP,
+    X: np.ndarray,
+    chosen: list[int],
+    box: np.ndarray,
+    pair: Pair | None,
+    ahead: np.ndarray,
+) -> tuple[_Ties, np.ndarray]:
+    """The ties on all lines, and which lines have all of theirs among them."""
+    every, inputs, width = np.arange(len(X)), np.arange(X.shape[1]), len(chosen)
+    lines, both, found = [], [], []
+    for k, (j, bounds) in enumerate(zip(chosen, map(tuple, box.tolist()), strict=True)):
+        others = X[:, inputs != j]
         for two in [pair] if pair else _pairs(net, ahead[:, k]):
-            r = np.arange(len(X)) if pair else np.flatnonzero((ahead[:, k] == two[0]) | (ahead[:, k] == two[1]))
-            found = solve_x1(net, others[r], coordinate=j, outputs=columns_of(net, two), bounds=bounds)
-            row = np.repeat(r, np.diff(found.indptr))
-            value = found.x.copy()
-            for i in np.flatnonzero(~found.unique):
-                ends = (float(end[i]) for end in (found.lower, found.x, found.upper))
-                inside = _in_cluster(net, X[row[i]], j, columns_of(net, two), *ends)
-                value[i] = min(inside, key=lambda tie: abs(tie - X[row[i], j]), default=math.nan)
-            lead = ahead[row, k]
-            ties = _Ties(row * len(chosen) + k, value, found.lower, found.upper, found.unique, lead, sum(two) - lead)
-            yield ties, r[~found.complete] * len(chosen) + k
+            r = every if pair else np.flatnonzero((ahead[:, k] == two[0]) | (ahead[:, k] == two[1]))
+            given = others if pair else others[r]
+            found.append(
+                solve_x1(net, given, coordinate=j, outputs=columns_of(net, two), bounds=bounds)
+            )
+            lines.append(r * width + k)
+            both.append(sum(two))
+    complete = np.ones(ahead.size, bool)
+    if not found:
+        whole, real = np.zeros(0, np.intp), np.zeros(0)
+        return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole), complete
+    complete[np.concatenate(lines)[~np.concatenate([c.complete for c in found])]] = False
+    line = np.concatenate(lines).repeat(
+        np.concatenate([c.indptr[1:] - c.indptr[:-1] for c in found])
+    )
+    value, lower, upper, unique = (
+        np.concatenate([getattr(c, name) for c in found])
+        for name in ("x", "lower", "upper", "unique")
+    )
+    lead = ahead.ravel()[line]
+    output = np.repeat(both, [len(c.x) for c in found]) - lead
+    for i in np.flatnonzero(~unique):
+        (r, k), two = divmod(int(line[i]), width), (int(lead[i]), int(output[i]))
+        x, ends = X[r], (float(lower[i]), float(value[i]), float(upper[i]))
+        inside = _in_cluster(net, x, chosen[k], columns_of(net, pair or two), *ends)
+        value[i] = min(inside, key=lambda tie: abs(tie - x[chosen[k]]), default=math.nan)
+    return _Ties(line, value, lower, upper, unique, lead, output), complete
 
 
 def _pairs(net: SigmoidMLP, ahead: np.ndarray) -> list[Pair]:
     """The pairs of an output that leads somewhere and another one, of those that are the same function only the first."""
     same = kin(net)
     others = np.unique(same).tolist()
-    return sorted({(min(a, c), max(a, c)) for a in np.unique(ahead).tolist() for c in others if c != same[a]})
+    return sorted(
+        {(min(a, c), max(a, c)) for a in np.unique(ahead).tolist() for c in others if c != same[a]}
+    )
 
 
 def _nearest(ties: _Ties, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -281,41 +316,51 @@ def _thirds(
     j, tie = np.array(chosen)[k], value[lines]
     points, reach = X[r], np.zeros((len(r), net.n_inputs))
     points[np.arange(len(r)), j] = tie
-    reach[np.arange(len(r)), j] = np.maximum(upper[lines] - tie, tie - lower[lines])
+    reach[np.arange(len(r)), j] = np.nextafter(
+        np.maximum(upper[lines] - tie, tie - lower[lines]), math.inf
+    )
     decisive, proven, same = np.zeros(len(r), bool), np.zeros(len(r), bool), kin(net)
-    for a in np.unique(ahead):
+    for a in set(ahead.tolist()):
         rows = np.flatnonzero(ahead == a)
-        lead, doubt = leads(net, points[rows], a)
-        _, wide = leads(net, points[rows], a, np.nextafter(reach[rows], math.inf))
         third = (same != same[a]) & (same != same[output[lines[rows]]][:, None])
+        lead, doubt = leads(net, points[rows], a, reach[rows])
+        unsure = third & ~(abs(lead) > doubt)  # NaN, where numbers overflow, is not sure
+        proven[rows] = ~unsure.any(axis=1) | (third & (lead < -doubt)).any(axis=1)
+        if unsure.any():  # on the enclosure; at the value itself
+            lead, doubt = leads(net, points[rows], a)
         decisive[rows] = ~(third & (lead < -doubt)).any(axis=1)
-        larger, smaller = (third & (lead < -wide)).any(axis=1), (~third | (lead > wide)).all(axis=1)
-        proven[rows] = np.where(decisive[rows], smaller, larger)
     return decisive, proven
 
 
-def _none() -> _Ties:
-    whole, real = np.zeros(0, np.intp), np.zeros(0)
-    return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole)
-
-
 def _in_cluster(
-    net: SigmoidMLP, x: np.ndarray, j: int, outputs: Outputs, lower: float, middle: float, upper: float
+    net: SigmoidMLP,
+    x: np.ndarray,
+    j: int,
+    outputs: Outputs,
+    lower: float,
+    middle: float,
+    upper: float,
 ) -> list[float]:
     """The ties of a cluster that are sure, or that float64 can tell neither from a tie nor from its neighbours."""
     ends = [max(lower, _FAR_LEFT), min(upper, -_FAR_LEFT)]
     near = min(max(x[j], ends[0]), ends[1])
     with np.errstate(over="ignore"):
         steps = _STEPS * max(1.0, abs(near))
-    points = np.unique(np.clip(np.concatenate([near - steps, [near, middle], near + steps]), ends[0], ends[1]))
+    points = np.unique(
+        np.clip(np.concatenate([near - steps, [near, middle], near + steps]), ends[0], ends[1])
+    )
     X = np.repeat(x[None], len(points), axis=0)
     X[:, j] = points
     f = net.margin(X, outputs)
     k = np.flatnonzero(np.sign(f[:-1]) * np.sign(f[1:]) < 0)
     changes = []
     if len(k):
-        changes = find_x1(net, np.delete(X[k], j, axis=1), points[[k, k + 1]], coordinate=j, outputs=outputs).x.tolist()
-    touching = upper - lower <= _NARROW * max(1.0, abs(middle)) and np.sign(f[0]) * np.sign(f[-1]) >= 0
+        changes = find_x1(
+            net, np.delete(X[k], j, axis=1), points[[k, k + 1]], coordinate=j, outputs=outputs
+        ).x.tolist()
+    touching = (
+        upper - lower <= _NARROW * max(1.0, abs(middle)) and np.sign(f[0]) * np.sign(f[-1]) >= 0
+    )
     return changes + points[(f == 0) | (touching & (abs(f) <= rounding(net, outputs)))].tolist()
 
 
@@ -326,5 +371,7 @@ def _features(features: Sequence[int] | np.ndarray | None, n_inputs: int) -> lis
     try:
         given = list(features)
     except TypeError:
-        raise TypeError(f"features is a {type(features).__name__}; expected a sequence of integers") from None
+        raise TypeError(
+            f"features is a {type(features).__name__}; expected a sequence of integers"
+        ) from None
     return [arrays.position(f"features[{k}]", j, n_inputs, "inputs") for k, j in enumerate(given)]

@@ -36,7 +36,9 @@ def _check_kind(model: Any) -> None:
 
 
 def _is_sklearns(kind: type) -> bool:
-    return kind.__name__ == "MLPClassifier" and kind.__module__.startswith("sklearn.neural_network.")
+    return kind.__name__ == "MLPClassifier" and kind.__module__.startswith(
+        "sklearn.neural_network."
+    )
 
 
 def _hint(model: Any) -> str:
@@ -57,7 +59,9 @@ def _check_outputs(model: Any, weights: list) -> None:
             "'logistic'); expected one class per sample"
         )
     if len(classes) < 2:
-        raise ValueError(f"model was fitted with one class only, {np.asarray(classes).tolist()}; expected two or more")
+        raise ValueError(
+            f"model was fitted with one class only, {np.asarray(classes).tolist()}; expected two or more"
+        )
     expected = (1, "logistic") if len(classes) == 2 else (len(classes), "softmax")
     if (outputs, last) != expected:
         raise ValueError(
@@ -65,9 +69,13 @@ def _check_outputs(model: Any, weights: list) -> None:
             f"expected {expected[0]} and {expected[1]!r}"
         )
     if model.n_layers_ != len(weights) + 1:
-        raise ValueError(f"model has n_layers_ {model.n_layers_}; expected one more than coefs_ = {len(weights) + 1}")
+        raise ValueError(
+            f"model has n_layers_ {model.n_layers_}; expected one more than coefs_ = {len(weights) + 1}"
+        )
     if weights[-1].shape[1] != outputs:
-        raise ValueError(f"model's last coefs_ has shape {weights[-1].shape}; expected (n_hidden, n_outputs_ = {outputs})")
+        raise ValueError(
+            f"model's last coefs_ has shape {weights[-1].shape}; expected (n_hidden, n_outputs_ = {outputs})"
+        )
 
 
 def _names(model: Any) -> tuple[str, ...] | None:
