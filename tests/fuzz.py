@@ -51,7 +51,13 @@ def judge(case):
     """Make the calls of a case; a Finding says what is wrong."""
     name, recipes = case["function"], case["arguments"]
     fd.set_num_threads(case["state"]["threads"])
-    built, error, result = fa.Built(recipes), None, None
+    error, result = None, None
+    try:
+        built = fa.Built(recipes)
+    except ValueError:
+        if '"vast"' in json.dumps(recipes):
+            return  # too many bytes for NumPy's own arrays
+        raise
     try:
         with disturbed(case["state"]), contextlib.redirect_stdout(None):
             result = fc.call(fd, name, built.arguments)
