@@ -366,7 +366,7 @@ def _tolerances(xtol: float, rtol: float, maxiter: int) -> tuple[float, float, i
     return xtol, rtol, min(arrays.index("maxiter", maxiter, least=1), _MAXITER)
 
 
-def _others(net: SigmoidMLP, x_other: ArrayLike, coordinate: int | None = None) -> np.ndarray:
+def _others(net: SigmoidMLP, x_other: ArrayLike, coordinate: int) -> np.ndarray:
     """`x_other`, the inputs except `coordinate`, as (m, n_inputs - 1), our own."""
     check_names(net, "x_other", x_other, without=coordinate)
     x, n = _own("x_other", x_other), net.n_inputs - 1

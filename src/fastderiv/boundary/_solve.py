@@ -161,12 +161,14 @@ def solve_x1(
     check_network(net)
     with ieee():
         coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
-        pair, x = net._columns(outputs), _others(net, _private(x_other))
+        pair, x = net._columns(outputs), _others(net, x_other, coordinate)
         lo, hi = _bounds(bounds)
         xtol = arrays.number("xtol", xtol)
         if not 0 < xtol < math.inf:
             raise ValueError(f"xtol is {xtol}; expected a positive number")
         solver, root_bound = _solver(net, pair, coordinate)
+    if len(x) > _LARGE:  # a broadcast array may have more rows than any memory has enclosures
+        arrays.check_fits("the enclosures of x_other's rows", len(x) * _ROW_BYTES)
     room, listing = solver.room(min(len(x), _BLOCK)), _kernels.Listing(len(x))
     with reporting(progress, len(x), "solve_x1") as done:
         for first in range(0, len(x), _BLOCK):
@@ -175,14 +177,6 @@ def solve_x1(
                 done(min(first + _BLOCK, len(x)))
     indptr, x_found, lower, upper, unique = listing.arrays()
     return Crossings(indptr, x_found, lower, upper, unique, np.ones(len(x), np.bool_), root_bound)
-
-
-def _private(x_other: ArrayLike) -> np.ndarray:
-    """A copy that neither `progress` nor another thread can change once it is checked."""
-    x = arrays.float64("x_other", x_other)
-    if x.ndim and max(x.size, len(x)) > _LARGE:  # a broadcast array may be larger than any memory
-        arrays.check_fits("x_other and its enclosures", x.size * 8 + len(x) * _ROW_BYTES)
-    return x.copy()
 
 
 def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
