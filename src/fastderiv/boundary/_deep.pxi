@@ -324,19 +324,23 @@ cdef inline ix cell(ix v) noexcept nogil:
 cdef inline void map_layer(const Layer *l, const real *y, real *z, Worker *watch,
                            const bint ranged) noexcept nogil:
     """IN y, the streams of n_in units; OUT z, of n_out sums, or anything if `watch` sees an interrupt."""
-    cdef ix v = 0, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
+    cdef ix v = 0, end, vectors = padded(l.n_out) // VL, panel = l.n_in * GL
     cdef double k = (roundings(l.n_in) + 14) * ROUND
     cdef const real *w
     while v < vectors:
-        if watch is not NULL and interrupted(watch):
-            return
-        w = l.w + v // NS * panel + v % NS * VL
-        if TOGETHER == 2 and v + 2 <= vectors:
-            flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 2, 5 if ranged else 2)
-            v += 2
-        else:
-            flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 1, 5 if ranged else 2)
-            v += 1
+        end = vectors
+        if watch is not NULL:
+            end = min(vectors, v + 2)
+            if interrupted(watch):
+                return
+        while v < end:
+            w = l.w + v // NS * panel + v % NS * VL
+            if TOGETHER == 2 and v + 2 <= end:
+                flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 2, 5 if ranged else 2)
+                v += 2
+            else:
+                flow_block(w, panel, l.b + v * VL, k, TINY, y, z + cell(v), l.n_in, 1, 5 if ranged else 2)
+                v += 1
 
 
 cdef inline void enclose_as(const Flow *w, double l, double m, double r, Margin *f, const bint ranged) noexcept nogil:
