@@ -154,7 +154,7 @@ def float64(name: str, value: ArrayLike) -> np.ndarray:
 
 def finite(name: str, array: np.ndarray) -> np.ndarray:
     """`array`, or a ValueError that says where it is not finite."""
-    if not np.isfinite(array).all():
+    if not all(np.isfinite(array[part]).all() for part in pieces(array.shape)):
         where = np.argwhere(~np.isfinite(array))[0]
         at = f"[{', '.join(map(str, where))}]" if array.ndim else ""
         raise ValueError(f"{name}{at} is {array[tuple(where)]}; expected finite numbers")
@@ -285,6 +285,25 @@ def row_number(value: SupportsIndex, rows: int) -> int:
     if not -rows <= i < rows:
         raise IndexError(f"row {i} is out of range, there being {rows} rows")
     return i % rows
+
+
+def flag(name: str, value: object) -> bool:
+    """`value` as Python has it, true or false; what is neither, such as an array of several, is a TypeError."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is a {type(value).__name__} that is neither true nor false; expected a bool") from None
+
+
+def sequence(name: str, value: Any, expected: str) -> list:
+    """The items of `value`; an array's are those of its base view, as a subclass's own indexing may never end."""
+    if isinstance(value, np.ndarray):
+        refuse_masked(name, value)
+        value = np.asarray(value)
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} is a {type(value).__name__}; expected {expected}") from None
 
 
 def number(name: str, value: ArrayLike) -> float:

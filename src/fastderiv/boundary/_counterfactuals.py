@@ -367,11 +367,5 @@ def _in_cluster(
 def _features(features: Sequence[int] | np.ndarray | None, n_inputs: int) -> list[int]:
     if features is None:
         return list(range(n_inputs))
-    arrays.refuse_masked("features", features)
-    try:
-        given = list(features)
-    except TypeError:
-        raise TypeError(
-            f"features is a {type(features).__name__}; expected a sequence of integers"
-        ) from None
+    given = arrays.sequence("features", features, "a sequence of integers")
     return [arrays.position(f"features[{k}]", j, n_inputs, "inputs") for k, j in enumerate(given)]

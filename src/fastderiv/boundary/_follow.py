@@ -110,7 +110,7 @@ def follow_boundary(
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
     # NaN where the gradient vanishes: such steps are taken back
-    return plane.lift(_Curve(plane, length, rtol, atol).points(step, bool(stop_when_closed)))
+    return plane.lift(_Curve(plane, length, rtol, atol).points(step, arrays.flag("stop_when_closed", stop_when_closed)))
 
 
 class _Plane:

@@ -400,15 +400,14 @@ def _parameters(weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> tu
 
 
 def _sequence(name: str, value: Iterable) -> list:
-    try:
-        return list(value)
-    except TypeError:
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a sequence of arrays, one per layer") from None
+    return arrays.sequence(name, value, "a sequence of arrays, one per layer")
 
 
 def _parameter(name: str, value: ArrayLike) -> np.ndarray:
     """A finite float64 copy in memory of a bytes object: its `writeable` flag cannot be set again."""
-    own = np.array(arrays.float64(name, value), order="C")
+    given = arrays.float64(name, value)
+    own = arrays.empty(name, given.shape, arrays.F64)
+    arrays.assign(own, given)
     return np.ndarray(own.shape, arrays.F64, arrays.finite(name, own).tobytes())
 
 

@@ -390,10 +390,7 @@ def _own(name: str, value: ArrayLike) -> np.ndarray:
 
 def _ends(bracket: Bracket, m: int) -> list[np.ndarray]:
     """Both ends as (m,), our own."""
-    try:
-        pair = list(bracket)
-    except TypeError:
-        raise TypeError(f"bracket is a {type(bracket).__name__}; expected a pair (lo, hi)") from None
+    pair = arrays.sequence("bracket", bracket, "a pair (lo, hi)")
     if len(pair) != 2:
         raise ValueError(f"bracket has {len(pair)} elements; expected a pair (lo, hi)")
     ends = []

@@ -180,13 +180,10 @@ def solve_x1(
 
 
 def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    try:
-        lo, hi = bounds
-    except TypeError:
-        raise TypeError(f"bounds is a {type(bounds).__name__}; expected a pair (lo, hi)") from None
-    except ValueError:
-        raise ValueError(f"bounds has {len(bounds)} elements; expected a pair (lo, hi)") from None
-    lo, hi = arrays.number("bounds[0]", lo), arrays.number("bounds[1]", hi)
+    pair = arrays.sequence("bounds", bounds, "a pair (lo, hi)")
+    if len(pair) != 2:
+        raise ValueError(f"bounds has {len(pair)} elements; expected a pair (lo, hi)")
+    lo, hi = (arrays.number(f"bounds[{k}]", end) for k, end in enumerate(pair))
     if not lo < hi:
         raise ValueError(f"bounds is ({lo}, {hi}); expected lo < hi")
     return lo, hi

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, assign, check_out, common, empty, expect
+from .._core.arrays import as_arrays, assign, check_out, common, empty, expect, flag
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
@@ -131,7 +131,7 @@ def dense(
     call = _DenseCall(_OPERANDS, (X, W, b), activation)
     base = None if out is None else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
     direct = base is not None and base.flags.c_contiguous and base.flags.aligned
-    Y, cache = call.forward(base if direct else None, bool(return_cache))
+    Y, cache = call.forward(base if direct else None, flag("return_cache", return_cache))
     if base is not None and not direct:
         assign(base, Y)
     result = Y if out is None else out

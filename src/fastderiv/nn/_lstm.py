@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, check_fits, common, empty, expect, integers
+from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, integers
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.fpstate import ieee
@@ -153,7 +153,7 @@ def lstm(
     """
     call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths)
     h = call.over_time("h")
-    kept = call.room() if return_cache else None
+    kept = call.room() if flag("return_cache", return_cache) else None
     last = call.forward(h, kept)
     result = call.squeeze(h), call.state(last)
     return result if kept is None else (*result, call.cache(kept))

@@ -10,15 +10,18 @@ cdef enum:
     TILE = 1024                         # elements of each array at a time, where they must be gathered
     PIECE = 16384                       # elements of a task
 
+cdef enum:
+    MAX_AXES = 64                       # of an array, NumPy's NPY_MAXDIMS
+
 cdef struct Update:                     # θ, p, g (..., n), any strides
     char *theta
     char *p
     const char *grad
     int nd                              # leading axes
-    const cnp.npy_intp *shape
-    const cnp.npy_intp *ts
-    const cnp.npy_intp *ps
-    const cnp.npy_intp *gs
+    cnp.npy_intp shape[MAX_AXES]        # our own: another thread may give the arrays another shape meanwhile
+    cnp.npy_intp ts[MAX_AXES]
+    cnp.npy_intp ps[MAX_AXES]
+    cnp.npy_intp gs[MAX_AXES]
     ix n, rows, per, parts              # a task does `per` rows, or one of `parts` of a row
     double alpha, beta                  # rounded to `real` in the tasks, whose floating-point state is the default one
     bint back
@@ -109,7 +112,7 @@ cdef bint alike(cnp.ndarray a, cnp.ndarray theta) noexcept:
     """Whether kernels can read `a`, which has theta's shape and is not empty."""
     cdef int axis
     if (a is None or cnp.PyArray_TYPE(a) != of_real() or not cnp.PyArray_ISBEHAVED_RO(a) or cnp.PyArray_SIZE(a) == 0
-            or cnp.PyArray_NDIM(a) == 0 or cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(theta)):
+            or not 0 < cnp.PyArray_NDIM(a) <= MAX_AXES or cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(theta)):
         return False
     for axis in range(cnp.PyArray_NDIM(a)):
         if cnp.PyArray_DIM(a, axis) != cnp.PyArray_DIM(theta, axis):
@@ -125,8 +128,10 @@ def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, dou
     expect(alike(theta, theta) and alike(p, theta) and alike(grad, theta) and cnp.PyArray_ISWRITEABLE(theta)
            and cnp.PyArray_ISWRITEABLE(p))
     u.theta, u.p, u.grad = <char *>cnp.PyArray_DATA(theta), <char *>cnp.PyArray_DATA(p), <const char *>cnp.PyArray_DATA(grad)
-    u.shape, u.nd = cnp.PyArray_DIMS(theta), cnp.PyArray_NDIM(theta) - 1
-    u.ts, u.ps, u.gs = cnp.PyArray_STRIDES(theta), cnp.PyArray_STRIDES(p), cnp.PyArray_STRIDES(grad)
+    u.nd = cnp.PyArray_NDIM(theta) - 1
+    for axis in range(u.nd + 1):
+        u.shape[axis], u.ts[axis] = cnp.PyArray_DIM(theta, axis), cnp.PyArray_STRIDE(theta, axis)
+        u.ps[axis], u.gs[axis] = cnp.PyArray_STRIDE(p, axis), cnp.PyArray_STRIDE(grad, axis)
     u.n, u.rows = u.shape[u.nd], 1
     for axis in range(u.nd):
         u.rows *= u.shape[axis]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import empty, integers, pieces
+from .._core.arrays import empty, flag, integers, pieces
 from ._scan import ScanCall
 
 
@@ -96,7 +96,7 @@ def scan_attention(
     attention = empty("attention", shape, call.dtype, np.zeros)
     if attention.size:
         call.kernel.attention(
-            call.signal(call.delta), call.A, call.B, call.C, call.bias, bool(delta_softplus),
+            call.signal(call.delta), call.A, call.B, call.C, call.bias, flag("delta_softplus", delta_softplus),
             np.arange(steps) if wanted is None else wanted, call.signal(attention),
         )  # fmt: skip
     return attention

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, common, empty, expect, pieces
+from .._core.arrays import as_arrays, common, empty, expect, flag, pieces
 from .._core.floats import undisturbed
 from ._scan import ScanCall
 from ._transition import power
@@ -102,7 +102,7 @@ def chunk_summary(
     """
     call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
     total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
-    softplus = bool(delta_softplus)
+    softplus = flag("delta_softplus", delta_softplus)
     call.run(None, q, softplus)
     call.kernel.step_sum(call.signal(call.delta), call.bias, softplus, call.signal(total))
     return ChunkSummary(power(total, call.A), q)

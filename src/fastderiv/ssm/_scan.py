@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, integers
+from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, flag, integers
 from .._core.dispatch import kernels
 from .._core.plain import alike, widest
 
@@ -150,8 +150,8 @@ def selective_scan(
     """
     call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
     base = call.checked_out(out)
-    last = call.new_state() if return_last_state else None
-    call.run(base, last, bool(delta_softplus))
+    last = call.new_state() if flag("return_last_state", return_last_state) else None
+    call.run(base, last, flag("delta_softplus", delta_softplus))
     result = base if out is None else out
     return result if last is None else (result, last)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, empty, expect, in_place
+from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, empty, expect, flag, in_place
 from .._core.dispatch import kernels
 from .._core.plain import plain
 from ._scan import check_parameters
@@ -88,7 +88,7 @@ def selective_state_update(
     dtype = F32 if h.itemsize == 4 else F64
     try:
         out = np.empty(base.shape[:-1], dtype)
-        _kernels[dtype].step(h, *arrays, bool(dt_softplus), out)  # compares shapes by itself
+        _kernels[dtype].step(h, *arrays, flag("dt_softplus", dt_softplus), out)  # compares shapes by itself
     except (MemoryError, TypeError, ValueError):
         _check_shapes(base.shape, *arrays)
         empty("the result", base.shape[:-1], dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import assign, empty
+from .._core.arrays import assign, empty, flag
 from .._core.floats import undisturbed
 from .._core.fpstate import ieee
 from ._scan import ScanCall
@@ -126,7 +126,7 @@ def selective_scan_vjp(
     dfirst = None if call.first is None else call.new_state()
     dB, dC = _varying("dB", call.B), _varying("dC", call.C)
     results = *(call.signal(a) for a in (du, ddelta, dz)), call.state(dfirst), dB, dC
-    sums = _sums(call, bool(delta_softplus), results)
+    sums = _sums(call, flag("delta_softplus", delta_softplus), results)
     return _collect(call, sums, du, ddelta, dB, dC, dz, dfirst)
 
 
