@@ -179,13 +179,13 @@ def test_what_is_checked_is_our_own():
         np.broadcast_to(array[:1], (5, 1)),
         np.broadcast_to(0.5, 3),
     ):
-        own = _roots._others(network((2, 3, 2)), x)
+        own = _roots._others(network((2, 3, 2)), x, 0)
         assert not np.shares_memory(own, x)
         assert np.array_equal(own, np.reshape(x, (-1, 1)))
     lo = np.array([-1.0, -2.0])
     assert not any(np.shares_memory(end, lo) for end in _roots._ends((lo, lo), 2))
     with pytest.raises(ValueError, match=r"x_other\[0, 1\] is nan"):
-        _roots._others(network((3, 3, 2)), np.broadcast_to([0.0, np.nan], (4, 2)))
+        _roots._others(network((3, 3, 2)), np.broadcast_to([0.0, np.nan], (4, 2)), 0)
 
 
 def test_arrays_that_change_during_a_call_have_no_effect():
