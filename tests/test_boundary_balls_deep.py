@@ -220,7 +220,8 @@ def random_network(rng, scales, widths, inputs=1, outputs=1):
 
 def centred(rng, W, b):
     """The last bias such that ties exist."""
-    spread = 1 / max(np.sqrt(np.mean(W[0][0] ** 2)), 1e-300)
+    largest = max(np.abs(W[0][0]).max(), 1e-300)
+    spread = 1 / (largest * max(np.sqrt(np.mean((W[0][0] / largest) ** 2)), 1e-300))
     X = np.column_stack([3 * spread * rng.standard_normal(60), 1.5 * rng.standard_normal((60, W[0].shape[0] - 1))])
     with np.errstate(all="ignore"):
         middle = np.median(fd.SigmoidMLP(W, b).margin(X))
@@ -357,7 +358,8 @@ def test_no_claim_is_false_at_length(kind, seed):
     false, missed, unsure, open_, ties, clusters, rows = attack(kind, seed, 260).tolist()
     print(f"{kind.__name__}: {rows} rows, {ties} ties, {clusters} clusters; undecided {unsure} ties, {open_} gaps")
     assert (false, missed) == (0, 0)
-    assert unsure + open_ <= (0.5 if kind is equal_columns else 0.05) * rows  # far out f may be 1e-300
+    # what balls cannot decide in the time they get: far out f may be 1e-300, between two roots made to be close 1e-16
+    assert unsure + open_ <= (0.5 if kind in (equal_columns, prescribed) else 0.05) * rows
 
 
 def test_the_check_notices():
