@@ -23,7 +23,8 @@ arb = flint.arb
 U = 2.0**-53
 PIECES = 512  # of f in [−½, ½]
 SMALLEST = -60  # k below which 1 + e rounds to 1, and every σ is e: as at this k
-SOURCE = (Path(fastderiv.__file__).parent / "_core" / "simd.h").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+SOURCE = (ROOT / "src" / "fastderiv" / "_core" / "simd.h").read_text(encoding="utf-8")
 PROVEN = {  # relative errors in u, and the largest absolute one of σ(−|x|); simd.h cites them
     True: {"exp": 2.2, "tail": 3.9, "sigmoid": 3.9, "slope": 5.9, "tail, absolute": 1.03},  # fused
     False: {"exp": 2.6, "tail": 4.31, "sigmoid": 4.31, "slope": 6.31, "tail, absolute": 1.13},
