@@ -41,7 +41,7 @@ KERNELS = {
 }  # fmt: skip
 
 SRC = Path("src/fastderiv")
-HEADERS = [str(SRC / "_core" / name) for name in ("fpstate.h", "fpstate.pxd", "simd.h", "simd.pxd", "threads.pxd")]
+HEADERS = [str(SRC / "_core" / name) for name in ("fpstate.h", "fpstate.pxd", "relaxed.h", "simd.h", "simd.pxd", "threads.pxd")]
 DIRECTIVES = {
     "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False,
     "binding": False, "embedsignature": False, "auto_pickle": False, "freethreading_compatible": True,

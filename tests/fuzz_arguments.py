@@ -196,7 +196,8 @@ def callback(kind):
         if kind == "expanded":
             return np.broadcast_to(np.float64(0.5), np.shape(x))
         if kind == "single":
-            return np.asarray(benign(x, *rest), np.float32)
+            with np.errstate(all="ignore"):  # a callback computes in the caller's state: its own casts are its own affair
+                return np.asarray(benign(x, *rest), np.float32)
         if kind == "hostile":
             return np.asarray(benign(x, *rest)).view(Hostile)
         return benign(x, *rest)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import pickle
 
 import numpy as np
@@ -199,6 +200,24 @@ def test_changes_that_might_cancel_do_not():
     zeros = [np.zeros(n) for n in range(300)]
     seen.update(checksums(tuple(zeros[1:])))
     assert len(seen) == 7 + 3 * 199 + 299
+
+
+def test_small_integers_have_checksums_of_their_own():
+    """As float32 they differ in few bits, at the same places of every word."""
+    some = np.array(list(itertools.product(range(-2, 3), repeat=4)), np.float32)
+    assert len(set(checksums(tuple(some)))) == len(some)
+
+
+def test_changes_of_two_bits_do_not_cancel():
+    for word in (np.float64, np.uint64):
+        base = np.random.default_rng(0).normal(size=8).view(word) if word is np.float64 else np.zeros(8, word)
+        seen, bits = [], 64 * 4
+        for i, j in itertools.combinations(range(bits), 2):
+            other = base.copy().view(np.uint64)
+            for k in (i, j):
+                other[k // 64] ^= np.uint64(1 << k % 64)
+            seen += checksums((other,))
+        assert len(set(seen)) == bits * (bits - 1) // 2
 
 
 def test_checksums_do_not_depend_on_threads_and_take_contiguous_arrays():

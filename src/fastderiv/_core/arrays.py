@@ -35,9 +35,10 @@ def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     """`value` as an ndarray and no subclass, whose methods would be its own; errors of whatever it is get the argument's name."""
     refuse_masked(name, value)
     try:
-        if hasattr(value, "to_numpy"):  # a DataFrame or a Series
-            return _columns(value)
-        return np.asarray(value)
+        if hasattr(value, "to_numpy") and (hasattr(value, "dtype") or hasattr(value, "dtypes")):
+            array = _columns(value)  # of a DataFrame or a Series
+        else:
+            array = np.asanyarray(value)
     except (MemoryError, RecursionError):
         raise
     except TypeError as error:
@@ -46,6 +47,8 @@ def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     except Exception as error:  # ragged lists; what `__array__` of another library's type raises
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} is not an array of {of}: {_first_line(error)}") from error
+    refuse_masked(name, array)
+    return np.asarray(array)
 
 
 def refuse_masked(name: str, value: object) -> None:
@@ -56,8 +59,11 @@ def refuse_masked(name: str, value: object) -> None:
     raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass an ordinary array, such as {name}.filled(0)")
 
 
-def _holds(value: object, kind: type) -> bool:
-    return isinstance(value, (list, tuple)) and any(isinstance(item, kind) for item in value)
+def _holds(value: object, kind: type, depth: int = 64) -> bool:
+    """Whether a list, or a list in it, has an item of this kind; NumPy's arrays have 64 axes at most."""
+    if not isinstance(value, (list, tuple)) or depth == 0:
+        return False
+    return any(isinstance(item, kind) or _holds(item, kind, depth - 1) for item in value)
 
 
 def _first_line(error: Exception) -> str:
@@ -67,23 +73,33 @@ def _first_line(error: Exception) -> str:
 def _columns(frame: Any) -> np.ndarray:
     """The numbers of a DataFrame or Series as scikit-learn takes them; missing ones are NaN.
 
-    float32 if every column is, integers if every column holds integers and none is missing, else float64.
+    float32 if every column is, integers if every column holds integers that one dtype holds and none is missing, else float64.
     """
     dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
     if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8) for dtype in dtypes):
-        return np.asarray(frame.to_numpy())
+        return np.asanyarray(frame.to_numpy())
     for dtype in dtypes:
         if getattr(dtype, "kind", "f") not in "biufO":  # e.g. dates, which NumPy would turn into numbers
             raise TypeError(f"it has a column of dtype {dtype}")
     try:
-        if all(getattr(dtype, "kind", "f") in "iu" for dtype in dtypes) and not frame.isna().to_numpy().any():
-            return np.asarray(frame.to_numpy(dtype=np.int64))
+        whole = _integer(dtypes)
+        if whole is not None and not np.asarray(frame.isna()).any():
+            return np.asarray(frame.to_numpy(dtype=whole))
         return np.asarray(frame.to_numpy(dtype=F64, na_value=np.nan))
-    except TypeError:  # not pandas, whose signature this is
-        values = np.asarray(frame.to_numpy())
+    except (AttributeError, TypeError):  # not pandas, whose methods and arguments these are
+        values = np.asanyarray(frame.to_numpy())
     if values.dtype.kind not in "biufO":
         raise TypeError(f"its columns have dtype {values.dtype}")
-    return values.astype(F64)
+    return values if values.dtype in (F32, F64) else values.astype(F64)
+
+
+def _integer(dtypes: list[Any]) -> type[np.integer] | None:
+    """The integers that hold all columns of these dtypes, if there are some."""
+    kinds = {getattr(dtype, "kind", "f") for dtype in dtypes}
+    if kinds == {"u"}:
+        return np.uint64
+    large = any(dtype.kind == "u" and getattr(dtype, "itemsize", 8) == 8 for dtype in dtypes) if kinds <= set("iu") else True
+    return None if large else np.int64
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -13,17 +13,36 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    /* A 64-bit checksum at the speed of memory: four sums side by side, each of which takes two words a time.  A change of one
-     * of them changes the sum, whatever follows: turning, xor, addition and multiplication by an odd number are one to one.
-     * Contents that differ in more agree with a probability of about 2**-64.  It is not made against those who look for two
-     * that agree.  (One multiplication a word took twice as long.) */
+    #if defined(_MSC_VER) && !defined(__clang__)
+    # include <intrin.h>
+    #endif
+
+    /* A 64-bit checksum at the speed of memory: four sums side by side, each of which takes two words a time by one
+     * multiplication to 128 bits, whose halves are joined (the step of wyhash).  Contents that differ agree with a probability
+     * of about 2**-64.  It is not made against those who look for two that agree.  (Products of 64 bits alone let changes of
+     * two words cancel: small integers as float32 did so.) */
     #define PRIME UINT64_C(0x9E3779B185EBCA87)
-    static uint64_t turned(uint64_t x, int by) { return x << by | x >> (64 - by); }
+    static uint64_t folded(uint64_t a, uint64_t b)
+    {
+    #if defined(__SIZEOF_INT128__)
+        const unsigned __int128 p = (unsigned __int128)a * b;
+        return (uint64_t)p ^ (uint64_t)(p >> 64);
+    #elif defined(_M_X64)
+        uint64_t high, low = _umul128(a, b, &high);
+        return low ^ high;
+    #elif defined(_M_ARM64)
+        return a * b ^ __umulh(a, b);
+    #else
+        const uint64_t al = (uint32_t)a, ah = a >> 32, bl = (uint32_t)b, bh = b >> 32;
+        const uint64_t m = ah * bl + (al * bl >> 32), k = al * bh + (uint32_t)m;
+        return a * b ^ (ah * bh + (m >> 32) + (k >> 32));
+    #endif
+    }
     static uint64_t stir(uint64_t h, const unsigned char *p)
     {
         uint64_t word[2];
         memcpy(word, p, sizeof word);
-        return ((turned(h, 27) ^ word[0]) + turned(word[1], 31)) * PRIME;
+        return folded(word[0] ^ UINT64_C(0xE7037ED1A0B428DB), word[1] ^ h);
     }
     static uint64_t checksum_of(const unsigned char *p, size_t n)
     {
@@ -35,8 +54,7 @@ cdef extern from *:
         memcpy(rest, p, n);
         last[0] = stir(h0, rest), last[1] = stir(h1, rest + 16), last[2] = stir(h2, rest + 32), last[3] = stir(h3, rest + 48);
         for (i = 0; i < 4; i++) {
-            all = (turned(all, 27) ^ last[i]) * PRIME;
-            all ^= all >> 32;
+            all = folded(all ^ UINT64_C(0x8EBC6AF09C88C6E3), last[i] ^ PRIME);
         }
         return all;
     }

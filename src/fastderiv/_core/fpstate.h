@@ -16,8 +16,9 @@ typedef uint64_t fp_word;
 # define FP_CONTROL 0xFFFF0000FFC0u     /* the six lowest bits are flags that operations leave, not control */
 # if (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
 #  define FP_X87 0x037Fu                /* to nearest, 64 bits, no traps: what Linux and macOS start threads with */
+/* fnclex: a flag left by an operation would trap as soon as the caller's word unmasks it */
 static inline uint16_t x87_get(void) { uint16_t w; __asm__ __volatile__("fnstcw %0" : "=m"(w)); return w; }
-static inline void x87_set(uint16_t w) { __asm__ __volatile__("fldcw %0" : : "m"(w)); }
+static inline void x87_set(uint16_t w) { __asm__ __volatile__("fnclex\n\tfldcw %0" : : "m"(w)); }
 # else
 #  define FP_X87 0u                     /* compilers without inline assembly: left alone */
 static inline uint16_t x87_get(void) { return 0; }

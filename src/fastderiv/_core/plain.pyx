@@ -51,7 +51,7 @@ def widest(cnp.ndarray starts):
             or not cnp.PyArray_ISCARRAY_RO(starts)):
         raise TypeError("starts is not contiguous intp")
     for i in range(cnp.PyArray_DIM(starts, 0) - 1):
-        if p[i + 1] < p[i]:
+        if p[i + 1] < p[i] or p[i] < 0:                 # a negative one could make the difference overflow
             return -1
         widest = max(widest, p[i + 1] - p[i])
     return widest

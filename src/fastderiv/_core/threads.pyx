@@ -14,7 +14,7 @@ from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThrea
                                PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_start_new_thread, PyThread_type_lock)
 from libc.stdlib cimport free
-from .fpstate cimport fp_enter, fp_leave, fp_word
+from .fpstate cimport fp_enter, fp_get, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
 
 cdef extern from *:
@@ -53,17 +53,7 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    /* a number that one thread writes and others see sometime, with no order to other memory */
-    #if defined(__GNUC__) || defined(__clang__)
-    typedef int relaxed;
-    static inline int get(relaxed *number) { return __atomic_load_n(number, __ATOMIC_RELAXED); }
-    static inline void put(relaxed *number, int to) { __atomic_store_n(number, to, __ATOMIC_RELAXED); }
-    #else
-    #include <intrin.h>
-    typedef volatile long relaxed;
-    static inline int get(relaxed *number) { return __iso_volatile_load32((volatile __int32 *)number); }
-    static inline void put(relaxed *number, int to) { __iso_volatile_store32((volatile __int32 *)number, to); }
-    #endif
+    #include "relaxed.h"
 
     /* How many threads a call may use, and who said so.  threadpoolctl knows the library by the exported functions. */
     enum { BY_DEFAULT, BY_CALL, BY_ENVIRONMENT };
@@ -129,6 +119,7 @@ cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)  # no address space is la
 
 cdef bint interrupted(Worker *w) noexcept nogil:
     cdef double t
+    cdef fp_word state
     if get(&w.job.stop):
         return True
     if w.caller and w.job.interruptible:
@@ -136,8 +127,10 @@ cdef bint interrupted(Worker *w) noexcept nogil:
         if not (0 <= t - w.checked < 0.02):
             w.checked = t
             with gil:
+                state = fp_get()        # a signal handler may leave another one behind
                 if check_signals():
                     put(&w.job.stop, True)
+                fp_leave(state)
     return get(&w.job.stop)
 
 
@@ -204,7 +197,7 @@ cdef void worker(void *arg) noexcept nogil:
             PyThread_release_lock(pool.done)
 
 
-cdef int seat_workers(int wanted) noexcept:
+cdef int seat_workers(int wanted) except -1:
     """Start threads up to `wanted`, if so many are allowed; how many there are."""
     if pool.seated < wanted:
         obey_loader()
@@ -285,7 +278,11 @@ cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint
     put(&job.stop, False)
     job.interruptible = interruptible and PyThread_get_thread_ident() == main_thread
     if helpers > 0 and PyThread_acquire_lock(pool.busy, NOWAIT_LOCK):
-        helpers = seat_workers(helpers)
+        try:
+            helpers = seat_workers(helpers)
+        except BaseException:           # Ctrl-C, while PyTorch was asked
+            PyThread_release_lock(pool.busy)
+            raise
         with nogil:
             wake(&job, helpers)
             ok = work(&job, True, False)
@@ -319,22 +316,23 @@ def count():
     return get(&num_threads)
 
 
-cdef void obey_loader() noexcept:
+cdef int obey_loader() except -1:
     """One thread by default in a worker process of PyTorch's DataLoader, where PyTorch has one too.
 
     This is asked when threads are about to be started, because the process is forked, or has
     imported this module, before it is told that it is such a worker.
     """
     if get(&chosen) != BY_DEFAULT:
-        return
+        return 0
     loading = sys.modules.get("torch.utils.data")
     if loading is None:
-        return
+        return 0
     try:
         if loading.get_worker_info() is not None:
             put(&num_threads, 1)
     except Exception:                   # a module still being imported, or another of that name
         pass
+    return 0
 
 
 def _new_pool():

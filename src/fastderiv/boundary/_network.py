@@ -338,7 +338,7 @@ def check_names(net: SigmoidMLP, name: str, value: object, *, without: int | Non
 
 
 def _names_of(value: object, row: bool) -> list[str] | None:
-    names = getattr(value, "columns", None)
+    names = getattr(value, "column_names", getattr(value, "columns", None))  # the former of pyarrow's tables
     if names is None and row and hasattr(value, "to_numpy"):
         names = getattr(value, "index", None)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 import fastderiv
-from fastderiv._core.arrays import overlaps_itself
+from fastderiv._core.arrays import flag, overlaps_itself
 from fastderiv.ssm._scan import ScanCall
 
 try:
@@ -137,7 +137,7 @@ def selective_scan(
     _check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     scan = _in_steps if transformed(*tensors) else _scan
-    out, last = scan(*_cast(_working(*tensors), *tensors), cu_seqlens, bool(delta_softplus))
+    out, last = scan(*_cast(_working(*tensors), *tensors), cu_seqlens, _flag("delta_softplus", delta_softplus))
     (out,) = _cast(u.dtype, out)
     return (out, last) if return_last_state else out
 
@@ -201,12 +201,12 @@ def selective_state_update(
     if transformed(*arguments) or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     ):
-        return _differentiable_step(*arguments, bool(dt_softplus))
+        return _differentiable_step(*arguments, _flag("dt_softplus", dt_softplus))
     dtype = _working(state)
     h, *others = _cast(dtype, *arguments)
     if not torch.compiler.is_compiling() and h.is_neg():
         h = h.resolve_neg()  # PyTorch hands no operator that writes a view that it negates lazily
-    out = torch.ops.fastderiv.selective_state_update(h, *others, bool(dt_softplus))
+    out = torch.ops.fastderiv.selective_state_update(h, *others, _flag("dt_softplus", dt_softplus))
     if h is not state:
         _write(state, h)
     return _cast(x.dtype, out)[0]
@@ -232,6 +232,10 @@ def _write(state: Tensor, new: Tensor) -> None:
     ):
         raise ValueError("state shares memory with itself: several of its elements are one")
     state.copy_(new)
+
+
+def _flag(name: str, value: object) -> bool:
+    return value if isinstance(value, bool) else flag(name, value)
 
 
 def _check(**tensors: Tensor | None) -> None:

@@ -208,7 +208,7 @@ def _instead_of(original: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 
 def _obstacle(known: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Why this call is not for fastderiv."""
-    if torch.compiler.is_exporting():
+    if getattr(torch.compiler, "is_exporting", bool)():  # since PyTorch 2.7
         return "an exported model is to run without fastderiv"
     if torch.jit.is_tracing():
         return "a traced model is to run without fastderiv"

@@ -17,6 +17,11 @@
 # `quotient`), where a 64-bit division takes 20 to 40 cycles.  Everything is exact, so that every CPU level, compiler and
 # number of threads gives the same bits; only α·2**44·g is rounded, once.
 
+cdef extern from "relaxed.h" nogil:
+    ctypedef int relaxed
+    bint get(const relaxed *number)
+    void put(relaxed *number, bint to)
+
 cdef extern from *:
     """
     /* Lanes of double and of uint64_t, whatever `real` is: vd, vu; LANES of them. */
@@ -199,7 +204,7 @@ cdef struct Fixed:                      # arrays of at least `size` elements, of
     double alpha
     unsigned n
     ix size
-    volatile bint bad
+    relaxed bad                         # set by whichever threads find one
 
 
 cdef inline vd gradient(const Fixed *f, ix j) noexcept nogil:
@@ -221,7 +226,7 @@ cdef inline void step_piece(Fixed *f, ix j, ix end, const bint spill) noexcept n
         step_lanes(f.theta + j, f.p + j, f.info + j, f.words + j if spill else NULL, gradient(f, j), scale, &v, &bad, spill)
         j += LANES
     if any_top(bad):
-        f.bad = True
+        put(&f.bad, True)
 
 
 cdef inline void unstep_piece(Fixed *f, ix j, ix end, const bint spilled) noexcept nogil:
@@ -260,7 +265,7 @@ cdef void check_task(void *args, ix i, Worker *worker) noexcept nogil:
         bad |= cannot_unstep(f.theta + j, f.p + j, gradient(f, j), scale, v.count)
         j += LANES
     if any_top(bad):
-        f.bad = True
+        put(&f.bad, True)
 
 
 cdef void positions_task(void *args, ix i, Worker *worker) noexcept nogil:
@@ -308,7 +313,8 @@ cdef int fixed_of(Fixed *f, cnp.ndarray state, cnp.ndarray grad, double alpha, u
     f.p = f.theta + padded
     f.info = <double *>(f.theta + 2 * padded)
     f.grad, f.size = <const real *>cnp.PyArray_DATA(grad), cnp.PyArray_SIZE(grad)
-    f.words, f.alpha, f.n, f.bad = NULL, alpha, n, False
+    f.words, f.alpha, f.n = NULL, alpha, n
+    put(&f.bad, False)
     return 0
 
 
@@ -323,7 +329,7 @@ def fixed_step(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray gra
         f.words = words_of(words, state)
         stack.append(words)
     for_all(&f, step_task, 1.5e-9)
-    if f.bad:                                               # a step that cannot be is undone by its own inverse
+    if get(&f.bad):                                         # a step that cannot be is undone by its own inverse
         for_all(&f, unstep_task, 2e-9)
         if words is not None:
             stack.pop()
@@ -341,7 +347,7 @@ def fixed_unstep(cnp.ndarray state, cnp.ndarray count, list stack, cnp.ndarray g
     fixed_of(&f, state, grad, alpha, n)
     expect(stack is not None and (not spilled or len(stack) > 0))
     for_all(&f, check_task, 0.6e-9)
-    if f.bad:
+    if get(&f.bad):
         return False
     if spilled:
         expect(len(stack) > 0)

@@ -354,6 +354,7 @@ def _own(what: str, array: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.n
 def _state_words(stack: Any, spills: int, size: int) -> list[np.ndarray]:
     if not isinstance(stack, list):
         raise TypeError(f"state: words are a {type(stack).__name__}; expected a list")
+    stack = [*stack]  # a subclass may say another length than it has
     if len(stack) != spills:
         raise ValueError(f"state: there are {len(stack)} arrays of words; expected {spills}, as often as the buffers have spilled")
     own = [_own("words", words, _U16, (_padded(size),)) for words in stack]
