@@ -148,7 +148,7 @@ def compare(case, arrays):
     fd.set_num_threads(1)
     plain = flat(fc.call(fd, name, fa.Built(recipes, plain=True).arguments))
     differ(arrays, plain, "bits differ from those of ordinary arrays in the default state", same_bits)
-    large = sum(np.size(a) for a in arrays) > LARGE
+    large = sum(np.asarray(a).size for a in arrays) > LARGE
     if not (case["benign"] and case["lawful"]) or name not in COMPARED or large:
         return
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -433,3 +433,9 @@ def test_errors_are_named(x, options, kind, message):
 def test_the_network_is_checked():
     with pytest.raises(TypeError, match="net is a int; expected a SigmoidMLP"):
         fd.counterfactuals(3, [0.0])
+
+
+def test_at_a_tie_of_floats_nobody_is_proven_to_lead():
+    net = fd.SigmoidMLP([[[1.3, 0.4]], [[0.7], [-1.3]]], [[-1.2, 0], [0.4]])
+    assert not fd.counterfactuals(net, [-1.8652493618155055]).certified.any()  # exactly the margin is -3.4e-17 there
+    assert fd.counterfactuals(net, [-1.5]).certified.all()

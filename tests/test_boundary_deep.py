@@ -728,3 +728,12 @@ def test_thousands_of_rows(sizes, scale, fan):
         undecided, clusters = undecided + unknown, clusters + np.count_nonzero(~ties.unique)
     assert undecided <= 3
     assert clusters <= (0 if scale < 10 else 10)
+
+
+def test_units_that_rounding_makes_alike_are_not_merged():
+    """The first layer's two units are one, and their sums 1 + 1 and 1 + 2**-54 + … round alike: exactly they differ, and tie."""
+    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0, 1.0], [2.0**-54, 0.0]], [[1.0], [-1.0]]], [[0, 0], [0, 0], [-5e-18]])
+    ties = fd.solve_x1(net, [[]])
+    assert any(lower <= 0 and upper >= -5 for lower, upper in zip(ties.lower, ties.upper, strict=True))
+    assert not fd.decision_intervals(net, [[]]).proven.all()
+    assert not fd.counterfactuals(net, [0.0]).certified.all()

@@ -427,3 +427,9 @@ def test_gaps_without_an_inside_take_their_neighbours_output_within_the_row():
     known = winner != 9
     assert _intervals._filled(winner, known, row).tolist() == [1, 1, 1, 2, 2, 3, 3]
     assert _intervals._filled(winner[:1], known[:1], row[:1]).tolist() == [9]  # nothing to go by
+
+
+def test_a_cut_somewhere_on_a_plateau_is_not_proven():
+    net = fd.SigmoidMLP([[[60.0, -60.0]], [[1.0], [-1.0]]], [[-120.0, -60.0], [0.0]])
+    one = fd.decision_intervals(net, [[]], bounds=(-2, 3))
+    assert not one.complete.any() and not one.proven.any()

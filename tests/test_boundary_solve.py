@@ -677,3 +677,12 @@ def test_memory_is_the_result_and_some_mib():
         assert tracemalloc.get_traced_memory()[1] < size + 34 * len(x) + 16 * 2**20  # room for a tie a row, to begin with
     finally:
         tracemalloc.stop()
+
+
+def test_what_scaling_loses_is_no_tie_called_unique():
+    """A column of 1e305 shifts all numbers down, subnormal ones lose bits, and scaling back makes them large again."""
+    q, big, small = 5e-324, 10**5 * 2**14, 6553
+    c = -(big - small) // 2
+    last = np.array([[big * q, 0], [0, small * q], [1e305, 1e305]])
+    ties = fd.solve_x1(fd.SigmoidMLP([[[1.0, 1e7, 3.0]], last], [[0, 0, 0], [0, -c * q]]), [[]])
+    assert not ties.unique.any() and ties.lower.min() <= -1e-6 and ties.upper.max() >= 1e-5

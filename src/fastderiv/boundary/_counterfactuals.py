@@ -192,7 +192,7 @@ def _block(
     """
     x = X[:, chosen]
     ahead, sure = _leaders(net, X, chosen, box, pair)
-    ties, complete = _all_ties(net, X, chosen, box, pair, ahead)
+    ties = _all_ties(net, X, chosen, box, pair, ahead)
     best, at = _nearest(ties, x.ravel())
     value, output = np.full(x.size, math.nan), np.full(x.size, -1, np.intp)
     has = best >= 0
@@ -206,9 +206,7 @@ def _block(
     lower[near], upper[near], unique[near] = (
         field[at[near]] for field in (ties.lower, ties.upper, ties.unique)
     )
-    status = np.where(
-        near, np.where(unique, "unique", "cluster"), np.where(complete, "none", "cluster")
-    )
+    status = np.where(near, np.where(unique, "unique", "cluster"), "none")
     decisive, proven = has.copy(), np.ones(x.size, bool)
     if net.n_outputs > 2 and has.any():
         lines = np.flatnonzero(has)
@@ -216,7 +214,7 @@ def _block(
         decisive[lines], proven[lines] = _thirds(
             net, X, chosen, lines, value, lower, upper, leading, output
         )
-    certified = (status != "cluster") & complete & sure.ravel() & proven
+    certified = (status != "cluster") & sure.ravel() & proven
     fields = value, value - x.ravel(), lower, upper, status, output, decisive, certified
     return tuple(field.reshape(x.shape) for field in fields)
 
@@ -242,8 +240,8 @@ def _all_ties(
     box: np.ndarray,
     pair: Pair | None,
     ahead: np.ndarray,
-) -> tuple[_Ties, np.ndarray]:
-    """The ties on all lines, and which lines have all of theirs among them."""
+) -> _Ties:
+    """The ties on all lines."""
     every, inputs, width = np.arange(len(X)), np.arange(X.shape[1]), len(chosen)
     lines, both, found = [], [], []
     for k, (j, bounds) in enumerate(zip(chosen, map(tuple, box.tolist()), strict=True)):
@@ -256,11 +254,9 @@ def _all_ties(
             )
             lines.append(r * width + k)
             both.append(sum(two))
-    complete = np.ones(ahead.size, bool)
     if not found:
         whole, real = np.zeros(0, np.intp), np.zeros(0)
-        return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole), complete
-    complete[np.concatenate(lines)[~np.concatenate([c.complete for c in found])]] = False
+        return _Ties(whole, real, real, real, np.zeros(0, bool), whole, whole)
     line = np.concatenate(lines).repeat(
         np.concatenate([c.indptr[1:] - c.indptr[:-1] for c in found])
     )
@@ -275,7 +271,7 @@ def _all_ties(
         x, ends = X[r], (float(lower[i]), float(value[i]), float(upper[i]))
         inside = _in_cluster(net, x, chosen[k], columns_of(net, pair or two), *ends)
         value[i] = min(inside, key=lambda tie: abs(tie - x[chosen[k]]), default=math.nan)
-    return _Ties(line, value, lower, upper, unique, lead, output), complete
+    return _Ties(line, value, lower, upper, unique, lead, output)
 
 
 def _pairs(net: SigmoidMLP, ahead: np.ndarray) -> list[Pair]:

@@ -32,9 +32,8 @@
 #     stored as r_i (1 + (n + 32) u) + K |y_i| + TINY.  w and b may be rounded once, as differences
 #     of two weights or sums over equal units: one u more.  A product that underflows is wrong by
 #     2⁻¹⁰⁷⁵: each output's radius begins with TINY, more than n of them.
-#  2. σ: t = σ(−|z|) is within 5u relatively (2u from exp(−|z|), u/2 of it more without a fused
-#     operation, u each from 1 + e and the quotient: 4.5u; 2.37 ulp and thereby at most 4.74u is the
-#     largest seen), or flushed to 0 below 2.3e-308 (TINY pays). y = t within 5u; y = 1 − t ≥ ½
+#  2. σ: t = σ(−|z|) is within 5u relatively (3.9u with a fused operation, 4.31u without, proven by
+#     ball arithmetic over the reduced argument in tests/test_sigmoid_error.py), or flushed to 0 below 2.3e-308 (TINY pays). y = t within 5u; y = 1 − t ≥ ½
 #     within (5u t + u/2)/y ≤ 6u.  p = t(1 − t) = σ' within 5u (1 − 2t)/(1 − t) + 2u ≤ 7u of itself.
 #     p(1 − 2t) = |σ''| within 7u |σ''| + p (10u t + u/2) + u |σ''| ≤ 16u p.  So K = (D + 14) u for
 #     values (D, rounded w 1, σ 6, the rounding of K |y| itself 2) and (D + 30) u for slopes and
@@ -594,8 +593,6 @@ cdef double least_by_parts(Search *row, double l, double m, double r, int most) 
             n += 1
         m = 0.5 * l + 0.5 * ends[n - 1]
     return 0
-
-
 
 
 cdef void found_cluster(Search *row, double lower, double upper) noexcept nogil:

@@ -111,8 +111,9 @@ def decision_intervals(
 
     An interval is not `proven` if its output is one of two that float64 cannot tell apart on a
     stretch of it, or may touch another inside; a row is not `complete`, moreover, if enclosures
-    overlap in which more than the two leading outputs change their order, or if `solve_x1` is
-    not.  The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows are taken in blocks, so that
+    overlap in which more than the two leading outputs change their order.  Where the tie at which
+    the largest output changes is enclosed no closer than to 1e-3, as on a plateau, neither holds.
+    The cost is that of K (K − 1) / 2 calls of `solve_x1`.  Rows are taken in blocks, so that
     the memory beside the result and one copy of `x_other` is bounded; a row's result does not
     depend on the others.
 
@@ -180,19 +181,22 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
     5. runs     of gaps with the same largest output: the intervals
     """
     m = len(others)
-    found, complete = _all_ties(net, others, c, lo, hi)
+    found = _all_ties(net, others, c, lo, hi)
     wide = ~found.unique & ~(found.upper - found.lower <= _WIDE * np.maximum(1, abs(found.x)))
     ties = _Ties(*(field[~wide] for field in found))
     blocks = _merged(ties)
     gaps = _gaps(blocks, m, lo, hi)
     known = gaps.lower < gaps.upper
     winner, sure = _winners(net, others, c, gaps, known, _Ties(*(field[wide] for field in found)))
-    complete &= np.bincount(gaps.row, known, minlength=m) > 0  # some gap to begin with
+    complete = np.bincount(gaps.row, known, minlength=m) > 0  # some gap to begin with
     sure &= complete[gaps.row]
     winner = _filled(winner, known, gaps.row)
     before = np.arange(len(blocks.row)) + blocks.row  # a row has one gap more than blocks
     left, right = winner[before], winner[before + 1]
     cut, certain = _cuts(ties, blocks, left, right, known[before] & known[before + 1])
+    with np.errstate(invalid="ignore"):
+        blurred = ~(blocks.upper - blocks.lower <= _WIDE * np.maximum(1, abs(cut))) & ((left != right) | ~certain)
+    certain &= ~blurred  # one tie, somewhere on a plateau
     complete[gaps.row[~sure]] = False
     complete[blocks.row[~certain]] = False
     begins = np.ones(len(winner), bool)
@@ -206,28 +210,28 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
     run, proven = np.cumsum(begins) - 1, np.ones(len(lower), bool)
     proven[run[~sure]] = False
     proven[run[before[~certain & (left == right)]]] = False
+    proven[run[before[blurred]]] = proven[run[before[blurred] + 1]] = False
     return np.bincount(row, minlength=m), lower, upper, winner[begins], complete, proven
 
 
-def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[_Ties, np.ndarray]:
-    """The ties of all pairs that are not the same function, and the rows in which all of them are known."""
-    complete, parts = np.ones(len(others), bool), []
+def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> _Ties:
+    """The ties of all pairs that are not the same function."""
+    parts = []
     pairs = list(combinations(range(net.n_outputs), 2)) if net.n_outputs > 1 else [(0, 1)]
     for pair in pairs:
         d, dc = net._last_difference(net._columns(pair))
         if not d.any() and not dc.any():
             continue
         found = solve_x1(net, others, coordinate=c, outputs=pair, bounds=(lo, hi))
-        complete &= found.complete
         rows = np.repeat(np.arange(len(others)), np.diff(found.indptr))
         which = np.broadcast_to(pair, (len(rows), 2))
         parts.append(_Ties(rows, found.lower, found.upper, found.x, found.unique, which))
     if not parts:
         none = np.zeros(0)
-        return _Ties(none.astype(np.intp), none, none, none, none.astype(bool), np.zeros((0, 2), np.intp)), complete
+        return _Ties(none.astype(np.intp), none, none, none, none.astype(bool), np.zeros((0, 2), np.intp))
     ties = _Ties(*(np.concatenate(field) for field in zip(*parts, strict=True)))
     order = np.lexsort((ties.lower, ties.row))
-    return _Ties(*(field[order] for field in ties)), complete
+    return _Ties(*(field[order] for field in ties))
 
 
 def _merged(ties: _Ties) -> _Blocks:

@@ -93,7 +93,7 @@ def leader(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None) -> tupl
     """Which output of the `pair`, or of all, is the largest in every row (the first of equal ones), and whether that is proven."""
     if pair is not None:
         margin, (a, b) = net.margin(X, columns_of(net, pair)), pair
-        return np.where((margin > 0) | ((margin == 0) & (a < b)), a, b), np.ones(len(X), bool)
+        return np.where((margin > 0) | ((margin == 0) & (a < b)), a, b), _decided(net, X, pair)
     first = net.logits(X).argmax(axis=1)
     sure = np.zeros(len(X), bool)
     for a in np.unique(first):
@@ -106,6 +106,16 @@ def leader(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None) -> tupl
     return first, sure
 
 
+def _decided(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+    """Whether the sign of the pair's margin is proven in every row; it is where both are the same function."""
+    if net.n_outputs == 1:
+        ahead, doubt = leads(net, X, None)
+        return np.abs(ahead[:, 0]) > doubt[:, 0]
+    a, b = pair
+    ahead, doubt = leads(net, X, a)
+    return (np.abs(ahead[:, b]) > doubt[:, b]) | (kin(net)[a] == kin(net)[b])
+
+
 def kin(net: SigmoidMLP) -> np.ndarray:
     """For every output the first one that is the same function of the inputs."""
     if "kin" not in net._programs:
@@ -115,18 +125,20 @@ def kin(net: SigmoidMLP) -> np.ndarray:
     return net._programs["kin"]
 
 
-def leads(net: SigmoidMLP, X: np.ndarray, a: int, reach: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def leads(net: SigmoidMLP, X: np.ndarray, a: int | None, reach: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """By how much output `a` is larger than every other at X, (m, n_outputs), and a bound of what that is wrong by.
+
+    With None, by how much every output is larger than 0.
 
     The bound holds for all inputs within `reach` (m, n_inputs) of X: |computed(X) − exact(X′)| ≤ bound if
     |X′ − X| ≤ reach.  In every layer, behind inputs y that are wrong by e, y W + b is wrong by e |W| and by rounding, which
     is less than (n + 2) u (|y| |W| + |b|) in whatever order the n products are added; σ has slope 1/4 at most.  Twice
     that covers the bound's own rounding.
     """
-    key = ("leads", int(a))
+    key = ("leads", None if a is None else int(a))
     if key not in net._programs:
         v, c = net._weights[-1], net._biases[-1]
-        d, dc = v[:, [a]] - v, c[a] - c
+        d, dc = (v, c) if a is None else (v[:, [a]] - v, c[a] - c)
         net._programs[key] = _kernels.Program((*net._weights[:-1], d), (*net._biases[:-1], dc)), d, dc
     program, d, dc = net._programs[key]
     ahead = np.empty((len(X), net.n_outputs))

@@ -253,6 +253,8 @@ class LastLayer:
         scaled = np.ldexp(difference, -exponent)
         self.d, self.c = scaled[:-1], float(scaled[-1])
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
+        if math.ldexp(lost, -exponent) > 2 * _TINY:
+            self.error = math.inf  # scaling back has magnified what was lost, which no bound of a slope accounts for
 
     def _merge(self, alike: dict[int, list[tuple[int, int]]]) -> None:
         """Let the first of units that are alike stand for all; what opposite ones add goes to c."""

@@ -160,6 +160,7 @@ class BoundaryDisplay:
         check_names(net, "X", X)
         data = None if X is None else arrays.finite("X", np.array(arrays.float64("X", X)))
         bounds = None if bounds is None else np.array(arrays.float64("bounds", bounds))
+        check_names(net, "at", at, row=True)
         at = None if at is None else np.array(arrays.float64("at", at))
         if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
             raise ValueError(f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1")
