@@ -204,7 +204,7 @@ def close(a, b):
         return True
     scale = np.abs(b).max()
     with np.errstate(all="ignore"):
-        if not 1e-30 < scale < 1e30:
+        if not 1e-30 < scale < (1e30 if a.dtype.itemsize == 8 else 1e20):  # on the way it may have overflowed
             return True
         return bool(np.abs(a - b).max() <= TOLERANCE[a.dtype.newbyteorder("=")] * scale)
 

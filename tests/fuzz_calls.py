@@ -521,8 +521,8 @@ def with_cache(library, name, a):
     cached = a.pop("cached", None)
     if cached and library.__name__ == "fastderiv":
         forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dlast_state")}
-        if cached == "other":
-            key = "X" if name == "dense_vjp" else "x"
+        key = "X" if name == "dense_vjp" else "x"
+        if cached == "other" and isinstance(forward[key], np.ndarray):
             x = np.asarray(forward[key])
             forward[key] = np.concatenate([x, x[:1]])
         function = library.dense if name == "dense_vjp" else library.lstm

@@ -313,9 +313,8 @@ def flag(name: str, value: object) -> bool:
 
 def sequence(name: str, value: Any, expected: str) -> list:
     """The items of `value`; an array's are those of its base view, as a subclass's own indexing may never end."""
-    if isinstance(value, np.ndarray):
-        refuse_masked(name, value)
-        value = np.asarray(value)
+    if hasattr(value, "__array__"):
+        value = base_array(name, value)
     try:
         return list(value)
     except TypeError:
