@@ -229,7 +229,8 @@ class ReversibleMomentum:
         array = self._gradient(name, grad)
         words = None
         if self._spills(self.steps + 1) > len(self._stack):
-            words = empty("the words", self._state.shape[1:], _U16)
+            # kernels of narrow vectors leave the end of the padding as it is
+            words = empty("the words", self._state.shape[1:], _U16, np.zeros)
         kernel = _kernels[array.dtype]
         if not kernel.fixed_step(self._state, self._count, self._stack, array, self._alpha, self._n, words):
             self._refuse(name, array, "the step would leave")
