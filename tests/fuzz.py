@@ -233,6 +233,8 @@ def told_of(case):
         judge(case)
     except Finding as finding:
         return str(finding)
+    except MemoryError:  # of the limit set here; what was looked at before was as it must be
+        return None
     except Exception as error:  # noqa: BLE001
         return f"the ordinary call or the reference raised {type(error).__name__}: {error}"
 

@@ -265,7 +265,7 @@ class Built:
         if isinstance(self.arguments.get(recipe["alias"]), list | ArrayLike):
             memory.may_change = True  # what was passed is a copy
         if recipe["how"] == "reversed":
-            return memory.view[::-1]
+            return memory.view[::-1] if memory.view.ndim else memory.view
         if recipe["how"] == "expanded":
             return np.lib.stride_tricks.as_strided(memory.view, memory.view.shape, [0] * memory.view.ndim)
         return memory.view
