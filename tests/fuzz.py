@@ -345,7 +345,7 @@ def corpus():
 
 def report(what, case):
     print(f"{what}\n    {json.dumps(case)}", flush=True)
-    if what.startswith("the process ended"):
+    if what.startswith("the process ended") and "code -9" not in what:  # that was killed, for its silence
         with CORPUS.open("a", encoding="utf-8") as f:
             f.write(json.dumps([what[:200], case]) + "\n")
 
