@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -371,15 +372,17 @@ class _Search:
             "jac": lambda u: self.evaluate(self.target + size * u)[1] / slope,
         }
         bounds = np.column_stack([self.lo - self.target, self.hi - self.target]) / size
-        u = minimize(
-            lambda u: (u @ u / 2, u),
-            (start - self.target) / size,
-            jac=True,
-            method="SLSQP",
-            bounds=bounds if np.isfinite(bounds).any() else None,
-            constraints=constraint,
-            options={"ftol": ftol, "maxiter": 100},
-        ).x
+        with warnings.catch_warnings():  # SciPy before 1.16 says when it clips a step to the bounds
+            warnings.filterwarnings("ignore", "Values in x were outside bounds", RuntimeWarning)
+            u = minimize(
+                lambda u: (u @ u / 2, u),
+                (start - self.target) / size,
+                jac=True,
+                method="SLSQP",
+                bounds=bounds if np.isfinite(bounds).any() else None,
+                constraints=constraint,
+                options={"ftol": ftol, "maxiter": 100},
+            ).x
         z = np.clip(self.target + size * u, self.lo, self.hi)
         end = np.where(z - self.lo < self.hi - z, self.lo, self.hi)
         z = self.projected(np.where(self.held(z), end, z))
