@@ -170,7 +170,11 @@ def float64(name: str, value: ArrayLike) -> np.ndarray:
 
 def finite(name: str, array: np.ndarray) -> np.ndarray:
     """`array`, or a ValueError that says where it is not finite."""
-    if not all(np.isfinite(array[part]).all() for part in pieces(array.shape)):
+    if array.size <= _PIECE:  # nearly always, and then a microsecond counts
+        good = np.isfinite(array).all()
+    else:
+        good = all(np.isfinite(array[part]).all() for part in pieces(array.shape))
+    if not good:
         where = np.argwhere(~np.isfinite(array))[0]
         at = f"[{', '.join(map(str, where))}]" if array.ndim else ""
         raise ValueError(f"{name}{at} is {array[tuple(where)]}; expected finite numbers")

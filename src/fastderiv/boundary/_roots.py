@@ -383,6 +383,8 @@ def _own(name: str, value: ArrayLike) -> np.ndarray:
     copied once.
     """
     array = arrays.float64(name, value)
+    if 0 not in array.strides:
+        return arrays.finite(name, array.copy())
     apart = tuple(slice(1) if step == 0 else slice(None) for step in array.strides)
     own = arrays.finite(name, np.array(array[apart], order="C"))
     return np.broadcast_to(own, array.shape) if own.shape != array.shape else own
