@@ -327,6 +327,8 @@ def sequence(name: str, value: Any, expected: str) -> list:
 
 def number(name: str, value: ArrayLike) -> float:
     """`value`, a scalar or 0-d array of integers or floats, as a float."""
+    if type(value) is float:  # nearly always
+        return value
     refuse_masked(name, value)
     if isinstance(value, (int, float, np.generic, np.ndarray)):
         array = np.asarray(value)

@@ -183,7 +183,7 @@ def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
     pair = arrays.sequence("bounds", bounds, "a pair (lo, hi)")
     if len(pair) != 2:
         raise ValueError(f"bounds has {len(pair)} elements; expected a pair (lo, hi)")
-    lo, hi = (arrays.number(f"bounds[{k}]", end) for k, end in enumerate(pair))
+    lo, hi = arrays.number("bounds[0]", pair[0]), arrays.number("bounds[1]", pair[1])
     if not lo < hi:
         raise ValueError(f"bounds is ({lo}, {hi}); expected lo < hi")
     return lo, hi
