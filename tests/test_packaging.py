@@ -131,7 +131,7 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
     assert {name.partition("/")[0].partition("-")[0] for name in files} == {"fastderiv"}
     assert any(name.endswith("licenses/LICENSE") for name in files)
     compiled = [size for name, size in files.items() if name.endswith((".so", ".pyd"))]
-    assert compiled and sum(compiled) <= 4 * 2**20
+    assert compiled and sum(compiled) <= 5_000_000
 
 
 def test_wheel_needs_numpy_and_scipy_only(wheel):
