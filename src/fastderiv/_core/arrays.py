@@ -234,6 +234,11 @@ def _meet(array: np.ndarray) -> bool:
     return bool((np.diff(np.sort(at, axis=None)) < array.itemsize).any())
 
 
+def _expect_apart(name: str, array: np.ndarray) -> None:
+    if overlaps_itself(array):
+        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+
+
 def in_place(name: str, array: Any) -> np.ndarray:
     """The base ndarray view of an argument that is updated in place, float32 or float64."""
     if not isinstance(array, np.ndarray):
@@ -244,8 +249,7 @@ def in_place(name: str, array: Any) -> np.ndarray:
         raise TypeError(f"{name} has dtype {view.dtype}; expected float32 or float64")
     if not view.flags.writeable:
         raise ValueError(f"{name} is read-only; it is updated in place")
-    if overlaps_itself(view):
-        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+    _expect_apart(name, view)
     return view
 
 
@@ -263,8 +267,7 @@ def check_out(
         raise ValueError(f"{name} has shape {view.shape}; expected {shape}")
     if not view.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    if overlaps_itself(view):
-        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+    _expect_apart(name, view)
     for other, array in inputs:
         if array is not None and overlap(view, array):
             raise ValueError(f"{name} shares memory with {other}")
