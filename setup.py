@@ -19,10 +19,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 COMPILER = os.path.basename(os.environ.get("CC", "")).lower()
-CLANG_CL = sys.platform == "win32" and "clang-cl" in COMPILER  # Clang with cl's command line: vector types and levels, as elsewhere
+CLANG_CL = (
+    sys.platform == "win32" and "clang-cl" in COMPILER
+)  # Clang with cl's command line: vector types and levels, as elsewhere
 MSVC = sys.platform == "win32" and not CLANG_CL and "mingw" not in COMPILER
-TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [sysconfig.get_platform()]
-X86 = len(TARGETS) == 1 and TARGETS[0].endswith(("x86_64", "amd64"))  # of what is built, not of what builds
+TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [
+    sysconfig.get_platform()
+]
+X86 = len(TARGETS) == 1 and TARGETS[0].endswith(
+    ("x86_64", "amd64")
+)  # of what is built, not of what builds
 
 FLAGS = ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
 if CLANG_CL:
@@ -41,7 +47,8 @@ KERNELS = {
 }  # fmt: skip
 
 SRC = Path("src/fastderiv")
-HEADERS = [str(SRC / "_core" / name) for name in ("fpstate.h", "fpstate.pxd", "relaxed.h", "simd.h", "simd.pxd", "threads.pxd")]
+# beside a room's own: what the compiler reads and Cython does not watch
+HEADERS = [*(SRC / "_core").glob("*.h"), *(SRC / "_core").glob("*.pxd")]
 DIRECTIVES = {
     "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False,
     "binding": False, "embedsignature": False, "auto_pickle": False, "freethreading_compatible": True,
@@ -63,8 +70,13 @@ class build_levels(build_ext):
         out = os.path.join(self.build_temp, "cython")
         translated = {}
         for source, name in dict.fromkeys((e.sources[0], e.cython_name) for e in self.extensions):
-            module = cythonize([Extension(name, [source])], build_dir=out, compiler_directives=DIRECTIVES, quiet=True,
-                               include_path=["src"])
+            module = cythonize(
+                [Extension(name, [source])],
+                build_dir=out,
+                compiler_directives=DIRECTIVES,
+                quiet=True,
+                include_path=["src"],
+            )
             translated[source] = module[0].sources[0]
         for extension in self.extensions:
             extension.sources = [translated[extension.sources[0]]]
@@ -75,7 +87,9 @@ class build_levels(build_ext):
         """Setuptools looks for cl only.  Its compiler class sets up include and library paths; then another program takes its place."""
         self.compiler.initialize()
         self.compiler.cc = shutil.which(os.environ["CC"]) or os.environ["CC"]
-        self.compiler.compile_options = [option for option in self.compiler.compile_options if option != "/GL"]
+        self.compiler.compile_options = [
+            option for option in self.compiler.compile_options if option != "/GL"
+        ]
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler knows these flags: GCC before 11 has no -march=x86-64-v3."""
@@ -97,15 +111,25 @@ class build_levels(build_ext):
         build_ext.build_extension(one, ext)
 
 
-def extension(module: str, source: Path, flags: list[str], defines: list[tuple[str, str | None]], level: str | None = None) -> Extension:
+def extension(
+    module: str,
+    source: Path,
+    flags: list[str],
+    defines: list[tuple[str, str | None]],
+    level: str | None = None,
+) -> Extension:
     leaf = source.stem
-    init = [] if module.endswith("." + leaf) else [(f"PyInit_{leaf}", f"PyInit_{module.rpartition('.')[2]}")]
+    init = (
+        []
+        if module.endswith("." + leaf)
+        else [(f"PyInit_{leaf}", f"PyInit_{module.rpartition('.')[2]}")]
+    )
     ext = Extension(
         module,
         [str(source)],
-        include_dirs=[str(SRC / "_core"), numpy.get_include()],
+        include_dirs=[str(source.parent), str(SRC / "_core"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *init, *defines],
-        depends=HEADERS,
+        depends=sorted(map(str, {*HEADERS, *source.parent.glob("*.h")})),
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK,
     )

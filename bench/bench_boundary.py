@@ -1,6 +1,6 @@
 """boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
 
-    python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
+python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
 """
 
 from functools import partial
@@ -23,7 +23,13 @@ from report import compare, limited, options, report
 
 NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
 ROOTS = {"row by row": 500, "at once": 20_000}
-TIES = {"2-3-2": 40_000, "2-16-2": 8_000, "2-128-2": 1_000, "2-16-16-16-2": 100, "2-64-64-64-2": 10}  # rows of each network
+TIES = {
+    "2-3-2": 40_000,
+    "2-16-2": 8_000,
+    "2-128-2": 1_000,
+    "2-16-16-16-2": 100,
+    "2-64-64-64-2": 10,
+}  # rows of each network
 RANDOM_NETWORKS = 12
 REACH = 10.0  # of a bracket beyond its tie: it ends in the middle to the next tie, or that far out
 
@@ -84,7 +90,12 @@ def roots(rounds):
     x2 = x2[ends[0] * ends[1] < 0]
 
     def looped(x2):
-        return np.array([brentq(lambda t, s=s: d @ expit(t * w[0] + s) + dc, lo, hi) for s in x2[:, None] * w[1] + b])
+        return np.array(
+            [
+                brentq(lambda t, s=s: d @ expit(t * w[0] + s) + dc, lo, hi)
+                for s in x2[:, None] * w[1] + b
+            ]
+        )
 
     def vectorised(x2):
         return find_root(lambda t, x: expit(np.stack([t, x], -1) @ w + b) @ d + dc, (lo, hi), args=(x2,),
@@ -92,9 +103,14 @@ def roots(rounds):
 
     few, many = x2[: ROOTS["row by row"]], x2[: ROOTS["at once"]]
     assert np.abs(fd.find_x1(net, few, (lo, hi)).x - looped(few)).max() < 1e-10
-    assert np.abs(fd.find_x1(net, many, (lo, hi), method="chandrupatla").x - vectorised(many)).max() < 1e-10
+    assert (
+        np.abs(fd.find_x1(net, many, (lo, hi), method="chandrupatla").x - vectorised(many)).max()
+        < 1e-10
+    )
     for method in ("brentq", "chandrupatla"):
-        rows, other = (few, "brentq over NumPy") if method == "brentq" else (many, "find_root over NumPy")
+        rows, other = (
+            (few, "brentq over NumPy") if method == "brentq" else (many, "find_root over NumPy")
+        )
         peer_call = looped if method == "brentq" else vectorised
         with limited(1):
             timings = interleave({
@@ -107,7 +123,11 @@ def roots(rounds):
 def ties(rounds):
     """All ties of random rows, certified, against SciPy's finders that are given a bracket of every tie."""
     for name, m in TIES.items():
-        yield from solving(name, [Ties(tuple(map(int, name.split("-"))), m, seed) for seed in range(RANDOM_NETWORKS)], rounds)
+        yield from solving(
+            name,
+            [Ties(tuple(map(int, name.split("-"))), m, seed) for seed in range(RANDOM_NETWORKS)],
+            rounds,
+        )
 
 
 def solving(name, problems, rounds):
@@ -120,16 +140,22 @@ def solving(name, problems, rounds):
         return lambda: [getattr(p, method)(*arguments) for p in problems]
 
     with limited(1):
-        timings = interleave({"fastderiv": each("solve"), "find_root": each("find_root")}, rounds=rounds)
+        timings = interleave(
+            {"fastderiv": each("solve"), "find_root": each("find_root")}, rounds=rounds
+        )
     yield compare(label, timings, "fastderiv", "find_root", "row", rows)
     if name == "2-3-2":
         some = 100
         with limited(1):
-            timings = interleave({"fastderiv": each("solve"), "brentq": each("brentq", some)}, rounds=3)
+            timings = interleave(
+                {"fastderiv": each("solve"), "brentq": each("brentq", some)}, rounds=3
+            )
         tried = sum(min(some, len(p.x)) for p in problems)
         timings["brentq"] = Timing(tuple(t * found / tried for t in timings["brentq"].rounds))
         yield compare(label, timings, "fastderiv", "brentq", "row", rows)
-    timings = interleave({f"{n} threads": partial(on_threads, n, problems) for n in (1, 2)}, rounds=rounds, rest=0.02)
+    timings = interleave(
+        {f"{n} threads": partial(on_threads, n, problems) for n in (1, 2)}, rounds=rounds, rest=0.02
+    )
     yield compare(f"solve_x1 {name}, 2 threads", timings, "2 threads", "1 threads", "row", rows)
 
 
@@ -151,7 +177,9 @@ class Ties:
         biases = [rng.normal(0, 1.5, n) for n in sizes[1:]]
         self.x2 = rng.normal(0, 1.5, m)
         if len(sizes) > 3:
-            margin = fd.SigmoidMLP(weights, biases).margin(np.column_stack([rng.normal(0, 5, m), self.x2]))
+            margin = fd.SigmoidMLP(weights, biases).margin(
+                np.column_stack([rng.normal(0, 5, m), self.x2])
+            )
             biases[-1][1] += np.median(margin)
         self.net = fd.SigmoidMLP(weights, biases)
         self.peer = Peer(self.net)
@@ -159,11 +187,22 @@ class Ties:
         self.rows = np.repeat(self.x2, np.diff(c.indptr))
         same = np.diff(np.repeat(np.arange(m), np.diff(c.indptr))) == 0
         middle = (c.x[1:] + c.x[:-1]) / 2
-        self.lo = np.append(-np.inf, np.where(same, middle, -np.inf))[: len(c.x)].clip(min=c.x - REACH)
-        self.hi = np.append(np.where(same, middle, np.inf), np.inf)[: len(c.x)].clip(max=c.x + REACH)
+        self.lo = np.append(-np.inf, np.where(same, middle, -np.inf))[: len(c.x)].clip(
+            min=c.x - REACH
+        )
+        self.hi = np.append(np.where(same, middle, np.inf), np.inf)[: len(c.x)].clip(
+            max=c.x + REACH
+        )
         good = c.unique & (self.margin(self.lo, self.rows) * self.margin(self.hi, self.rows) < 0)
-        self.lo, self.hi, self.rows, self.x = self.lo[good], self.hi[good], self.rows[good], c.x[good]
-        assert len(self.x) == 0 or np.abs(self.find_root() - self.x).max() < 1e-8 * (1 + np.abs(self.x).max())
+        self.lo, self.hi, self.rows, self.x = (
+            self.lo[good],
+            self.hi[good],
+            self.rows[good],
+            c.x[good],
+        )
+        assert len(self.x) == 0 or np.abs(self.find_root() - self.x).max() < 1e-8 * (
+            1 + np.abs(self.x).max()
+        )
 
     def margin(self, t, x2):
         return self.peer.margin(np.stack([t, x2], -1))
@@ -173,7 +212,11 @@ class Ties:
 
     def find_root(self):
         tolerances = {"xatol": 1e-12, "xrtol": 1e-15}
-        return find_root(self.margin, (self.lo, self.hi), args=(self.rows,), tolerances=tolerances).x if len(self.lo) else self.lo
+        return (
+            find_root(self.margin, (self.lo, self.hi), args=(self.rows,), tolerances=tolerances).x
+            if len(self.lo)
+            else self.lo
+        )
 
     def brentq(self, most):
         return [brentq(lambda t, x=x: self.margin(np.float64(t), x), lo, hi, xtol=1e-12)
@@ -184,14 +227,24 @@ def calls(rounds):
     """One row: what a call costs."""
     net = network((2, 3, 2))
     peer, X = Peer(net), np.random.default_rng(3).standard_normal((1, 2))
-    timings = interleave({"fastderiv": lambda: net.margin(X), "NumPy": lambda: peer.margin(X)}, rounds=rounds)
+    timings = interleave(
+        {"fastderiv": lambda: net.margin(X), "NumPy": lambda: peer.margin(X)}, rounds=rounds
+    )
     yield compare("margin 2-3-2, one row", timings, "fastderiv", "NumPy", "call", 1)
     problem = Ties((2, 3, 2), 200, 2)
-    timings = interleave({"fastderiv": lambda: fd.solve_x1(problem.net, 0.3), "brentq": lambda: problem.brentq(1)}, rounds=rounds)
+    timings = interleave(
+        {"fastderiv": lambda: fd.solve_x1(problem.net, 0.3), "brentq": lambda: problem.brentq(1)},
+        rounds=rounds,
+    )
     yield compare("solve_x1 2-3-2, one row", timings, "fastderiv", "brentq", "call", 1)
 
 
-CURVES = {"2-3-2": (2, 3, 2), "2-16-2": (2, 16, 2), "2-64-2": (2, 64, 2), "2-16-16-16-2": (2, 16, 16, 16, 2)}
+CURVES = {
+    "2-3-2": (2, 3, 2),
+    "2-16-2": (2, 16, 2),
+    "2-64-2": (2, 64, 2),
+    "2-16-16-16-2": (2, 16, 16, 16, 2),
+}
 
 
 def contoured(net, n):
@@ -237,6 +290,8 @@ def results(rounds, only):
 
 if __name__ == "__main__":
     parser = options(__doc__, rounds=9)
-    parser.add_argument("--only", default=",".join(part.__name__ for part in PARTS), help="parts to run")
+    parser.add_argument(
+        "--only", default=",".join(part.__name__ for part in PARTS), help="parts to run"
+    )
     given = parser.parse_args()
     report(results(given.rounds, given.only.split(",")), given.json)

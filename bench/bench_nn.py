@@ -27,7 +27,9 @@ def suffix(threads: int) -> str:
 
 def agree(ours, theirs, name, tolerance):
     for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        assert np.abs(a - b).max() < tolerance * np.abs(b).max(), f"{name} computes another result {k}"
+        assert np.abs(a - b).max() < tolerance * np.abs(b).max(), (
+            f"{name} computes another result {k}"
+        )
 
 
 # ---- dense ---------------------------------------------------------------------------------------------------------------
@@ -97,12 +99,19 @@ def dense_results(rounds: int, threads: int) -> Iterator[Result]:
         rng = np.random.default_rng(0)
         X, W, dY = (rng.normal(size=(n, n)).astype(dtype) for _ in range(3))
         ours, peers = dense_peers(X, W / 32, rng.normal(size=n).astype(dtype), dY)
-        agree(ours["dense + vjp, cache"](), ours["dense + vjp, no cache"](), "the layer with a cache", 1e-30)
+        agree(
+            ours["dense + vjp, cache"](),
+            ours["dense + vjp, no cache"](),
+            "the layer with a cache",
+            1e-30,
+        )
         for name, (counterpart, peer) in peers.items():
             if name.endswith("kept"):
                 agree(ours[counterpart](), peer(), name, 1e-4 if dtype == np.float32 else 1e-12)
         label = f"({n}, {n}, {n}) sigmoid {np.dtype(dtype)}{suffix(threads)}"
-        t = interleave(ours | {name: peer for name, (_, peer) in peers.items()}, rounds=rounds, rest=0.02)
+        t = interleave(
+            ours | {name: peer for name, (_, peer) in peers.items()}, rounds=rounds, rest=0.02
+        )
         for name, (counterpart, _) in peers.items():
             yield compare(f"{counterpart} {label}", t, counterpart, name, "call", 1)
 
@@ -112,15 +121,23 @@ def dense_results(rounds: int, threads: int) -> Iterator[Result]:
 
 def grid_problem(G, batch, D, H, dtype=np.float32):
     rng = np.random.default_rng(0)
-    x, dh = rng.normal(size=(batch, G, G, D)).astype(dtype), rng.normal(size=(batch, G, G, H)).astype(dtype)
-    W_in, W_west, W_north, b = (rng.normal(size=s) / np.sqrt(3 * s[-1]) for s in ((H, D), (H, H), (H, H), (H,)))
+    x, dh = (
+        rng.normal(size=(batch, G, G, D)).astype(dtype),
+        rng.normal(size=(batch, G, G, H)).astype(dtype),
+    )
+    W_in, W_west, W_north, b = (
+        rng.normal(size=s) / np.sqrt(3 * s[-1]) for s in ((H, D), (H, H), (H, H), (H,))
+    )
     return (x, *(a.astype(dtype) for a in (W_in, W_west, W_north, b))), dh
 
 
 def grid_results(rounds: int, threads: int) -> Iterator[Result]:
     for G, batch, D, H in (64, 32, 16, 64), (8, 1, 16, 16), (28, 16, 1, 128):
         p, dh = grid_problem(G, batch, D, H)
-        label, cells = f"{G}×{G}, B = {batch}, D = {D}, H = {H}, float32{suffix(threads)}", G * G * batch
+        label, cells = (
+            f"{G}×{G}, B = {batch}, D = {D}, H = {H}, float32{suffix(threads)}",
+            G * G * batch,
+        )
 
         def forward(p=p):
             return fd.grid_rnn(*p)
@@ -235,7 +252,14 @@ def lstm_at(shape, x, parameters, dh, threads, rounds):
     for peer in sorted(forward.keys() - {"fastderiv"}, reverse=True):
         yield compare(f"lstm {label}", timings, "fastderiv", peer, "step", shape[0])
     if theirs:
-        yield compare(f"lstm and lstm_vjp {label}", interleave(both, rounds=rounds, rest=0.02), "fastderiv", "PyTorch", "step", shape[0])
+        yield compare(
+            f"lstm and lstm_vjp {label}",
+            interleave(both, rounds=rounds, rest=0.02),
+            "fastderiv",
+            "PyTorch",
+            "step",
+            shape[0],
+        )
 
 
 SECTIONS = {"dense": dense_results, "grid": grid_results, "lstm": lstm_results}
@@ -252,7 +276,12 @@ def results(names: list[str], rounds: int, threads: list[int]) -> Iterator[Resul
 
 if __name__ == "__main__":
     parser = options(__doc__, rounds=9)
-    parser.add_argument("--threads", default="1,2", help="of everyone, separated by commas (default: 1,2)")
+    parser.add_argument(
+        "--threads", default="1,2", help="of everyone, separated by commas (default: 1,2)"
+    )
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     given = parser.parse_args()
-    report(results(given.only.split(","), given.rounds, [int(n) for n in given.threads.split(",")]), given.json)
+    report(
+        results(given.only.split(","), given.rounds, [int(n) for n in given.threads.split(",")]),
+        given.json,
+    )

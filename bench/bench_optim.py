@@ -50,7 +50,9 @@ def numpy_step(theta: np.ndarray, p: np.ndarray, grad: np.ndarray) -> None:
     theta += p
 
 
-def torch_step(theta: np.ndarray, grad: np.ndarray) -> tuple[Callable[[], None], Callable[[], np.ndarray]]:
+def torch_step(
+    theta: np.ndarray, grad: np.ndarray
+) -> tuple[Callable[[], None], Callable[[], np.ndarray]]:
     """torch.optim.SGD in one fused pass (its buffer is −p/α), and its parameters."""
     parameter = torch.nn.Parameter(torch.from_numpy(theta.copy()))
     parameter.grad = torch.from_numpy(grad)
@@ -81,7 +83,9 @@ class NumPyReversal:
 
 def check_steps(theta: np.ndarray, grad: np.ndarray) -> None:
     """After ten steps all candidates are where the others are."""
-    tolerance = 1e-4 if theta.dtype == np.float32 else 1e-8  # of NumPyReversal; the others agree to rounding
+    tolerance = (
+        1e-4 if theta.dtype == np.float32 else 1e-8
+    )  # of NumPyReversal; the others agree to rounding
     ours, numpys = (theta.copy(), np.zeros_like(theta)), (theta.copy(), np.zeros_like(theta))
     fixed, ints = fd.ReversibleMomentum(theta, alpha=ALPHA, beta=BETA), NumPyReversal(theta)
     start = fixed.theta, ints.theta.copy()
@@ -118,14 +122,25 @@ def bench_steps(size: int, dtype: type, n: int, rounds: int) -> Iterator[Result]
     with threads(n):
         timings = interleave(candidates, rounds=rounds)
     for peer in list(timings)[1:]:
-        yield compare(f"momentum_step, {np.dtype(dtype).name}, {size} parameters, {n} thread(s)", timings, "fastderiv", peer, "parameter", size)
+        yield compare(
+            f"momentum_step, {np.dtype(dtype).name}, {size} parameters, {n} thread(s)",
+            timings,
+            "fastderiv",
+            peer,
+            "parameter",
+            size,
+        )
 
 
 def bench_reversal(size: int, n: int, rounds: int) -> Iterator[Result]:
     """What exactness costs: the fixed-point step against the float step, the way back, and the same in NumPy."""
     theta, grad = np.random.default_rng(0).normal(size=(2, size))
     grad *= 1e-3
-    floats, fixed, ints = (theta.copy(), np.zeros(size)), fd.ReversibleMomentum(theta, alpha=ALPHA, beta=BETA), NumPyReversal(theta)
+    floats, fixed, ints = (
+        (theta.copy(), np.zeros(size)),
+        fd.ReversibleMomentum(theta, alpha=ALPHA, beta=BETA),
+        NumPyReversal(theta),
+    )
 
     def float_back() -> None:
         fd.momentum_step(*floats, grad, alpha=ALPHA, beta=BETA)
@@ -152,9 +167,30 @@ def bench_reversal(size: int, n: int, rounds: int) -> Iterator[Result]:
             rounds=rounds,
         )
     label = f"{size} parameters, {n} thread(s)"
-    yield compare(f"momentum_step, float64, {label}", timings, "momentum_step", "ReversibleMomentum.step", "parameter", size)
-    yield compare(f"there and back, float64, {label}", timings, "momentum_step and unstep", "step and unstep", "parameter", size)
-    yield compare(f"ReversibleMomentum, there and back, {label}", timings, "step and unstep", "NumPy, int64", "parameter", size)
+    yield compare(
+        f"momentum_step, float64, {label}",
+        timings,
+        "momentum_step",
+        "ReversibleMomentum.step",
+        "parameter",
+        size,
+    )
+    yield compare(
+        f"there and back, float64, {label}",
+        timings,
+        "momentum_step and unstep",
+        "step and unstep",
+        "parameter",
+        size,
+    )
+    yield compare(
+        f"ReversibleMomentum, there and back, {label}",
+        timings,
+        "step and unstep",
+        "NumPy, int64",
+        "parameter",
+        size,
+    )
 
 
 def regression(rows: int, columns: int) -> tuple[np.ndarray, ...]:
@@ -164,7 +200,9 @@ def regression(rows: int, columns: int) -> tuple[np.ndarray, ...]:
     return X[:rows], y[:rows], X[rows:], y[rows:]
 
 
-def bench_hypergradients(rows: int, columns: int, steps: int, n: int, rounds: int) -> Iterator[Result]:
+def bench_hypergradients(
+    rows: int, columns: int, steps: int, n: int, rounds: int
+) -> Iterator[Result]:
     """Logistic regression: gradients by parameters and rates through so many steps, against autograd through the loop."""
     X, y, Xh, yh = regression(rows, columns)
 
@@ -181,11 +219,18 @@ def bench_hypergradients(rows: int, columns: int, steps: int, n: int, rounds: in
 
     def theirs() -> tuple:
         A, b, Ah, bh = map(torch.from_numpy, (X, y, Xh, yh))
-        start, momentum = (torch.zeros(columns, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        alpha, beta = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (ALPHA, BETA))
+        start, momentum = (
+            torch.zeros(columns, dtype=torch.float64, requires_grad=True) for _ in range(2)
+        )
+        alpha, beta = (
+            torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (ALPHA, BETA)
+        )
         t, p = start, momentum
         for _ in range(steps):
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(A @ t, b) + 5e-4 * (t * t).sum()
+            loss = (
+                torch.nn.functional.binary_cross_entropy_with_logits(A @ t, b)
+                + 5e-4 * (t * t).sum()
+            )
             (g,) = torch.autograd.grad(loss, t, create_graph=True)
             p = beta * p - alpha * g
             t = t + p
@@ -205,10 +250,14 @@ def bench_hypergradients(rows: int, columns: int, steps: int, n: int, rounds: in
 def long_way() -> None:
     """10**6 parameters, 2000 steps and back: how many bits differ, how many were held, how long it took."""
 
-    def grad(theta: np.ndarray) -> np.ndarray:  # never at rest, and no temporary array: the time is that of the steps
+    def grad(
+        theta: np.ndarray,
+    ) -> np.ndarray:  # never at rest, and no temporary array: the time is that of the steps
         return np.copysign(0.125, theta, out=theta)
 
-    momentum = fd.ReversibleMomentum(np.random.default_rng(0).normal(size=10**6), alpha=ALPHA, beta=BETA)
+    momentum = fd.ReversibleMomentum(
+        np.random.default_rng(0).normal(size=10**6), alpha=ALPHA, beta=BETA
+    )
     start, began, held = momentum.theta, time.perf_counter(), []
     for t in range(2000):
         momentum.step(grad(momentum.theta))
@@ -216,7 +265,10 @@ def long_way() -> None:
             held.append(momentum.information_bits / 10**6)
     for _ in range(2000):
         momentum.unstep(grad)
-    differing = int(np.bitwise_count(momentum.theta.view(np.uint64) ^ start.view(np.uint64)).sum() + np.count_nonzero(momentum.p))
+    differing = int(
+        np.bitwise_count(momentum.theta.view(np.uint64) ^ start.view(np.uint64)).sum()
+        + np.count_nonzero(momentum.p)
+    )
     assert differing == 0 and momentum.information_bits == 0
     print(f"10**6 parameters, 2000 steps and back in {time.perf_counter() - began:.1f} s: {differing} bits differ; "
           f"{held[1] / 2000:.4f} bits a parameter and step, {(held[1] - held[0]) / 1000:.4f} in the second half, "
@@ -238,7 +290,9 @@ def results(size: int, rounds: int, only: set[str]) -> Iterator[Result]:
 if __name__ == "__main__":
     parser = options(__doc__, rounds=9)
     parser.add_argument("--size", type=int, default=10**6, help="parameters (default: %(default)s)")
-    parser.add_argument("--only", default="step,reversal,hyper", help="which comparisons (default: %(default)s)")
+    parser.add_argument(
+        "--only", default="step,reversal,hyper", help="which comparisons (default: %(default)s)"
+    )
     parser.add_argument("--long", action="store_true", help="also 2000 steps there and back")
     given = parser.parse_args()
     if given.long:

@@ -10,9 +10,15 @@ layer.  All but the first run at the first shape only, at every shape with --all
 
 import os
 
-for variable in "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS":  # one core for everyone
+for variable in (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+):  # one core for everyone
     os.environ.setdefault(variable, "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 
 import numpy as np
 
@@ -41,7 +47,16 @@ def problem(shape, dtype=np.float32):
     A = -np.tile(np.arange(1, states + 1, dtype=dtype), (channels, 1))
     bias = np.log(np.expm1(np.geomspace(1e-3, 1e-1, channels))).astype(dtype)
     u, delta, z = (normal(batch, channels, steps) for _ in range(3))
-    return u, delta / 2, A, normal(batch, states, steps), normal(batch, states, steps), normal(channels), z, bias
+    return (
+        u,
+        delta / 2,
+        A,
+        normal(batch, states, steps),
+        normal(batch, states, steps),
+        normal(channels),
+        z,
+        bias,
+    )
 
 
 def adjoint_of(p):
@@ -70,7 +85,9 @@ def scan_and_vjp(p, dout):
 
 
 def channels_last(p):
-    return tuple(np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) if a.ndim == 3 else a for a in p)
+    return tuple(
+        np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) if a.ndim == 3 else a for a in p
+    )
 
 
 def agree(ours, theirs, name):
@@ -89,13 +106,19 @@ def against_ourselves(name, shape, call, rounds):
     yield compare(f"{label}, 2 threads", t, "2 threads", "1 thread", STEP, steps)
     t = interleave({"float32": call(p), "float64": call(wide)}, rounds=rounds, rest=0.02)
     yield compare(label, t, "float32", "float64", STEP, steps)
-    t = interleave({"channels first": call(p), "channels last": call(channels_last(p))}, rounds=rounds, rest=0.02)
+    t = interleave(
+        {"channels first": call(p), "channels last": call(channels_last(p))},
+        rounds=rounds,
+        rest=0.02,
+    )
     yield compare(label, t, "channels first", "channels last", STEP, steps)
 
 
 def forward(shape, others, rounds):
     """One thread against the peers, results into memory that exists."""
-    yield from against_ourselves("scan", shape, lambda p, threads=1: scan(p, threads, np.empty_like(p[0])), rounds)
+    yield from against_ourselves(
+        "scan", shape, lambda p, threads=1: scan(p, threads, np.empty_like(p[0])), rounds
+    )
     p = problem(shape)
     ours = scan(p, out=np.empty_like(p[0]))
     for name, peer in others.items():
@@ -103,17 +126,25 @@ def forward(shape, others, rounds):
         agree([ours()], [theirs()], name)
         memory = {"fastderiv": peak_memory(scan(p)), name: peak_memory(theirs)}
         t = interleave({"fastderiv": ours, name: theirs}, rounds=rounds, rest=0.02)
-        yield compare(f"scan {shape} float32", t, "fastderiv", name, STEP, int(np.prod(shape)), memory)
+        yield compare(
+            f"scan {shape} float32", t, "fastderiv", name, STEP, int(np.prod(shape)), memory
+        )
 
 
 def adjoint(shape, others, rounds):
     """The adjoint against the scan, then both together against the peers' way there and back."""
     p, steps = problem(shape), int(np.prod(shape))
     dout = adjoint_of(p)
-    t = interleave({"scan": scan(p, out=np.empty_like(p[0])), "vjp": vjp(p, dout)}, rounds=2 * rounds, rest=0.02)
+    t = interleave(
+        {"scan": scan(p, out=np.empty_like(p[0])), "vjp": vjp(p, dout)},
+        rounds=2 * rounds,
+        rest=0.02,
+    )
     memory = {"vjp": peak_memory(vjp(p, dout)), "scan": peak_memory(scan(p))}
     yield compare(f"vjp {shape} float32", t, "vjp", "scan", STEP, steps, memory)
-    yield from against_ourselves("vjp", shape, lambda p, threads=1: vjp(p, adjoint_of(p), threads), rounds)
+    yield from against_ourselves(
+        "vjp", shape, lambda p, threads=1: vjp(p, adjoint_of(p), threads), rounds
+    )
     ours = scan_and_vjp(p, dout)
     for name, peer in others.items():
         if peer.gradient is None:
@@ -144,7 +175,14 @@ def small_calls(rounds):
 
     assert np.allclose(step(), numpy_step(), atol=1e-5)
     long = problem((1, 1536, 16, 256))
-    t = interleave({"fastderiv": step, "NumPy": numpy_step, "256 steps": scan(long, out=np.empty_like(long[0]))}, rounds=rounds)
+    t = interleave(
+        {
+            "fastderiv": step,
+            "NumPy": numpy_step,
+            "256 steps": scan(long, out=np.empty_like(long[0])),
+        },
+        rounds=rounds,
+    )
     yield compare("step (1, 1536, 16)", t, "fastderiv", "NumPy", "call", 1)
     yield compare("step (1, 1536, 16)", t, "fastderiv", "256 steps", "call", 1)
 
@@ -168,7 +206,15 @@ def layer_of(what, steps, rounds):
     agree([ours()], [theirs()], "transformers")
     memory = {"fastderiv": peak_memory(ours), "slow path": peak_memory(theirs)}
     t = interleave({"fastderiv": ours, "slow path": theirs}, rounds=rounds, rest=0.02)
-    yield compare(f"Mamba layer (1, 1536, 16, {steps}), {what}", t, "fastderiv", "slow path", "call", 1, memory)
+    yield compare(
+        f"Mamba layer (1, 1536, 16, {steps}), {what}",
+        t,
+        "fastderiv",
+        "slow path",
+        "call",
+        1,
+        memory,
+    )
 
 
 def results(rounds, every_peer, only):
@@ -190,6 +236,8 @@ def results(rounds, every_peer, only):
 if __name__ == "__main__":
     parser = options(__doc__, rounds=7)
     parser.add_argument("--all", action="store_true", help="every peer at every shape")
-    parser.add_argument("--only", default="forward,adjoint,step,layer", help="which of them (default: %(default)s)")
+    parser.add_argument(
+        "--only", default="forward,adjoint,step,layer", help="which of them (default: %(default)s)"
+    )
     given = parser.parse_args()
     report(results(given.rounds, given.all, given.only.split(",")), given.json)

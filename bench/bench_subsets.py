@@ -1,6 +1,6 @@
 """Subset sums and their enumeration against NumPy, and against the speed of memory: checks, then times interleaved.
 
-    python bench/bench_subsets.py [--json] [--rounds N] [--n N]
+python bench/bench_subsets.py [--json] [--rounds N] [--n N]
 """
 
 from collections.abc import Callable, Iterator
@@ -63,14 +63,20 @@ def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
     for value in (fd.subset_logsumexp(x, method="enumerate"), numpy_logsumexp(x)):
         assert abs(value / exact - 1) < (1e-5 if dtype == np.float32 else 1e-12)
     return interleave(
-        {"fastderiv": lambda: fd.subset_logsumexp(x, method="enumerate"), "NumPy blocked": lambda: numpy_logsumexp(x)},
+        {
+            "fastderiv": lambda: fd.subset_logsumexp(x, method="enumerate"),
+            "NumPy blocked": lambda: numpy_logsumexp(x),
+        },
         rounds=rounds,
     )
 
 
 def results(n: int, rounds: int) -> Iterator[Result]:
     for threads in (1, 2):
-        for what, bench in (("subset_sums(out=)", bench_sums), ("subset_logsumexp(enumerate)", bench_logsumexp)):
+        for what, bench in (
+            ("subset_sums(out=)", bench_sums),
+            ("subset_logsumexp(enumerate)", bench_logsumexp),
+        ):
             for dtype in (np.float32, np.float64):
                 with threads_set_to(threads):
                     timings = bench(n, dtype, rounds)

@@ -1,6 +1,6 @@
 """Ties in use against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
 
-    python bench/bench_ties.py [--json] [--rounds N]
+python bench/bench_ties.py [--json] [--rounds N]
 """
 
 from functools import partial
@@ -28,7 +28,12 @@ def sampled_ties(margin, x, c):
     """Changes of sign on the grid, each by brentq: as one writes it."""
     f = margin(with_input(x, c, GRID))
     cells = np.flatnonzero(f[1:] * f[:-1] < 0)
-    return np.array([brentq(lambda t: margin(with_input(x, c, [t]))[0], GRID[k], GRID[k + 1], xtol=1e-12) for k in cells])
+    return np.array(
+        [
+            brentq(lambda t: margin(with_input(x, c, [t]))[0], GRID[k], GRID[k + 1], xtol=1e-12)
+            for k in cells
+        ]
+    )
 
 
 def sampled_counterfactuals(peer, x):
@@ -72,16 +77,38 @@ def comparisons(rounds):
     net, x = network((64, 24, 10)), 0.3 * rng.standard_normal(64)
     call = partial(fd.decision_intervals, net, np.delete(x, 3)[None], coordinate=3, bounds=(-8, 8))
     np.testing.assert_allclose(call().lower, sampled_decisions(net, x, 3), atol=1e-9)
-    yield timed("decision_intervals 64-24-10", "row", rounds, call, partial(sampled_decisions, net, x, 3), "grid and brentq")
+    yield timed(
+        "decision_intervals 64-24-10",
+        "row",
+        rounds,
+        call,
+        partial(sampled_decisions, net, x, 3),
+        "grid and brentq",
+    )
     X = 0.3 * rng.standard_normal((100, 64))
-    call = partial(fd.decision_intervals, net, np.delete(X, 3, axis=1), coordinate=3, bounds=(-8, 8))
-    yield timed("the same, 100 rows", "row", rounds, call, lambda: [sampled_decisions(net, x, 3) for x in X], "grid and brentq", 100)
+    call = partial(
+        fd.decision_intervals, net, np.delete(X, 3, axis=1), coordinate=3, bounds=(-8, 8)
+    )
+    yield timed(
+        "the same, 100 rows",
+        "row",
+        rounds,
+        call,
+        lambda: [sampled_decisions(net, x, 3) for x in X],
+        "grid and brentq",
+        100,
+    )
 
     net = network((2, 8, 2))
     net = fd.SigmoidMLP(net.weights, [net.biases[0], net.biases[1] - [net.margin([[0, 0]])[0], 0]])
-    ours, theirs = partial(fd.follow_boundary, net, np.zeros(2), 20.0), partial(by_solve_ivp, Peer(net), np.zeros(2), 20.0)
+    ours, theirs = (
+        partial(fd.follow_boundary, net, np.zeros(2), 20.0),
+        partial(by_solve_ivp, Peer(net), np.zeros(2), 20.0),
+    )
     np.testing.assert_allclose(ours()[-1], theirs()[-1], atol=1e-6)
-    yield timed("follow_boundary 2-8-2, length 20", "curve", rounds, ours, theirs, "solve_ivp, unprojected")
+    yield timed(
+        "follow_boundary 2-8-2, length 20", "curve", rounds, ours, theirs, "solve_ivp, unprojected"
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,13 @@ class Result:
 
 
 def compare(
-    name: str, timings: Mapping[str, Timing], ours: str, peer: str, unit: str, units: int, memory: Mapping[str, float | None] = {}
+    name: str,
+    timings: Mapping[str, Timing],
+    ours: str,
+    peer: str,
+    unit: str,
+    units: int,
+    memory: Mapping[str, float | None] = {},
 ) -> Result:
     """Two of the candidates that ran in turn, for so many `units` of work each."""
     mine, theirs = timings[ours], timings[peer]
@@ -58,14 +64,22 @@ def peak_memory(call: Callable[[], object]) -> float | None:
 
 
 def _kib(status: Path, field: str) -> int:
-    return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
+    return int(
+        next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1]
+    )
 
 
 def options(description: str, rounds: int) -> argparse.ArgumentParser:
     """The command line of every bench."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds of every comparison (default: {rounds})")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"rounds of every comparison (default: {rounds})"
+    )
     return parser
 
 

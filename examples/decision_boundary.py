@@ -29,7 +29,9 @@ DIGITS = 4, 7, 9  # whose images span the plane
 
 
 def classifier(hidden, alpha):
-    return MLPClassifier(hidden, activation="logistic", solver="lbfgs", alpha=alpha, max_iter=2000, random_state=0)
+    return MLPClassifier(
+        hidden, activation="logistic", solver="lbfgs", alpha=alpha, max_iter=2000, random_state=0
+    )
 
 
 def in_units_of(net, mean, scale):
@@ -65,7 +67,9 @@ def cancer():
     """X, y, the network in the units of X, its boundary, its accuracy, the standard deviations, and the box."""
     data = load_breast_cancer()
     X = data.data[:, [list(data.feature_names).index(name) for name in MEASUREMENTS]]
-    train, test, y_train, y_test = train_test_split(X, data.target, random_state=0, stratify=data.target)
+    train, test, y_train, y_test = train_test_split(
+        X, data.target, random_state=0, stratify=data.target
+    )
     mean, scale = train.mean(axis=0), train.std(axis=0)
     model = classifier((8,), alpha=0.03).fit((train - mean) / scale, y_train)
     net = in_units_of(fd.SigmoidMLP.from_sklearn(model), mean, scale)
@@ -115,13 +119,23 @@ def draw_cancer(axes, X, y, net, bounds, nearest):
     from fastderiv.integrations.matplotlib import COLOURS, BoundaryDisplay
 
     BoundaryDisplay.from_network(
-        net, bounds, class_names=("malignant", "benign"), ax=axes, class_colors=(COLOURS[1], COLOURS[0])
+        net,
+        bounds,
+        class_names=("malignant", "benign"),
+        ax=axes,
+        class_colors=(COLOURS[1], COLOURS[0]),
     )
     for kind, colour in ((0, COLOURS[1]), (1, COLOURS[0])):
-        axes.scatter(*X[y == kind].T, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=1.5)
+        axes.scatter(
+            *X[y == kind].T, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=1.5
+        )
     for x, tie, _ in nearest:
         axes.annotate(
-            "", tie, x, zorder=4, arrowprops={"arrowstyle": "->", "color": "#1f2933", "shrinkA": 0, "shrinkB": 0}
+            "",
+            tie,
+            x,
+            zorder=4,
+            arrowprops={"arrowstyle": "->", "color": "#1f2933", "shrinkA": 0, "shrinkB": 0},
         )
     axes.set(
         xlabel=f"{MEASUREMENTS[0]} [mm]",
@@ -138,8 +152,15 @@ def draw_digits(axes, net, images, places, bounds):
     BoundaryDisplay.from_network(net, bounds, ax=axes).legend_.set_loc("lower left")
     for image, place in zip(images, places, strict=True):
         picture = OffsetImage(image.reshape(8, 8), zoom=3.2, cmap="gray_r")
-        axes.add_artist(AnnotationBbox(picture, place, pad=0.15, bboxprops={"edgecolor": "#7b8794"}))
-    axes.set(aspect="equal", title="Digits: the plane of three images, and what is seen in it", xticks=[], yticks=[])
+        axes.add_artist(
+            AnnotationBbox(picture, place, pad=0.15, bboxprops={"edgecolor": "#7b8794"})
+        )
+    axes.set(
+        aspect="equal",
+        title="Digits: the plane of three images, and what is seen in it",
+        xticks=[],
+        yticks=[],
+    )
 
 
 def draw(file, parts):
@@ -156,13 +177,21 @@ def draw(file, parts):
 
 def main():
     fit_terminal()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw both boundaries (needs matplotlib)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw both boundaries (needs matplotlib)"
+    )
     options = parser.parse_args()
 
     X, y, net, curves, right, scale, box = cancer()
-    print(f"breast cancer by {' and '.join(MEASUREMENTS)}: {100 * right:.1f} % of the held-out patients called rightly")
-    print(f"  {len(curves.points)} curve(s), {sum(map(len, curves.points))} points, certified: {curves.certified}")
+    print(
+        f"breast cancer by {' and '.join(MEASUREMENTS)}: {100 * right:.1f} % of the held-out patients called rightly"
+    )
+    print(
+        f"  {len(curves.points)} curve(s), {sum(map(len, curves.points))} points, certified: {curves.certified}"
+    )
     nearest = flips(X, y, net, curves, scale)
     for x, tie, distance in nearest:
         verdict = "benign" if net.margin(x[None])[0] > 0 else "malignant"
@@ -174,7 +203,9 @@ def main():
     flat = in_plane(seen, origin, directions)
     reach = 1.5 * np.abs(places).max()
     bounds = ((-reach, reach), (-reach, reach))
-    print(f"digits: {100 * accuracy:.1f} % of the held-out images; the plane of the digits {', '.join(map(str, DIGITS))}")
+    print(
+        f"digits: {100 * accuracy:.1f} % of the held-out images; the plane of the digits {', '.join(map(str, DIGITS))}"
+    )
     curves = [fd.trace_boundary(flat, bounds, outputs=(i, j)) for i in range(10) for j in range(i)]
     number, certified = sum(len(c.points) for c in curves), all(c.certified for c in curves)
     print(f"  {number} curves on which two of the ten logits tie, certified: {certified}")

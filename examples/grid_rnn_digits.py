@@ -40,7 +40,9 @@ def initial_model(rng, dtype=np.float32):
     for sweep in "se", "nw":  # towards the south-east, towards the north-west
         half = np.eye(H, dtype=dtype) / 2  # both neighbours' states, passed on
         model |= {f"W_in_{sweep}": normal(H, 1, scale=1), f"b_{sweep}": np.zeros(H, dtype)}
-        model |= {f"W_{side}_{sweep}": half + normal(H, H, scale=0.05) for side in ("west", "north")}
+        model |= {
+            f"W_{side}_{sweep}": half + normal(H, H, scale=0.05) for side in ("west", "north")
+        }
     return model
 
 
@@ -51,7 +53,9 @@ def cell(model, sweep):
 def scores(model, images):
     """(n, 10), and what the backward pass needs."""
     flipped = images[:, ::-1, ::-1]  # 1
-    last = [fd.grid_rnn(x, *cell(model, s))[:, -1, -1] for x, s in ((images, "se"), (flipped, "nw"))]  # 2
+    last = [
+        fd.grid_rnn(x, *cell(model, s))[:, -1, -1] for x, s in ((images, "se"), (flipped, "nw"))
+    ]  # 2
     both = np.concatenate(last, axis=1)  # 3
     return fd.dense(both, model["W_out"], model["b_out"]), (flipped, both)  # 4
 
@@ -67,7 +71,9 @@ def loss_and_grads(model, images, labels):
     dz[np.arange(n), labels] -= 1  # 6, 5
     dboth, dW, db = fd.dense_vjp(dz / n, both, model["W_out"], model["b_out"])  # 4
     d = {"W_out": dW, "b_out": db}
-    for x, sweep, dlast in zip((images, flipped), ("se", "nw"), np.split(dboth, 2, axis=1), strict=True):  # 3
+    for x, sweep, dlast in zip(
+        (images, flipped), ("se", "nw"), np.split(dboth, 2, axis=1), strict=True
+    ):  # 3
         dh = np.zeros((*x.shape[:3], H), x.dtype)
         dh[:, -1, -1] = dlast
         grads = fd.grid_rnn_vjp(dh, x, *cell(model, sweep))  # 2
@@ -77,7 +83,10 @@ def loss_and_grads(model, images, labels):
 
 class Adam:
     def __init__(self, model):
-        self.t, self.m, self.v = 0, *({k: np.zeros_like(p) for k, p in model.items()} for _ in range(2))
+        self.t, self.m, self.v = (
+            0,
+            *({k: np.zeros_like(p) for k, p in model.items()} for _ in range(2)),
+        )
 
     def step(self, model, grads, rate):
         self.t += 1
@@ -118,7 +127,9 @@ def plot(losses, accuracies, model, test_set, file):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=[1, 1, 1.1])
+    fig, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=[1, 1, 1.1]
+    )
     per = len(losses) // len(accuracies)
     smooth = np.convolve(losses, np.ones(per) / per, "valid")
     left.semilogy(np.arange(len(losses)) / per, losses, color="0.8", lw=0.6)
@@ -146,9 +157,13 @@ def plot(losses, accuracies, model, test_set, file):
 
 def main():
     fit_terminal()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=count, default=40)
-    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw loss, accuracy and what was read")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw loss, accuracy and what was read"
+    )
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     train_set, test_set = load()

@@ -31,7 +31,12 @@ def adjoint_norms(steps, biases, size, seed=0):
     weight_hh = rng.normal(size=(4 * HIDDEN, HIDDEN)) / np.sqrt(HIDDEN) * size
     dlast = rng.normal(size=(2, BATCH, HIDDEN))
     hbar, cbar = fd.lstm_state_adjoints(
-        np.zeros((steps, BATCH, HIDDEN)), x, weight_ih, weight_hh, np.repeat(np.array(biases, float), HIDDEN), dlast_state=dlast
+        np.zeros((steps, BATCH, HIDDEN)),
+        x,
+        weight_ih,
+        weight_hh,
+        np.repeat(np.array(biases, float), HIDDEN),
+        dlast_state=dlast,
     )
     norms = (np.sqrt((a**2).sum(axis=(1, 2))) for a in (hbar, cbar))
     return tuple(n / np.sqrt((dlast[1] ** 2).sum()) for n in norms)
@@ -45,7 +50,13 @@ def draw(curves, path):
     panels = figure.subplots(1, 2, sharey=True)
     for which, (axes, symbol) in enumerate(zip(panels, "hc", strict=True)):
         for (label, norms), color in zip(curves.items(), colors, strict=True):
-            axes.plot(np.arange(len(norms[which]))[::-1], norms[which], color=color, label=label, linewidth=1.6)
+            axes.plot(
+                np.arange(len(norms[which]))[::-1],
+                norms[which],
+                color=color,
+                label=label,
+                linewidth=1.6,
+            )
         axes.set(yscale="log", ylim=(1e-12, 1e12), xlabel="steps back from the loss")
         axes.set_title(rf"$\|\bar {symbol}_t\|$", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
@@ -56,9 +67,15 @@ def draw(curves, path):
 
 def main():
     fit_terminal()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=count, default=300, help="length of the sequence (default: 300)")
-    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the norms (needs matplotlib)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=count, default=300, help="length of the sequence (default: 300)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw the norms (needs matplotlib)"
+    )
     options = parser.parse_args()
     curves = {name: adjoint_norms(options.steps, *regime) for name, regime in REGIMES.items()}
     back = [k for k in (1, 10, 100, 299) if k < options.steps]

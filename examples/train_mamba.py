@@ -13,7 +13,9 @@ import os
 import time
 from pydoc_data.topics import topics
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # such small products only lose by threads: tenfold on a busy machine
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # such small products only lose by threads: tenfold on a busy machine
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -21,7 +23,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 import fastderiv as fd
 from fastderiv._cli.output import count, fit_terminal, picture
 
-M, E, N, R = 96, 192, 16, 6  # width of the model, channels and states of a block, rank of its step sizes
+M, E, N, R = (
+    96,
+    192,
+    16,
+    6,
+)  # width of the model, channels and states of a block, rank of its step sizes
 WINDOW = 4  # of the causal convolution
 LAYERS, BATCH, LENGTH, RATE = 2, 8, 256, 8e-3
 
@@ -165,10 +172,19 @@ def gradient_error(model, text, rng):
     direction = [{name: rng.normal(size=a.shape) for name, a in p.items()} for p in model]
 
     def moved(t):
-        return [{name: a + t * v[name] for name, a in p.items()} for p, v in zip(model, direction, strict=True)]
+        return [
+            {name: a + t * v[name] for name, a in p.items()}
+            for p, v in zip(model, direction, strict=True)
+        ]
 
-    slope = sum((d[name] * v[name]).sum() for d, v in zip(loss_and_grads(model, text)[1], direction, strict=True) for name in v)
-    difference = (loss_and_grads(moved(1e-6), text)[0] - loss_and_grads(moved(-1e-6), text)[0]) / 2e-6
+    slope = sum(
+        (d[name] * v[name]).sum()
+        for d, v in zip(loss_and_grads(model, text)[1], direction, strict=True)
+        for name in v
+    )
+    difference = (
+        loss_and_grads(moved(1e-6), text)[0] - loss_and_grads(moved(-1e-6), text)[0]
+    ) / 2e-6
     return abs(slope / difference - 1)
 
 
@@ -178,7 +194,9 @@ def gradient_error(model, text, rng):
 class Adam:
     def __init__(self, model):
         self.t = 0
-        self.moments = [{name: (np.zeros_like(a), np.zeros_like(a)) for name, a in p.items()} for p in model]
+        self.moments = [
+            {name: (np.zeros_like(a), np.zeros_like(a)) for name, a in p.items()} for p in model
+        ]
 
     def step(self, model, grads, rate):
         self.t += 1
@@ -263,11 +281,25 @@ def draw(losses, held_out, ngrams, file):
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(np.arange(1, len(losses) + 1), losses, color="#2f6f9f", alpha=0.35, linewidth=0.8, label="training, each batch")
+    axes.plot(
+        np.arange(1, len(losses) + 1),
+        losses,
+        color="#2f6f9f",
+        alpha=0.35,
+        linewidth=0.8,
+        label="training, each batch",
+    )
     axes.plot(*np.transpose(held_out), "o-", color="#1f2933", markersize=3.5, label="held-out text")
     for n in 1, 2, 3, ngrams.index(min(ngrams)) + 1:  # the best of them last
         axes.axhline(ngrams[n - 1], color="#d9822b", linewidth=0.9, linestyle=":")
-        axes.annotate(f"{n}-gram", (len(losses), ngrams[n - 1]), (0, 2), textcoords="offset points", ha="right", color="#d9822b")
+        axes.annotate(
+            f"{n}-gram",
+            (len(losses), ngrams[n - 1]),
+            (0, 2),
+            textcoords="offset points",
+            ha="right",
+            color="#d9822b",
+        )
     axes.set(xlabel="step", ylabel="bits per character", title="A small Mamba learns Python's language reference", yscale="log",
              ylim=(1.2, 9), yticks=[1.5, 2, 3, 4, 6, 8], yticklabels=["1.5", "2", "3", "4", "6", "8"])  # fmt: skip
     axes.minorticks_off()
@@ -279,8 +311,12 @@ def draw(losses, held_out, ngrams, file):
 def main():
     fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=count, default=600, help="training steps (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the loss curve (needs matplotlib)")
+    parser.add_argument(
+        "--steps", type=count, default=600, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw the loss curve (needs matplotlib)"
+    )
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)

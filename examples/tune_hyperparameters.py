@@ -74,8 +74,18 @@ def rates(u):
 def slopes(train, tune, u):
     """The loss on `tune` after training with the rates of u, and its gradient by u."""
     alpha, beta = rates(u)
-    d = fd.hypergradient(tune.grad, train.grad, train.hvp, np.zeros(train.X.shape[1]), n_steps=STEPS, alpha=alpha, beta=beta)
-    return tune.loss(trained(train, alpha, beta)), np.array([d.dalpha * alpha, d.dbeta * beta * (1 - beta)])
+    d = fd.hypergradient(
+        tune.grad,
+        train.grad,
+        train.hvp,
+        np.zeros(train.X.shape[1]),
+        n_steps=STEPS,
+        alpha=alpha,
+        beta=beta,
+    )
+    return tune.loss(trained(train, alpha, beta)), np.array(
+        [d.dalpha * alpha, d.dbeta * beta * (1 - beta)]
+    )
 
 
 def descend(train, tune, rounds, report):
@@ -93,7 +103,10 @@ def descend(train, tune, rounds, report):
 def gradient_error(train, tune, u):
     """The slopes against central differences, relatively."""
     _, exact = slopes(train, tune, u)
-    found = [(tune.loss(trained(train, *rates(u + e))) - tune.loss(trained(train, *rates(u - e)))) / 2e-5 for e in 1e-5 * np.eye(2)]
+    found = [
+        (tune.loss(trained(train, *rates(u + e))) - tune.loss(trained(train, *rates(u - e)))) / 2e-5
+        for e in 1e-5 * np.eye(2)
+    ]
     return float(abs(found - exact).max() / abs(exact).max())
 
 
@@ -101,7 +114,10 @@ def draw(train, tune, path, file, cells=41):
     from matplotlib.figure import Figure
 
     u = np.array([at for at, _ in path])
-    a, b = (np.linspace(low, high, cells) for low, high in ((-7.5, u[:, 0].max() + 2), (0, max(5.0, u[:, 1].max() + 1))))
+    a, b = (
+        np.linspace(low, high, cells)
+        for low, high in ((-7.5, u[:, 0].max() + 2), (0, max(5.0, u[:, 1].max() + 1)))
+    )
     losses = np.array([[tune.loss(trained(train, *rates((x, y)))) for x in a] for y in b])
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
@@ -120,8 +136,12 @@ def draw(train, tune, path, file, cells=41):
 def main():
     fit_terminal()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=count, default=20, help="outer steps (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", type=picture, help="draw the descent (needs matplotlib)")
+    parser.add_argument(
+        "--rounds", type=count, default=20, help="outer steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw the descent (needs matplotlib)"
+    )
     options = parser.parse_args()
 
     train, tune, judge = load()
@@ -135,7 +155,9 @@ def main():
     path = descend(train, tune, options.rounds, report)
     for label, u in ("before", path[0][0]), ("after", path[-1][0]):
         theta = trained(train, *rates(u))
-        print(f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}")
+        print(
+            f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}"
+        )
     if options.plot:
         draw(train, tune, path, options.plot)
         print(f"Wrote {options.plot}")

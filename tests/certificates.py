@@ -21,26 +21,36 @@ class Rows:
         x = np.asarray(x_other, REAL)
         x = x.reshape(x.size // len(others) if len(others) else len(x), len(others))
         self.a = W[coordinate]
-        self.d, self.c = (v[:, 0], c[0]) if len(c) == 1 else (v[:, outputs[0]] - v[:, outputs[1]], c[outputs[0]] - c[outputs[1]])
+        self.d, self.c = (
+            (v[:, 0], c[0])
+            if len(c) == 1
+            else (v[:, outputs[0]] - v[:, outputs[1]], c[outputs[0]] - c[outputs[1]])
+        )
         self.s = (x[:, :, None] * others).sum(axis=1) + b
         self.size = (abs(x[:, :, None] * others)).sum(axis=1) + abs(b)
         self.terms = len(others) + 3
         largest = abs(v).sum() + abs(c).sum()  # of what the differences d and c are made of
-        self.noise = (len(self.d) + 12) * EPS * (abs(self.c) + abs(self.d).sum() + largest * 2.0**-10)
+        self.noise = (
+            (len(self.d) + 12) * EPS * (abs(self.c) + abs(self.d).sum() + largest * 2.0**-10)
+        )
 
     def at(self, rows, t):
         """z, σ, σ' and a bound on the error of z: (len(rows), H) each."""
         with np.errstate(all="ignore"):
             product = np.where(self.a == 0, 0, self.a * t[:, None])
             z = product + self.s[rows]
-            wrong = self.terms * EPS * np.where(np.isinf(product), 0, abs(product) + self.size[rows])
+            wrong = (
+                self.terms * EPS * np.where(np.isinf(product), 0, abs(product) + self.size[rows])
+            )
             e = np.exp(-abs(z))
             return z, np.where(z < 0, e, 1) / (1 + e), e / (1 + e) ** 2, wrong
 
     def value(self, rows, t):
         """f and a bound on its error."""
         _, y, slope, wrong = self.at(rows, t)
-        return (self.d * y).sum(axis=1) + self.c, (abs(self.d) * _spread(slope, wrong)).sum(axis=1) + self.noise
+        return (self.d * y).sum(axis=1) + self.c, (abs(self.d) * _spread(slope, wrong)).sum(
+            axis=1
+        ) + self.noise
 
     def ranges(self, rows, l, r):
         """Bounds of f and of f' on [l, r]."""
@@ -52,11 +62,16 @@ class Rows:
         low = (np.minimum(one, two) - spread).sum(axis=1) + self.c - self.noise
         high = (np.maximum(one, two) + spread).sum(axis=1) + self.c + self.noise
         centre = np.minimum(abs(zl), abs(zr)) <= wrong
-        top = np.where(centre | (np.sign(zl) != np.sign(zr)), 0.25, np.maximum(pl, pr)) * np.exp(np.minimum(wrong, 1))
+        top = np.where(centre | (np.sign(zl) != np.sign(zr)), 0.25, np.maximum(pl, pr)) * np.exp(
+            np.minimum(wrong, 1)
+        )
         bottom = np.minimum(pl, pr) * np.exp(-wrong)
         g = self.a * self.d
         noise = (len(g) + 12) * EPS * (abs(g) * top).sum(axis=1)
-        least, most = np.minimum(g * top, g * bottom).sum(axis=1) - noise, np.maximum(g * top, g * bottom).sum(axis=1) + noise
+        least, most = (
+            np.minimum(g * top, g * bottom).sum(axis=1) - noise,
+            np.maximum(g * top, g * bottom).sum(axis=1) + noise,
+        )
         return low, high, least, most
 
 
@@ -65,17 +80,25 @@ def _spread(slope, wrong):
     return wrong * np.where(wrong < 1, slope * np.exp(np.minimum(wrong, 1)), 0.25)
 
 
-def check(net, x_other, crossings, *, coordinate=0, outputs=(0, 1), bounds=(-np.inf, np.inf), depth=200):
+def check(
+    net, x_other, crossings, *, coordinate=0, outputs=(0, 1), bounds=(-np.inf, np.inf), depth=200
+):
     """How many (false uniques, missed ties, questions left open) there are among the crossings of all rows."""
     f = Rows(net, x_other, coordinate % net.n_inputs, outputs)
     count = np.diff(crossings.indptr)
     row = np.repeat(np.arange(len(count)), count)
     lower, upper = crossings.lower.astype(REAL), crossings.upper.astype(REAL)
     assert np.all(crossings.lower <= crossings.x) and np.all(crossings.x <= crossings.upper)
-    assert np.all((crossings.upper[:-1] <= crossings.lower[1:]) | (row[:-1] != row[1:])), "overlapping enclosures"
+    assert np.all((crossings.upper[:-1] <= crossings.lower[1:]) | (row[:-1] != row[1:])), (
+        "overlapping enclosures"
+    )
     assert np.all(crossings.lower >= bounds[0]) and np.all(crossings.upper <= bounds[1])
-    false, doubtful = _uniques(f, row[crossings.unique], lower[crossings.unique], upper[crossings.unique])
-    rows = np.concatenate([row, np.arange(len(count))])  # gaps begin behind an enclosure or at the bound
+    false, doubtful = _uniques(
+        f, row[crossings.unique], lower[crossings.unique], upper[crossings.unique]
+    )
+    rows = np.concatenate(
+        [row, np.arange(len(count))]
+    )  # gaps begin behind an enclosure or at the bound
     begins = np.concatenate([upper, np.full(len(count), bounds[0], REAL)])
     order = np.lexsort([begins, rows])
     order = order[np.isin(rows[order], np.flatnonzero(crossings.complete))]
@@ -111,7 +134,12 @@ def _gaps(f, rows, l, r, depth):
         low, high, least, most = f.ranges(rows, l, r)
         left, right = _signs(f, rows, l), _signs(f, rows, r)
         missed.update(rows[left * right < 0].tolist())
-        done = (low > 0) | (high < 0) | (left * right < 0) | ((left * right > 0) & ((least > 0) | (most < 0)))
+        done = (
+            (low > 0)
+            | (high < 0)
+            | (left * right < 0)
+            | ((left * right > 0) & ((least > 0) | (most < 0)))
+        )
         rows, l, r = rows[~done], l[~done], r[~done]
         m = _middle(l, r)
         stuck = (m <= l) | (m >= r) | (np.maximum(high, -low)[~done] < 8 * f.noise)

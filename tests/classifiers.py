@@ -34,7 +34,13 @@ def trained(name, layers=None):
     X, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     X = StandardScaler().fit_transform(X)
     usual, epochs = OPTIONS[name]
-    model = MLPClassifier(layers or usual, activation="logistic", max_iter=epochs, random_state=0, learning_rate_init=0.03)
+    model = MLPClassifier(
+        layers or usual,
+        activation="logistic",
+        max_iter=epochs,
+        random_state=0,
+        learning_rate_init=0.03,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X, y)

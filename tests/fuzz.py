@@ -38,7 +38,10 @@ MEMORY = 6 << 30  # bytes of address space that a child may have
 ERRORS = (TypeError, ValueError, OverflowError, MemoryError, IndexError)
 SANITIZERS = r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer"
 LARGE = 300_000  # numbers in a result; the references, loops in Python, would take minutes
-TOLERANCE = {np.dtype("f4"): 2e-4, np.dtype("f8"): 1e-10}  # ten times the numerical contract, or more
+TOLERANCE = {
+    np.dtype("f4"): 2e-4,
+    np.dtype("f8"): 1e-10,
+}  # ten times the numerical contract, or more
 
 
 class Finding(Exception):
@@ -90,20 +93,31 @@ def look_at_memory(built, error):
         if memory.stray_writes():
             raise Finding(f"memory of {name} was written to")
         if memory.may_change and error is not None and name != "out" and memory.changed():
-            raise Finding(f"{name} was changed by a call that raised {type(error).__name__}: {error}") from error
+            raise Finding(
+                f"{name} was changed by a call that raised {type(error).__name__}: {error}"
+            ) from error
 
 
 def look_at_error(name, recipes, error):
-    if isinstance(error, fa.FuzzError) and any(r in json.dumps(recipes) for r in ('"raise"', '"reenter"')):
+    if isinstance(error, fa.FuzzError) and any(
+        r in json.dumps(recipes) for r in ('"raise"', '"reenter"')
+    ):
         return
     if not isinstance(error, ERRORS):
         raise Finding(f"raised {type(error).__name__}: {error}") from error
-    if isinstance(error, ValueError | TypeError) and not names_an_argument(name, recipes, str(error)):
+    if isinstance(error, ValueError | TypeError) and not names_an_argument(
+        name, recipes, str(error)
+    ):
         raise Finding(f"no argument is named by {type(error).__name__}: {error}") from error
 
 
 def names_an_argument(function, recipes, message):
-    words = {re.sub(r"\d+$", "", name) for name in recipes} | {"cache", "state", "activation", "exponential sum"}
+    words = {re.sub(r"\d+$", "", name) for name in recipes} | {
+        "cache",
+        "state",
+        "activation",
+        "exponential sum",
+    }
     return any(re.search(rf"\b{word}\b", message) for word in words)
 
 
@@ -117,8 +131,14 @@ def flat(result):
         return []
     for cls in type(result).__mro__:
         slots = getattr(cls, "__slots__", ())
-        if type(result).__module__.startswith("fastderiv") and not isinstance(result, np.ndarray) and cls is not object:
-            names = [s for s in ((slots,) if isinstance(slots, str) else slots) if not s.startswith("_")] or vars(result)
+        if (
+            type(result).__module__.startswith("fastderiv")
+            and not isinstance(result, np.ndarray)
+            and cls is not object
+        ):
+            names = [
+                s for s in ((slots,) if isinstance(slots, str) else slots) if not s.startswith("_")
+            ] or vars(result)
             return [a for name in sorted(names) for a in flat(getattr(result, name))]
     return [result]
 
@@ -137,9 +157,13 @@ def look_at_results(arrays, built):
 def random_only(name, recipes):
     """Whether another call with ordinary arrays means something else."""
     text = json.dumps(recipes)
-    if any(isinstance(r, dict) and r.get("as") == "list" and 0 in r["shape"] for r in recipes.values()):
+    if any(
+        isinstance(r, dict) and r.get("as") == "list" and 0 in r["shape"] for r in recipes.values()
+    ):
         return True  # an empty list has no shape
-    return any(word in text for word in ('"alias"', '"junk"', '"vast"', '"tamper": "', '"other"')) or name in ("get_num_threads", "show_config")
+    return any(
+        word in text for word in ('"alias"', '"junk"', '"vast"', '"tamper": "', '"other"')
+    ) or name in ("get_num_threads", "show_config")
 
 
 def compare(case, arrays):
@@ -147,13 +171,17 @@ def compare(case, arrays):
     name, recipes = case["function"], case["arguments"]
     fd.set_num_threads(1)
     plain = flat(fc.call(fd, name, fa.Built(recipes, plain=True).arguments))
-    differ(arrays, plain, "bits differ from those of ordinary arrays in the default state", same_bits)
+    differ(
+        arrays, plain, "bits differ from those of ordinary arrays in the default state", same_bits
+    )
     large = sum(np.asarray(a).size for a in arrays) > LARGE
     if not (case["benign"] and case["lawful"]) or name not in COMPARED or large:
         return
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        expected = flat(fc.call(reference, name, wide(fa.Built(recipes, reference, plain=True).arguments)))
+        expected = flat(
+            fc.call(reference, name, wide(fa.Built(recipes, reference, plain=True).arguments))
+        )
     differ(plain, expected, "the reference has other numbers", close)
 
 
@@ -204,7 +232,9 @@ def close(a, b):
         return True
     scale = np.abs(b).max()
     with np.errstate(all="ignore"):
-        if not 1e-30 < scale < (1e30 if a.dtype.itemsize == 8 else 1e20):  # on the way it may have overflowed
+        if (
+            not 1e-30 < scale < (1e30 if a.dtype.itemsize == 8 else 1e20)
+        ):  # on the way it may have overflowed
             return True
         return bool(np.abs(a - b).max() <= TOLERANCE[a.dtype.newbyteorder("=")] * scale)
 
@@ -260,19 +290,35 @@ def simpler_cases(case):
         elif isinstance(recipe, dict) and "shape" in recipe:
             for key in ("order", "steps", "offset", "swapped", "readonly", "as"):
                 if recipe.get(key):
-                    yield case | {"arguments": rest | {name: {k: v for k, v in recipe.items() if k != key}}}
+                    yield case | {
+                        "arguments": rest | {name: {k: v for k, v in recipe.items() if k != key}}
+                    }
             if name in OPTIONAL:
                 yield case | {"arguments": rest | {name: None}}
 
 
-OPTIONAL = ("D", "z", "b", "delta_bias", "dt_bias", "bias_ih", "bias_hh", "initial_state", "out", "dlast_state", "activation")
+OPTIONAL = (
+    "D",
+    "z",
+    "b",
+    "delta_bias",
+    "dt_bias",
+    "bias_ih",
+    "bias_hh",
+    "initial_state",
+    "out",
+    "dlast_state",
+    "activation",
+)
 
 
 def limit_memory():
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
-        if "asan" not in os.environ.get("LD_PRELOAD", "") and "tsan" not in os.environ.get("LD_PRELOAD", ""):
+        if "asan" not in os.environ.get("LD_PRELOAD", "") and "tsan" not in os.environ.get(
+            "LD_PRELOAD", ""
+        ):
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
@@ -302,14 +348,28 @@ def fuzz(calls, seed, functions, found=print):
             first = int.from_bytes(place.read_bytes(), "little")
             if first < calls:
                 count += 1
-                found(f"the process ended with code {code}: {trace[-1500:]}", drawn(seed, first, functions))
+                found(
+                    f"the process ended with code {code}: {trace[-1500:]}",
+                    drawn(seed, first, functions),
+                )
                 first += 1
     return count
 
 
 def run_child(seed, functions, first, last, place):
     """The child's exit code, what it found, and its last words."""
-    command = [sys.executable, __file__, "--child", str(first), "--seed", str(seed), "--calls", str(last), "--place", str(place)]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        str(first),
+        "--seed",
+        str(seed),
+        "--calls",
+        str(last),
+        "--place",
+        str(place),
+    ]
     for name in functions:
         command += ["--function", name]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -345,13 +405,17 @@ def corpus():
 
 def report(what, case):
     print(f"{what}\n    {json.dumps(case)}", flush=True)
-    if what.startswith("the process ended") and "code -9" not in what:  # that was killed, for its silence
+    if (
+        what.startswith("the process ended") and "code -9" not in what
+    ):  # that was killed, for its silence
         with CORPUS.open("a", encoding="utf-8") as f:
             f.write(json.dumps([what[:200], case]) + "\n")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--function", action="append", choices=sorted(fc.CALLS))
@@ -363,7 +427,11 @@ def main():
     if options.child is not None:
         return child(options.seed, functions, int(options.child), options.calls, options.place)
     if options.replay or options.case:
-        case = json.loads(options.replay) if options.replay else pickle.loads(Path(options.case).read_bytes())
+        case = (
+            json.loads(options.replay)
+            if options.replay
+            else pickle.loads(Path(options.case).read_bytes())
+        )
         faulthandler.enable()
         limit_memory()
         told = told_of(case)

@@ -15,7 +15,24 @@ class FuzzError(Exception):
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
-EXTREME = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, -1e-310, 2.3e-308, 1e308, -1.7e308, 1e-38, 1e38, 1e15, -745.2, 709.8, 88.8]
+EXTREME = [
+    np.nan,
+    np.inf,
+    -np.inf,
+    0.0,
+    -0.0,
+    5e-324,
+    -1e-310,
+    2.3e-308,
+    1e308,
+    -1.7e308,
+    1e-38,
+    1e38,
+    1e15,
+    -745.2,
+    709.8,
+    88.8,
+]
 
 
 def values(kind, seed, shape, dtype):
@@ -39,7 +56,9 @@ def values(kind, seed, shape, dtype):
     elif kind == "equal":
         x = np.full(shape, x.flat[0] if x.size else 0.0)
     if np.dtype(dtype).kind in "iu":
-        return np.asarray(np.rint(np.clip(np.nan_to_num(np.abs(x) if dtype[0] == "u" else x), -9, 9)), dtype)
+        return np.asarray(
+            np.rint(np.clip(np.nan_to_num(np.abs(x) if dtype[0] == "u" else x), -9, 9)), dtype
+        )
     with np.errstate(all="ignore"):
         return np.asarray(x, dtype)
 
@@ -78,7 +97,9 @@ class Memory:
         """Whether bytes have changed that must not."""
         after = self.raw.copy()
         if self.may_change:
-            offset = self.view.__array_interface__["data"][0] - self.raw.__array_interface__["data"][0]
+            offset = (
+                self.view.__array_interface__["data"][0] - self.raw.__array_interface__["data"][0]
+            )
             view = np.ndarray(self.view.shape, self.view.dtype, after, offset, self.view.strides)
             view[...] = self.start
         return not np.array_equal(after, self.before)
@@ -108,7 +129,9 @@ class Hostile(np.ndarray):
     def lie(self, *args, **kwargs):
         return np.zeros(1).view(Hostile)
 
-    reshape = ravel = copy = astype = transpose = squeeze = swapaxes = flatten = min = max = any = all = sum = lie
+    reshape = ravel = copy = astype = transpose = squeeze = swapaxes = flatten = min = max = any = (
+        all
+    ) = sum = lie
     tolist = lambda self: []
     size = property(lambda self: 10**6)
     nbytes = property(lambda self: 0)
@@ -176,7 +199,13 @@ def callback(kind):
                     a[...] = np.nan
             return result
         if kind == "reenter":
-            fd.selective_scan(np.ones((70, 90)), np.ones((70, 90)), -np.ones((70, 4)), np.ones((70, 4)), np.ones((70, 4)))
+            fd.selective_scan(
+                np.ones((70, 90)),
+                np.ones((70, 90)),
+                -np.ones((70, 4)),
+                np.ones((70, 4)),
+                np.ones((70, 4)),
+            )
             fd.subset_sums(np.ones(3))
             fd.dense(np.ones((2, 2)), np.ones((2, 2)), activation=(np.sin, np.cos))
         if kind == "state":
@@ -196,7 +225,9 @@ def callback(kind):
         if kind == "expanded":
             return np.broadcast_to(np.float64(0.5), np.shape(x))
         if kind == "single":
-            with np.errstate(all="ignore"):  # a callback computes in the caller's state: its own casts are its own affair
+            with np.errstate(
+                all="ignore"
+            ):  # a callback computes in the caller's state: its own casts are its own affair
                 return np.asarray(benign(x, *rest), np.float32)
         if kind == "hostile":
             return np.asarray(benign(x, *rest)).view(Hostile)
@@ -221,7 +252,9 @@ class Built:
     def __init__(self, recipes, library=fd, plain=False):
         self.library, self.plain, self.memories = library, plain, {}
         self.arguments = {}
-        for name in sorted(recipes, key=lambda name: "alias" in str(recipes[name])):  # what is shared comes first
+        for name in sorted(
+            recipes, key=lambda name: "alias" in str(recipes[name])
+        ):  # what is shared comes first
             self.arguments[name] = self.make(name, recipes[name])
         self.arguments = {name: self.arguments[name] for name in recipes}
 
@@ -251,7 +284,11 @@ class Built:
         else:
             array = values(given, recipe["seed"], recipe["shape"], recipe["dtype"])
         if self.plain:
-            return np.asarray(array, "f8") if recipe.get("as") == "list" and array.dtype.kind == "f" else array
+            return (
+                np.asarray(array, "f8")
+                if recipe.get("as") == "list" and array.dtype.kind == "f"
+                else array
+            )
         memory = self.memories[name] = Memory(recipe, array)
         memory.may_change = bool(recipe.get("updated"))
         return dressed(memory.view, recipe.get("as"))
@@ -267,12 +304,17 @@ class Built:
         if recipe["how"] == "reversed":
             return memory.view[::-1] if memory.view.ndim else memory.view
         if recipe["how"] == "expanded":
-            return np.lib.stride_tricks.as_strided(memory.view, memory.view.shape, [0] * memory.view.ndim)
+            return np.lib.stride_tricks.as_strided(
+                memory.view, memory.view.shape, [0] * memory.view.ndim
+            )
         return memory.view
 
     def network(self, recipe):
         widths, biases, weights = recipe["net"], [], []
         for k, (i, j) in enumerate(itertools.pairwise(widths)):
-            weights.append(values(recipe["values"], recipe["seed"] + 2 * k, (i, j), "f8") * recipe.get("scale", 1.0))
+            weights.append(
+                values(recipe["values"], recipe["seed"] + 2 * k, (i, j), "f8")
+                * recipe.get("scale", 1.0)
+            )
             biases.append(values(recipe["values"], recipe["seed"] + 2 * k + 1, (j,), "f8"))
         return self.library.SigmoidMLP(weights, biases)

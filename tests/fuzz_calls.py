@@ -26,7 +26,9 @@ class Draw:
 
     def __init__(self, seed):
         self.random = random.Random(seed)
-        self.kind = self.random.choice(fa.BENIGN[:3] * 4 + fa.BENIGN + ("extreme", "some extreme", "huge", "tiny"))
+        self.kind = self.random.choice(
+            fa.BENIGN[:3] * 4 + fa.BENIGN + ("extreme", "some extreme", "huge", "tiny")
+        )
         self.precision = self.random.choice(("f4", "f8", "f8", "mixed"))
         self.benign, self.lawful = self.kind in fa.BENIGN, True
 
@@ -55,7 +57,9 @@ class Draw:
             recipe["steps"] = [self.choice((1, 1, 2, -1, -2, 3)) for _ in range(ndim)]
         recipe["offset"] = self.choice((0, 0, 0, 1, 4, 8))
         recipe["swapped"], recipe["readonly"] = self.chance(0.1), self.chance(0.15)
-        recipe["as"] = self.choice((None, None, None, None, "list", "hostile", "matrix", "array-like"))
+        recipe["as"] = self.choice(
+            (None, None, None, None, "list", "hostile", "matrix", "array-like")
+        )
         return recipe
 
     def dtype(self):
@@ -64,7 +68,12 @@ class Draw:
         return self.choice(("f4", "f8")) if self.precision == "mixed" else self.precision
 
     def array(self, *shape, kind=None, dtype=None):
-        recipe = {"shape": list(shape), "values": kind or self.kind, "seed": self.random.randrange(10**6), "dtype": dtype or self.dtype()}
+        recipe = {
+            "shape": list(shape),
+            "values": kind or self.kind,
+            "seed": self.random.randrange(10**6),
+            "dtype": dtype or self.dtype(),
+        }
         recipe |= self.layout(len(shape))
         if recipe.get("as") == "list" and (recipe["dtype"] == "f4" or 0 in shape):
             del recipe["as"]  # a list is float64, and an empty one has no shape
@@ -89,9 +98,16 @@ class Draw:
             return None
         if self.chance(0.15):
             self.lawful = False
-            return {"alias": self.choice(inputs), "how": self.choice(("whole", "reversed", "expanded"))}
-        self.lawful = self.lawful and self.precision != "mixed"  # whose working dtype is not known here
-        return self.updated(*shape, dtype={"mixed": "f8"}.get(self.precision, self.precision)) | {"swapped": False}
+            return {
+                "alias": self.choice(inputs),
+                "how": self.choice(("whole", "reversed", "expanded")),
+            }
+        self.lawful = (
+            self.lawful and self.precision != "mixed"
+        )  # whose working dtype is not known here
+        return self.updated(*shape, dtype={"mixed": "f8"}.get(self.precision, self.precision)) | {
+            "swapped": False
+        }
 
     def integers(self, numbers, shape=None):
         """Integers in any dtype that holds them, and in any layout."""
@@ -111,7 +127,19 @@ class Draw:
         return [0, *sorted(self.random.randrange(length + 1) for _ in range(parts - 1)), length]
 
     def number(self):
-        return self.choice((0.1, 0.9, 1.0, 0.0, -0.5, 1e-3, 2, {"scalar": 0.5, "dtype": "f4"}, {"scalar": 0.25, "dtype": "f8"}))
+        return self.choice(
+            (
+                0.1,
+                0.9,
+                1.0,
+                0.0,
+                -0.5,
+                1e-3,
+                2,
+                {"scalar": 0.5, "dtype": "f4"},
+                {"scalar": 0.25, "dtype": "f8"},
+            )
+        )
 
     def callback(self):
         if self.chance(0.7):
@@ -137,12 +165,22 @@ class Draw:
                 "values": kind, "seed": self.random.randrange(10**6), "scale": self.choice((1.0, 3.0, 30.0))}  # fmt: skip
 
     def bounds(self):
-        return self.choice(([-4.0, 4.0], [-50, 50], {"tuple": [-float("inf"), float("inf")]}, [0.0, 1e-3], [-1e300, 1e300]))
+        return self.choice(
+            (
+                [-4.0, 4.0],
+                [-50, 50],
+                {"tuple": [-float("inf"), float("inf")]},
+                [0.0, 1e-3],
+                [-1e300, 1e300],
+            )
+        )
 
     def vast(self, recipe, axis):
         """The argument and its axis so large that no machine holds what is made of it."""
         recipe["shape"] = [*recipe["shape"]]
-        recipe["shape"][axis] = 2 ** self.choice((40, 46, 58)) // math.prod(n for k, n in enumerate(recipe["shape"]) if k != axis)
+        recipe["shape"][axis] = 2 ** self.choice((40, 46, 58)) // math.prod(
+            n for k, n in enumerate(recipe["shape"]) if k != axis
+        )
         recipe["vast"], self.lawful = True, False
 
 
@@ -194,7 +232,13 @@ def selective_scan(d):
 def selective_scan_vjp(d):
     case, lead, D, L, N = scan_parts(d)
     states = packed(d, case, lead, D, L, N) or [*lead, D, N]
-    case |= {"dout": d.array(*lead, D, L), "D": d.maybe(D), "z": d.maybe(*lead, D, L), "delta_bias": d.maybe(D), "delta_softplus": d.chance(0.7)}
+    case |= {
+        "dout": d.array(*lead, D, L),
+        "D": d.maybe(D),
+        "z": d.maybe(*lead, D, L),
+        "delta_bias": d.maybe(D),
+        "delta_softplus": d.chance(0.7),
+    }
     if N < 1000:
         case["dlast_state"] = d.maybe(*states)
     return case
@@ -203,10 +247,20 @@ def selective_scan_vjp(d):
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
-    case = {"state": d.updated(Bt, D, N), "x": d.array(Bt, D), "dt": d.array(Bt, D), "A": d.array(D, N, kind="negative" if d.benign else None)}
+    case = {
+        "state": d.updated(Bt, D, N),
+        "x": d.array(Bt, D),
+        "dt": d.array(Bt, D),
+        "A": d.array(D, N, kind="negative" if d.benign else None),
+    }
     for name in ("B", "C"):
         case[name] = d.array(*d.choice(([Bt, N], [Bt, G, N])))
-    case |= {"D": d.maybe(D), "z": d.maybe(Bt, D), "dt_bias": d.maybe(D), "dt_softplus": d.chance(0.7)}
+    case |= {
+        "D": d.maybe(D),
+        "z": d.maybe(Bt, D),
+        "dt_bias": d.maybe(D),
+        "dt_softplus": d.chance(0.7),
+    }
     if d.chance(0.05):
         case["x"], d.lawful = {"alias": "state", "how": "whole"}, False
     return case
@@ -260,12 +314,24 @@ def s6(d):
 
 def dense(d):
     m, i, j = d.sizes(3)
-    return {"X": d.array(m, i), "W": d.array(i, j), "b": d.maybe(j), "activation": d.activation(), "out": d.out(["X", "W"], m, j)}
+    return {
+        "X": d.array(m, i),
+        "W": d.array(i, j),
+        "b": d.maybe(j),
+        "activation": d.activation(),
+        "out": d.out(["X", "W"], m, j),
+    }
 
 
 def dense_vjp(d):
     m, i, j = d.sizes(3)
-    case = {"dY": d.array(m, j), "X": d.array(m, i), "W": d.array(i, j), "b": d.maybe(j), "activation": d.activation()}
+    case = {
+        "dY": d.array(m, j),
+        "X": d.array(m, i),
+        "W": d.array(i, j),
+        "b": d.maybe(j),
+        "activation": d.activation(),
+    }
     if d.chance(0.3):
         case["cached"] = d.choice((True, True, "other"))
         d.lawful = d.lawful and case["cached"] is True
@@ -319,12 +385,20 @@ def subset_sums(d):
 
 
 def iter_subset_sums(d):
-    return {"x": d.array(d.choice((0, 1, 3, 6, 9))), "block": d.choice((1, 3, 64, 65536, 2**62)), "progress": d.progress()}
+    return {
+        "x": d.array(d.choice((0, 1, 3, 6, 9))),
+        "block": d.choice((1, 3, 64, 65536, 2**62)),
+        "progress": d.progress(),
+    }
 
 
 def subset_logsumexp(d):
     shape = [*d.sizes(d.choice((0, 0, 1))), d.choice((0, 1, 2, 3, 5, 7, 9))]
-    return {"x": d.array(*shape), "method": d.choice(("closed", "enumerate")), "progress": d.progress()}
+    return {
+        "x": d.array(*shape),
+        "method": d.choice(("closed", "enumerate")),
+        "progress": d.progress(),
+    }
 
 
 # ---- boundaries ------------------------------------------------------------------------------------------------------
@@ -346,7 +420,9 @@ def sigmoid_mlp(d):
 def exponential_sum(d):
     net = d.network()
     net["net"] = [net["net"][0], net["net"][1], net["net"][-1]]
-    d.lawful = d.lawful and net["net"][-1] > 1 and net["values"] not in ("zero", "equal", "tiny")  # whose sum is 0
+    d.lawful = (
+        d.lawful and net["net"][-1] > 1 and net["values"] not in ("zero", "equal", "tiny")
+    )  # whose sum is 0
     return {"net": net, "coordinate": 0, "B": d.array(d.size(), net["net"][1])}
 
 
@@ -354,7 +430,9 @@ def rows(d, case, coordinate=True):
     """x_other and what goes with it."""
     n_in = case["net"]["net"][0]
     d.lawful = d.lawful and d.benign
-    case["x_other"] = d.array(d.size(), n_in - 1) if d.chance(0.8) or n_in != 2 else d.array(d.size())
+    case["x_other"] = (
+        d.array(d.size(), n_in - 1) if d.chance(0.8) or n_in != 2 else d.array(d.size())
+    )
     if coordinate:
         case["coordinate"] = d.random.randrange(-n_in, n_in)
     return case
@@ -364,7 +442,9 @@ def outputs(d, case):
     many = case["net"]["net"][-1]
     if many == 1:
         return case  # what it means for a single output changes with the version: left out
-    return case | {"outputs": d.choice(({"tuple": [0, 1]}, [1, 0], d.pair([0, many - 1]), {"tuple": [-1, 0]}))}
+    return case | {
+        "outputs": d.choice(({"tuple": [0, 1]}, [1, 0], d.pair([0, many - 1]), {"tuple": [-1, 0]}))
+    }
 
 
 def solve_x1(d):
@@ -375,7 +455,9 @@ def solve_x1(d):
 def find_x1(d):
     case = rows(d, outputs(d, {"net": d.network(), "method": d.choice(METHODS)}))
     d.lawful = False  # most brackets hold no change of sign
-    return case | {"bracket": d.choice(([-4.0, 4.0], {"tuple": [-1e6, 1e6]}, [-1, 2], [0.0, float("inf")]))}
+    return case | {
+        "bracket": d.choice(([-4.0, 4.0], {"tuple": [-1e6, 1e6]}, [-1, 2], [0.0, float("inf")]))
+    }
 
 
 def decision_intervals(d):
@@ -391,7 +473,9 @@ def counterfactuals(d):
     net = d.network()
     case = outputs(d, one_point(d, net))
     if d.chance(0.4):
-        case["features"] = d.integers([d.random.randrange(-net["net"][0], net["net"][0]) for _ in range(d.choice((1, 2, 3)))])
+        case["features"] = d.integers(
+            [d.random.randrange(-net["net"][0], net["net"][0]) for _ in range(d.choice((1, 2, 3)))]
+        )
     return case | ({"bounds": d.bounds()} if d.chance(0.5) else {})
 
 
@@ -406,7 +490,15 @@ def tie_sensitivity(d):
 
 def trace_boundary(d):
     net = d.network(n_in=d.choice((2, 2, 3)))
-    case = outputs(d, {"net": net, "bounds": d.choice(([[-3, 3], [-2.0, 2.0]], [[0, 1], [0, 1e-3]], {"tuple": [[-9, 9], [-9, 9]]}))})
+    case = outputs(
+        d,
+        {
+            "net": net,
+            "bounds": d.choice(
+                ([[-3, 3], [-2.0, 2.0]], [[0, 1], [0, 1e-3]], {"tuple": [[-9, 9], [-9, 9]]})
+            ),
+        },
+    )
     if net["net"][0] > 2 or d.chance(0.3):
         case["at"] = d.array(net["net"][0])
         d.lawful = d.lawful and d.benign
@@ -417,7 +509,9 @@ def trace_boundary(d):
 def follow_boundary(d):
     d.lawful = False
     net = d.network(n_in=2)
-    return outputs(d, one_point(d, net, "start")) | {"length": d.choice((0.5, -0.5, 0.0, 3, float("nan"), float("inf")))}
+    return outputs(d, one_point(d, net, "start")) | {
+        "length": d.choice((0.5, -0.5, 0.0, 3, float("nan"), float("inf")))
+    }
 
 
 # ---- momentum --------------------------------------------------------------------------------------------------------
@@ -425,9 +519,16 @@ def follow_boundary(d):
 
 def momentum_step(d):
     shape, dtype = d.sizes(d.choice((0, 1, 2, 3))), d.choice(("f4", "f8"))
-    case = {"theta": d.updated(*shape, dtype=dtype), "p": d.updated(*shape, dtype=dtype), "grad": d.array(*shape)}
+    case = {
+        "theta": d.updated(*shape, dtype=dtype),
+        "p": d.updated(*shape, dtype=dtype),
+        "grad": d.array(*shape),
+    }
     if d.chance(0.1):
-        case[d.choice(("p", "grad"))], d.lawful = {"alias": "theta", "how": d.choice(("whole", "expanded"))}, False
+        case[d.choice(("p", "grad"))], d.lawful = (
+            {"alias": "theta", "how": d.choice(("whole", "expanded"))},
+            False,
+        )
     return case | {"alpha": d.number(), "beta": d.number()}
 
 
@@ -462,7 +563,26 @@ def hypergradient(d):
 
 def set_num_threads(d):
     d.lawful = False
-    return {"n": d.choice((1, 2, 3, 300, 0, -1, 2**31, 2**40, 2**70, 1.0, True, "2", {"scalar": 2, "dtype": "u8"}, None))}
+    return {
+        "n": d.choice(
+            (
+                1,
+                2,
+                3,
+                300,
+                0,
+                -1,
+                2**31,
+                2**40,
+                2**70,
+                1.0,
+                True,
+                "2",
+                {"scalar": 2, "dtype": "u8"},
+                None,
+            )
+        )
+    }
 
 
 def get_num_threads(d):
@@ -473,7 +593,11 @@ def indexed(d):
     """A result that is a sequence, indexed, copied and pickled."""
     case = rows(d, {"net": d.network(), "bounds": [-4.0, 4.0]})
     d.lawful = False
-    return case | {"row": d.choice((0, -1, 1, 10**6, -(10**6), 0.5, None, True, 2**70, {"scalar": 0, "dtype": "u1"}))}
+    return case | {
+        "row": d.choice(
+            (0, -1, 1, 10**6, -(10**6), 0.5, None, True, 2**70, {"scalar": 0, "dtype": "u1"})
+        )
+    }
 
 
 CALLS = {
@@ -498,7 +622,15 @@ MADE = {
     "Hypergradients": "hypergradient",
 }  # fmt: skip
 
-SLOW = {"trace_boundary", "follow_boundary", "nearest_tie", "decision_intervals", "counterfactuals", "DecisionIntervals", "find_x1"}
+SLOW = {
+    "trace_boundary",
+    "follow_boundary",
+    "nearest_tie",
+    "decision_intervals",
+    "counterfactuals",
+    "DecisionIntervals",
+    "find_x1",
+}
 
 
 # ---- how the calls are made ------------------------------------------------------------------------------------------
@@ -512,7 +644,11 @@ def call(library, name, arguments):
     result = getattr(library, name)(**arguments)
     if name == "iter_subset_sums":
         result = [sums for _, sums in result]
-    updated = [arguments[a] for a in ("theta", "p", "state") if a in arguments and name.startswith(("momentum_", "selective_state"))]
+    updated = [
+        arguments[a]
+        for a in ("theta", "p", "state")
+        if a in arguments and name.startswith(("momentum_", "selective_state"))
+    ]
     return result, updated
 
 
@@ -545,7 +681,12 @@ def mlp_method(library, name, a):
 
 def sum_method(library, name, a):
     terms = library.ExponentialSum(a["net"])
-    return terms.coefficients, terms.frequencies(a["coordinate"]), terms.root_bound(a["coordinate"]), terms.log_evaluate(a["B"])
+    return (
+        terms.coefficients,
+        terms.frequencies(a["coordinate"]),
+        terms.root_bound(a["coordinate"]),
+        terms.log_evaluate(a["B"]),
+    )
 
 
 def there_and_back(library, name, a):
@@ -568,7 +709,9 @@ def tampered(momentum, how):
     state = list(momentum.__getstate__())
     arrays = [i for i, part in enumerate(state) if hasattr(part, "dtype")]
     if how == "short":
-        state[arrays[0]] = state[arrays[0]][:, :-8] if state[arrays[0]].size else state[arrays[0]][:1]
+        state[arrays[0]] = (
+            state[arrays[0]][:, :-8] if state[arrays[0]].size else state[arrays[0]][:1]
+        )
     elif how == "fortran":
         state[arrays[0]] = state[arrays[0]].copy(order="F")
     elif how == "dtype":
@@ -619,17 +762,36 @@ def draw(name, seed):
         spoil(d, recipes, name)
     state = {"errors": d.choice((None, None, None, "raise", "warn")), "rounding": d.choice((None,) * 7 + ("up", "down", "zero")),
              "flush": d.chance(0.1), "threads": d.choice((1, 2, 2, 3))}  # fmt: skip
-    if "callback" in str(recipes) or name == "ReversibleMomentum":  # which compute in the caller's state
+    if (
+        "callback" in str(recipes) or name == "ReversibleMomentum"
+    ):  # which compute in the caller's state
         state |= {"rounding": None, "flush": False}
-    if recipes.get("cached") and (d.precision == "mixed" or re.search(r'"dtype": "[iu]', json.dumps(recipes))):
+    if recipes.get("cached") and (
+        d.precision == "mixed" or re.search(r'"dtype": "[iu]', json.dumps(recipes))
+    ):
         d.lawful = False  # the adjoint may bring another working dtype
-    return {"function": name, "arguments": recipes, "state": state, "lawful": d.lawful, "benign": d.benign}
+    return {
+        "function": name,
+        "arguments": recipes,
+        "state": state,
+        "lawful": d.lawful,
+        "benign": d.benign,
+    }
 
 
-OURS = {"method", "tamper", "cached", "grads"}  # what says how the call is made, and is no argument of it
+OURS = {
+    "method",
+    "tamper",
+    "cached",
+    "grads",
+}  # what says how the call is made, and is no argument of it
 
 
-SUMS = {"transition_product", "chunk_summary", "subset_logsumexp"}  # whose results are small whatever the length: a vast one takes hours, no memory
+SUMS = {
+    "transition_product",
+    "chunk_summary",
+    "subset_logsumexp",
+}  # whose results are small whatever the length: a vast one takes hours, no memory
 
 
 def spoil(d, recipes, function):
@@ -637,20 +799,41 @@ def spoil(d, recipes, function):
     name, d.lawful = d.choice(sorted(recipes.keys() - OURS or recipes)), False
     recipe = recipes[name]
     arrays = isinstance(recipe, dict) and {"shape", "values"} <= recipe.keys()
-    how = d.choice(("junk", "shape", "ndim", "masked", "list", "integers", "vast")) if arrays else "junk"
+    how = (
+        d.choice(("junk", "shape", "ndim", "masked", "list", "integers", "vast"))
+        if arrays
+        else "junk"
+    )
     if how == "shape" and recipe["shape"] and not isinstance(recipe["values"], list):
         axis = d.random.randrange(len(recipe["shape"]))
         recipe["shape"][axis] = max(0, recipe["shape"][axis] + d.choice((-1, 1, 3)))
     elif how == "ndim" and not isinstance(recipe["values"], list):
-        recipe["shape"] = d.choice((recipe["shape"] + [1], [1] + recipe["shape"], recipe["shape"][1:], recipe["shape"][:-1]))
+        recipe["shape"] = d.choice(
+            (
+                recipe["shape"] + [1],
+                [1] + recipe["shape"],
+                recipe["shape"][1:],
+                recipe["shape"][:-1],
+            )
+        )
         recipe.pop("order", None), recipe.pop("steps", None)
     elif how in ("masked", "list"):
         recipe["as"] = how
     elif how == "integers" and isinstance(recipe["values"], list) and recipe["values"]:
         recipe["dtype"] = d.choice(("i8", "f8", "i2"))
-        recipe["values"][d.random.randrange(len(recipe["values"]))] = d.choice((-1, -1000, 10**4, 70))
-    elif how == "vast" and function not in SUMS and d.chance(0.2) and 0 not in recipe["shape"] and recipe["shape"]:
+        recipe["values"][d.random.randrange(len(recipe["values"]))] = d.choice(
+            (-1, -1000, 10**4, 70)
+        )
+    elif (
+        how == "vast"
+        and function not in SUMS
+        and d.chance(0.2)
+        and 0 not in recipe["shape"]
+        and recipe["shape"]
+    ):
         d.vast(recipe, d.random.randrange(len(recipe["shape"])))
     else:
         kind = d.choice(sorted(fa.JUNK))
-        recipes[name] = {"junk": "int" if (name, kind) == ("n_steps", "huge int") else kind}  # so many steps take so long
+        recipes[name] = {
+            "junk": "int" if (name, kind) == ("n_steps", "huge int") else kind
+        }  # so many steps take so long

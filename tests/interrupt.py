@@ -18,7 +18,9 @@ def seconds_until_answered(call, *, delay=0.3):
 
     def interrupt():
         sent.append(time.perf_counter())
-        signal.raise_signal(signal.SIGINT)  # Python runs the handler in the main thread, on Windows too
+        signal.raise_signal(
+            signal.SIGINT
+        )  # Python runs the handler in the main thread, on Windows too
 
     def handler(signum, frame):
         if inside:
@@ -36,7 +38,9 @@ def seconds_until_answered(call, *, delay=0.3):
             return time.perf_counter() - sent[0]
         finally:
             inside = False
-        raise AssertionError(f"the call was over before it was interrupted, {delay} s after its start")
+        raise AssertionError(
+            f"the call was over before it was interrupted, {delay} s after its start"
+        )
     finally:
         timer.cancel()
         timer.join()

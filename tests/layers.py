@@ -16,18 +16,26 @@ def flat(results):
     """Arrays of arrays, tuples, numbers and None."""
     if results is None:
         return []
-    return [a for r in results for a in flat(r)] if isinstance(results, tuple) else [np.asarray(results)]
+    return (
+        [a for r in results for a in flat(r)]
+        if isinstance(results, tuple)
+        else [np.asarray(results)]
+    )
 
 
 def _lstm(function, a, *before):
     rest = {"initial_state": (a["initial_state[0]"], a["initial_state[1]"])}
     if "dlast_state[0]" in a:
         rest["dlast_state"] = a["dlast_state[0]"], a["dlast_state[1]"]
-    return function(*before, a["x"], a["weight_ih"], a["weight_hh"], a["bias_ih"], a["bias_hh"], **rest)
+    return function(
+        *before, a["x"], a["weight_ih"], a["weight_hh"], a["bias_ih"], a["bias_hh"], **rest
+    )
 
 
 def _grid(function, a, *before, activation="tanh"):
-    return function(*before, a["x"], a["W_in"], a["W_west"], a["W_north"], a["b"], activation=activation)
+    return function(
+        *before, a["x"], a["W_in"], a["W_west"], a["W_north"], a["b"], activation=activation
+    )
 
 
 def _cached_dense(a):
@@ -36,7 +44,10 @@ def _cached_dense(a):
 
 
 def _cached_lstm(a):
-    cache = _lstm(lambda *args, **rest: fd.lstm(*args, return_cache=True, **rest), {k: v for k, v in a.items() if "dlast" not in k})[2]
+    cache = _lstm(
+        lambda *args, **rest: fd.lstm(*args, return_cache=True, **rest),
+        {k: v for k, v in a.items() if "dlast" not in k},
+    )[2]
     return _lstm(lambda *args, **rest: fd.lstm_vjp(*args, cache=cache, **rest), a, a["dh"])
 
 

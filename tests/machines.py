@@ -26,7 +26,14 @@ def by_threads(call, *counts):
 
 def run_at_level(level, script, **environ):
     env = {**os.environ, "FASTDERIV_CPU": level, **environ}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -47,7 +54,10 @@ _ROUNDING = {  # what fesetround takes
     "x86_64": {"up": 0x800, "down": 0x400, "zero": 0xC00},
     "aarch64": {"up": 0x400000, "down": 0x800000, "zero": 0xC00000},
 }
-_FLUSH = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}  # where in glibc's fenv_t: MXCSR's FTZ and DAZ, FPCR's FZ
+_FLUSH = {
+    "x86_64": (28, 0x8040),
+    "aarch64": (0, 1 << 24),
+}  # where in glibc's fenv_t: MXCSR's FTZ and DAZ, FPCR's FZ
 
 
 @contextlib.contextmanager

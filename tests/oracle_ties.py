@@ -14,7 +14,10 @@ class Slice:
     """The margin of a network along one input: f(t), the others fixed; every float is an exact number."""
 
     def __init__(self, weights, biases, x_other, coordinate=0, outputs=(0, 1)):
-        weights, biases = [np.asarray(w, float) for w in weights], [np.asarray(b, float) for b in biases]
+        weights, biases = (
+            [np.asarray(w, float) for w in weights],
+            [np.asarray(b, float) for b in biases],
+        )
         x = [mpmath.mpf(float(v)) for v in np.ravel(x_other)]
         others = [k for k in range(len(weights[0])) if k != coordinate]
         with mpmath.workdps(DIGITS):
@@ -31,8 +34,14 @@ class Slice:
                 for o, b in enumerate(self._b[0])
             ]
         # float copies, which intervals a few ulps wide make exact again
-        self.a, self.s = np.array([float(v) for v in self._a]), np.array([float(v) for v in self._s])
-        self.w = [np.array([[float(v) for v in row] for row in w]).reshape(len(w), -1) for w in self._w[1:]]
+        self.a, self.s = (
+            np.array([float(v) for v in self._a]),
+            np.array([float(v) for v in self._s]),
+        )
+        self.w = [
+            np.array([[float(v) for v in row] for row in w]).reshape(len(w), -1)
+            for w in self._w[1:]
+        ]
         self.b = [np.array([float(v) for v in b]) for b in self._b[1:]]
         self._signs = {}
 
@@ -42,18 +51,26 @@ class Slice:
             z = [a * mpmath.mpf(float(t)) + s for a, s in zip(self._a, self._s, strict=True)]
             for w, b in zip(self._w[1:], self._b[1:], strict=True):
                 y = [1 / (1 + mpmath.exp(-v)) for v in z]
-                z = [mpmath.fsum([c, *(row[o] * v for row, v in zip(w, y, strict=True))]) for o, c in enumerate(b)]
+                z = [
+                    mpmath.fsum([c, *(row[o] * v for row, v in zip(w, y, strict=True))])
+                    for o, c in enumerate(b)
+                ]
             return z[0]
 
     def derivatives(self, t):
         """f, f' and f'' at t in 60 digits, by the chain rule layer by layer."""
         with mpmath.workdps(DIGITS):
-            z = [(a * mpmath.mpf(float(t)) + s, a, mpmath.mpf(0)) for a, s in zip(self._a, self._s, strict=True)]
+            z = [
+                (a * mpmath.mpf(float(t)) + s, a, mpmath.mpf(0))
+                for a, s in zip(self._a, self._s, strict=True)
+            ]
             for w, b in zip(self._w[1:], self._b[1:], strict=True):
                 y = [_sigmoid_jet(*jet) for jet in z]
                 z = [
                     tuple(
-                        mpmath.fsum([c * (k == 0), *(row[o] * v[k] for row, v in zip(w, y, strict=True))])
+                        mpmath.fsum(
+                            [c * (k == 0), *(row[o] * v[k] for row, v in zip(w, y, strict=True))]
+                        )
                         for k in range(3)
                     )
                     for o, c in enumerate(b)
@@ -70,7 +87,10 @@ class Slice:
     def ranges(self, l, r):
         """Ranges of f and f' on the intervals [l, r] (k,): four arrays (k,).  l = r may be infinite."""
         with np.errstate(all="ignore"):
-            ends = [np.where(self.a == 0, 0, self.a * np.where(self.a == 0, 0, t[:, None])) + self.s for t in (l, r)]
+            ends = [
+                np.where(self.a == 0, 0, self.a * np.where(self.a == 0, 0, t[:, None])) + self.s
+                for t in (l, r)
+            ]
             err = [WIDE * np.where(np.isinf(e), 0, np.abs(e) + 2 * np.abs(self.s)) for e in ends]
             lo = np.minimum(ends[0] - err[0], ends[1] - err[1])
             hi = np.maximum(ends[0] + err[0], ends[1] + err[1])
@@ -103,7 +123,9 @@ def _sigma(lo, hi, slo, shi):
 
 
 def _map(w, b, lo, hi):
-    pad = (len(w) + 20) * ROUND * (np.maximum(np.abs(lo), np.abs(hi)) @ np.abs(w) + np.abs(b)) + 1e-306
+    pad = (len(w) + 20) * ROUND * (
+        np.maximum(np.abs(lo), np.abs(hi)) @ np.abs(w) + np.abs(b)
+    ) + 1e-306
     plus, minus = np.maximum(w, 0), np.minimum(w, 0)
     return lo @ plus + hi @ minus + b - pad, hi @ plus + lo @ minus + b + pad
 

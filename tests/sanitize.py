@@ -19,7 +19,17 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NOT_SOURCE = (".git", ".venv*", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+NOT_SOURCE = (
+    ".git",
+    ".venv*",
+    "build",
+    "dist",
+    "*.so",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+)
 
 # appended to every command of the compiler, after Python's own -fwrapv and the project's flags: the last one wins
 COMMON = "-O1 -g1 -fno-omit-frame-pointer -fno-wrapv"  # lines, and no names of variables: those double the time
@@ -30,10 +40,18 @@ FLAGS = {
 }
 # what the project's own flags would spoil: no line numbers, no symbols
 DROPPED = ("-g0", "-Wl,-s", "-O2", "-O3")
-REPORTS = re.compile(r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|==\d+== (?:Invalid|Conditional|Use of uninit)")
+REPORTS = re.compile(
+    r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|==\d+== (?:Invalid|Conditional|Use of uninit)"
+)
 TESTS = {  # unless others are given
     "address": ["tests", "--ignore=tests/test_typing.py", "--ignore=tests/test_packaging.py"],
-    "thread": ["tests/test_config.py", "tests/test_ssm.py", "tests/test_subsets.py", "-k", "thread or fork or interrupt"],
+    "thread": [
+        "tests/test_config.py",
+        "tests/test_ssm.py",
+        "tests/test_subsets.py",
+        "-k",
+        "thread or fork or interrupt",
+    ],
     "valgrind": ["tests/test_optim.py", "tests/test_subsets.py"],
 }
 
@@ -55,10 +73,16 @@ called_from_lib:libopenblas
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tool", choices=FLAGS)
-    parser.add_argument("--level", action="append", help="a CPU level; default: all that this machine has")
-    parser.add_argument("--keep", type=Path, help="the folder to build in; built extensions in it are used again")
+    parser.add_argument(
+        "--level", action="append", help="a CPU level; default: all that this machine has"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="the folder to build in; built extensions in it are used again"
+    )
     options, pytest = parser.parse_known_args()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
@@ -72,9 +96,20 @@ def run(tool, folder, levels, pytest):
     environment = os.environ | runtime(tool, folder) | {"PYTHONPATH": str(tree / "src")}
     failures = []
     for level in levels or supported(environment):
-        command = [*prefix(tool, folder), sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *(pytest or TESTS[tool])]
+        command = [
+            *prefix(tool, folder),
+            sys.executable,
+            "-m",
+            "pytest",
+            "-s",
+            "-p",
+            "no:cacheprovider",
+            *(pytest or TESTS[tool]),
+        ]
         print(f"+ {tool}, FASTDERIV_CPU={level}: {shlex.join(command)}", flush=True)
-        code, reports = follow(command, tree, environment | {"FASTDERIV_CPU": level}, folder / f"{tool}-{level}.log")
+        code, reports = follow(
+            command, tree, environment | {"FASTDERIV_CPU": level}, folder / f"{tool}-{level}.log"
+        )
         print(f"{tool}, {level}: exit code {code}, {reports} reports", flush=True)
         if code or reports:
             failures.append(level)
@@ -90,8 +125,12 @@ def build(tool, folder):
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_SOURCE), dirs_exist_ok=True)
     compiler = folder / "cc"
     cc = os.environ.get("CC", "gcc")
-    shared = " -shared-libsan" if "clang" in cc and tool != "valgrind" else ""  # as GCC does by itself
-    compiler.write_text(COMPILER.format(cc=cc, flags=FLAGS[tool] + shared, dropped="|".join(DROPPED)))
+    shared = (
+        " -shared-libsan" if "clang" in cc and tool != "valgrind" else ""
+    )  # as GCC does by itself
+    compiler.write_text(
+        COMPILER.format(cc=cc, flags=FLAGS[tool] + shared, dropped="|".join(DROPPED))
+    )
     compiler.chmod(0o755)
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True,
                    env=os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"})  # fmt: skip
@@ -126,14 +165,19 @@ def runtime(tool, folder):
     }
 
 
-PRELOADED = {"address": ("asan", "stdc++"), "thread": ("tsan",)}  # stdc++: else exceptions of PyTorch and others are lost
+PRELOADED = {
+    "address": ("asan", "stdc++"),
+    "thread": ("tsan",),
+}  # stdc++: else exceptions of PyTorch and others are lost
 
 
 def library(name):
     """Where the compiler keeps a runtime library."""
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     for file in f"libclang_rt.{name}-{platform.machine()}.so", f"lib{name}.so", f"lib{name}.so.6":
-        path = subprocess.run([*compiler, f"-print-file-name={file}"], check=True, capture_output=True, text=True).stdout.strip()
+        path = subprocess.run(
+            [*compiler, f"-print-file-name={file}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         if os.path.isabs(path):
             return path
     raise SystemExit(f"{shlex.join(compiler)} has no library {name}")
@@ -152,7 +196,9 @@ PYTHON_SUPPRESSIONS = ("/usr/lib/valgrind/python3.supp",)
 def supported(environment):
     code = "import fastderiv; print(*fastderiv.show_config()['CPU levels supported'])"
     clean = {k: v for k, v in environment.items() if k != "FASTDERIV_CPU"}
-    done = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True
+    )
     return done.stdout.split()
 
 

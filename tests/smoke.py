@@ -23,7 +23,9 @@ layer = fd.S6(np.cos(np.arange(9.0)).reshape(3, 3), np.zeros(3), A, B[0, :, :3],
 
 def update():
     state = np.zeros((1, 3, 5))
-    y = fd.selective_state_update(state, u[None, :, 0], u[None, :, 1], A, B[:, :, 0], B[:, :, 1], dt_softplus=True)
+    y = fd.selective_state_update(
+        state, u[None, :, 0], u[None, :, 1], A, B[:, :, 0], B[:, :, 1], dt_softplus=True
+    )
     return y, state
 
 
@@ -34,11 +36,15 @@ def gradients(dtype=np.float64):
 
 
 def dense_gradients(dtype=np.float64):
-    return fd.dense_vjp(*(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu")
+    return fd.dense_vjp(
+        *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
+    )
 
 
 def grid_gradients(dtype=np.float64):
-    return fd.grid_rnn_vjp(*(a.astype(dtype) for a in (u.reshape(2, 4, 3), B.reshape(2, 4, 5), A, W, W, x[:3])))
+    return fd.grid_rnn_vjp(
+        *(a.astype(dtype) for a in (u.reshape(2, 4, 3), B.reshape(2, 4, 5), A, W, W, x[:3]))
+    )
 
 
 def root():
@@ -50,13 +56,20 @@ def root():
 
 def crossings(c):
     return c.indptr, c.x, c.lower, c.upper, c.unique, c.complete, c[3]
+
+
 def curves():
     return fd.trace_boundary(net, ((-3, 3), (-3, 3)))
 
 
 def exponential_sum():
     sums = fd.ExponentialSum.from_network(net)
-    return sums.coefficients, sums.frequencies(0), *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])), sums.root_bound(0)
+    return (
+        sums.coefficients,
+        sums.frequencies(0),
+        *sums.log_evaluate(np.outer(x, [1.0, 2.0, -1.0])),
+        sums.root_bound(0),
+    )
 
 
 def tie():
@@ -69,6 +82,7 @@ def tie():
 def intervals():
     d = fd.decision_intervals(net, x, bounds=(-5.0, 5.0))
     return d.indptr, d.lower, d.upper, d.output, d.complete
+
 
 def momentum():
     theta, p = x.copy(), np.zeros(8)
@@ -92,11 +106,18 @@ def reversible():
 
 
 def hypergradients():
-    return fd.hypergradient(np.square, np.square, lambda theta, v: 2 * theta * v, x[4:], n_steps=9, alpha=0.1, beta=0.9)
+    return fd.hypergradient(
+        np.square, np.square, lambda theta, v: 2 * theta * v, x[4:], n_steps=9, alpha=0.1, beta=0.9
+    )
+
+
 def cells(dtype=np.float64):
     """Arguments of an LSTM with five units, states and all."""
     weights = B[0, :, :3].repeat(4, axis=0), np.tile(A[:1], (20, 1)) / 9
-    return [a.astype(dtype) for a in (u.T[:, None], *weights, np.sin(np.arange(20.0)))], (A[:1].astype(dtype), A[:1].astype(dtype) / 3)
+    return [a.astype(dtype) for a in (u.T[:, None], *weights, np.sin(np.arange(20.0)))], (
+        A[:1].astype(dtype),
+        A[:1].astype(dtype) / 3,
+    )
 
 
 def recurrent(name, dtype=np.float64):
@@ -104,14 +125,21 @@ def recurrent(name, dtype=np.float64):
     adjoints = [np.ones((8, 1, 5), dtype)] if name != "lstm" else []
     rest = dict(dlast_state=state) if adjoints else {}
     results = getattr(fd, name)(*adjoints, *arguments, initial_state=state, lengths=[6], **rest)
-    return [r for result in results if result is not None for r in (result if isinstance(result, tuple) else [result])]
+    return [
+        r
+        for result in results
+        if result is not None
+        for r in (result if isinstance(result, tuple) else [result])
+    ]
 
 
 CALLS = {
     "selective_scan": lambda: (
         *fd.selective_scan(u, u, A, B, B, delta_softplus=True, return_last_state=True),
         fd.selective_scan(
-            *(a.astype(np.float32) for a in (u, u, A, B, B)), z=u.astype(np.float32), delta_softplus=True
+            *(a.astype(np.float32) for a in (u, u, A, B, B)),
+            z=u.astype(np.float32),
+            delta_softplus=True,
         ),
     ),
     "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
@@ -120,47 +148,77 @@ CALLS = {
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
-    "scan_attention": lambda: [fd.scan_attention(u, A, B, B, delta_softplus=True), fd.scan_attention(u, A, B, A, rows=[-1, 3])],
-    "transition_product": lambda: [fd.transition_product(u, A, method=method) for method in ("closed", "subsets")],
+    "scan_attention": lambda: [
+        fd.scan_attention(u, A, B, B, delta_softplus=True),
+        fd.scan_attention(u, A, B, A, rows=[-1, 3]),
+    ],
+    "transition_product": lambda: [
+        fd.transition_product(u, A, method=method) for method in ("closed", "subsets")
+    ],
     "S6": lambda: [
-        *layer(u.T, return_last_state=True), layer.step_sizes(u.T), layer.attention(u.T),
+        *layer(u.T, return_last_state=True),
+        layer.step_sizes(u.T),
+        layer.attention(u.T),
         *(layer.transition_product(u.T, 1, 5, method) for method in ("closed", "subsets")),
     ],
     "S6Grads": lambda: layer.vjp(u.T, u.T, np.zeros((3, 5))),
     "lstm": lambda: recurrent("lstm") + recurrent("lstm", np.float32),
     "lstm_vjp": lambda: recurrent("lstm_vjp") + recurrent("lstm_vjp", np.float32),
-    "lstm_state_adjoints": lambda: recurrent("lstm_state_adjoints") + recurrent("lstm_state_adjoints", np.float32),
-    "LSTMGrads": lambda: [pickle.loads(pickle.dumps(fd.lstm_vjp(np.ones((8, 1, 5)), *cells()[0]))).dx],
+    "lstm_state_adjoints": lambda: (
+        recurrent("lstm_state_adjoints") + recurrent("lstm_state_adjoints", np.float32)
+    ),
+    "LSTMGrads": lambda: [
+        pickle.loads(pickle.dumps(fd.lstm_vjp(np.ones((8, 1, 5)), *cells()[0]))).dx
+    ],
     "subset_sums": lambda: [fd.subset_sums(x), fd.subset_sums(x.astype(np.float32))],
     "iter_subset_sums": lambda: [sums for _, sums in fd.iter_subset_sums(x, block=64)],
-    "subset_logsumexp": lambda: [fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")],
+    "subset_logsumexp": lambda: [
+        fd.subset_logsumexp(x, method=method) for method in ("closed", "enumerate")
+    ],
     "SigmoidMLP": lambda: [net.logits(X), net.forward(X), net.margin(X), net.margin_gradient(X)],
     "ExponentialSum": exponential_sum,
     "solve_x1": lambda: crossings(fd.solve_x1(net, x)),
     "Crossings": lambda: crossings(pickle.loads(pickle.dumps(fd.solve_x1(net, x, bounds=(-1, 2))))),
     "find_x1": lambda: [root().x],
     "counterfactuals": lambda: fd.counterfactuals(tie()[0], [0.5, 0.3])[:2],
-    "Counterfactuals": lambda: pickle.loads(pickle.dumps(fd.counterfactuals(tie()[0], [0.5, 0.3])))[:2],
+    "Counterfactuals": lambda: pickle.loads(pickle.dumps(fd.counterfactuals(tie()[0], [0.5, 0.3])))[
+        :2
+    ],
     "decision_intervals": intervals,
-    "DecisionIntervals": lambda: [pickle.loads(pickle.dumps(fd.decision_intervals(net, x))).complete],
-    "follow_boundary": lambda: [fd.follow_boundary(*tie(), 2.0)[-1], fd.follow_boundary(*tie(), -1.0, step=0.25)],
+    "DecisionIntervals": lambda: [
+        pickle.loads(pickle.dumps(fd.decision_intervals(net, x))).complete
+    ],
+    "follow_boundary": lambda: [
+        fd.follow_boundary(*tie(), 2.0)[-1],
+        fd.follow_boundary(*tie(), -1.0, step=0.25),
+    ],
     "nearest_tie": lambda: fd.nearest_tie(tie()[0], [1.0, 1.0])[:2],
     "NearestTie": lambda: pickle.loads(pickle.dumps(fd.nearest_tie(tie()[0], [1.0, 1.0])))[:2],
     "tie_sensitivity": lambda: [a for part in fd.tie_sensitivity(*tie())[:2] for a in part],
     "TieSensitivity": lambda: [pickle.loads(pickle.dumps(fd.tie_sensitivity(*tie()))).inputs],
     "RootResults": lambda: [pickle.loads(pickle.dumps(root())).x],
     "trace_boundary": lambda: curves().points,
-    "BoundaryCurves": lambda: [*pickle.loads(pickle.dumps(curves())).points, curves().closed, curves().undecided],
+    "BoundaryCurves": lambda: [
+        *pickle.loads(pickle.dumps(curves())).points,
+        curves().closed,
+        curves().undecided,
+    ],
     "momentum_step": momentum,
     "momentum_unstep": momentum_back,
     "momentum_jacobian": lambda: [fd.momentum_jacobian(A[:, :3], alpha=0.1, beta=0.9)],
     "ReversibleMomentum": reversible,
     "hypergradient": hypergradients,
     "Hypergradients": lambda: pickle.loads(pickle.dumps(hypergradients())),
-    "dense": lambda: [fd.dense(X, A[:2], x[:5], activation=name) for name in ("sigmoid", "tanh", "relu", "softplus", "silu", "gelu", None)],
+    "dense": lambda: [
+        fd.dense(X, A[:2], x[:5], activation=name)
+        for name in ("sigmoid", "tanh", "relu", "softplus", "silu", "gelu", None)
+    ],
     "dense_vjp": lambda: [*dense_gradients(), *dense_gradients(np.float32)],
     "DenseGrads": lambda: pickle.loads(pickle.dumps(dense_gradients())),
-    "grid_rnn": lambda: [fd.grid_rnn(B.reshape(2, 4, 5), A, W, W, x[:3], activation=name) for name in ("tanh", "gelu")],
+    "grid_rnn": lambda: [
+        fd.grid_rnn(B.reshape(2, 4, 5), A, W, W, x[:3], activation=name)
+        for name in ("tanh", "gelu")
+    ],
     "grid_rnn_vjp": lambda: [*grid_gradients(), *grid_gradients(np.float32)],
     "GridRNNGrads": lambda: pickle.loads(pickle.dumps(grid_gradients())),
     "set_num_threads": lambda: fd.set_num_threads(1) or (),
@@ -176,6 +234,11 @@ if __name__ == "__main__":
         assert all(np.isfinite(r).all() for r in results), name
         print(
             json.dumps(
-                {"name": name, "results": [{"dtype": str(r.dtype), "bytes": r.tobytes().hex()} for r in results]}
+                {
+                    "name": name,
+                    "results": [
+                        {"dtype": str(r.dtype), "bytes": r.tobytes().hex()} for r in results
+                    ],
+                }
             )
         )

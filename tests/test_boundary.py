@@ -61,7 +61,9 @@ def inputs(m, n, seed=1, scale=1.5):
 
 def five_roots():
     """derivations §2: three hidden units, five ties at x2 = 0; the second input only shifts the first unit."""
-    return fd.SigmoidMLP([[[0.25, 50, 51], [0.125, 0, 0]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]])
+    return fd.SigmoidMLP(
+        [[[0.25, 50, 51], [0.125, 0, 0]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]]
+    )
 
 
 def every_evaluation(net, X):
@@ -103,7 +105,9 @@ def test_any_network_equals_reference(sizes, m, seed, scale):
 
 def test_margin_and_gradient_against_mpmath():
     net, X = network((2, 5, 4, 3)), inputs(6, 2)
-    weights, biases = ([mpmath.matrix(a.tolist()) for a in part] for part in (net.weights, net.biases))
+    weights, biases = (
+        [mpmath.matrix(a.tolist()) for a in part] for part in (net.weights, net.biases)
+    )
 
     def margin(*x):
         y = mpmath.matrix(x)
@@ -113,7 +117,9 @@ def test_margin_and_gradient_against_mpmath():
         return y[2] - y[0]
 
     with mpmath.workdps(40):
-        for x, value, gradient in zip(X, net.margin(X, (2, 0)), net.margin_gradient(X, (2, 0)), strict=True):
+        for x, value, gradient in zip(
+            X, net.margin(X, (2, 0)), net.margin_gradient(X, (2, 0)), strict=True
+        ):
             assert abs(value - float(margin(*x))) < 5e-15
             exact = [float(mpmath.diff(margin, tuple(x), order)) for order in ((1, 0), (0, 1))]
             assert np.allclose(gradient, exact, rtol=1e-12, atol=1e-15)
@@ -161,7 +167,9 @@ def test_forward_is_the_logistic_of_the_logits():
     assert np.allclose(net.forward(X), expit(net.logits(X)), rtol=1e-15, atol=0)
 
 
-PAYLOAD_NAN = np.uint64(0x7FF8000000000FFF).view(np.float64)  # its low bits reach the exponent inside exp
+PAYLOAD_NAN = np.uint64(0x7FF8000000000FFF).view(
+    np.float64
+)  # its low bits reach the exponent inside exp
 
 
 @pytest.mark.parametrize("bad", [np.nan, PAYLOAD_NAN, np.inf, -np.inf])
@@ -183,8 +191,14 @@ def test_a_linear_net_has_constant_gradient():
 
 
 def test_empty_axes():
-    assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin([[1.0, 2.0]]) == 2.0
-    assert fd.SigmoidMLP([np.zeros((0, 1))], [[3.0]]).margin(np.zeros((2, 0))).tolist() == [3.0, 3.0]
+    assert (
+        fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin([[1.0, 2.0]])
+        == 2.0
+    )
+    assert fd.SigmoidMLP([np.zeros((0, 1))], [[3.0]]).margin(np.zeros((2, 0))).tolist() == [
+        3.0,
+        3.0,
+    ]
     assert fd.SigmoidMLP([np.zeros((2, 0)), np.zeros((0, 2))], [[], [3.0, 1.0]]).margin_gradient(
         [[1.0, 2.0]]
     ).tolist() == [[0, 0]]
@@ -213,7 +227,9 @@ def test_any_layout_gives_the_same_bits(sizes):
             assert same_bits(a, b), label
         assert snapshot(view) == before
     assert same_bits(net.margin(X.tolist()), expected[2])
-    assert same_bits(net.margin(X.astype(np.float32)), net.margin(X.astype(np.float32).astype(np.float64)))
+    assert same_bits(
+        net.margin(X.astype(np.float32)), net.margin(X.astype(np.float32).astype(np.float64))
+    )
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 300, 2), (8, 64, 64, 3)])
@@ -226,7 +242,9 @@ def test_any_number_of_threads_gives_the_same_bits(sizes):
             results.append(every_evaluation(net, X))
     finally:
         fd.set_num_threads(before)
-    assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    assert all(
+        same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -247,7 +265,10 @@ def test_the_scalar_callback_has_the_bits_of_the_tiles(sizes):
         for i, x in enumerate(X):
             line.prepare(np.where(np.arange(sizes[0]) == coordinate, np.nan, X), i)
             assert line(x[coordinate]) == margin[i]
-            assert abs(line.derivative(x[coordinate]) - gradient[i, coordinate]) <= 1e-13 * np.abs(gradient).max()
+            assert (
+                abs(line.derivative(x[coordinate]) - gradient[i, coordinate])
+                <= 1e-13 * np.abs(gradient).max()
+            )
 
 
 PROBE = """
@@ -266,7 +287,9 @@ def test_cpu_levels_agree():
     results = {}
     for level in fd.show_config()["CPU levels supported"]:
         env = {**os.environ, "FASTDERIV_CPU": level}
-        run = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", PROBE], env=env, capture_output=True, check=True
+        )
         results[level] = np.frombuffer(run.stdout)
     first = next(iter(results.values()))
     assert all(np.allclose(first, other, rtol=1e-12, atol=1e-13) for other in results.values())
@@ -328,18 +351,33 @@ def test_kernels_refuse_arrays_that_do_not_fit():
     read_only = out.view()
     read_only.flags.writeable = False
     calls = [
-        *(lambda X=bad: p.evaluate(X, out, False) for bad in (X[:, :2], X[0], X[None], X.astype(np.float32), X > 0, None)),
-        *(lambda o=bad: p.evaluate(X, o, False) for bad in (out[:3], np.empty(8)[::2], read_only, np.empty(4, int), None)),
+        *(
+            lambda X=bad: p.evaluate(X, out, False)
+            for bad in (X[:, :2], X[0], X[None], X.astype(np.float32), X > 0, None)
+        ),
+        *(
+            lambda o=bad: p.evaluate(X, o, False)
+            for bad in (out[:3], np.empty(8)[::2], read_only, np.empty(4, int), None)
+        ),
         lambda: p.gradient(X, out),
         lambda: program((3, 2)).gradient(X, np.empty((4, 3))),
-        *(lambda r=bad: p.along(X, r, t, 0, out) for bad in (rows + 1, rows - 1, rows[:3], rows[::-1], rows * 1.0, None)),
-        *(lambda t=bad: p.along(X, rows, t, 0, out) for bad in (t[:3], np.zeros(8)[::2], rows, None)),
+        *(
+            lambda r=bad: p.along(X, r, t, 0, out)
+            for bad in (rows + 1, rows - 1, rows[:3], rows[::-1], rows * 1.0, None)
+        ),
+        *(
+            lambda t=bad: p.along(X, rows, t, 0, out)
+            for bad in (t[:3], np.zeros(8)[::2], rows, None)
+        ),
         *(lambda c=bad: p.along(X, rows, t, c, out) for bad in (-1, 3, 1 << 62)),
         *(lambda c=bad: _kernels.Line(p, c) for bad in (-1, 3)),
         lambda: _kernels.Line(program((3, 2)), 0),
         lambda: _kernels.Line(None, 0),
         *(lambda i=bad: _kernels.Line(p, 0).prepare(X, i) for bad in (-1, 4, 1 << 61)),
-        *(lambda X=bad: _kernels.Line(p, 0).prepare(X, 0) for bad in (X[:, :2], X.T.copy().T, X[0], None)),
+        *(
+            lambda X=bad: _kernels.Line(p, 0).prepare(X, 0)
+            for bad in (X[:, :2], X.T.copy().T, X[0], None)
+        ),
     ]
     for k, call in enumerate(calls):
         with pytest.raises((TypeError, ValueError, IndexError)):
@@ -395,12 +433,25 @@ def test_a_network_without_outputs_takes_no_time(name):
 def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads):
     """Subnormal weights and inputs among them; a large enough batch for several threads."""
     net = network((3, 40, 30, 1), scale=2.0)
-    p, small = net._margin_program((0, 1)), _kernels.Program((np.array([[5e-320], [3e-310]]),), (np.array([2e-311]),))
+    p, small = (
+        net._margin_program((0, 1)),
+        _kernels.Program((np.array([[5e-320], [3e-310]]),), (np.array([2e-311]),)),
+    )
     X, Z = inputs(20_000, 3), np.array([[0.3, 1e3], [-0.7, 0.5]])
-    line, pick, t = _kernels.Line(p, 1), np.arange(0, 20_000, 7), np.linspace(-2, 2, 2858)[: len(range(0, 20_000, 7))]
+    line, pick, t = (
+        _kernels.Line(p, 1),
+        np.arange(0, 20_000, 7),
+        np.linspace(-2, 2, 2858)[: len(range(0, 20_000, 7))],
+    )
 
     def everything():
-        results = [np.empty(len(X)), np.empty(len(X)), np.empty(X.shape), np.empty(len(pick)), np.empty(2)]
+        results = [
+            np.empty(len(X)),
+            np.empty(len(X)),
+            np.empty(X.shape),
+            np.empty(len(pick)),
+            np.empty(2),
+        ]
         p.evaluate(X, results[0], False)
         p.evaluate(X, results[1], True)
         p.gradient(X, results[2])
@@ -448,7 +499,9 @@ def test_parameters_of_any_layout():
     for (_, w0), (_, w1) in zip(layouts(weights[0]), layouts(weights[1]), strict=True):
         other = fd.SigmoidMLP([w0, w1], tuple(biases))
         assert other == net
-        assert same_bits(other.margin_gradient(np.ones((3, 3))), net.margin_gradient(np.ones((3, 3))))
+        assert same_bits(
+            other.margin_gradient(np.ones((3, 3))), net.margin_gradient(np.ones((3, 3)))
+        )
     assert fd.SigmoidMLP([[[1, 2]]], [[0, 0]]).weights[0].dtype == np.float64
     assert fd.SigmoidMLP(np.ones((2, 3, 3), np.float32), np.zeros((2, 3))).hidden_widths == (3,)
 
@@ -485,8 +538,18 @@ W, B = parameters((2, 4, 3))
             ValueError,
             r"weights\[1\] has shape \(3, 3\); expected .* \(4, n_out\), weights\[0\] .* \(2, 4\)",
         ),
-        ([W[0][0], W[1]], B, ValueError, r"weights\[0\] has shape \(4,\); expected \(n_in, n_out\)"),
-        (W, [B[0], B[1][:2]], ValueError, r"biases\[1\] has shape \(2,\); expected \(n_out,\) = \(3,\)"),
+        (
+            [W[0][0], W[1]],
+            B,
+            ValueError,
+            r"weights\[0\] has shape \(4,\); expected \(n_in, n_out\)",
+        ),
+        (
+            W,
+            [B[0], B[1][:2]],
+            ValueError,
+            r"biases\[1\] has shape \(2,\); expected \(n_out,\) = \(3,\)",
+        ),
         (W, [B[0][:, None], B[1]], ValueError, r"biases\[0\] has shape \(4, 1\)"),
         ([W[0] * np.nan, W[1]], B, ValueError, r"weights\[0\]\[0, 0\] is nan"),
         (W, [B[0], [0, np.inf, 0]], ValueError, r"biases\[1\]\[1\] is inf"),
@@ -546,7 +609,13 @@ def trained(classes, layers=(6,), **options):
 
     X, y = load_iris(return_X_y=True)
     X, y = X[y < classes], y[y < classes]
-    options = {"activation": "logistic", "max_iter": 60, "random_state": 0, "learning_rate_init": 0.05, **options}
+    options = {
+        "activation": "logistic",
+        "max_iter": 60,
+        "random_state": 0,
+        "learning_rate_init": 0.05,
+        **options,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return MLPClassifier(layers, **options).fit(X, y), X
@@ -597,7 +666,12 @@ def test_other_models_are_refused():
 
 def test_scikit_learn_and_scipy_are_imported_late():
     code = "import sys, fastderiv; print([m for m in ('sklearn', 'scipy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 # ---- ExponentialSum -----------------------------------------------------------------------------------------------
@@ -611,7 +685,10 @@ def minus_preactivations(net, X):
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_exponential_sum_equals_reference(units, outputs):
     net, pair = network((3, units, outputs)), (2, 0) if outputs > 1 else (1, 0)
-    ours, plain = fd.ExponentialSum.from_network(net, pair), ref.ExponentialSum.from_network(twin(net), pair)
+    ours, plain = (
+        fd.ExponentialSum.from_network(net, pair),
+        ref.ExponentialSum.from_network(twin(net), pair),
+    )
     assert error(ours.coefficients, plain.coefficients) < 1e-14
     B = minus_preactivations(net, inputs(11, 3))
     for a, b in zip(ours.log_evaluate(B), plain.log_evaluate(B), strict=True):
@@ -657,7 +734,11 @@ def test_log_evaluate_does_not_overflow():
 def test_log_evaluate_of_any_finite_numbers():
     terms = fd.ExponentialSum.from_network(network((1, 3, 2)))
     C, huge = terms.coefficients, 1e308
-    for B, mask, logabs in [([huge] * 3, 7, np.inf), ([huge, -huge, 0], 1, huge), ([-huge] * 3, 0, np.log(abs(C[0])))]:
+    for B, mask, logabs in [
+        ([huge] * 3, 7, np.inf),
+        ([huge, -huge, 0], 1, huge),
+        ([-huge] * 3, 0, np.log(abs(C[0]))),
+    ]:
         sign, log = terms.log_evaluate(B)
         top = C[mask] + (C[mask | 4] if B[2] == 0 else 0)
         assert sign == np.sign(top)
@@ -667,7 +748,9 @@ def test_log_evaluate_of_any_finite_numbers():
     assert terms.log_evaluate([huge, huge]) == (0, -np.inf)
     assert terms.log_evaluate([huge, np.nextafter(huge, np.inf)]) == (1, np.nextafter(huge, np.inf))
     # as Σ d = 0 they cancel where their exponents overflow, too
-    terms = fd.ExponentialSum.from_network(fd.SigmoidMLP([[[1] * 4], [[1], [-1], [0], [0]]], [[0] * 4, [0]]))
+    terms = fd.ExponentialSum.from_network(
+        fd.SigmoidMLP([[[1] * 4], [[1], [-1], [0], [0]]], [[0] * 4, [0]])
+    )
     assert terms.log_evaluate([huge] * 4) == (0, -np.inf)
 
 
@@ -692,7 +775,9 @@ def test_huge_parameters_are_summed_quietly():
 
 
 def test_log_evaluate_shapes_zeros_and_nan():
-    terms = fd.ExponentialSum.from_network(fd.SigmoidMLP([[[1, 1]], [[1], [-1]]], [[0, 0], [0]]))  # e^B2 − e^B1
+    terms = fd.ExponentialSum.from_network(
+        fd.SigmoidMLP([[[1, 1]], [[1], [-1]]], [[0, 0], [0]])
+    )  # e^B2 − e^B1
     sign, logabs = terms.log_evaluate(np.zeros((3, 4, 2)))
     assert sign.shape == logabs.shape == (3, 4)
     assert np.all(sign == 0)
@@ -722,7 +807,13 @@ def test_the_network_with_five_roots_is_within_its_bound():
     net = five_roots()
     bound = fd.ExponentialSum.from_network(net).root_bound(0)
     t = np.unique(
-        np.concatenate([np.linspace(-20, 20, 200001), 2 + np.linspace(-1, 1, 20001), -2 + np.linspace(-1, 1, 20001)])
+        np.concatenate(
+            [
+                np.linspace(-20, 20, 200001),
+                2 + np.linspace(-1, 1, 20001),
+                -2 + np.linspace(-1, 1, 20001),
+            ]
+        )
     )
     f = net.margin(np.c_[t, np.zeros_like(t)])
     roots = np.flatnonzero(f[:-1] * f[1:] < 0)
@@ -738,7 +829,11 @@ def test_the_network_with_five_roots_is_within_its_bound():
 @given(H=st.integers(1, 5), seed=st.integers(0, 2**32 - 1), whole=st.booleans())
 def test_no_row_has_more_ties_than_the_bound(H, seed, whole):
     rng = np.random.default_rng(seed)
-    draw = (lambda *s: rng.integers(-2, 3, s).astype(float)) if whole else (lambda *s: 3 * rng.standard_normal(s))
+    draw = (
+        (lambda *s: rng.integers(-2, 3, s).astype(float))
+        if whole
+        else (lambda *s: 3 * rng.standard_normal(s))
+    )
     net = fd.SigmoidMLP([draw(2, H), draw(H, 2)], [draw(H), draw(2)])
     try:
         bound = fd.ExponentialSum.from_network(net).root_bound(0)
@@ -783,7 +878,10 @@ def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_the
     assert terms.coefficients.tolist() == [3.0, -3.0, 7.0, 1.0]
     assert terms.root_bound(0) == 2
     t = np.linspace(-30, 30, 6001)
-    counts = [np.count_nonzero(np.diff(np.sign(net.margin(np.c_[t, np.full_like(t, x2)])))) for x2 in (-3.0, 3.0)]
+    counts = [
+        np.count_nonzero(np.diff(np.sign(net.margin(np.c_[t, np.full_like(t, x2)]))))
+        for x2 in (-3.0, 3.0)
+    ]
     assert 2 in counts
     # with equal weights on every input the two units are one: C = 3, −3 + 7, 1
     net = fd.SigmoidMLP([[[1, 1], [5, 5]], [[6.0], [-4.0]]], [[2, 2], [1.0]])
@@ -793,7 +891,9 @@ def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_the
 def test_the_bound_is_decided_exactly():
     # d1 + d2 + Δc is 2**-60: lost in floating point beside 1
     net = fd.SigmoidMLP([[[1, 2]], [[1.0], [-1.0]]], [[0, 0], [2.0**-60]])
-    assert fd.ExponentialSum.from_network(net).root_bound(0) == 2  # 2^-60, −1 + 2^-60, 1 + 2^-60, 2^-60
+    assert (
+        fd.ExponentialSum.from_network(net).root_bound(0) == 2
+    )  # 2^-60, −1 + 2^-60, 1 + 2^-60, 2^-60
     net = fd.SigmoidMLP([[[1, 1 + 2**-52]], [[3.0], [-3.0]]], [[0, 0], [0.0]])
     assert fd.ExponentialSum.from_network(net).root_bound(0) == 1
     # v1 − v2 is exact here although it rounds in floating point
@@ -888,14 +988,20 @@ def test_roots_against_mpmath(method):
         )
 
     with mpmath.workdps(30):
-        exact = [float(mpmath.findroot(lambda t, x=x: margin(t, x), (-3, 3), solver="anderson")) for x in x2]
+        exact = [
+            float(mpmath.findroot(lambda t, x=x: margin(t, x), (-3, 3), solver="anderson"))
+            for x in x2
+        ]
     assert np.allclose(r.x, exact, rtol=0, atol=5e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_find_x1_does_what_the_reference_does(method):
     net, x2 = monotone(), inputs(6, 1, scale=0.2)[:, 0]
-    ours, plain = fd.find_x1(net, x2, (-2, 3), method=method), ref.find_x1(twin(net), x2, (-2, 3), method=method)
+    ours, plain = (
+        fd.find_x1(net, x2, (-2, 3), method=method),
+        ref.find_x1(twin(net), x2, (-2, 3), method=method),
+    )
     assert np.array_equal(ours.converged, plain.converged)
     assert np.allclose(ours.x, plain.x, rtol=0, atol=1e-11)
     assert np.abs(ours.iterations - plain.iterations).max() <= 3
@@ -911,7 +1017,11 @@ def test_the_row_loop_is_scipys_brentq_on_the_margin():
             return net.margin([[t, x]])[0]
 
         root, r = optimize.brentq(f, -2, 3, xtol=1e-9, maxiter=50, full_output=True)
-        assert (ours.x[i], ours.iterations[i], ours.function_calls[i]) == (root, r.iterations, r.function_calls)
+        assert (ours.x[i], ours.iterations[i], ours.function_calls[i]) == (
+            root,
+            r.iterations,
+            r.function_calls,
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -934,14 +1044,20 @@ def test_rows_that_do_not_converge_say_so(method):
 
 
 def test_secant_steps_shorter_than_the_tolerance_are_not_convergence():
-    net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [-1e-14]])  # a tie at −32.236, a margin of 1e-14 far left of it
+    net = fd.SigmoidMLP(
+        [[[1.0]], [[1.0]]], [[0.0], [-1e-14]]
+    )  # a tie at −32.236, a margin of 1e-14 far left of it
     tie = np.log(1e-14 / (1 - 1e-14))
     for library in (fd, ref):
-        r = library.find_x1(library.SigmoidMLP(net.weights, net.biases), [[]], (-50.0, 5.0), method="secant")
+        r = library.find_x1(
+            library.SigmoidMLP(net.weights, net.biases), [[]], (-50.0, 5.0), method="secant"
+        )
         assert not r.converged[0]
         assert abs(r.x[0] - tie) > 1
         for method in METHODS:
-            r = library.find_x1(library.SigmoidMLP(net.weights, net.biases), [[]], (-33.0, -32.0), method=method)
+            r = library.find_x1(
+                library.SigmoidMLP(net.weights, net.biases), [[]], (-33.0, -32.0), method=method
+            )
             assert abs(r.x[0] - tie) < 1e-11 or not r.converged[0]
 
 
@@ -951,7 +1067,10 @@ def random_lines(count):
         rng = np.random.default_rng(seed)
         scale, units = 10.0 ** rng.uniform(-2, 3), int(rng.integers(1, 6))
         sizes = 10.0 ** rng.integers(-8, 8, (units, 1)) if seed % 3 == 0 else 1.0
-        weights, bias = [rng.normal(0, scale, (1, units)), rng.normal(0, 1, (units, 1)) * sizes], rng.normal(0, scale, units) * 3
+        weights, bias = (
+            [rng.normal(0, scale, (1, units)), rng.normal(0, 1, (units, 1)) * sizes],
+            rng.normal(0, scale, units) * 3,
+        )
         lo, hi = sorted(rng.normal(size=2) * 10.0 ** rng.uniform(-1, 2))
         middle = fd.SigmoidMLP(weights, [bias, [0.0]]).margin([[rng.uniform(lo, hi)]])
         net = fd.SigmoidMLP(weights, [bias, -middle])
@@ -992,20 +1111,26 @@ def test_newton_that_runs_away_is_not_converged():
 def test_many_rows_at_once_equal_the_rows_alone():
     net, m = monotone((3, 5, 2)), 3000
     x_other, lo = inputs(m, 2, scale=0.1), np.full(m, -3.0)
-    lo[::7] = fd.find_x1(net, x_other[::7], (-3, 3), coordinate=1).x  # some so close to an end that few steps remain
+    lo[::7] = fd.find_x1(
+        net, x_other[::7], (-3, 3), coordinate=1
+    ).x  # some so close to an end that few steps remain
     lo[::7] -= 1e-9
     together = fd.find_x1(net, x_other, (lo, 3.0), coordinate=1, method="chandrupatla")
     assert together.converged.all()
     assert np.abs(net.margin(np.insert(x_other, 1, together.x, axis=1))).max() < 1e-11
     for i in (0, 1, 7, 1500, 2999):
-        alone = fd.find_x1(net, x_other[i : i + 1], (lo[i], 3.0), coordinate=1, method="chandrupatla")
+        alone = fd.find_x1(
+            net, x_other[i : i + 1], (lo[i], 3.0), coordinate=1, method="chandrupatla"
+        )
         assert same_bits(together.x[i : i + 1], alone.x)
 
 
 def test_where_newton_and_secant_start(monkeypatch):
     starts, newton = [], optimize.newton
     monkeypatch.setattr(
-        optimize, "newton", lambda f, x0, *a, **k: starts.append((x0, k.get("x1"))) or newton(f, x0, *a, **k)
+        optimize,
+        "newton",
+        lambda f, x0, *a, **k: starts.append((x0, k.get("x1"))) or newton(f, x0, *a, **k),
     )
     fd.find_x1(monotone(), [0.0, 0.1], ([-2, -3], 2.5), method="newton")
     fd.find_x1(monotone(), [0.0], (2.5, -2), method="secant")
@@ -1066,7 +1191,11 @@ def test_x_other_forms():
         ({"bracket": (np.nan, 2)}, ValueError, r"bracket\[0\] is nan"),
         ({"bracket": 2}, TypeError, "bracket is a int; expected a pair"),
         ({"bracket": (1, 2, 3)}, ValueError, "bracket has 3 elements"),
-        ({"bracket": ([1, 2], 3)}, ValueError, r"bracket\[0\] has shape \(2,\); expected a scalar or \(m,\) = \(3,\)"),
+        (
+            {"bracket": ([1, 2], 3)},
+            ValueError,
+            r"bracket\[0\] has shape \(2,\); expected a scalar or \(m,\) = \(3,\)",
+        ),
         ({"bracket": ([-2], 3)}, ValueError, r"bracket\[0\] has shape \(1,\)"),
         ({"bracket": (-2j, 3)}, TypeError, r"bracket\[0\] has dtype complex128"),
         (
@@ -1082,7 +1211,11 @@ def test_x_other_forms():
         ({"coordinate": 2}, ValueError, "coordinate is 2; expected an integer from -2 to 1"),
         ({"coordinate": "x"}, TypeError, "coordinate is 'x'"),
         ({"outputs": (0, 0)}, ValueError, "outputs is"),
-        ({"method": "regula"}, ValueError, "method is 'regula'; expected one of brentq, .*, chandrupatla"),
+        (
+            {"method": "regula"},
+            ValueError,
+            "method is 'regula'; expected one of brentq, .*, chandrupatla",
+        ),
         ({"xtol": 0}, ValueError, "xtol is 0.0; expected a positive number"),
         ({"xtol": np.nan}, ValueError, "xtol is nan"),
         ({"xtol": "1"}, TypeError, "xtol is '1'"),
@@ -1101,7 +1234,12 @@ def test_bad_arguments_of_find_x1_are_named(arguments, kind, message):
 
 def test_options_may_be_arrays_without_axes():
     expected = fd.find_x1(monotone(), [0.1], (-2, 3), coordinate=1, xtol=1e-3, rtol=1e-6, maxiter=7)
-    options = {"coordinate": np.array(1), "xtol": np.array(1e-3), "rtol": np.array(1e-6), "maxiter": np.array(7)}
+    options = {
+        "coordinate": np.array(1),
+        "xtol": np.array(1e-3),
+        "rtol": np.array(1e-6),
+        "maxiter": np.array(7),
+    }
     result = fd.find_x1(monotone(), [0.1], (-2, 3), **options)
     assert all(same_bits(a, b) for a, b in zip(result, expected, strict=True))
 
@@ -1113,7 +1251,9 @@ def test_no_row_is_solved_before_all_are_checked(monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("bracket", [(-1.7e308, 1.7e308), (-8e307, 8e307), (1e308, -7e307), (-1e308, 2.0)])
+@pytest.mark.parametrize(
+    "bracket", [(-1.7e308, 1.7e308), (-8e307, 8e307), (1e308, -7e307), (-1e308, 2.0)]
+)
 def test_huge_brackets_are_solved_or_refused_quietly(method, bracket):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -1124,13 +1264,17 @@ def test_huge_brackets_are_solved_or_refused_quietly(method, bracket):
         else:
             assert np.all(np.isfinite(r.x) | ~r.converged)
             if method in ("bisect", "chandrupatla"):
-                assert np.allclose(r.x, fd.find_x1(monotone(), [0.0, 0.3], (-50, 50)).x, rtol=0, atol=1e-11)
+                assert np.allclose(
+                    r.x, fd.find_x1(monotone(), [0.0, 0.3], (-50, 50)).x, rtol=0, atol=1e-11
+                )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_infinite_margins_are_solved_or_refused_quietly(method):
     # −inf to inf: two units of weight 1.7e308 rise where two others fall
-    net = fd.SigmoidMLP([[[9.0, 9.0, -9.0, -9.0]], [[1.7e308], [1.7e308], [-1.7e308], [-1.7e308]]], [[0] * 4, [0]])
+    net = fd.SigmoidMLP(
+        [[[9.0, 9.0, -9.0, -9.0]], [[1.7e308], [1.7e308], [-1.7e308], [-1.7e308]]], [[0] * 4, [0]]
+    )
     try:
         r = fd.find_x1(net, np.zeros((2, 0)), ([-30, -30], 40), method=method)
     except ValueError as refusal:
@@ -1146,20 +1290,34 @@ def test_flat_ends_are_scipys_to_the_last_field(method, maxiter):
     stuck = 0
     for _ in range(150):
         w = 10 ** rng.uniform(0, 3)
-        net = fd.SigmoidMLP([[[w, w]], [[2.0], [rng.integers(-3, 4)]]], [rng.normal(size=2) * w, [rng.normal()]])
+        net = fd.SigmoidMLP(
+            [[[w, w]], [[2.0], [rng.integers(-3, 4)]]], [rng.normal(size=2) * w, [rng.normal()]]
+        )
         lo, hi = rng.normal(size=2) * 3
         f = _kernels.Line(net._margin_program((0, 1)), 0)
         f.prepare(np.zeros((1, 1)), 0)
         if f(lo) * f(hi) >= 0:
             continue
         lo, hi = sorted((lo, hi))
-        options = {"tol": 1e-12, "rtol": 1e-15, "maxiter": maxiter, "full_output": True, "disp": False}
+        options = {
+            "tol": 1e-12,
+            "rtol": 1e-15,
+            "maxiter": maxiter,
+            "full_output": True,
+            "disp": False,
+        }
         with warnings.catch_warnings(record=True) as given, np.errstate(all="ignore"):
             warnings.simplefilter("always")
-            start = {"x0": lo, "x1": hi} if method == "secant" else {"x0": lo / 2 + hi / 2, "fprime": f.derivative}
+            start = (
+                {"x0": lo, "x1": hi}
+                if method == "secant"
+                else {"x0": lo / 2 + hi / 2, "fprime": f.derivative}
+            )
             x, r = optimize.newton(f, **start, **options)
         stuck += len(given)
-        ours = fd.find_x1(net, [[]], (lo, hi), method=method, xtol=1e-12, rtol=1e-15, maxiter=maxiter)
+        ours = fd.find_x1(
+            net, [[]], (lo, hi), method=method, xtol=1e-12, rtol=1e-15, maxiter=maxiter
+        )
         expected = (x, r.converged and np.isfinite(x), r.iterations, r.function_calls)
         assert np.array_equal([field[0] for field in ours], expected, equal_nan=True)
     assert stuck > 3 or maxiter == 1
@@ -1189,7 +1347,10 @@ def test_blocks_of_rows_give_the_bits_of_one_block(method, monkeypatch):
     lo[7] = fd.find_x1(net, x_other[7:8], (-2, 3), method="bisect", xtol=1e-300).x[0]
     whole = fd.find_x1(net, x_other, (lo, 3.0), method=method)
     monkeypatch.setattr(_roots, "_BLOCK", 7)
-    assert all(same_bits(a, b) for a, b in zip(fd.find_x1(net, x_other, (lo, 3.0), method=method), whole, strict=True))
+    assert all(
+        same_bits(a, b)
+        for a, b in zip(fd.find_x1(net, x_other, (lo, 3.0), method=method), whole, strict=True)
+    )
     with pytest.raises(ValueError, match="bracket has no change of sign in row 29: "):
         fd.find_x1(net, x_other, (np.where(np.arange(50) == 29, 2.9, lo), 3.0), method=method)
 

@@ -16,7 +16,9 @@ flint = pytest.importorskip("flint")
 arb = flint.arb
 INF = math.inf
 PRECISIONS = (96, 320, 2600)
-MOST_GAPS = 12  # of a row are searched, the widest: rows where units cancel can have hundreds of clusters
+MOST_GAPS = (
+    12  # of a row are searched, the widest: rows where units cancel can have hundreds of clusters
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +58,19 @@ class Row:
         """Exact but for the first layer's offsets, which are balls of the working precision."""
         prec = flint.ctx.prec
         if prec not in self.made:
-            weights = [[[arb(v) for v in column] for column in w.T.tolist()] for w in self.net.weights]
+            weights = [
+                [[arb(v) for v in column] for column in w.T.tolist()] for w in self.net.weights
+            ]
             biases = [[arb(v) for v in b.tolist()] for b in self.net.biases]
             if len(biases[-1]) > 1:
                 weights[-1] = [[a - b for a, b in zip(*weights[-1][:2], strict=True)]]
                 biases[-1] = [biases[-1][0] - biases[-1][1]]
             x = [arb(float(v)) for v in self.x]
             a = [column[0] for column in weights[0]]
-            s = [sum((w * v for w, v in zip(c[1:], x, strict=True)), b) for c, b in zip(weights[0], biases[0], strict=True)]
+            s = [
+                sum((w * v for w, v in zip(c[1:], x, strict=True)), b)
+                for c, b in zip(weights[0], biases[0], strict=True)
+            ]
             self.made[prec] = a, s, list(zip(weights[1:], biases[1:], strict=True))
         return self.made[prec]
 
@@ -115,7 +122,9 @@ def at_end(a, s, t):
 
 def crosses(a, s, l, r):
     """Whether z = 0 may lie between."""
-    left, right = (a * arb(t) + s if not math.isinf(t) else a * arb(1 if t > 0 else -1) for t in (l, r))
+    left, right = (
+        a * arb(t) + s if not math.isinf(t) else a * arb(1 if t > 0 else -1) for t in (l, r)
+    )
     return not ((left > 0 and right > 0) or (left < 0 and right < 0))
 
 
@@ -147,7 +156,9 @@ def roots_between(row, l, r, scale, work):
         l, sl, r, sr = todo.pop()
         if sl * sr < 0:
             return 1
-        narrow = r - l < 1e-5 * max(abs(l), abs(r), scale)  # as where roots are close together, and f is tiny
+        narrow = r - l < 1e-5 * max(
+            abs(l), abs(r), scale
+        )  # as where roots are close together, and f is tiny
         flint.ctx.prec = PRECISIONS[int(narrow)]
         value, g = row.jet(l, r)
         if value > 0 or value < 0 or (sl * sr > 0 and (g > 0 or g < 0)):
@@ -222,7 +233,9 @@ def centred(rng, W, b):
     """The last bias such that ties exist."""
     largest = max(np.abs(W[0][0]).max(), 1e-300)
     spread = 1 / (largest * max(np.sqrt(np.mean((W[0][0] / largest) ** 2)), 1e-300))
-    X = np.column_stack([3 * spread * rng.standard_normal(60), 1.5 * rng.standard_normal((60, W[0].shape[0] - 1))])
+    X = np.column_stack(
+        [3 * spread * rng.standard_normal(60), 1.5 * rng.standard_normal((60, W[0].shape[0] - 1))]
+    )
     with np.errstate(all="ignore"):
         middle = np.median(fd.SigmoidMLP(W, b).margin(X))
     b[-1][0] -= middle if np.isfinite(middle) else 0
@@ -325,7 +338,16 @@ def large_common_part(rng):
     return centred(rng, W, b)
 
 
-KINDS = [generic, steep, huge_and_tiny, far_offsets, equal_columns, prescribed, nearly_double, large_common_part]
+KINDS = [
+    generic,
+    steep,
+    huge_and_tiny,
+    far_offsets,
+    equal_columns,
+    prescribed,
+    nearly_double,
+    large_common_part,
+]
 BOUNDS = [(-INF, INF), (-INF, INF), (-3.0, 2.0), (0.0, INF)]
 
 
@@ -356,7 +378,9 @@ def test_no_claim_is_false(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_claim_is_false_at_length(kind, seed):
     false, missed, unsure, open_, ties, clusters, rows = attack(kind, seed, 260).tolist()
-    print(f"{kind.__name__}: {rows} rows, {ties} ties, {clusters} clusters; undecided {unsure} ties, {open_} gaps")
+    print(
+        f"{kind.__name__}: {rows} rows, {ties} ties, {clusters} clusters; undecided {unsure} ties, {open_} gaps"
+    )
     assert (false, missed) == (0, 0)
     # what balls cannot decide in the time they get: far out f may be 1e-300, between two roots made to be close 1e-16
     assert unsure + open_ <= (0.5 if kind in (equal_columns, prescribed) else 0.05) * rows
@@ -370,5 +394,12 @@ def test_the_check_notices():
     assert len(ties.x) > 5
     assert check(net, x, ties) == [0, 0, 0, 0]
     wrong = np.full(len(ties.x), 1e-6)
-    moved = fd.Crossings(ties.indptr, ties.x + wrong, ties.lower + wrong, ties.upper + wrong, ties.unique, ties.complete)
+    moved = fd.Crossings(
+        ties.indptr,
+        ties.x + wrong,
+        ties.lower + wrong,
+        ties.upper + wrong,
+        ties.unique,
+        ties.complete,
+    )
     assert check(net, x, moved)[:2] == [len(ties.x), len(ties.x)]

@@ -24,7 +24,10 @@ def test_equals_reference():
     found = 0
     for seed in range(4):
         net, x = centred((3, 6, 3) if seed else (3, 5, 4, 3), seed, (2, 1)), inputs(1, 3, seed)[0]
-        ours, plain = (module.counterfactuals(n, x, outputs=(2, 1)) for module, n in ((fd, net), (ref, twin(net))))
+        ours, plain = (
+            module.counterfactuals(n, x, outputs=(2, 1))
+            for module, n in ((fd, net), (ref, twin(net)))
+        )
         np.testing.assert_allclose(ours.value, plain.value, rtol=1e-9, atol=1e-10)
         np.testing.assert_allclose(ours.change, ours.value - x, rtol=0, atol=0)
         for field in ("status", "output", "decisive"):
@@ -51,7 +54,13 @@ def test_no_tie_is_nearer_on_a_grid(seed, H, scale):
 
 
 def test_the_nearest_of_five():
-    for x1, nearest in [(-9, -4.394449), (-1.2, -1.999171), (-0.9, 0.0), (1.2, 1.999188), (3.5, 4.394449)]:
+    for x1, nearest in [
+        (-9, -4.394449),
+        (-1.2, -1.999171),
+        (-0.9, 0.0),
+        (1.2, 1.999188),
+        (3.5, 4.394449),
+    ]:
         r = fd.counterfactuals(five_roots(), [x1, 0.0], features=[0])
         assert r.value[0] == pytest.approx(nearest, abs=1e-6)
 
@@ -62,16 +71,22 @@ def test_features_choose_order_and_repeat():
     some = fd.counterfactuals(net, x, features=[-1, 0, 0, 2])
     assert same_bits(some.value, everything.value[[3, 0, 0, 2]])
     assert fd.counterfactuals(net, x, features=[]).value.shape == (0,)
-    assert same_bits(fd.counterfactuals(net, x, features=np.array([2])).value, everything.value[[2]])
+    assert same_bits(
+        fd.counterfactuals(net, x, features=np.array([2])).value, everything.value[[2]]
+    )
 
 
 def test_bounds_for_all_and_for_each():
     net = fd.SigmoidMLP([[[1.0], [-2.0]], [[1.0]]], [[0.0], [-0.5]])  # a tie where x1 = 2 x2
-    assert np.array_equal(np.isnan(fd.counterfactuals(net, [3.0, 1.0], bounds=(2.5, 9)).value), [True, True])
+    assert np.array_equal(
+        np.isnan(fd.counterfactuals(net, [3.0, 1.0], bounds=(2.5, 9)).value), [True, True]
+    )
     r = fd.counterfactuals(net, [3.0, 1.0], bounds=[(2.5, 9), (0, 1.5)])
     assert np.isnan(r.value[0])
     assert r.value[1] == pytest.approx(1.5, abs=1e-12)  # a tie on a bound belongs to it
-    r = fd.counterfactuals(net, [3.0, 1.0], features=[1], bounds=[(1.2, np.inf)])  # without the sample
+    r = fd.counterfactuals(
+        net, [3.0, 1.0], features=[1], bounds=[(1.2, np.inf)]
+    )  # without the sample
     assert r.change[0] == pytest.approx(0.5, abs=1e-12)
 
 
@@ -93,10 +108,14 @@ def test_where_the_margin_touches_zero_or_is_zero_is_a_tie():
 def test_clusters_count_where_the_margin_changes_its_sign_or_touches_zero():
     x, outputs = np.array([9.0]), (0, 1)
     rising = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.25], [-0.5]])
-    assert _in_cluster(rising, x, 0, outputs, -3.0, 2.0, 3.0) == pytest.approx([-0.25])  # however wide
+    assert _in_cluster(rising, x, 0, outputs, -3.0, 2.0, 3.0) == pytest.approx(
+        [-0.25]
+    )  # however wide
     assert _in_cluster(rising, x, 0, outputs, 1.0, 2.0, 3.0) == []
     # σ(t + 1) − σ(t − 1) less its maximum, and 1e-16 off it
-    touching = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0], [-1.0]]], [[1.0, -1.0], [1e-16 - (2 / (1 + np.exp(-1)) - 1)]])
+    touching = fd.SigmoidMLP(
+        [[[1.0, 1.0]], [[1.0], [-1.0]]], [[1.0, -1.0], [1e-16 - (2 / (1 + np.exp(-1)) - 1)]]
+    )
     assert touching.margin([[0.0]])[0] != 0
     assert 0.0 in _in_cluster(touching, x, 0, outputs, -1e-8, 0.0, 1e-8)
     # a tail in which it goes to zero is wide
@@ -108,8 +127,12 @@ def test_clusters_count_where_the_margin_changes_its_sign_or_touches_zero():
 def test_ties_of_saturated_units_are_found_near_and_not_at_the_end_of_float64(far):
     # σ(x1) + σ(x2) = 1 where x1 = −x2: beyond 31 rounding covers it, and a cluster reaches to ∞
     net = fd.SigmoidMLP([np.eye(2), [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])
-    assert fd.counterfactuals(net, [0.5, far], features=[0]).value[0] == pytest.approx(-far, abs=0.5)
-    assert fd.counterfactuals(net, [0.5, -far], features=[0]).value[0] == pytest.approx(far, abs=1.0)
+    assert fd.counterfactuals(net, [0.5, far], features=[0]).value[0] == pytest.approx(
+        -far, abs=0.5
+    )
+    assert fd.counterfactuals(net, [0.5, -far], features=[0]).value[0] == pytest.approx(
+        far, abs=1.0
+    )
     # and where the margin is zero to the last bit on half of the line, the value nearest to the sample
     value = fd.counterfactuals(net, [0.5, 400.0], features=[0]).value[0]
     assert net.margin([[value, 400.0]])[0] == 0
@@ -211,7 +234,9 @@ def test_outputs_that_are_the_same_function_count_as_the_first():
     assert found.output.T.tolist() == [[2, 0]]
     alike = fd.SigmoidMLP([[[1.0, 1.0]]], [[0.0, 0.0]])
     three = fd.SigmoidMLP([[[1.0] * 3]], [[0.5] * 3])
-    assert np.isfinite(fd.counterfactuals(alike, [2.0]).value[0])  # of two outputs they are the pair, which ties everywhere
+    assert np.isfinite(
+        fd.counterfactuals(alike, [2.0]).value[0]
+    )  # of two outputs they are the pair, which ties everywhere
     found = fd.counterfactuals(three, [2.0])
     assert found.status.tolist() == ["none"] and found.certified.all()
 
@@ -219,9 +244,17 @@ def test_outputs_that_are_the_same_function_count_as_the_first():
 def test_outside_its_bounds_what_leads_at_the_bound_counts():
     net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])  # x leads above 1, −x below −1
     found = fd.counterfactuals(net, [5.0], bounds=(-9, 0))
-    assert found.value == pytest.approx([-1]) and found.output.tolist() == [2] and found.certified.all()
+    assert (
+        found.value == pytest.approx([-1])
+        and found.output.tolist() == [2]
+        and found.certified.all()
+    )
     found = fd.counterfactuals(net, [5.0], bounds=(-0.5, 0.5))
-    assert found.status.tolist() == ["none"] and found.output.tolist() == [-1] and found.certified.all()
+    assert (
+        found.status.tolist() == ["none"]
+        and found.output.tolist() == [-1]
+        and found.certified.all()
+    )
 
 
 def test_a_single_output_has_two_classes():
@@ -241,10 +274,17 @@ def test_enclosures_and_status_are_those_of_solve_x1():
     for j in range(3):
         ties = fd.solve_x1(net, np.delete(x, j)[None], coordinate=j)
         if not len(ties.x):
-            assert found.status[j] == "none" and np.isnan([found.lower[j], found.upper[j], found.value[j]]).all()
+            assert (
+                found.status[j] == "none"
+                and np.isnan([found.lower[j], found.upper[j], found.value[j]]).all()
+            )
             continue
         k = abs(ties.x - x[j]).argmin()
-        assert (found.value[j], found.lower[j], found.upper[j]) == (ties.x[k], ties.lower[k], ties.upper[k])
+        assert (found.value[j], found.lower[j], found.upper[j]) == (
+            ties.x[k],
+            ties.lower[k],
+            ties.upper[k],
+        )
         assert found.status[j] == ties.status[k]
     assert found.certified.tolist() == (found.status != "cluster").tolist()
 
@@ -260,7 +300,9 @@ def listed(monkeypatch, net, x, *ties):
 def test_a_cluster_where_no_tie_seems_to_be_is_not_none(monkeypatch):
     """The margin goes to zero in a tail: NaN was said to mean that no tie exists."""
     net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])  # σ(x)
-    value, _, lower, upper, status, output, decisive, certified = listed(monkeypatch, net, 3.0, (-40.0, -300.0, -36.0, False))
+    value, _, lower, upper, status, output, decisive, certified = listed(
+        monkeypatch, net, 3.0, (-40.0, -300.0, -36.0, False)
+    )
     assert np.isnan(value) and (lower, upper, status, output) == (-300.0, -36.0, "cluster", -1)
     assert not decisive and not certified
 
@@ -281,7 +323,9 @@ def test_a_cluster_nearer_than_a_tie_is_the_enclosure(monkeypatch):
 
 def test_certificates_fall_where_leads_are_within_rounding():
     net = fd.SigmoidMLP([[[1.0, 0.0, -1.0]]], [[0.0, 1.0, 0.0]])  # logits x, 1 and −x
-    found = fd.counterfactuals(net, [1.0])  # a tie: which of two is predicted is a matter of rounding
+    found = fd.counterfactuals(
+        net, [1.0]
+    )  # a tie: which of two is predicted is a matter of rounding
     assert abs(found.change[0]) < 1e-12 and not found.certified.any()
     # columns an ulp apart, however, are told apart by their difference
     w = 1.0607978400658138
@@ -306,7 +350,10 @@ def test_leads_are_right_within_their_bound_for_all_inputs_within_reach(sizes):
                 y = [mpf(v) for v in x]
                 for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
                     y = [1 / (1 + mp.exp(-v)) for v in y] if k else y
-                    y = [mpf(c) + sum(mpf(a) * v for a, v in zip(col, y, strict=True)) for col, c in zip(w.T.tolist(), b.tolist(), strict=True)]
+                    y = [
+                        mpf(c) + sum(mpf(a) * v for a, v in zip(col, y, strict=True))
+                        for col, c in zip(w.T.tolist(), b.tolist(), strict=True)
+                    ]
                 for c in range(sizes[-1]):
                     assert abs(mpf(float(ahead[r, c])) - (y[1] - y[c])) <= doubt[r, c] * (1 + 1e-9)
         assert (doubt < (1e-11 + 300 * size) * abs(net.weights[-1]).sum() * 30).all()
@@ -322,12 +369,17 @@ def test_many_samples_are_each_as_on_its_own(outputs, monkeypatch):
     together = fd.counterfactuals(net, X, **options)
     assert all(field.shape == (11, 2) for field in together)
     for i, x in enumerate(X):
-        assert all(map(same_bits, fd.counterfactuals(net, x, **options), (field[i] for field in together)))
+        assert all(
+            map(same_bits, fd.counterfactuals(net, x, **options), (field[i] for field in together))
+        )
     monkeypatch.setattr(_counterfactuals, "_BLOCK", 24)
     monkeypatch.setattr(_counterfactuals, "_KEPT", 0)
     assert all(map(same_bits, fd.counterfactuals(net, X, **options), together))
     none = fd.counterfactuals(net, X[:0], **options)
-    assert all(field.shape == (0, 2) and field.dtype == whole.dtype for field, whole in zip(none, together, strict=True))
+    assert all(
+        field.shape == (0, 2) and field.dtype == whole.dtype
+        for field, whole in zip(none, together, strict=True)
+    )
     assert fd.counterfactuals(net, X, features=[]).status.shape == (11, 0)
 
 
@@ -346,7 +398,11 @@ def test_same_bits_in_any_floating_point_state(state):
     def call():
         ours = fd.SigmoidMLP(net.weights, net.biases)  # packed anew
         tiny = fd.SigmoidMLP([[[1.0, 2.0]], [[1e308], [-1e308]]], [[0.0, 0.0], [1e-322]])
-        found = fd.counterfactuals(ours, X), fd.counterfactuals(ours, X, outputs=(0, 2)), fd.counterfactuals(tiny, [1440.0])
+        found = (
+            fd.counterfactuals(ours, X),
+            fd.counterfactuals(ours, X, outputs=(0, 2)),
+            fd.counterfactuals(tiny, [1440.0]),
+        )
         return [field for one in found for field in one]
 
     expected = call()
@@ -405,15 +461,35 @@ def test_the_result_pickles():
 @pytest.mark.parametrize(
     ("x", "options", "kind", "message"),
     [
-        ([0.0], {}, ValueError, r"x has shape \(1,\); expected \(n_inputs,\) or \(m, n_inputs\) = \(m, 2\)"),
+        (
+            [0.0],
+            {},
+            ValueError,
+            r"x has shape \(1,\); expected \(n_inputs,\) or \(m, n_inputs\) = \(m, 2\)",
+        ),
         ([np.inf, 0.0], {}, ValueError, r"x\[0\] is inf"),
         (["a", "b"], {}, TypeError, "x has dtype"),
-        ([0, 0], {"features": [2]}, ValueError, r"features\[0\] is 2; expected an integer from -2 to 1, there being 2 inputs"),
+        (
+            [0, 0],
+            {"features": [2]},
+            ValueError,
+            r"features\[0\] is 2; expected an integer from -2 to 1, there being 2 inputs",
+        ),
         ([0, 0], {"features": [0.0]}, TypeError, r"features\[0\] is 0.0; expected an integer"),
         ([0, 0], {"features": 0}, TypeError, "features is a int; expected a sequence"),
-        ([0, 0], {"bounds": (1, 1)}, ValueError, r"bounds has the pair \[1.0, 1.0\] .* expected lo < hi"),
+        (
+            [0, 0],
+            {"bounds": (1, 1)},
+            ValueError,
+            r"bounds has the pair \[1.0, 1.0\] .* expected lo < hi",
+        ),
         ([0, 0], {"bounds": (np.nan, 1)}, ValueError, "bounds has the pair"),
-        ([0, 0], {"bounds": [(0, 1)] * 3}, ValueError, r"bounds has shape \(3, 2\); expected .* \(2, 2\)"),
+        (
+            [0, 0],
+            {"bounds": [(0, 1)] * 3},
+            ValueError,
+            r"bounds has shape \(3, 2\); expected .* \(2, 2\)",
+        ),
         ([0, 0], {"outputs": (0, 9)}, ValueError, r"outputs\[1\] is 9"),
         ([0, 0], {"outputs": "all"}, ValueError, "outputs is 'all'; expected a pair of integers"),
         ([0, 0], {"outputs": None}, TypeError, "outputs is None; expected a pair of integers"),
@@ -421,7 +497,12 @@ def test_the_result_pickles():
         ([[0, 0], [0, np.nan]], {}, ValueError, r"x\[1, 1\] is nan"),
         ([0, 0], {"features": [True]}, TypeError, r"features\[0\] is True; expected an integer"),
         ([0, 0], {"features": "a"}, TypeError, r"features\[0\] is 'a'; expected an integer"),
-        ([0, 0], {"features": np.ma.masked_array([0, 1], [0, 1])}, TypeError, "features is a masked array"),
+        (
+            [0, 0],
+            {"features": np.ma.masked_array([0, 1], [0, 1])},
+            TypeError,
+            "features is a masked array",
+        ),
         (np.ma.masked_array([0.0, 1.0], [0, 1]), {}, TypeError, "x is a masked array"),
     ],
 )
@@ -437,5 +518,7 @@ def test_the_network_is_checked():
 
 def test_at_a_tie_of_floats_nobody_is_proven_to_lead():
     net = fd.SigmoidMLP([[[1.3, 0.4]], [[0.7], [-1.3]]], [[-1.2, 0], [0.4]])
-    assert not fd.counterfactuals(net, [-1.8652493618155055]).certified.any()  # exactly the margin is -3.4e-17 there
+    assert not fd.counterfactuals(
+        net, [-1.8652493618155055]
+    ).certified.any()  # exactly the margin is -3.4e-17 there
     assert fd.counterfactuals(net, [-1.5]).certified.all()

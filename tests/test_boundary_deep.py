@@ -35,10 +35,14 @@ def network(sizes, seed, scale=1.5, fan=False):
     """Random, its last bias such that ties exist: the margin's median over some inputs is 0."""
     rng = np.random.default_rng(seed)
     width = [scale / np.sqrt(n) if fan else scale for n in sizes]
-    weights = [w * rng.standard_normal((m, n)) for (m, n), w in zip(pairwise(sizes), width, strict=False)]
+    weights = [
+        w * rng.standard_normal((m, n)) for (m, n), w in zip(pairwise(sizes), width, strict=False)
+    ]
     biases = [scale * rng.standard_normal(n) for n in sizes[1:]]
     X = 4 * rng.standard_normal((200, sizes[0]))
-    biases[-1][0] -= np.median(fd.SigmoidMLP(weights, biases).margin(X)) + 0.01 * rng.standard_normal()
+    biases[-1][0] -= (
+        np.median(fd.SigmoidMLP(weights, biases).margin(X)) + 0.01 * rng.standard_normal()
+    )
     return fd.SigmoidMLP(weights, biases)
 
 
@@ -75,7 +79,9 @@ def assert_proven(net, x, bounds=LINE, undecided=0, **options):
     ties = fd.solve_x1(net, x, bounds=bounds, **options)
     assert_in_order(ties, bounds)
     assert ties.complete.all()
-    false, missed, unknown = verdict(net, x, ties, bounds, options.get("coordinate", 0), options.get("outputs", (0, 1)))
+    false, missed, unknown = verdict(
+        net, x, ties, bounds, options.get("coordinate", 0), options.get("outputs", (0, 1))
+    )
     assert (false, missed) == (0, 0)
     assert unknown <= undecided
     return ties
@@ -163,7 +169,11 @@ def with_extremum(sizes, seed):
     sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
     inputs=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
-    scales=st.lists(st.sampled_from([1e-300, 1e-30, 1e-3, 1.0, 3.0, 1e3, 1e12, 1e100, 1e300]), min_size=6, max_size=6),
+    scales=st.lists(
+        st.sampled_from([1e-300, 1e-30, 1e-3, 1.0, 3.0, 1e3, 1e12, 1e100, 1e300]),
+        min_size=6,
+        max_size=6,
+    ),
     zeros=st.sampled_from([0.0, 0.3, 1.0]),
     bounds=st.sampled_from([LINE, (-2.0, 5.0), (0.0, INF), (-1e300, 1e300), (1.0, 1.0 + 1e-12)]),
 )
@@ -171,7 +181,8 @@ def test_no_claim_is_false_whatever_the_weights(sizes, inputs, seed, scales, zer
     rng = np.random.default_rng(seed)
     sizes = [inputs, *sizes, 2]
     weights = [
-        s * rng.standard_normal(n) * (rng.random(n) >= zeros) for n, s in zip(pairwise(sizes), scales, strict=False)
+        s * rng.standard_normal(n) * (rng.random(n) >= zeros)
+        for n, s in zip(pairwise(sizes), scales, strict=False)
     ]
     net = fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
     x = rows(1, inputs - 1, seed)
@@ -187,7 +198,10 @@ def test_enclosures_hold_the_margin_and_its_derivatives(scale):
     for sizes in ((2, 9, 1), (2, 8, 5, 1), (3, 6, 17, 4, 2)):
         net = network(sizes, 3, scale)
         x = rows(1, sizes[0] - 1)
-        solver, f = _kernels.DeepNet(net._margin_program((0, 1)), 0), Slice(net.weights, net.biases, x[0])
+        solver, f = (
+            _kernels.DeepNet(net._margin_program((0, 1)), 0),
+            Slice(net.weights, net.biases, x[0]),
+        )
         for width in (1e-12, 1e-6, 1e-3, 0.1, 1.0, 20.0, INF):
             m = 4 * rng.standard_normal()
             l, r = m - width * rng.random(), m + width * rng.random()
@@ -200,7 +214,9 @@ def test_enclosures_hold_the_margin_and_its_derivatives(scale):
             exact = f.derivatives(m)
             assert abs(exact[0] - mid) <= rad
             assert abs(exact[1] - slope) <= slope_rad
-            largest = max(largest, float(abs(exact[0] - mid)) / rad, float(abs(exact[1] - slope)) / slope_rad)
+            largest = max(
+                largest, float(abs(exact[0] - mid)) / rad, float(abs(exact[1] - slope)) / slope_rad
+            )
     assert largest > 0.002  # the bounds are not idle
 
 
@@ -224,7 +240,9 @@ def test_the_oracle_notices():
 def odd_network():
     """f(t) = −f(−t): a root at exactly 0, and two more."""
     first, (p, q) = [[1.0, -1, 2, -2]], np.random.default_rng(5).standard_normal((2, 3))
-    return fd.SigmoidMLP([first, [p, -p, q, -q], np.ones((3, 1))], [np.zeros(4), np.zeros(3), [-1.5]])
+    return fd.SigmoidMLP(
+        [first, [p, -p, q, -q], np.ones((3, 1))], [np.zeros(4), np.zeros(3), [-1.5]]
+    )
 
 
 def test_root_of_an_odd_network_is_unique():
@@ -246,10 +264,16 @@ def test_root_on_a_bound_belongs_to_the_row(bounds):
 @pytest.mark.parametrize("bounds", [LINE, (-3.0, 4.0), (0.0, INF)])
 def test_zero_everywhere_is_one_cluster_over_the_bounds(bounds):
     hidden = network((2, 8, 8, 1), 1)
-    equal = fd.SigmoidMLP([*hidden.weights[:2], np.repeat(hidden.weights[2], 2, 1)], [*hidden.biases[:2], [0.3, 0.3]])
-    twice, signs = np.repeat(hidden.weights[1][:, :4], 2, 1), np.array([1.0, -1, 2, -2, 0.3, -0.3, 5, -5])[:, None]
+    equal = fd.SigmoidMLP(
+        [*hidden.weights[:2], np.repeat(hidden.weights[2], 2, 1)], [*hidden.biases[:2], [0.3, 0.3]]
+    )
+    twice, signs = (
+        np.repeat(hidden.weights[1][:, :4], 2, 1),
+        np.array([1.0, -1, 2, -2, 0.3, -0.3, 5, -5])[:, None],
+    )
     cancels = fd.SigmoidMLP(
-        [hidden.weights[0], twice, signs], [hidden.biases[0], np.repeat(hidden.biases[1][:4], 2), [0.0]]
+        [hidden.weights[0], twice, signs],
+        [hidden.biases[0], np.repeat(hidden.biases[1][:4], 2), [0.0]],
     )
     for net in (equal, cancels):
         ties = fd.solve_x1(net, [[0.7], [-1.0]], bounds=bounds)
@@ -268,7 +292,9 @@ def test_exact_triple_root_is_never_unique():
 
 def test_limit_of_exactly_zero():
     """f rises to 0 without reaching it."""
-    net = fd.SigmoidMLP([[[1.0, 2, 0.5]], [[50.0], [60.0], [70.0]], [[1.0]]], [[0, 1, -1.0], [-180.0], [-0.5]])
+    net = fd.SigmoidMLP(
+        [[[1.0, 2, 0.5]], [[50.0], [60.0], [70.0]], [[1.0]]], [[0, 1, -1.0], [-180.0], [-0.5]]
+    )
     ties = assert_proven(net, np.empty((1, 0)))
     assert not ties.unique.any()
     assert len(ties.x) == 1
@@ -306,7 +332,9 @@ def test_scaling_of_the_first_layer_scales_the_ties(scale):
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
 def test_scaling_of_the_last_layer_changes_nothing(scale):
     net, x = network((2, 7, 5, 2), 5), rows(8, 1)
-    scaled = fd.SigmoidMLP([*net.weights[:-1], net.weights[-1] * scale], [*net.biases[:-1], net.biases[-1] * scale])
+    scaled = fd.SigmoidMLP(
+        [*net.weights[:-1], net.weights[-1] * scale], [*net.biases[:-1], net.biases[-1] * scale]
+    )
     plain, ties = fd.solve_x1(net, x), fd.solve_x1(scaled, x)
     assert len(plain.x)
     assert np.array_equal(plain.indptr, ties.indptr)
@@ -316,9 +344,15 @@ def test_scaling_of_the_last_layer_changes_nothing(scale):
 
 def test_overflowing_difference_is_an_honest_cluster():
     net = network((2, 4, 4, 1), 1)
-    wide = fd.SigmoidMLP([*net.weights[:2], [[1.7e308, -1.7e308]] * 4], [*net.biases[:2], [1.0, 1.0]])
+    wide = fd.SigmoidMLP(
+        [*net.weights[:2], [[1.7e308, -1.7e308]] * 4], [*net.biases[:2], [1.0, 1.0]]
+    )
     ties = fd.solve_x1(wide, [[0.3]])
-    assert (ties.unique.tolist(), ties.lower.tolist(), ties.upper.tolist()) == ([False], [-INF], [INF])
+    assert (ties.unique.tolist(), ties.lower.tolist(), ties.upper.tolist()) == (
+        [False],
+        [-INF],
+        [INF],
+    )
 
 
 def test_coordinate_and_outputs():
@@ -335,7 +369,9 @@ def test_translation_and_permutation():
     net, x = network((2, 9, 9, 2), 7), rows(6, 1)
     order, shift = np.random.default_rng(0).permutation(9), 0.75
     (a, b, c), (p, q, r) = net.weights, net.biases
-    same = fd.SigmoidMLP([a[:, order], b[order][:, order], c[order]], [p[order] + shift * a[0][order], q[order], r])
+    same = fd.SigmoidMLP(
+        [a[:, order], b[order][:, order], c[order]], [p[order] + shift * a[0][order], q[order], r]
+    )
     plain, moved = fd.solve_x1(net, x), fd.solve_x1(same, x)
     assert len(plain.x) > 3
     assert np.array_equal(plain.indptr, moved.indptr)
@@ -367,7 +403,9 @@ def comb(teeth):
     first = np.full((1, teeth), 60.0)
     second = np.array([[40.0, 0.0]]).repeat(teeth, 0)
     second[1::2, 0] = -40.0
-    return fd.SigmoidMLP([first, second, [[1.0], [0.0]]], [-60.0 * np.arange(teeth), [-20.0, 0.0], [-0.5]])
+    return fd.SigmoidMLP(
+        [first, second, [[1.0], [0.0]]], [-60.0 * np.arange(teeth), [-20.0, 0.0], [-0.5]]
+    )
 
 
 def test_more_ties_than_a_first_buffer_holds():
@@ -400,7 +438,9 @@ def test_enclosures_are_as_narrow_as_asked(xtol):
 
 def rounding_allows(net, x, xtol=1e-12):
     """How wide the enclosure of a tie at x must be at most: xtol, or twice the error of f over its slope, and some ulps."""
-    (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(np.empty((1, 0)), x, x, x)
+    (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(
+        np.empty((1, 0)), x, x, x
+    )
     return max(xtol * max(1, abs(x)), 2 * error / abs(slope) + 2e-15 * abs(x))
 
 
@@ -438,7 +478,10 @@ def test_unique_enclosures_are_as_narrow_as_rounding_allows():
         scales = [1.5, *10 ** rng.uniform(0, 3, len(sizes) - 3), 1.5]
         W = [s * rng.standard_normal(n) for s, n in zip(scales, pairwise(sizes), strict=True)]
         b = [s * rng.standard_normal(n) for s, n in zip(scales, sizes[1:], strict=True)]
-        b[-1] -= np.median(fd.SigmoidMLP(W, b).margin(rng.normal(0, 3, (40, 1)))) + 0.01 * rng.standard_normal()
+        b[-1] -= (
+            np.median(fd.SigmoidMLP(W, b).margin(rng.normal(0, 3, (40, 1))))
+            + 0.01 * rng.standard_normal()
+        )
         net = fd.SigmoidMLP(W, b)
         ties = fd.solve_x1(net, [[]])
         for k in np.flatnonzero(ties.unique):
@@ -491,9 +534,17 @@ def test_units_that_cancel_are_merged(layer, sign):
 
 def test_merged_sums_are_exact():
     """1e16 + 1 − 1e16 is 1, in whatever order; two outputs' weights are one sum; what sums to 0 is no unit."""
-    W = [[[1.0, 1, 1, 2]], [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]], [[0.5, 1e16], [2.0, 1e16 + 2]]]
+    W = [
+        [[1.0, 1, 1, 2]],
+        [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]],
+        [[0.5, 1e16], [2.0, 1e16 + 2]],
+    ]
     weights, biases = distinct_units(fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]]), (0, 1))
-    assert [w.tolist() for w in weights] == [[[1.0, 2.0]], [[1.0, 0.0], [1.0, 1.0]], [[-1e16], [-1e16]]]
+    assert [w.tolist() for w in weights] == [
+        [[1.0, 2.0]],
+        [[1.0, 0.0], [1.0, 1.0]],
+        [[-1e16], [-1e16]],
+    ]
     assert [b.tolist() for b in biases] == [[0.0, 0.0], [0.0, 0.0], [-1.0]]
     own = network((2, 5, 4, 2), 0)
     weights, biases = distinct_units(own, (0, 1))
@@ -505,7 +556,10 @@ def test_merged_sums_are_exact():
 @pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-12])
 def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise):
     """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out; the tie at 0.75 is found all the same."""
-    a, d = np.array([1.0, 3.0, 1.0, 2.5]) * (1 + noise * np.array([0, 0, 1, 0])), np.array([3.0, 1.0, -3.0, -1.0])
+    a, d = (
+        np.array([1.0, 3.0, 1.0, 2.5]) * (1 + noise * np.array([0, 0, 1, 0])),
+        np.array([3.0, 1.0, -3.0, -1.0]),
+    )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
     solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
@@ -537,7 +591,11 @@ def test_linear_network_without_slope():
     flat = fd.SigmoidMLP([[[1.0, 1.0], [1.0, 2.0]]], [[0.5, 0.5]])
     assert len(fd.solve_x1(flat, [1.0, -2.0]).x) == 0
     ties = fd.solve_x1(flat, 0.0, bounds=(-1, 2))
-    assert (ties.lower.tolist(), ties.upper.tolist(), ties.unique.tolist()) == ([-1.0], [2.0], [False])
+    assert (ties.lower.tolist(), ties.upper.tolist(), ties.unique.tolist()) == (
+        [-1.0],
+        [2.0],
+        [False],
+    )
     on_bound = fd.solve_x1(fd.SigmoidMLP([[[1.0]]], [[0.0]]), np.empty((1, 0)), bounds=(0, 1))
     assert len(on_bound.x) == 1
     assert on_bound.lower[0] == 0
@@ -546,7 +604,11 @@ def test_linear_network_without_slope():
 @pytest.mark.parametrize("bounds", [LINE, (-1.0, INF)])
 def test_linear_network_with_its_tie_beyond_all_floats(bounds):
     ties = fd.solve_x1(fd.SigmoidMLP([[[1e-300], [-1.0]]], [[0.0]]), [[1e300]], bounds=bounds)
-    assert (ties.lower.tolist(), ties.upper.tolist(), ties.unique.tolist()) == ([0.0], [INF], [False])
+    assert (ties.lower.tolist(), ties.upper.tolist(), ties.unique.tolist()) == (
+        [0.0],
+        [INF],
+        [False],
+    )
     assert np.isfinite(ties.x).all()
 
 
@@ -604,7 +666,9 @@ def test_kernels_refuse_arrays_that_do_not_fit():
         lambda: _kernels.DeepNet(program, -1),
         lambda: _kernels.DeepNet(None, 0),
         lambda: _kernels.DeepNet(network((3, 4, 2), 0)._logits_program(), 0),
-        lambda: _kernels.DeepNet(network((3, 1), 0)._logits_program(), 0).enclosure(X[:1], 0.0, 1.0, 2.0),
+        lambda: _kernels.DeepNet(network((3, 1), 0)._logits_program(), 0).enclosure(
+            X[:1], 0.0, 1.0, 2.0
+        ),
     ]
     for k, call in enumerate(calls):
         with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):
@@ -615,7 +679,12 @@ def test_kernels_refuse_arrays_that_do_not_fit():
 @pytest.mark.skipif(not floating_point.AVAILABLE, reason="no control register to set here")
 @pytest.mark.parametrize("state", floating_point.STATES)
 def test_every_floating_point_state_gives_the_same_bits(state):
-    nets = [network((3, 16, 16, 2), 3), network((2, 6, 5, 4, 1), 4), network((2, 1), 5), steep_second_layer()]
+    nets = [
+        network((3, 16, 16, 2), 3),
+        network((2, 6, 5, 4, 1), 4),
+        network((2, 1), 5),
+        steep_second_layer(),
+    ]
     solvers = [_solver(net, net._columns((0, 1)), 0)[0] for net in nets]
     inputs = [rows(60, net.n_inputs - 1) for net in nets]
 
@@ -669,12 +738,19 @@ def test_interrupt_is_answered():
 def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
     n, rng = 6000, np.random.default_rng(0)
     net = fd.SigmoidMLP(
-        [rng.standard_normal((1, n)), rng.standard_normal((n, n)) / 77, rng.standard_normal((n, 1))],
+        [
+            rng.standard_normal((1, n)),
+            rng.standard_normal((n, n)) / 77,
+            rng.standard_normal((n, 1)),
+        ],
         [rng.standard_normal(n), rng.standard_normal(n), [0.1]],
     )
     _solver(net, None, 0)  # packed
     for delay in (0.2, 0.27):
-        assert seconds_until_answered(lambda: fd.solve_x1(net, np.empty((50, 0))), delay=delay) < ALLOWED
+        assert (
+            seconds_until_answered(lambda: fd.solve_x1(net, np.empty((50, 0))), delay=delay)
+            < ALLOWED
+        )
 
 
 def cancelling(net, noise):
@@ -683,7 +759,9 @@ def cancelling(net, noise):
     w, b = net.weights[-2][:, :half], net.biases[-2][:half]
     near = 1 + noise * rng.standard_normal((w.shape[0], 2 * half))
     out = np.tile(net.weights[-1][:half], (2, 1)) * np.repeat([[1.0], [-1.0]], half, 0)
-    return fd.SigmoidMLP([*net.weights[:-2], np.tile(w, 2) * near, out], [*net.biases[:-2], np.tile(b, 2), [0.0]])
+    return fd.SigmoidMLP(
+        [*net.weights[:-2], np.tile(w, 2) * near, out], [*net.biases[:-2], np.tile(b, 2), [0.0]]
+    )
 
 
 def test_ties_of_a_trained_network_change_the_prediction():
@@ -715,7 +793,8 @@ def test_ties_of_a_trained_network_change_the_prediction():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sizes", "scale", "fan"), [*GENERIC, ((3, 16, 16, 1), 30.0, False), ((3, 16, 16, 16, 1), 4.0, True)]
+    ("sizes", "scale", "fan"),
+    [*GENERIC, ((3, 16, 16, 1), 30.0, False), ((3, 16, 16, 16, 1), 4.0, True)],
 )
 def test_thousands_of_rows(sizes, scale, fan):
     undecided = clusters = 0
@@ -732,8 +811,12 @@ def test_thousands_of_rows(sizes, scale, fan):
 
 def test_units_that_rounding_makes_alike_are_not_merged():
     """The first layer's two units are one, and their sums 1 + 1 and 1 + 2**-54 + … round alike: exactly they differ, and tie."""
-    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0, 1.0], [2.0**-54, 0.0]], [[1.0], [-1.0]]], [[0, 0], [0, 0], [-5e-18]])
+    net = fd.SigmoidMLP(
+        [[[1.0, 1.0]], [[1.0, 1.0], [2.0**-54, 0.0]], [[1.0], [-1.0]]], [[0, 0], [0, 0], [-5e-18]]
+    )
     ties = fd.solve_x1(net, [[]])
-    assert any(lower <= 0 and upper >= -5 for lower, upper in zip(ties.lower, ties.upper, strict=True))
+    assert any(
+        lower <= 0 and upper >= -5 for lower, upper in zip(ties.lower, ties.upper, strict=True)
+    )
     assert not fd.decision_intervals(net, [[]]).proven.all()
     assert not fd.counterfactuals(net, [0.0]).certified.all()

@@ -16,12 +16,16 @@ from test_boundary_sensitivity import centred
 
 def ring(radius_bias=-3.9):
     """Four units whose sum stays above a level on a rounded square: a closed boundary around 0."""
-    return fd.SigmoidMLP([[[2.0, -2, 0, 0], [0, 0, 2, -2]], [[1.0]] * 4], [[4.0] * 4, [radius_bias]])
+    return fd.SigmoidMLP(
+        [[[2.0, -2, 0, 0], [0, 0, 2, -2]], [[1.0]] * 4], [[4.0] * 4, [radius_bias]]
+    )
 
 
 def on_axis(net, lo=0.0, hi=50.0):
     """A tie (x1, 0)."""
-    return np.array([brentq(lambda t: net.margin([[t, 0.0]])[0], lo, hi, xtol=1e-15, rtol=1e-15), 0.0])
+    return np.array(
+        [brentq(lambda t: net.margin([[t, 0.0]])[0], lo, hi, xtol=1e-15, rtol=1e-15), 0.0]
+    )
 
 
 def away(net, points, plane=(0, 1), outputs=(0, 1)):
@@ -55,7 +59,9 @@ def test_direction():
     net = fd.SigmoidMLP([[[1.0], [-1.0]]], [[0.0]])
     assert fd.follow_boundary(net, [0, 0], 2**0.5)[-1] == pytest.approx([1.0, 1.0])
     assert fd.follow_boundary(net, [0, 0], -(2**0.5))[-1] == pytest.approx([-1.0, -1.0])
-    assert fd.follow_boundary(net, [0, 0], 2**0.5, coordinates=(1, 0))[-1] == pytest.approx([-1.0, -1.0])
+    assert fd.follow_boundary(net, [0, 0], 2**0.5, coordinates=(1, 0))[-1] == pytest.approx(
+        [-1.0, -1.0]
+    )
     for seed in range(3):
         net = centred((2, 6, 2), seed)
         first = fd.follow_boundary(net, np.zeros(2), 1e-4)[-1]
@@ -74,7 +80,9 @@ def test_a_closed_curve_is_as_long_as_its_chords():
     # once around and no more, on the whole of it
     angle = np.unwrap(np.arctan2(points[:, 1], points[:, 0]))
     assert abs(angle[-1] - angle[0]) == pytest.approx(2 * np.pi)
-    assert np.all(np.diff(angle) < 0)  # f is positive inside, which is on its right hand side going clockwise
+    assert np.all(
+        np.diff(angle) < 0
+    )  # f is positive inside, which is on its right hand side going clockwise
     assert away(net, points).max() < 1e-12
 
 
@@ -86,7 +94,9 @@ def test_a_closed_curve_closes_once_around_from_wherever_it_begins(way):
         start = start * (1 + 1e-8)  # a tie by less than 1e-6, as many are
         points = fd.follow_boundary(net, start, way * 100.0, stop_when_closed=True, step=0.01)
         assert same_bits(points[-1], start)
-        assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(PERIMETER, rel=1e-3)
+        assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(
+            PERIMETER, rel=1e-3
+        )
 
 
 def test_gradients_whose_size_overflows_have_a_direction():
@@ -123,12 +133,17 @@ def test_there_and_back_again():
         assert fd.follow_boundary(net, there, -3.0)[-1] == pytest.approx([0, 0], abs=1e-8)
 
 
-@pytest.mark.parametrize(("sizes", "plane", "outputs"), [((2, 5, 2), (0, 1), (0, 1)), ((4, 6, 5, 3), (2, -4), (2, 0))])
+@pytest.mark.parametrize(
+    ("sizes", "plane", "outputs"), [((2, 5, 2), (0, 1), (0, 1)), ((4, 6, 5, 3), (2, -4), (2, 0))]
+)
 def test_equals_reference(sizes, plane, outputs):
     for seed in range(3):
         net, start = centred(sizes, seed, outputs), np.zeros(sizes[0])
         options = dict(coordinates=plane, outputs=outputs, step=0.25)
-        ours, plain = fd.follow_boundary(net, start, -2.1, **options), ref.follow_boundary(twin(net), start, -2.1, **options)
+        ours, plain = (
+            fd.follow_boundary(net, start, -2.1, **options),
+            ref.follow_boundary(twin(net), start, -2.1, **options),
+        )
         np.testing.assert_allclose(ours, plain, atol=1e-7)
         assert same_bits(np.delete(ours, plane, axis=1), np.zeros((len(ours), sizes[0] - 2)))
         assert away(net, ours, plane, outputs).max() < 1e-11
@@ -146,8 +161,13 @@ def test_the_reference_closes_too():
 def test_steep_networks_with_sharp_corners(scale):
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        weights, bias = [scale * rng.standard_normal((2, 6)), rng.standard_normal((6, 1))], scale * rng.standard_normal(6)
-        x1 = -bias[0] / weights[0][0, 0]  # in the middle of the first unit's transition, which the boundary then runs along
+        weights, bias = (
+            [scale * rng.standard_normal((2, 6)), rng.standard_normal((6, 1))],
+            scale * rng.standard_normal(6),
+        )
+        x1 = (
+            -bias[0] / weights[0][0, 0]
+        )  # in the middle of the first unit's transition, which the boundary then runs along
         height = fd.SigmoidMLP(weights, [bias, [0.0]]).margin([[x1, 0.0]])
         net = fd.SigmoidMLP(weights, [bias, -height])
         points = fd.follow_boundary(net, [x1, 0.0], 5.0)
@@ -157,7 +177,9 @@ def test_steep_networks_with_sharp_corners(scale):
 
 def test_a_narrow_bump_on_a_long_straight_way_is_seen():
     # x2 = 0 but for a bump of height 0.8 and width 1e-3 at x1 = 30
-    net = fd.SigmoidMLP([[[0, 1e4, 1e4], [1, 0, 0]], [[1.0], [0.2], [-0.2]]], [[0, -3e5, -3e5 - 10], [-0.5]])
+    net = fd.SigmoidMLP(
+        [[[0, 1e4, 1e4], [1, 0, 0]], [[1.0], [0.2], [-0.2]]], [[0, -3e5, -3e5 - 10], [-0.5]]
+    )
     points = fd.follow_boundary(net, [0.0, 0.0], -100.0)
     assert points[:, 1].min() < -0.8
     assert points[-1, 0] == pytest.approx(100 - 2 * 0.83316, abs=1e-3)
@@ -184,15 +206,25 @@ def test_length_zero_and_steps_that_do_not_divide():
 
 def saddle():
     """g(x1) − g(x2) with an even bump g: the boundary is both diagonals, which cross at 0."""
-    return fd.SigmoidMLP([[[1.0, 1, 0, 0], [0, 0, 1, 1]], [[1.0], [-1], [-1], [1]]], [[3.0, -3, 3, -3], [0.0]])
+    return fd.SigmoidMLP(
+        [[[1.0, 1, 0, 0], [0, 0, 1, 1]], [[1.0], [-1], [-1], [1]]], [[3.0, -3, 3, -3], [0.0]]
+    )
 
 
 def test_a_saddle_ends_the_way_with_an_error():
     net = saddle()
-    with pytest.raises(ValueError, match=r"^length is 10, but the boundary cannot be followed beyond 2.828\d*: at .*saddle"):
+    with pytest.raises(
+        ValueError,
+        match=r"^length is 10, but the boundary cannot be followed beyond 2.828\d*: at .*saddle",
+    ):
         fd.follow_boundary(net, [-2.0, -2.0], 10)
-    assert fd.follow_boundary(net, [-2.0, -2.0], 2.8)[-1] == pytest.approx([-0.0201, -0.0201], abs=1e-4)
-    with pytest.raises(ValueError, match=r"start has a margin of .* whose gradient is zero in the plane of coordinates \(0, 1\)"):
+    assert fd.follow_boundary(net, [-2.0, -2.0], 2.8)[-1] == pytest.approx(
+        [-0.0201, -0.0201], abs=1e-4
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"start has a margin of .* whose gradient is zero in the plane of coordinates \(0, 1\)",
+    ):
         fd.follow_boundary(net, [0.0, 0.0], 1)
 
 
@@ -204,15 +236,25 @@ def test_a_plateau_ends_the_way_with_an_error():
 @pytest.mark.parametrize("length", [1e17, 1e160, -1e160, 1.7e308])
 def test_lengths_that_no_step_can_resolve_are_refused(length):
     net = ring()
-    with pytest.raises(ValueError, match=r"^length is -?1.*e\+\d+, beside which steps along this boundary are lost in rounding: the longest of 400"):
+    with pytest.raises(
+        ValueError,
+        match=r"^length is -?1.*e\+\d+, beside which steps along this boundary are lost in rounding: the longest of 400",
+    ):
         fd.follow_boundary(net, on_axis(net), length)
 
 
 @pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("length", [1e10, 1e160, -1e300])
 def test_a_way_ends_where_numbers_are_too_far_apart(hidden, length):
-    net = fd.SigmoidMLP([[[1.0], [-1.0]], [[1.0]]], [[0.0], [-0.5]]) if hidden else fd.SigmoidMLP([[[1.0], [-1.0]]], [[0.0]])
-    with pytest.raises(ValueError, match=r"cannot be followed beyond -?6.36\d*e\+09: at .* farther out than 4.5e\+09"):
+    net = (
+        fd.SigmoidMLP([[[1.0], [-1.0]], [[1.0]]], [[0.0], [-0.5]])
+        if hidden
+        else fd.SigmoidMLP([[[1.0], [-1.0]]], [[0.0]])
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"cannot be followed beyond -?6.36\d*e\+09: at .* farther out than 4.5e\+09",
+    ):
         fd.follow_boundary(net, [0.0, 0.0], length)
     assert fd.follow_boundary(net, [0.0, 0.0], 6e9)[-1] == pytest.approx([6e9 / 2**0.5] * 2)
     with pytest.raises(ValueError, match="cannot be followed beyond 0: at"):
@@ -221,7 +263,9 @@ def test_a_way_ends_where_numbers_are_too_far_apart(hidden, length):
 
 def test_a_gradient_that_overflows_has_no_direction():
     # SciPy's first step would be NaN, and never end
-    net = fd.SigmoidMLP([[[1e200, -1e200], [1e200, 1e200]], [[1e200], [1e200]]], [[0.0, 0.0], [-1e200]])
+    net = fd.SigmoidMLP(
+        [[[1e200, -1e200], [1e200, 1e200]], [[1e200], [1e200]]], [[0.0, 0.0], [-1e200]]
+    )
     with pytest.raises(ValueError, match="cannot be followed beyond 0: at .* no direction"):
         fd.follow_boundary(net, [0.0, 0.0], 1.0)
 
@@ -237,7 +281,10 @@ def test_lengths_that_are_lost_beside_the_start(length):
 def test_long_ways_in_blocks(monkeypatch):
     net = ring()
     start = on_axis(net)
-    expected, evenly = fd.follow_boundary(net, start, 9.0), fd.follow_boundary(net, start, 9.0, step=0.01)
+    expected, evenly = (
+        fd.follow_boundary(net, start, 9.0),
+        fd.follow_boundary(net, start, 9.0, step=0.01),
+    )
     monkeypatch.setattr(_follow, "_BLOCK", 7)
     monkeypatch.setattr(_follow, "_EVEN_POINTS", 3)
     assert same_bits(fd.follow_boundary(net, start, 9.0), expected)
@@ -277,7 +324,11 @@ def test_ctrl_c():
     [
         ({"net": 3}, TypeError, "net is a int; expected a SigmoidMLP"),
         ({"start": [0.0, 0.0]}, ValueError, r"^start (is no tie|has a margin)"),
-        ({"start": [0.7, 0.0]}, ValueError, r"start is no tie: the margin is .* about 0.08\d* from .* expected a point within 1e-06"),
+        (
+            {"start": [0.7, 0.0]},
+            ValueError,
+            r"start is no tie: the margin is .* about 0.08\d* from .* expected a point within 1e-06",
+        ),
         ({"start": [np.nan, 0.0]}, ValueError, r"start\[0\] is nan"),
         ({"start": [0.0]}, ValueError, r"start has shape \(1,\); expected \(n_inputs,\) = \(2,\)"),
         ({"length": np.inf}, ValueError, "length is inf; expected a finite number"),
@@ -289,7 +340,11 @@ def test_ctrl_c():
         ({"step": 1e-300}, MemoryError, "would take"),
         ({"rtol": 0}, ValueError, "rtol is 0.0; expected a number between 0 and 1"),
         ({"atol": 2}, ValueError, "atol is 2.0"),
-        ({"coordinates": (0, 2)}, ValueError, r"coordinates\[1\] is 2; expected an integer from -2 to 1, there being 2 inputs"),
+        (
+            {"coordinates": (0, 2)},
+            ValueError,
+            r"coordinates\[1\] is 2; expected an integer from -2 to 1, there being 2 inputs",
+        ),
         ({"coordinates": (0, 0)}, ValueError, "expected two different inputs"),
         ({"coordinates": 1}, TypeError, "coordinates is 1; expected a pair"),
     ],
@@ -298,4 +353,6 @@ def test_errors_are_named(change, kind, message):
     net = ring()
     arguments = {"net": net, "start": on_axis(net), "length": 1.0} | change
     with pytest.raises(kind, match=message):
-        fd.follow_boundary(arguments.pop("net"), arguments.pop("start"), arguments.pop("length"), **arguments)
+        fd.follow_boundary(
+            arguments.pop("net"), arguments.pop("start"), arguments.pop("length"), **arguments
+        )

@@ -69,7 +69,17 @@ def assert_true_inside(net, d, others, coordinate, seed=0):
     return np.count_nonzero(clear)
 
 
-@pytest.mark.parametrize(("sizes", "coordinate"), [((2, 5, 1), 0), ((2, 6, 2), 1), ((3, 8, 4), -1), ((1, 6, 3), 0), ((2, 5, 4, 3), 0), ((3, 3), 1)])
+@pytest.mark.parametrize(
+    ("sizes", "coordinate"),
+    [
+        ((2, 5, 1), 0),
+        ((2, 6, 2), 1),
+        ((3, 8, 4), -1),
+        ((1, 6, 3), 0),
+        ((2, 5, 4, 3), 0),
+        ((3, 3), 1),
+    ],
+)
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-1.5, 2.0), (-np.inf, 0.5)])
 def test_equals_reference(sizes, coordinate, bounds):
     net, others = network(sizes, 3, 3.0), inputs(4, sizes[0])[:, : sizes[0] - 1]
@@ -96,7 +106,10 @@ def test_the_largest_output_everywhere_on_random_networks(seed, H, K, scale, n, 
     assert_true_inside(net, d, others, coordinate)
 
 
-@pytest.mark.parametrize(("name", "coordinate"), [("iris", 2), ("iris", 0), ("breast_cancer", 21), ("digits", 20), ("digits", 0)])
+@pytest.mark.parametrize(
+    ("name", "coordinate"),
+    [("iris", 2), ("iris", 0), ("breast_cancer", 21), ("digits", 20), ("digits", 0)],
+)
 def test_agrees_with_predict_of_scikit_learn(name, coordinate):
     model, net, X = trained(name)
     others = np.delete(X[:: len(X) // 25], coordinate, axis=1)
@@ -108,7 +121,9 @@ def test_agrees_with_predict_of_scikit_learn(name, coordinate):
     at = d.lower[np.isfinite(d.lower)]
     row = np.repeat(np.arange(len(d)), np.diff(d.indptr))[np.isfinite(d.lower)]
     p = np.sort(model.predict_proba(np.insert(others[row], coordinate, at, axis=1)), axis=1)
-    np.testing.assert_allclose(p[:, -1], p[:, -2], rtol=1e-8)  # the two largest tie where the decision changes
+    np.testing.assert_allclose(
+        p[:, -1], p[:, -2], rtol=1e-8
+    )  # the two largest tie where the decision changes
     assert len(at) > 5 or coordinate == 0
 
 
@@ -142,7 +157,9 @@ def test_a_single_logit_is_class_1_where_it_is_positive():
 def test_outputs_that_are_the_same_function_count_as_the_first():
     net = network((2, 6, 3), 1, 2.0)
     columns = [0, 1, 0, 2, 2]
-    doubled = fd.SigmoidMLP([net.weights[0], net.weights[1][:, columns]], [net.biases[0], net.biases[1][columns]])
+    doubled = fd.SigmoidMLP(
+        [net.weights[0], net.weights[1][:, columns]], [net.biases[0], net.biases[1][columns]]
+    )
     others = inputs(20, 1)
     single, double = fd.decision_intervals(net, others), fd.decision_intervals(doubled, others)
     assert same_bits(single.lower, double.lower)
@@ -154,14 +171,18 @@ def test_outputs_that_are_the_same_function_count_as_the_first():
     assert_partition(d, 20)
     assert not d.output.any()
     assert d.complete.all()
-    d = fd.decision_intervals(fd.SigmoidMLP([net.weights[0], np.zeros((6, 1))], [net.biases[0], [0.0]]), others)
+    d = fd.decision_intervals(
+        fd.SigmoidMLP([net.weights[0], np.zeros((6, 1))], [net.biases[0], [0.0]]), others
+    )
     assert not d.output.any()  # a logit of 0 is not positive
     assert d.complete.all()
 
 
 def test_outputs_nearly_the_same_make_rows_incomplete_only_where_they_lead():
     # logits: σ(x), the same computed by two halves, and a constant that leads for x < 0
-    net = fd.SigmoidMLP([[[1.0, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]]], [[0.0, 0.0], [0.0, 0.0, 0.5]])
+    net = fd.SigmoidMLP(
+        [[[1.0, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]]], [[0.0, 0.0], [0.0, 0.0, 0.5]]
+    )
     d = fd.decision_intervals(net, np.zeros((1, 0)))
     assert_partition(d, 1)
     assert d.output[0] == 2
@@ -192,7 +213,9 @@ def test_a_touching_tie_is_not_complete():
     assert not d.complete[0]
     assert not d.proven[0]  # the other one may lead there, by nothing that can be told
     for rise, outputs in [(1e-6, [1, 0, 1]), (-1e-6, [1])]:
-        d = fd.decision_intervals(fd.SigmoidMLP(bump, [[1.0, -1.0], [rise - height, 0.0]]), np.zeros((1, 0)))
+        d = fd.decision_intervals(
+            fd.SigmoidMLP(bump, [[1.0, -1.0], [rise - height, 0.0]]), np.zeros((1, 0))
+        )
         assert d.output.tolist() == outputs
         assert d.complete[0]
 
@@ -200,7 +223,9 @@ def test_a_touching_tie_is_not_complete():
 def test_ties_of_losing_outputs_do_not_matter():
     # outputs 1 and 2 touch at 0, far below output 0
     height = 2 / (1 + np.exp(-1)) - 1
-    net = fd.SigmoidMLP([[[1.0, 1.0]], [[0, 1.0, 0.0], [0, -1.0, 0.0]]], [[1.0, -1.0], [9.0, -height, 0.0]])
+    net = fd.SigmoidMLP(
+        [[[1.0, 1.0]], [[0, 1.0, 0.0], [0, -1.0, 0.0]]], [[1.0, -1.0], [9.0, -height, 0.0]]
+    )
     d = fd.decision_intervals(net, np.zeros((1, 0)))
     assert d.output.tolist() == [0]
     assert d.complete[0]
@@ -216,7 +241,10 @@ def exact_logits(net, x):
         for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
             if k:
                 y = [1 / (1 + mpmath.exp(-v)) for v in y]
-            y = [float(c) + mpmath.fsum(float(v) * yi for v, yi in zip(column, y, strict=True)) for column, c in zip(w.T, b, strict=True)]
+            y = [
+                float(c) + mpmath.fsum(float(v) * yi for v, yi in zip(column, y, strict=True))
+                for column, c in zip(w.T, b, strict=True)
+            ]
         return y if len(y) > 1 else [mpmath.mpf(0), *y]
 
 
@@ -233,14 +261,21 @@ def assert_proven_is_true(net, d, others, coordinate, rng, each=2):
 def columns_nearly_the_same(seed):
     """Networks whose outputs are an ulp apart, or small beside what they share, or sums that nearly cancel, or huge."""
     rng = np.random.default_rng(seed)
-    K, H, n, kind = int(rng.integers(1, 6)), int(rng.integers(1, 7)), int(rng.integers(1, 4)), seed % 5
+    K, H, n, kind = (
+        int(rng.integers(1, 6)),
+        int(rng.integers(1, 7)),
+        int(rng.integers(1, 4)),
+        seed % 5,
+    )
     sizes = (n, K) if seed % 17 == 0 else (n, H, 3, K) if seed % 4 == 0 else (n, H, K)
     W = [rng.normal(0, 2, s) for s in pairwise(sizes)]
     B = [rng.normal(0, 2, s) for s in sizes[1:]]
     if kind == 1:
         for a in (W[-1], B[-1]):
             a[...] = a[..., :1]
-            a[...] = np.where(rng.random(a.shape) < 0.4, np.nextafter(a, rng.choice([-99, 99], a.shape)), a)
+            a[...] = np.where(
+                rng.random(a.shape) < 0.4, np.nextafter(a, rng.choice([-99, 99], a.shape)), a
+            )
     elif kind == 2:
         W[-1] = W[-1] * 10.0 ** rng.integers(-9, 0) + 1e8 * rng.normal(size=(len(W[-1]), 1))
     elif kind == 3:
@@ -252,7 +287,10 @@ def columns_nearly_the_same(seed):
 
 
 def test_columns_an_ulp_apart():
-    W, B = [[[1.1019641188366207]], [[1.0607978400658138, 1.0607978400658136]]], [[1.7103942914776449], [0.687749388505445, 0.6877493885054452]]
+    W, B = (
+        [[[1.1019641188366207]], [[1.0607978400658138, 1.0607978400658136]]],
+        [[1.7103942914776449], [0.687749388505445, 0.6877493885054452]],
+    )
     net = fd.SigmoidMLP(W, B)
     d = fd.decision_intervals(net, [[]], bounds=(-5, 5))
     assert d.output.tolist() == [1]
@@ -263,7 +301,10 @@ def test_columns_an_ulp_apart():
 
 def test_outputs_that_are_small_beside_what_they_share():
     # two outputs and a third: 1e8 σ(x) + 1e-9 (σ(y) − ½), 1e8 σ(x), and 1e8 σ(x) − 1: nothing of it survives in the logits
-    net = fd.SigmoidMLP([[[1.0, 0.0], [0.0, 1.0]], [[1e8, 1e8, 1e8], [1e-9, 0.0, 0.0]]], [[0.0, 0.0], [-5e-10, 0.0, -1.0]])
+    net = fd.SigmoidMLP(
+        [[[1.0, 0.0], [0.0, 1.0]], [[1e8, 1e8, 1e8], [1e-9, 0.0, 0.0]]],
+        [[0.0, 0.0], [-5e-10, 0.0, -1.0]],
+    )
     d = fd.decision_intervals(net, [0.3], coordinate=1)
     assert d.output.tolist() == [1, 0]
     assert abs(d.lower[1]) < 1e-12
@@ -271,7 +312,10 @@ def test_outputs_that_are_small_beside_what_they_share():
 
 
 def test_what_is_proven_is_true_where_evaluation_is_not_to_be_trusted():
-    checked = sum(assert_proven_is_true(net, fd.decision_intervals(net, x, coordinate=c), x, c, rng) for net, x, c, rng in map(columns_nearly_the_same, range(60)))
+    checked = sum(
+        assert_proven_is_true(net, fd.decision_intervals(net, x, coordinate=c), x, c, rng)
+        for net, x, c, rng in map(columns_nearly_the_same, range(60))
+    )
     assert checked > 400
 
 
@@ -371,7 +415,10 @@ def test_any_layout_and_threads_give_the_same_bits():
         before = snapshot(view)
         assert same(fd.decision_intervals(net, view, coordinate=1), expected), label
         assert snapshot(view) == before
-    assert all(same(d, expected) for d in by_threads(lambda: fd.decision_intervals(net, others, coordinate=1), 1, 2, 5))
+    assert all(
+        same(d, expected)
+        for d in by_threads(lambda: fd.decision_intervals(net, others, coordinate=1), 1, 2, 5)
+    )
 
 
 def test_cpu_levels_agree():
@@ -394,7 +441,12 @@ def test_the_result_pickles():
 @pytest.mark.parametrize(
     ("x_other", "options", "kind", "message"),
     [
-        (np.zeros((2, 2)), {}, ValueError, r"x_other has shape \(2, 2\); expected \(m, n_inputs - 1\) = \(m, 1\)"),
+        (
+            np.zeros((2, 2)),
+            {},
+            ValueError,
+            r"x_other has shape \(2, 2\); expected \(m, n_inputs - 1\) = \(m, 1\)",
+        ),
         ([np.nan], {}, ValueError, r"x_other\[0\] is nan"),
         ([True], {}, TypeError, "x_other has dtype bool"),
         ([0.0], {"coordinate": 2}, ValueError, "coordinate is 2"),

@@ -65,7 +65,9 @@ def test_no_change_of_sign_on_a_grid_is_nearer():
     assert compared > 4
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 5, 2), (4, 6, 3), (9, 4, 1), (30, 6, 2), (3, 6, 5, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4, 2), (2, 5, 2), (4, 6, 3), (9, 4, 1), (30, 6, 2), (3, 6, 5, 2)]
+)
 def test_conditions_of_a_minimum(sizes):
     for seed in range(4):
         net, x = centred(sizes, seed), inputs(1, sizes[0], seed)[0]
@@ -78,7 +80,9 @@ def test_conditions_of_a_minimum(sizes):
         g = net.margin_gradient(tie.x[None])[0]
         cosine = abs(g @ (tie.x - x)) / np.linalg.norm(g) / tie.distance
         assert cosine == pytest.approx(1, abs=1e-12)
-        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x, outputs=(0, 1)).change), initial=np.inf) * (1 + 1e-14)
+        assert tie.distance <= np.nanmin(
+            abs(fd.counterfactuals(net, x, outputs=(0, 1)).change), initial=np.inf
+        ) * (1 + 1e-14)
         if sizes[0] > 1:
             assert is_nearest_around(net, x, tie.x)
 
@@ -103,9 +107,19 @@ def test_no_better_tie_from_other_starts():
     for seed in range(4):
         net, x = centred((5, 8, 2), seed), inputs(1, 5, seed)[0]
         tie, rng = fd.nearest_tie(net, x), np.random.default_rng(7)
-        constraint = {"type": "eq", "fun": lambda y, net=net: net.margin([y])[0], "jac": lambda y, net=net: net.margin_gradient([y])[0]}
+        constraint = {
+            "type": "eq",
+            "fun": lambda y, net=net: net.margin([y])[0],
+            "jac": lambda y, net=net: net.margin_gradient([y])[0],
+        }
         for start in x + 2 * rng.standard_normal((30, 5)):
-            r = minimize(lambda y, x=x: ((y - x) @ (y - x), 2 * (y - x)), start, jac=True, method="SLSQP", constraints=constraint)
+            r = minimize(
+                lambda y, x=x: ((y - x) @ (y - x), 2 * (y - x)),
+                start,
+                jac=True,
+                method="SLSQP",
+                constraints=constraint,
+            )
             if r.success and abs(net.margin(r.x[None])[0]) < 1e-8:
                 assert np.linalg.norm(r.x - x) > tie.distance * (1 - 1e-5)
 
@@ -114,7 +128,9 @@ def test_bounds():
     for seed in range(8):
         net, x = centred((3, 6, 2), seed), inputs(1, 3, seed)[0]
         free = fd.nearest_tie(net, x)
-        box = np.column_stack([np.minimum(x, 0) - 0.01, np.maximum(x, 0) + 0.01])  # 0 is a tie in it
+        box = np.column_stack(
+            [np.minimum(x, 0) - 0.01, np.maximum(x, 0) + 0.01]
+        )  # 0 is a tie in it
         tie = fd.nearest_tie(net, x, bounds=box)
         assert tie.converged
         assert np.all((box[:, 0] <= tie.x) & (tie.x <= box[:, 1]))
@@ -131,7 +147,8 @@ def test_equal_bounds_hold_an_input():
     assert tie.converged
     assert tie.x[1] == 0.4
     held = fd.SigmoidMLP(
-        [net.weights[0][[0, 2]], net.weights[1]], [net.biases[0] + 0.4 * net.weights[0][1], net.biases[1]]
+        [net.weights[0][[0, 2]], net.weights[1]],
+        [net.biases[0] + 0.4 * net.weights[0][1], net.biases[1]],
     )
     assert tie.distance == pytest.approx(fd.nearest_tie(held, x[[0, 2]]).distance, rel=1e-9)
     everything = fd.nearest_tie(net, x, bounds=np.column_stack([x, x]))
@@ -165,12 +182,16 @@ def test_a_tie_is_its_own_nearest():
 
 
 def test_a_tie_but_for_rounding_and_one_in_a_box_of_one_point_are_at_no_distance():
-    flat = fd.SigmoidMLP([[[4.0, -4.0]], [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]])  # σ(4x) + σ(−4x) − 1 = 0
+    flat = fd.SigmoidMLP(
+        [[[4.0, -4.0]], [[1.0], [1.0]]], [[0.0, 0.0], [-1.0]]
+    )  # σ(4x) + σ(−4x) − 1 = 0
     assert flat.margin([[0.3]])[0] != 0
     tie = fd.nearest_tie(flat, [0.3])
     assert tie.converged
     assert tie.distance < 1e-15
-    tie = fd.nearest_tie(fd.SigmoidMLP([[[1.0], [1.0]]], [[-1.0]]), [0.0, 0.0], bounds=[(1, 1), (-2, 2)])
+    tie = fd.nearest_tie(
+        fd.SigmoidMLP([[[1.0], [1.0]]], [[-1.0]]), [0.0, 0.0], bounds=[(1, 1), (-2, 2)]
+    )
     assert tie.converged
     assert (tie.x.tolist(), tie.distance, tie.residual) == ([1.0, 0.0], 1.0, 0.0)
 
@@ -183,7 +204,10 @@ def test_a_point_far_off_a_tie_near_the_origin(scale):
 
 
 def test_where_there_is_no_tie():
-    for net in (fd.SigmoidMLP([[[1.0], [2.0]], [[1.0]]], [[0.0], [0.5]]), fd.SigmoidMLP([np.zeros((2, 3)), np.ones((3, 1))], [np.zeros(3), [1.0]])):
+    for net in (
+        fd.SigmoidMLP([[[1.0], [2.0]], [[1.0]]], [[0.0], [0.5]]),
+        fd.SigmoidMLP([np.zeros((2, 3)), np.ones((3, 1))], [np.zeros(3), [1.0]]),
+    ):
         tie = fd.nearest_tie(net, [0.0, 1.0])
         assert not tie.converged
         assert np.isnan(tie.x).all()
@@ -192,7 +216,10 @@ def test_where_there_is_no_tie():
 
 
 def test_a_small_island_off_every_line_is_found_by_descent():
-    net, x = ring(), np.array([2.6, 1.1])  # lines through x that meet the ring are few: make it small
+    net, x = (
+        ring(),
+        np.array([2.6, 1.1]),
+    )  # lines through x that meet the ring are few: make it small
     top = net.margin([[0.0, 0.0]])[0]
     small = fd.SigmoidMLP(net.weights, [net.biases[0], net.biases[1] - top * 0.9999])
     tie = fd.nearest_tie(small, x)
@@ -208,7 +235,9 @@ def test_more_inputs_than_units():
     assert _Search(net, x, (0, 1), None).Q.shape == (200, 5)
     q = np.linalg.qr(net.weights[0])[0]
     move = tie.x - x
-    np.testing.assert_allclose(q @ (q.T @ move), move, atol=1e-12)  # in the span of the first layer's weights
+    np.testing.assert_allclose(
+        q @ (q.T @ move), move, atol=1e-12
+    )  # in the span of the first layer's weights
     assert tie.distance < np.nanmin(abs(fd.counterfactuals(net, x).change))
 
 
@@ -218,7 +247,9 @@ def test_real_data(name):
     for x in X[[0, -1]]:
         tie = fd.nearest_tie(net, x, outputs=(0, 1))
         assert tie.converged
-        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x, outputs=(0, 1)).change)) * (1 + 1e-14)
+        assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x, outputs=(0, 1)).change)) * (
+            1 + 1e-14
+        )
         p = model.predict_proba(np.stack([tie.x, x + 1.001 * (tie.x - x), x + 0.999 * (tie.x - x)]))
         lead = np.log(p[:, 1]) - np.log(p[:, 0])
         assert abs(lead[0]) < 1e-9
@@ -232,7 +263,9 @@ def test_the_prediction_changes_at_the_tie_and_not_on_the_way(name):
         tie = fd.nearest_tie(net, x)
         assert tie.converged and tie.decisive
         assert tie.distance <= np.nanmin(abs(fd.counterfactuals(net, x).change)) * (1 + 1e-14)
-        p = model.predict(x + np.append(np.linspace(0, 1 - 1e-7, 60), 1 + 1e-7)[:, None] * (tie.x - x))
+        p = model.predict(
+            x + np.append(np.linspace(0, 1 - 1e-7, 60), 1 + 1e-7)[:, None] * (tie.x - x)
+        )
         assert (p[:-1] == p[0]).all() and p[-1] == model.classes_[tie.output] != p[0]
         pair = fd.nearest_tie(net, x, outputs=(0, 1))
         third = np.delete(net.logits(pair.x[None]), (0, 1)).max() > net.logits(pair.x[None])[0, 0]
@@ -242,7 +275,9 @@ def test_the_prediction_changes_at_the_tie_and_not_on_the_way(name):
 def test_any_equals_reference():
     for seed in range(3):
         net, x = network((2, 5, 4), seed, 2.0), inputs(1, 2, seed)[0]
-        net = fd.SigmoidMLP(net.weights, [net.biases[0], net.biases[1] - net.logits([[0.0, 0.0]])[0]])  # where all tie
+        net = fd.SigmoidMLP(
+            net.weights, [net.biases[0], net.biases[1] - net.logits([[0.0, 0.0]])[0]]
+        )  # where all tie
         ours, plain = fd.nearest_tie(net, x), ref.nearest_tie(twin(net), x)
         assert ours.converged and plain.converged
         assert ours.distance == pytest.approx(plain.distance, rel=1e-7)
@@ -263,7 +298,9 @@ def test_any_has_no_nearer_change_on_a_grid():
 
 
 def test_any_in_a_box_that_does_not_hold_the_point():
-    net = fd.SigmoidMLP([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]], [[0.0, 1.0, 0.0]])  # logits x, 1 and −x
+    net = fd.SigmoidMLP(
+        [[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]], [[0.0, 1.0, 0.0]]
+    )  # logits x, 1 and −x
     tie = fd.nearest_tie(net, [5.0, 0.5], bounds=[(-9, 0), (0, 0)])
     assert tie.converged and tie.output == 2
     np.testing.assert_allclose(tie.x, [-1, 0], atol=1e-12)
@@ -276,12 +313,20 @@ def test_outputs_that_are_the_same_function_never_part():
     assert np.isnan(tie.x).tolist() == [True] and not tie.converged
     net = fd.SigmoidMLP([[[1.0, 1.0, -1.0]]], [[0.0, 0.0, 0.0]])
     tie = fd.nearest_tie(net, [2.0])
-    assert tie.x == pytest.approx([0], abs=1e-12) and tie.output == 2 and tie.decisive and tie.converged
+    assert (
+        tie.x == pytest.approx([0], abs=1e-12)
+        and tie.output == 2
+        and tie.decisive
+        and tie.converged
+    )
 
 
 def test_ties_behind_a_narrow_way_are_found():
     """Two of 480 points of such networks where the search ended 0.6 and 0.9 % too far off."""
-    for seed, sample in ((3001, [-1.9298323904675851, -0.20081839806284962]), (3043, [1.2415006483418807, -1.6365707078997147])):
+    for seed, sample in (
+        (3001, [-1.9298323904675851, -0.20081839806284962]),
+        (3043, [1.2415006483418807, -1.6365707078997147]),
+    ):
         rng = np.random.default_rng(seed)
         W = [6 * rng.normal(size=shape) for shape in ((2, 8), (8, 8), (8, 2))]
         b = [6 * rng.normal(size=size) for size in (8, 8, 2)]
@@ -290,7 +335,9 @@ def test_ties_behind_a_narrow_way_are_found():
         tie = fd.nearest_tie(net, x)
         curves = fd.trace_boundary(net, np.stack([x - tie.distance, x + tie.distance], axis=1))
         assert tie.converged
-        assert tie.distance <= min(np.hypot(*(points - x).T).min() for points in curves.points) * (1 + 1e-9)
+        assert tie.distance <= min(np.hypot(*(points - x).T).min() for points in curves.points) * (
+            1 + 1e-9
+        )
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="needs glibc's fenv on x86-64 or AArch64")
@@ -299,14 +346,20 @@ def test_same_bits_in_any_floating_point_state(state):
     nets, x = (centred((3, 6, 2), 1), network((2, 5, 3), 2, 2.0)), inputs(1, 3)[0]
 
     def call():
-        ties = fd.nearest_tie(nets[0], x), fd.nearest_tie(nets[0], x, bounds=(-1, 2)), fd.nearest_tie(nets[1], x[:2])
+        ties = (
+            fd.nearest_tie(nets[0], x),
+            fd.nearest_tie(nets[0], x, bounds=(-1, 2)),
+            fd.nearest_tie(nets[1], x[:2]),
+        )
         return [field for tie in ties for field in tie]
 
     expected = call()
     with in_state(state), np.errstate(all="raise"):
         before, whole = word(), environment().raw[:2]
         results = call()
-        assert word() == before and environment().raw[:2] == whole  # on x86 the control word of the x87 unit
+        assert (
+            word() == before and environment().raw[:2] == whole
+        )  # on x86 the control word of the x87 unit
     assert all(map(same_bits, results, expected))
 
 
@@ -314,7 +367,9 @@ def test_scales_do_not_matter():
     net, x = centred((2, 6, 2), 5), np.array([0.7, -0.4])
     tie = fd.nearest_tie(net, x)
     for unit in (1e-6, 1e6):
-        other = fd.SigmoidMLP([net.weights[0] / unit, net.weights[1] * 1e5], [net.biases[0], net.biases[1] * 1e5])
+        other = fd.SigmoidMLP(
+            [net.weights[0] / unit, net.weights[1] * 1e5], [net.biases[0], net.biases[1] * 1e5]
+        )
         scaled = fd.nearest_tie(other, x * unit)
         assert scaled.converged
         np.testing.assert_allclose(scaled.x / unit, tie.x, atol=1e-8)
@@ -343,8 +398,18 @@ def test_the_result_pickles():
         ([0.0], {}, ValueError, r"x has shape \(1,\); expected \(n_inputs,\) = \(2,\)"),
         ([np.inf, 0.0], {}, ValueError, r"x\[0\] is inf"),
         ([0j, 0.0], {}, TypeError, "x has dtype complex128"),
-        ([0, 0], {"bounds": [(0, 1), (2, 1)]}, ValueError, r"bounds has the pair \[2.0, 1.0\] for input 1; expected lo ≤ hi"),
-        ([0, 0], {"bounds": (np.inf, np.inf)}, ValueError, "bounds has a pair of equal infinities; expected finite numbers"),
+        (
+            [0, 0],
+            {"bounds": [(0, 1), (2, 1)]},
+            ValueError,
+            r"bounds has the pair \[2.0, 1.0\] for input 1; expected lo ≤ hi",
+        ),
+        (
+            [0, 0],
+            {"bounds": (np.inf, np.inf)},
+            ValueError,
+            "bounds has a pair of equal infinities; expected finite numbers",
+        ),
         ([0, 0], {"bounds": [(0, 1), (np.nan, 1)]}, ValueError, "bounds has the pair"),
         ([0, 0], {"bounds": [(0, 1)]}, ValueError, r"bounds has shape \(1, 2\); expected"),
         ([0, 0], {"outputs": (1, 1)}, ValueError, "expected two different outputs"),
@@ -364,7 +429,9 @@ def test_second_derivatives_equal_differences_of_the_gradient():
     net, rng, step = network((4, 6, 5, 3), 1), np.random.default_rng(0), 1e-5
     Q, x = np.linalg.qr(rng.standard_normal((4, 3)))[0], rng.standard_normal(4)
     there, back = (net.margin_gradient(x + sign * step * Q.T, (0, 2)) for sign in (1, -1))
-    np.testing.assert_allclose(_hessian(net, x, Q, (0, 2)), (there - back) @ Q / (2 * step), atol=1e-10)
+    np.testing.assert_allclose(
+        _hessian(net, x, Q, (0, 2)), (there - back) @ Q / (2 * step), atol=1e-10
+    )
 
 
 def test_a_point_of_the_boundary_that_is_furthest_around_is_not_converged():
@@ -382,7 +449,12 @@ def test_a_point_of_the_boundary_that_is_furthest_around_is_not_converged():
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), H=st.integers(1, 8), n=st.integers(1, 5), scale=st.sampled_from([0.3, 3.0, 50.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    H=st.integers(1, 8),
+    n=st.integers(1, 5),
+    scale=st.sampled_from([0.3, 3.0, 50.0]),
+)
 def test_never_further_than_the_nearest_counterfactual(seed, H, n, scale):
     net, x = network((n, H, 2), seed, scale), inputs(1, n, seed)[0]
     tie, changes = fd.nearest_tie(net, x), abs(fd.counterfactuals(net, x).change)

@@ -28,7 +28,13 @@ def centred(sizes, seed=0, outputs=(0, 1)):
     return fd.SigmoidMLP(net.weights, biases)
 
 
-CASES = [((2, 3, 2), 0, (0, 1)), ((4, 9, 1), 2, (0, 1)), ((3, 6, 5, 4), -1, (3, 1)), ((5, 7, 1, 6, 2), 1, (1, 0)), ((3, 2), 0, (0, 1))]
+CASES = [
+    ((2, 3, 2), 0, (0, 1)),
+    ((4, 9, 1), 2, (0, 1)),
+    ((3, 6, 5, 4), -1, (3, 1)),
+    ((5, 7, 1, 6, 2), 1, (1, 0)),
+    ((3, 2), 0, (0, 1)),
+]
 
 
 @pytest.mark.parametrize(("sizes", "coordinate", "outputs"), CASES)
@@ -38,7 +44,11 @@ def test_equals_reference_in_every_entry(sizes, coordinate, outputs):
     x = np.zeros(sizes[0])
     ours = fd.tie_sensitivity(net, x, coordinate=coordinate, outputs=outputs)
     plain = ref.tie_sensitivity(twin(net), x, coordinate=coordinate, outputs=outputs)
-    for a, b in zip((*ours.weights, *ours.biases, ours.inputs), (*plain.weights, *plain.biases, plain.inputs), strict=True):
+    for a, b in zip(
+        (*ours.weights, *ours.biases, ours.inputs),
+        (*plain.weights, *plain.biases, plain.inputs),
+        strict=True,
+    ):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13 * abs(b).max())
     assert [w.shape for w in ours.weights] == [w.shape for w in net.weights]
@@ -52,14 +62,19 @@ def test_the_tie_moves_as_said_when_parameters_do(sizes):
     s = fd.tie_sensitivity(net, x)
     dw, db = ([rng.standard_normal(a.shape) for a in part] for part in (net.weights, net.biases))
     dx = rng.standard_normal(sizes[0] - 1)
-    said = sum((a * b).sum() for a, b in zip((*s.weights, *s.biases, s.inputs), (*dw, *db, dx), strict=True))
+    said = sum(
+        (a * b).sum()
+        for a, b in zip((*s.weights, *s.biases, s.inputs), (*dw, *db, dx), strict=True)
+    )
     moved = []
     for sign in (-1, 1):
         other = fd.SigmoidMLP(
             [w + sign * t * d for w, d in zip(net.weights, dw, strict=True)],
             [b + sign * t * d for b, d in zip(net.biases, db, strict=True)],
         )
-        moved.append(fd.counterfactuals(other, np.insert(sign * t * dx, 0, 0), features=[0]).value[0])
+        moved.append(
+            fd.counterfactuals(other, np.insert(sign * t * dx, 0, 0), features=[0]).value[0]
+        )
     assert abs((moved[1] - moved[0]) / (2 * t) - said) < 1e-6 * (1 + abs(said))
 
 
@@ -74,7 +89,9 @@ def test_the_parameters_of_the_two_outputs_have_opposite_signs_and_others_none()
 def test_gradients_agree_with_torch():
     torch = pytest.importorskip("torch")
     net = centred((3, 8, 5, 2))
-    weights, biases = ([torch.tensor(a, requires_grad=True) for a in part] for part in (net.weights, net.biases))
+    weights, biases = (
+        [torch.tensor(a, requires_grad=True) for a in part] for part in (net.weights, net.biases)
+    )
     y = x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
         y = (torch.sigmoid(y) if k else y) @ w + b
@@ -98,7 +115,9 @@ def test_real_data_with_every_kind_of_output():
         x = tied(net, X[0], j)
         s = fd.tie_sensitivity(net, x, coordinate=j)
         gradient = net.margin_gradient(x[None])[0]
-        np.testing.assert_allclose(s.inputs, -np.delete(gradient, j) / gradient[j], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            s.inputs, -np.delete(gradient, j) / gradient[j], rtol=1e-9, atol=1e-12
+        )
 
 
 def test_any_layout_of_x_gives_the_same_bits_and_is_left_alone():
@@ -108,7 +127,11 @@ def test_any_layout_of_x_gives_the_same_bits_and_is_left_alone():
         before = snapshot(x)
         result = fd.tie_sensitivity(net, x)
         assert snapshot(x) == before
-        for a, b in zip((*result.weights, *result.biases, result.inputs), (*expected.weights, *expected.biases, expected.inputs), strict=True):
+        for a, b in zip(
+            (*result.weights, *result.biases, result.inputs),
+            (*expected.weights, *expected.biases, expected.inputs),
+            strict=True,
+        ):
             assert same_bits(a, b), label
 
 
@@ -122,13 +145,23 @@ def test_the_result_pickles():
 @pytest.mark.parametrize(
     ("x", "options", "kind", "message"),
     [
-        ([0.1, 0.0], {}, ValueError, r"^x is no tie: the margin is .* about 0.1\d* from the boundary; expected a point within 1e-06"),
+        (
+            [0.1, 0.0],
+            {},
+            ValueError,
+            r"^x is no tie: the margin is .* about 0.1\d* from the boundary; expected a point within 1e-06",
+        ),
         ([0.0], {}, ValueError, r"x has shape \(1,\); expected \(n_inputs,\) = \(2,\)"),
         ([np.nan, 0.0], {}, ValueError, r"x\[0\] is nan"),
         ([True, False], {}, TypeError, "x has dtype bool"),
         ([0.0, 0.0], {"coordinate": 2}, ValueError, "coordinate is 2"),
         ([0.0, 0.0], {"outputs": (0, 0)}, ValueError, "two different outputs"),
-        ([0.0, 0.0], {"coordinate": 1}, ValueError, "x is a tie at which the margin does not change with input 1"),
+        (
+            [0.0, 0.0],
+            {"coordinate": 1},
+            ValueError,
+            "x is a tie at which the margin does not change with input 1",
+        ),
     ],
 )
 def test_errors_are_named(x, options, kind, message):

@@ -20,12 +20,16 @@ from machines import assert_levels_agree, by_threads
 
 INF = np.inf
 FIELDS = ("indptr", "x", "lower", "upper", "unique", "complete")
-needs_extended = pytest.mark.skipif(not EXTENDED, reason="the oracle needs a long double wider than float64")
+needs_extended = pytest.mark.skipif(
+    not EXTENDED, reason="the oracle needs a long double wider than float64"
+)
 
 
 def along(a, s, d, c):
     """f(t) = c + Σ d_i σ(a_i t + s_i) as a network of one input."""
-    return fd.SigmoidMLP([np.array([a], float), np.array(d, float)[:, None]], [np.array(s, float), [c]])
+    return fd.SigmoidMLP(
+        [np.array([a], float), np.array(d, float)[:, None]], [np.array(s, float), [c]]
+    )
 
 
 def network(H, n_in=2, seed=0, scale=1.5, n_out=2):
@@ -48,7 +52,9 @@ def same(a, b):
 
 
 FIVE = along([0.25, 50, 51], [0, 100, -102], [6, -1.5, -1.5], -1.5)
-STAIRS = along(np.full(120, 1e3), -1e3 * np.arange(120), np.tile([2, -2], 60), -1)  # up and down: 120 ties
+STAIRS = along(
+    np.full(120, 1e3), -1e3 * np.arange(120), np.tile([2, -2], 60), -1
+)  # up and down: 120 ties
 
 
 # ---- known root sets ----------------------------------------------------------------------------------------------
@@ -65,7 +71,9 @@ def test_five_ties_with_three_hidden_units():
     crossings = alone(FIVE)
     assert crossings.status.tolist() == ["unique"] * 5
     assert crossings.root_bound == 7
-    np.testing.assert_allclose(crossings[0], [-np.log(81), -1.99917129, 0, 1.99918784, np.log(81)], atol=1e-8)
+    np.testing.assert_allclose(
+        crossings[0], [-np.log(81), -1.99917129, 0, 1.99918784, np.log(81)], atol=1e-8
+    )
 
 
 def test_more_ties_than_a_buffer_holds():
@@ -77,12 +85,17 @@ def test_more_ties_than_a_buffer_holds():
 @needs_extended
 @pytest.mark.parametrize("height", [s * 10.0**-k for k in range(6, 18) for s in (1, -1)] + [0.0])
 def test_near_double_roots_are_two_or_none_or_clusters_and_never_lost(height):
-    net = along([1, 1], [1, -1], [1, -1], -np.tanh(0.5) + height)  # f has its maximum near 0, about `height` high
+    net = along(
+        [1, 1], [1, -1], [1, -1], -np.tanh(0.5) + height
+    )  # f has its maximum near 0, about `height` high
     crossings = alone(net)
     assert check(net, np.zeros((1, 0)), crossings)[:2] == (0, 0)
     assert abs(height) < 1e-12 or crossings.unique.tolist() == [True] * (2 if height > 0 else 0)
     assert height < 0 or len(crossings.x) > 0
-    assert len(crossings.x) == 0 or max(-crossings.lower[0], crossings.upper[-1]) < 4 * np.sqrt(abs(height)) + 1e-6
+    assert (
+        len(crossings.x) == 0
+        or max(-crossings.lower[0], crossings.upper[-1]) < 4 * np.sqrt(abs(height)) + 1e-6
+    )
 
 
 def test_a_double_root_is_one_cluster_and_no_unique():
@@ -133,17 +146,28 @@ def test_a_limit_of_zero_is_no_tie(net, ties):
 @pytest.mark.parametrize(
     ("net", "tie"),
     [
-        (along([-1], [0], [1], -(2.0**-60)), 60 * np.log(2)),  # where f is below float64's error for good
+        (
+            along([-1], [0], [1], -(2.0**-60)),
+            60 * np.log(2),
+        ),  # where f is below float64's error for good
         (along([1], [0], [-1], 2.0**-60), -60 * np.log(2)),
         (along([-1, -1.1], [0, 0], [1, -(2.0**40)], 0), 400 * np.log(2)),  # its limit is 0
-        (along([1, 2], [0, 0], [1e300, -1e300], 1e-30), 330 * np.log(10)),  # its limit is 1e-330 of the largest weight
+        (
+            along([1, 2], [0, 0], [1e300, -1e300], 1e-30),
+            330 * np.log(10),
+        ),  # its limit is 1e-330 of the largest weight
         (along([1, 2], [0, 0], [1e308, -1e308], 1e-322), 630 * np.log(10)),
-        (along([1, 2, 1e-3], [0, 0, 0], [1e308, -1e308, -1e-317], 1e-317), 1e3 * np.log(10) * 625 / 999),
+        (
+            along([1, 2, 1e-3], [0, 0, 0], [1e308, -1e308, -1e-317], 1e-317),
+            1e3 * np.log(10) * 625 / 999,
+        ),
     ],
 )
 def test_a_tie_far_out_is_in_a_cluster(net, tie):
     crossings = alone(net)
-    assert any(lower <= tie <= upper for lower, upper in zip(crossings.lower, crossings.upper, strict=True))
+    assert any(
+        lower <= tie <= upper for lower, upper in zip(crossings.lower, crossings.upper, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,8 +195,16 @@ def test_enclosures_hold_their_ties_where_squares_of_weights_underflow_or_overfl
     for seed in range(150):
         rng = np.random.default_rng(seed)
         H = rng.integers(5, 9)
-        a, s, d, c = 1 + rng.random(H), rng.normal(1e7, 3, H), rng.uniform(0.1, 1, H), -rng.uniform(0.01, 0.6 * H)
-        narrow, wide = alone(along(a, s, d, c)), alone(along(np.ldexp(a, power), s, d, c), xtol=rng.choice([1e-9, 1e-6]))
+        a, s, d, c = (
+            1 + rng.random(H),
+            rng.normal(1e7, 3, H),
+            rng.uniform(0.1, 1, H),
+            -rng.uniform(0.01, 0.6 * H),
+        )
+        narrow, wide = (
+            alone(along(a, s, d, c)),
+            alone(along(np.ldexp(a, power), s, d, c), xtol=rng.choice([1e-9, 1e-6])),
+        )
         assert narrow.unique.tolist() == wide.unique.tolist()
         assert np.all(np.ldexp(narrow.lower, -power) <= wide.upper)
         assert np.all(wide.lower <= np.ldexp(narrow.upper, -power))
@@ -184,16 +216,23 @@ def test_enclosures_stay_within_bounds_near_the_largest_float():
         a = rng.normal(0, 3e-308, 6)
         s, d = -a * 1e308 * rng.uniform(0, 1.7, 6), rng.normal(0, 1, 6)
         tie = 10 ** rng.uniform(307.5, 308.1)
-        crossings = alone(along(a, s, d, -along(a, s, d, 0).margin([[tie]])[0]), bounds=(1e307, 1.7e308))
+        crossings = alone(
+            along(a, s, d, -along(a, s, d, 0).margin([[tie]])[0]), bounds=(1e307, 1.7e308)
+        )
         assert np.all((crossings.lower >= 1e307) & (crossings.upper <= 1.7e308))
         assert np.all(crossings.upper[:-1] <= crossings.lower[1:])
-        assert np.any((crossings.lower <= tie) & (tie <= crossings.upper) | (abs(crossings.x / tie - 1) < 1e-9))
+        assert np.any(
+            (crossings.lower <= tie) & (tie <= crossings.upper)
+            | (abs(crossings.x / tie - 1) < 1e-9)
+        )
 
 
 @pytest.mark.parametrize("far", [1e30, 1e100, 1e300])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_wide_bounds_do_not_widen_enclosures(far, side):
-    crossings = alone(along([side], [0], [1], -0.9), bounds=(-far, far))  # one tie at most: no splits come before
+    crossings = alone(
+        along([side], [0], [1], -0.9), bounds=(-far, far)
+    )  # one tie at most: no splits come before
     assert crossings.unique.tolist() == [True]
     np.testing.assert_allclose(crossings.x, side * np.log(9), rtol=1e-12)
     assert crossings.upper[0] - crossings.lower[0] < 3e-12
@@ -203,7 +242,9 @@ def test_overflowing_inputs_leave_everything_open():
     net = fd.SigmoidMLP([[[1.0, 2.0], [1e300, -1e300]], [[1.0], [-1.0]]], [[0.0, 0.0], [0.1]])
     crossings = fd.solve_x1(net, [1e300, 0.0])
     assert (crossings.lower[0], crossings.upper[0], crossings.unique[0]) == (-INF, INF, False)
-    assert len(crossings[1]) > 0 and crossings.unique[1:].all()  # the other row is not touched by that
+    assert (
+        len(crossings[1]) > 0 and crossings.unique[1:].all()
+    )  # the other row is not touched by that
 
 
 # ---- faults that were ---------------------------------------------------------------------------
@@ -227,7 +268,10 @@ def test_tails_with_large_offsets_are_cut_behind_their_ties(net, l, r):
     (a, d), (s, c) = net.weights, net.biases
     with mpmath.workdps(100):
         units = [tuple(map(mpmath.mpf, unit)) for unit in zip(a[0], s, d[:, 0], strict=True)]
-        f = [mpmath.fsum([c[0], *(d / (1 + mpmath.exp(-a * t - s)) for a, s, d in units)]) for t in (l, r)]
+        f = [
+            mpmath.fsum([c[0], *(d / (1 + mpmath.exp(-a * t - s)) for a, s, d in units)])
+            for t in (l, r)
+        ]
         assert f[0] * f[1] < 0
     assert holds(alone(net), l) or holds(alone(net), r)
 
@@ -304,8 +348,17 @@ def slices(seed, m):
         W[:, rng.integers(H)] = W[:, 0] * rng.choice([-1, 0, 1, 2])
         V[rng.integers(H)] = -V[0]
         net = fd.SigmoidMLP([W, V], net.biases)
-    bounds = [(-INF, INF), tuple(np.sort(rng.normal(0, 3, 2))), (rng.normal(), INF), (-INF, rng.normal())][rng.integers(4)]
-    return net, rng.normal(0, 1.5, (m, n - 1)), {"coordinate": int(rng.integers(n)), "outputs": (1, 0), "bounds": bounds}
+    bounds = [
+        (-INF, INF),
+        tuple(np.sort(rng.normal(0, 3, 2))),
+        (rng.normal(), INF),
+        (-INF, rng.normal()),
+    ][rng.integers(4)]
+    return (
+        net,
+        rng.normal(0, 1.5, (m, n - 1)),
+        {"coordinate": int(rng.integers(n)), "outputs": (1, 0), "bounds": bounds},
+    )
 
 
 def near_double_rows(seed, m):
@@ -316,7 +369,9 @@ def near_double_rows(seed, m):
     w, b = net.weights[0], net.biases[0]
     t = np.linspace(-8, 8, 801)
     d = net.weights[1][:, 0] - net.weights[1][:, 1]
-    values = [d @ (1 / (1 + np.exp(-(np.outer(w[0], t) + (w[1] * row + b)[:, None])))) for row in x[:, 0]]
+    values = [
+        d @ (1 / (1 + np.exp(-(np.outer(w[0], t) + (w[1] * row + b)[:, None])))) for row in x[:, 0]
+    ]
     tops = [t[k] for v in values for k in np.flatnonzero(np.diff(np.sign(np.diff(v)))) + 1][:m]
     for row, top in zip(x[:, 0], tops, strict=False):
         s = w[1] * row + b
@@ -326,7 +381,12 @@ def near_double_rows(seed, m):
                 top -= (w[0] * d) @ (y * (1 - y)) / ((w[0] ** 2 * d) @ (y * (1 - y) * (1 - 2 * y)))
         if abs(top) < 20:
             height = rng.choice([-1, 1]) * 10.0 ** rng.uniform(-17, -9)
-            yield fd.SigmoidMLP(net.weights, [b, [height - d @ (1 / (1 + np.exp(-(w[0] * top + s)))), 0.0]]), [row]
+            yield (
+                fd.SigmoidMLP(
+                    net.weights, [b, [height - d @ (1 / (1 + np.exp(-(w[0] * top + s)))), 0.0]]
+                ),
+                [row],
+            )
 
 
 def verify(cases):
@@ -335,8 +395,14 @@ def verify(cases):
     for net, x, options in cases:
         crossings = fd.solve_x1(net, x, **options)
         judged += check(net, x, crossings, **options)
-        clusters = np.repeat(np.arange(len(crossings)), np.diff(crossings.indptr))[~crossings.unique]
-        rows, complete, ties = rows + len(crossings), complete + crossings.complete.sum(), ties + len(crossings.x)
+        clusters = np.repeat(np.arange(len(crossings)), np.diff(crossings.indptr))[
+            ~crossings.unique
+        ]
+        rows, complete, ties = (
+            rows + len(crossings),
+            complete + crossings.complete.sum(),
+            ties + len(crossings.x),
+        )
         clean += len(crossings) - len(np.unique(clusters))
     return judged, rows, complete, clean, ties
 
@@ -351,7 +417,9 @@ def test_certificates_of_random_slices():
 
 @needs_extended
 def test_certificates_of_near_double_roots():
-    judged, rows, *_ = verify((net, x, {}) for seed in range(20) for net, x in near_double_rows(seed, 6))
+    judged, rows, *_ = verify(
+        (net, x, {}) for seed in range(20) for net, x in near_double_rows(seed, 6)
+    )
     assert rows > 40 and judged[:2].tolist() == [0, 0]
 
 
@@ -362,7 +430,9 @@ def test_certificates_of_more_than_a_hundred_thousand_slices():
     assert rows >= 120_000
     assert judged[:2].tolist() == [0, 0]
     assert complete == rows and clean > 0.999 * rows
-    judged, rows, *_ = verify((net, x, {}) for seed in range(100, 300) for net, x in near_double_rows(seed, 10))
+    judged, rows, *_ = verify(
+        (net, x, {}) for seed in range(100, 300) for net, x in near_double_rows(seed, 10)
+    )
     assert rows > 1000 and judged[:2].tolist() == [0, 0]
 
 
@@ -385,7 +455,10 @@ def test_ends_against_fifty_digits():
     net, x = network(4, 3, seed=2), others(40, 2)
     crossings = fd.solve_x1(net, x)
     assert crossings.unique.all() and len(crossings.x) > 20
-    W, b, v, c = (mpmath.matrix(p.tolist()) for p in (net.weights[0], net.biases[0], net.weights[1], net.biases[1]))
+    W, b, v, c = (
+        mpmath.matrix(p.tolist())
+        for p in (net.weights[0], net.biases[0], net.weights[1], net.biases[1])
+    )
 
     def margin(t, row):
         z = W.T * mpmath.matrix([t, *map(mpmath.mpf, row)]) + b
@@ -395,7 +468,11 @@ def test_ends_against_fifty_digits():
     with mpmath.workdps(50):
         for i, row in enumerate(x.tolist()):
             for k in range(crossings.indptr[i], crossings.indptr[i + 1]):
-                assert margin(mpmath.mpf(crossings.lower[k]), row) * margin(mpmath.mpf(crossings.upper[k]), row) < 0
+                assert (
+                    margin(mpmath.mpf(crossings.lower[k]), row)
+                    * margin(mpmath.mpf(crossings.upper[k]), row)
+                    < 0
+                )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -404,20 +481,30 @@ def test_equals_the_reference(seed):
     twin, x = reference.SigmoidMLP(net.weights, net.biases), others(8, 1, seed)
     bounds = (-INF, INF) if seed % 2 else (-2.0, 1.5)
     ours, theirs = fd.solve_x1(net, x, bounds=bounds), reference.solve_x1(twin, x, bounds=bounds)
-    assert [len(row) for row in (ours[i] for i in range(8))] == [len(row) for row in (theirs[i] for i in range(8))]
+    assert [len(row) for row in (ours[i] for i in range(8))] == [
+        len(row) for row in (theirs[i] for i in range(8))
+    ]
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-9, atol=1e-9)
 
 
 # ---- properties ---------------------------------------------------------------------------------------------------
 
-NETS = st.builds(network, st.sampled_from([1, 2, 3, 4, 7, 17]), st.just(2), st.integers(0, 10_000), st.sampled_from([0.5, 1.5, 20]))
+NETS = st.builds(
+    network,
+    st.sampled_from([1, 2, 3, 4, 7, 17]),
+    st.just(2),
+    st.integers(0, 10_000),
+    st.sampled_from([0.5, 1.5, 20]),
+)
 
 
 def assert_same_ties(a, b, move=lambda t: t):
     """Where both certify the same number of ties they are the same; a cluster may be decided in one of them only."""
     for i in range(len(a)):
         if len(a[i]) == len(b[i]) and a.unique[a.indptr[i] : a.indptr[i + 1]].all():
-            for one, lower, upper in zip(np.sort(move(a[i])), b.lower[b.indptr[i] :], b.upper[b.indptr[i] :], strict=False):
+            for one, lower, upper in zip(
+                np.sort(move(a[i])), b.lower[b.indptr[i] :], b.upper[b.indptr[i] :], strict=False
+            ):
                 slack = 1e-9 * max(1, abs(one)) + 1e-9
                 assert lower - slack <= one <= upper + slack
         else:
@@ -425,16 +512,25 @@ def assert_same_ties(a, b, move=lambda t: t):
 
 
 @settings(max_examples=40, deadline=None)
-@given(net=NETS, shift=st.floats(-5, 5), stretch=st.sampled_from([-4.0, -1.0, 0.25, 8.0]), seed=st.integers(0, 100))
+@given(
+    net=NETS,
+    shift=st.floats(-5, 5),
+    stretch=st.sampled_from([-4.0, -1.0, 0.25, 8.0]),
+    seed=st.integers(0, 100),
+)
 def test_ties_move_with_the_input(net, shift, stretch, seed):
     (W, v), (b, c), x = net.weights, net.biases, others(20, 1, seed)
-    moved = fd.SigmoidMLP([np.array([W[0] / stretch, W[1]]), v], [b - W[0] / stretch * shift, c])  # at stretch·t + shift
+    moved = fd.SigmoidMLP(
+        [np.array([W[0] / stretch, W[1]]), v], [b - W[0] / stretch * shift, c]
+    )  # at stretch·t + shift
     assert_same_ties(fd.solve_x1(net, x), fd.solve_x1(moved, x), lambda t: stretch * t + shift)
 
 
 @settings(max_examples=40, deadline=None)
 @given(net=NETS, seed=st.integers(0, 100), factor=st.sampled_from([-3.0, 0.1, 2.0**500, 2.0**-500]))
-def test_ties_do_not_depend_on_the_order_of_units_or_outputs_or_the_scale_of_the_margin(net, seed, factor):
+def test_ties_do_not_depend_on_the_order_of_units_or_outputs_or_the_scale_of_the_margin(
+    net, seed, factor
+):
     (W, v), (b, c), x = net.weights, net.biases, others(20, 1, seed)
     order = np.random.default_rng(seed).permutation(len(b))
     first = fd.solve_x1(net, x)
@@ -456,7 +552,10 @@ def test_bounds_only_leave_out_what_is_outside(net, seed, ends):
 
 
 @settings(max_examples=60, deadline=None)
-@given(net=st.builds(network, st.integers(1, 4), st.just(2), st.integers(0, 10_000)), seed=st.integers(0, 100))
+@given(
+    net=st.builds(network, st.integers(1, 4), st.just(2), st.integers(0, 10_000)),
+    seed=st.integers(0, 100),
+)
 def test_descartes_bound_is_reported_and_holds(net, seed):
     crossings = fd.solve_x1(net, others(50, 1, seed))
     assert crossings.root_bound == fd.ExponentialSum(net).root_bound(0)
@@ -469,8 +568,14 @@ def test_descartes_bound_is_reported_and_holds(net, seed):
 def test_enclosures_are_as_narrow_as_xtol_or_as_rounding_allows(xtol):
     net, x = network(4, 3, seed=4), others(500, 2)
     crossings = fd.solve_x1(net, x, xtol=xtol)
-    slopes = abs(net.margin_gradient(np.column_stack([crossings.x, np.repeat(x, np.diff(crossings.indptr), axis=0)]))[:, 0])
-    rounding = 64 * 2.0**-53 * (np.abs(net.weights[1]).sum() + np.abs(net.biases[1]).sum())  # of the margin, 4 units
+    slopes = abs(
+        net.margin_gradient(
+            np.column_stack([crossings.x, np.repeat(x, np.diff(crossings.indptr), axis=0)])
+        )[:, 0]
+    )
+    rounding = (
+        64 * 2.0**-53 * (np.abs(net.weights[1]).sum() + np.abs(net.biases[1]).sum())
+    )  # of the margin, 4 units
     allowed = np.maximum(xtol * np.maximum(1, abs(crossings.x)), 8 * rounding / slopes)
     assert crossings.unique.all() and np.all(crossings.upper - crossings.lower <= allowed)
 
@@ -481,9 +586,15 @@ def test_enclosures_are_as_narrow_as_xtol_or_as_rounding_allows(xtol):
 @pytest.mark.parametrize("n_out", [1, 3])
 @pytest.mark.parametrize("coordinate", [0, 1, -1])
 def test_any_input_and_any_pair_of_outputs(coordinate, n_out):
-    net, x, pair = network(6, 3, seed=3, n_out=n_out), others(100, 2), (2, 0) if n_out > 1 else (1, 0)
+    net, x, pair = (
+        network(6, 3, seed=3, n_out=n_out),
+        others(100, 2),
+        (2, 0) if n_out > 1 else (1, 0),
+    )
     crossings = fd.solve_x1(net, x, coordinate=coordinate, outputs=pair)
-    X = np.insert(np.repeat(x, np.diff(crossings.indptr), axis=0), coordinate % 3, crossings.x, axis=1)
+    X = np.insert(
+        np.repeat(x, np.diff(crossings.indptr), axis=0), coordinate % 3, crossings.x, axis=1
+    )
     assert len(X) > 5 and np.abs(net.margin(X, pair)).max() < 1e-13
 
 
@@ -522,7 +633,14 @@ def test_crossings_are_a_sequence_of_rows():
     again = pickle.loads(pickle.dumps(crossings))
     assert same(again, crossings) and again.root_bound == crossings.root_bound
     assert set(crossings.status) <= {"unique", "cluster"}
-    assert [getattr(crossings, name).dtype for name in FIELDS] == [np.intp, float, float, float, bool, bool]
+    assert [getattr(crossings, name).dtype for name in FIELDS] == [
+        np.intp,
+        float,
+        float,
+        float,
+        bool,
+        bool,
+    ]
 
 
 def test_shapes_of_the_other_inputs():
@@ -536,11 +654,27 @@ def test_shapes_of_the_other_inputs():
 
 ERRORS = [
     (TypeError, "net is a list; expected a SigmoidMLP", {"net": []}),
-    (TypeError, "x_other has dtype complex128; expected float32, float64 or integers", {"x_other": [1j]}),
-    (ValueError, r"x_other has shape \(2, 3\); expected \(m, n_inputs - 1\) = \(m, 1\), \(m,\) or a scalar", {"x_other": np.ones((2, 3))}),
-    (ValueError, r"x_other\[1, 0\] is nan; expected finite numbers", {"x_other": [[0.0], [np.nan]]}),
+    (
+        TypeError,
+        "x_other has dtype complex128; expected float32, float64 or integers",
+        {"x_other": [1j]},
+    ),
+    (
+        ValueError,
+        r"x_other has shape \(2, 3\); expected \(m, n_inputs - 1\) = \(m, 1\), \(m,\) or a scalar",
+        {"x_other": np.ones((2, 3))},
+    ),
+    (
+        ValueError,
+        r"x_other\[1, 0\] is nan; expected finite numbers",
+        {"x_other": [[0.0], [np.nan]]},
+    ),
     (ValueError, r"x_other\[0\] is inf; expected finite numbers", {"x_other": [INF]}),
-    (ValueError, "coordinate is 2; expected an integer from -2 to 1, there being 2 inputs", {"coordinate": 2}),
+    (
+        ValueError,
+        "coordinate is 2; expected an integer from -2 to 1, there being 2 inputs",
+        {"coordinate": 2},
+    ),
     (TypeError, "coordinate is 0.0; expected an integer", {"coordinate": 0.0}),
     (ValueError, r"outputs is \(1, 1\); expected two different outputs", {"outputs": (1, 1)}),
     (ValueError, r"bounds is \(1.0, 1.0\); expected lo < hi", {"bounds": (1, 1)}),
@@ -572,7 +706,9 @@ def test_inputs_stay_as_they_are():
 
 def test_progress_counts_the_rows():
     seen = []
-    fd.solve_x1(network(3), others(100_000, 1), progress=lambda done, total: seen.append((done, total)))
+    fd.solve_x1(
+        network(3), others(100_000, 1), progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[-1] == (100_000, 100_000) and len(seen) > 1 and seen == sorted(seen)
 
 
@@ -674,7 +810,9 @@ def test_memory_is_the_result_and_some_mib():
     tracemalloc.start()
     try:
         fd.solve_x1(net, x)
-        assert tracemalloc.get_traced_memory()[1] < size + 34 * len(x) + 16 * 2**20  # room for a tie a row, to begin with
+        assert (
+            tracemalloc.get_traced_memory()[1] < size + 34 * len(x) + 16 * 2**20
+        )  # room for a tie a row, to begin with
     finally:
         tracemalloc.stop()
 

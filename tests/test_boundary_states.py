@@ -275,7 +275,9 @@ def test_ctrl_c_is_answered_at_once(label, call):
 @pytest.mark.parametrize("method", ["brentq", "bisect"])
 def test_ctrl_c_amid_the_evaluations_of_one_row(method):
     net = wide(6000)
-    middle = net.margin([[-1e3, 0.0], [1e3, 0.0]]).mean()  # moved to zero, so that both ends differ in sign
+    middle = net.margin(
+        [[-1e3, 0.0], [1e3, 0.0]]
+    ).mean()  # moved to zero, so that both ends differ in sign
     net = fd.SigmoidMLP(net.weights, [*net.biases[:-1], [-middle, 0.0]])
     assert (
         seconds_until_answered(

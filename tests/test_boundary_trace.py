@@ -25,7 +25,10 @@ DIAGONAL = 6 * np.sqrt(2)
 def network(sizes, seed, scale=2.0, through=(0.3, -0.2)):
     """Random, with the margin shifted so that it is zero at a point of the plane."""
     rng = np.random.default_rng(seed)
-    weights = [rng.normal(0, scale if k == 0 else 3 / np.sqrt(m), (m, n)) for k, (m, n) in enumerate(pairwise(sizes))]
+    weights = [
+        rng.normal(0, scale if k == 0 else 3 / np.sqrt(m), (m, n))
+        for k, (m, n) in enumerate(pairwise(sizes))
+    ]
     biases = [rng.normal(0, scale, n) for n in sizes[1:]]
     point = np.append(through, np.zeros(sizes[0] - 2))
     biases[-1][0] -= fd.SigmoidMLP(weights, biases).margin([point])[0]
@@ -46,7 +49,9 @@ def bumps(centres, width=0.5, steep=12.0, level=0.75):
 
 def ring():
     """f = σ(4x + 4) + σ(4 − 4x) + σ(4y + 4) + σ(4 − 4y) − 3.5: a closed curve with all symmetries of the square."""
-    return fd.SigmoidMLP([[[4.0, -4, 0, 0], [0, 0, 4, -4]], np.ones((4, 1))], [[4.0, 4, 4, 4], [-3.5]])
+    return fd.SigmoidMLP(
+        [[[4.0, -4, 0, 0], [0, 0, 4, -4]], np.ones((4, 1))], [[4.0, 4, 4, 4], [-3.5]]
+    )
 
 
 def plane_curve(net, points, coordinates=(0, 1), at=None):
@@ -106,7 +111,10 @@ def exact(net, x, y):
         for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
             w, n = [[mpmath.mpf(v) for v in row] for row in w.tolist()], len(b)
             z = [b[o] + mpmath.fsum(w[i][o] * v for i, v in enumerate(values)) for o in range(n)]
-            g = [[mpmath.fsum(w[i][o] * s[a] for i, s in enumerate(slopes)) for a in (0, 1)] for o in range(n)]
+            g = [
+                [mpmath.fsum(w[i][o] * s[a] for i, s in enumerate(slopes)) for a in (0, 1)]
+                for o in range(n)
+            ]
             if k < len(net.weights) - 1:
                 rest = [1 / (1 + mpmath.exp(v)) for v in z]  # 1 − σ would cancel
                 z = [1 / (1 + mpmath.exp(-v)) for v in z]
@@ -117,7 +125,9 @@ def exact(net, x, y):
 
 
 def points_on_curves(net, count):
-    points = np.concatenate([[(0.3, -0.2)] * count, *fd.trace_boundary(net, ((-2, 2), (-2, 2))).points])
+    points = np.concatenate(
+        [[(0.3, -0.2)] * count, *fd.trace_boundary(net, ((-2, 2), (-2, 2))).points]
+    )
     return points[:: len(points) // count][:count]
 
 
@@ -165,18 +175,24 @@ def test_enclosures_are_the_same_in_any_lane_and_at_any_position():
 
 
 def test_linear_boundary_is_a_straight_line_between_the_edges():
-    curves = fd.trace_boundary(fd.SigmoidMLP([[[1.0, -1.0], [0.0, 1.0]]], [[0.0, 0.25]]), ((-1, 1), (-1, 1)))
+    curves = fd.trace_boundary(
+        fd.SigmoidMLP([[[1.0, -1.0], [0.0, 1.0]]], [[0.0, 0.25]]), ((-1, 1), (-1, 1))
+    )
     (line,) = curves.points  # 2x − y − 1/4 = 0
     assert curves.certified and not curves.closed.any()
     assert np.abs(2 * line[:, 0] - line[:, 1] - 0.25).max() < 1e-15
-    assert np.allclose(line[np.argsort(line[:, 1])[[0, -1]]], [(-0.375, -1.0), (0.625, 1.0)], rtol=1e-15)
+    assert np.allclose(
+        line[np.argsort(line[:, 1])[[0, -1]]], [(-0.375, -1.0), (0.625, 1.0)], rtol=1e-15
+    )
     assert line[[0, -1], 1].tolist() in ([-1.0, 1.0], [1.0, -1.0])
 
 
 def test_ring_is_one_closed_curve_around_its_middle():
     curves = fd.trace_boundary(ring(), ((-2, 2), (-2, 2)))
     (loop,) = curves.points
-    assert curves.certified and curves.closed.tolist() == [True] and np.array_equal(loop[0], loop[-1])
+    assert (
+        curves.certified and curves.closed.tolist() == [True] and np.array_equal(loop[0], loop[-1])
+    )
     angle = np.unwrap(np.arctan2(loop[:, 1], loop[:, 0]))
     assert np.isclose(angle[-1] - angle[0], 2 * np.pi)  # f > 0 inside, on the left
     half = np.log(1.9) / 4  # on the axes: σ(4x + 4) + σ(4 − 4x) = 3.5 − 2 σ(4)
@@ -197,10 +213,14 @@ def test_every_hill_has_its_own_closed_curve(count):
 def test_many_parallel_lines():
     """Steps up and down at ±1, ±2, …: as many lines, tilted."""
     at = np.arange(-5, 6)
-    net = fd.SigmoidMLP([[np.full(11, 30.0), np.full(11, 3.0)], ((-1.0) ** at)[:, None]], [-30.0 * at, [0.5]])
+    net = fd.SigmoidMLP(
+        [[np.full(11, 30.0), np.full(11, 3.0)], ((-1.0) ** at)[:, None]], [-30.0 * at, [0.5]]
+    )
     curves = fd.trace_boundary(net, ((-5.5, 5.5), (-1, 1)))
     assert curves.certified and len(curves.points) == 11 and not curves.closed.any()
-    x = sorted(p[np.abs(p[:, 1]).argmin(), 0] + p[np.abs(p[:, 1]).argmin(), 1] / 10 for p in curves.points)
+    x = sorted(
+        p[np.abs(p[:, 1]).argmin(), 0] + p[np.abs(p[:, 1]).argmin(), 1] / 10 for p in curves.points
+    )
     assert np.allclose(x, at, atol=1e-3)
 
 
@@ -209,7 +229,11 @@ def test_symmetric_networks_are_certified(unit):
     """The boundary runs through the box's middle or along its axes, and through its corners."""
     net = fd.SigmoidMLP([np.transpose([unit]), [[1.0]]], [[0.0], [-0.5]])
     curves = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
-    assert curves.certified and len(curves.points) == 1 and residual(net, curves.points[0]).max() <= 1e-11
+    assert (
+        curves.certified
+        and len(curves.points) == 1
+        and residual(net, curves.points[0]).max() <= 1e-11
+    )
     ends = curves.points[0][[0, -1]]
     assert np.allclose(np.abs(ends), np.abs(unit)[::-1], atol=1e-11)
 
@@ -219,7 +243,11 @@ def test_curve_along_an_edge_of_the_box():
     for box in (((0, 1), (-1, 1)), ((-1, 0), (-1, 1))):
         curves = fd.trace_boundary(net, box)
         (line,) = curves.points
-        assert curves.certified and np.abs(line[:, 0]).max() < 1e-15 and sorted(line[[0, -1], 1]) == [-1, 1]
+        assert (
+            curves.certified
+            and np.abs(line[:, 0]).max() < 1e-15
+            and sorted(line[[0, -1], 1]) == [-1, 1]
+        )
 
 
 def test_ring_that_touches_the_edges_from_within():
@@ -227,7 +255,9 @@ def test_ring_that_touches_the_edges_from_within():
     (r,) = fd.find_x1(ring(), [0.0], (0, 2)).x
     curves = fd.trace_boundary(ring(), ((-r, r), (-r, r)))
     assert curves.certified and curves.closed.tolist() == [True]
-    assert apart(curves, fd.BoundaryCurves([loop], np.array([True]), True, np.zeros((0, 2, 2)))) < 0.01
+    assert (
+        apart(curves, fd.BoundaryCurves([loop], np.array([True]), True, np.zeros((0, 2, 2)))) < 0.01
+    )
 
 
 def test_box_that_cuts_the_ring_into_open_curves():
@@ -236,14 +266,21 @@ def test_box_that_cuts_the_ring_into_open_curves():
     ends = curves.points[0][[0, -1]]
     assert (ends[:, 1] == -0.5).all() and np.allclose(ends[0, 0], -ends[1, 0])
     four = fd.trace_boundary(ring(), ((-0.9, 0.9), (-0.9, 0.9)))
-    assert len(four.points) in (0, 4) and all(on_box(p[[0, -1]], ((-0.9, 0.9),) * 2).all() for p in four.points)
+    assert len(four.points) in (0, 4) and all(
+        on_box(p[[0, -1]], ((-0.9, 0.9),) * 2).all() for p in four.points
+    )
 
 
 def test_saddle_is_left_open_and_the_curves_that_run_into_it_are_given():
-    net = fd.SigmoidMLP([[[3.0, -3, 0, 0], [0, 0, 3, -3]], [[1.0], [1], [-1], [-1]]], [[2.0, 2, 2, 2], [0.0]])
+    net = fd.SigmoidMLP(
+        [[[3.0, -3, 0, 0], [0, 0, 3, -3]], [[1.0], [1], [-1], [-1]]], [[2.0, 2, 2, 2], [0.0]]
+    )
     curves = fd.trace_boundary(net, ((-2, 2), (-1.9, 2)))
     assert not curves.certified and len(curves.points) == 4 and not curves.closed.any()
-    assert np.abs(curves.undecided).max() < 1e-5 and (curves.undecided[..., 0] < curves.undecided[..., 1]).all()
+    assert (
+        np.abs(curves.undecided).max() < 1e-5
+        and (curves.undecided[..., 0] < curves.undecided[..., 1]).all()
+    )
     for points in curves.points:  # on the diagonals, from the box to the saddle
         assert np.abs(np.abs(points[:, 0]) - np.abs(points[:, 1])).max() < 2e-6
         assert (
@@ -257,7 +294,9 @@ def test_curves_that_nearly_cross_are_told_apart_or_left_open():
     for k in range(1, 16):
         for sign in (1, -1):
             last = [[1.0], [1], [-1], [-1]]
-            net = fd.SigmoidMLP([[[3.0, -3, 0, 0], [0, 0, 3, -3]], last], [[2.0, 2, 2, 2], [sign * 10.0**-k]])
+            net = fd.SigmoidMLP(
+                [[[3.0, -3, 0, 0], [0, 0, 3, -3]], last], [[2.0, 2, 2, 2], [sign * 10.0**-k]]
+            )
             curves = fd.trace_boundary(net, ((-2, 2), (-1.9, 2)))
             assert curves.certified or k > 11
             if curves.certified:
@@ -274,13 +313,19 @@ def test_small_closed_curves_are_found_or_left_open_and_never_invented():
         for k in range(1, 16):
             for sign in (1, -1):
                 shift = float(sign * mpmath.mpf(10) ** -k - top)
-                height = float(top + mpmath.mpf(shift))  # of the network's own top, which is not quite ε
+                height = float(
+                    top + mpmath.mpf(shift)
+                )  # of the network's own top, which is not quite ε
                 net = fd.SigmoidMLP([ring().weights[0], np.ones((4, 1))], [[4.0] * 4, [shift]])
                 curves = fd.trace_boundary(net, ((-2, 2), (-1.7, 2)))
                 assert curves.certified or k > 11
                 if curves.certified:
                     assert curves.closed.tolist() == [True] * (height > 0)
-                    assert all(abs(np.ptp(p[:, 0]) / np.sqrt(height) - 3.8) < 0.4 for p in curves.points if k > 2)
+                    assert all(
+                        abs(np.ptp(p[:, 0]) / np.sqrt(height) - 3.8) < 0.4
+                        for p in curves.points
+                        if k > 2
+                    )
                 else:
                     assert np.abs(curves.undecided).max() < 1e-3
 
@@ -315,7 +360,13 @@ def check_points(net, curves):
         assert (ahead[:, 0] * g[:, 1] > ahead[:, 1] * g[:, 0]).mean() > 0.99 and len(middle)
 
 
-NETS = [((2, 3, 2), 2.0), ((2, 3, 2), 5.0), ((2, 6, 3), 3.0), ((2, 16, 1), 3.0), ((2, 6, 6, 2), 3.0)]
+NETS = [
+    ((2, 3, 2), 2.0),
+    ((2, 3, 2), 5.0),
+    ((2, 6, 3), 3.0),
+    ((2, 16, 1), 3.0),
+    ((2, 6, 6, 2), 3.0),
+]
 
 
 @pytest.mark.parametrize("sizes,scale", NETS, ids=str)
@@ -355,7 +406,10 @@ def test_curves_are_those_of_the_reference(sizes):
 
 def from_chords(points, curves, width):
     """How far the points are from the nearest chord, the box being a square of side 1."""
-    a, b = (np.concatenate([p[cut] for p in curves.points]) / width for cut in (slice(None, -1), slice(1, None)))
+    a, b = (
+        np.concatenate([p[cut] for p in curves.points]) / width
+        for cut in (slice(None, -1), slice(1, None))
+    )
     d, nearest = b - a, []
     for part in np.array_split(points / width, len(points) // 64 + 1):
         e = part[:, None] - a
@@ -374,7 +428,10 @@ def assert_chords_are_close(net, curves, x, box):
         row = np.repeat(np.arange(len(at)), np.diff(ties.indptr))[ties.unique]
         points = np.stack([at[row], ties.x[ties.unique]], axis=1)[:, :: 1 - 2 * c]
         if len(points):
-            worst, count = max(worst, from_chords(points, curves, hi - lo).max()), count + len(points)
+            worst, count = (
+                max(worst, from_chords(points, curves, hi - lo).max()),
+                count + len(points),
+            )
     assert worst <= 1e-3 + 1e-9
     return count
 
@@ -385,21 +442,32 @@ def spiky(seed):
     gentle, base = 10.0 ** rng.uniform(-2, 0), rng.uniform(-0.5, 0.5)
     first, shift, last, where = [(0.0, gentle)], [0.0], [4 / gentle], []
     for _ in range(rng.integers(1, 5)):
-        width, height = 10.0 ** rng.uniform(-6, -0.5), rng.choice([-1, 1]) * 10.0 ** rng.uniform(-3, -0.3)
-        at, steep, tilt = rng.uniform(-0.9, 0.9), rng.uniform(4, 60) / width, rng.choice([0, 0, rng.normal() * 0.3])
+        width, height = (
+            10.0 ** rng.uniform(-6, -0.5),
+            rng.choice([-1, 1]) * 10.0 ** rng.uniform(-3, -0.3),
+        )
+        at, steep, tilt = (
+            rng.uniform(-0.9, 0.9),
+            rng.uniform(4, 60) / width,
+            rng.choice([0, 0, rng.normal() * 0.3]),
+        )
         first += [(steep, steep * tilt)] * 2
         shift += [-steep * at, -steep * (at + width)]
         last += [-height, height]
         where += list(at + width * np.linspace(-1, 2, 40))
     level = 2 / gentle * (1 + np.tanh(gentle * base / 2))
-    return fd.SigmoidMLP([np.transpose(first), np.reshape(last, (-1, 1))], [shift, [-level]]), np.array([*where, *rng.uniform(-1, 1, 80)])
+    return fd.SigmoidMLP(
+        [np.transpose(first), np.reshape(last, (-1, 1))], [shift, [-level]]
+    ), np.array([*where, *rng.uniform(-1, 1, 80)])
 
 
 def test_a_narrow_spike_is_not_missed():
     h, base, width, a, e = 0.06, 0.0375, 1e-3, 0.3123, 0.1
     D, k = 4 / e, 40 / width
     c = -D * 0.5 * (1 + np.tanh(e * base / 2))
-    net = fd.SigmoidMLP([[[0.0, k, k], [e, 0, 0]], [[D], [-h], [h]]], [[0, -k * a, -k * (a + width)], [c]])
+    net = fd.SigmoidMLP(
+        [[[0.0, k, k], [e, 0, 0]], [[D], [-h], [h]]], [[0, -k * a, -k * (a + width)], [c]]
+    )
     curves = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert curves.certified
     assert curves.points[0][:, 1].max() > base + h - 2e-3
@@ -429,19 +497,32 @@ def test_chords_are_close_to_many_curves():
         assert sum(map(len, curves.points)) < 400_000
     assert np.mean(certified) > 0.7
     for seed in range(200):
-        net = network(((2, 3, 2), (2, 9, 2), (2, 5, 4, 2))[seed % 3], seed, 10.0 ** np.random.default_rng(seed).uniform(0, 5))
+        net = network(
+            ((2, 3, 2), (2, 9, 2), (2, 5, 4, 2))[seed % 3],
+            seed,
+            10.0 ** np.random.default_rng(seed).uniform(0, 5),
+        )
         curves = fd.trace_boundary(net, BOX)
         if curves.certified and len(curves.points):
-            assert_chords_are_close(net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX)
+            assert_chords_are_close(
+                net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX
+            )
 
 
-@pytest.mark.parametrize("sizes,scale", [((2, 3, 2), 2.0), ((2, 16, 1), 5.0), ((2, 5, 5, 2), 3.0), ((2, 5, 2), 20.0)])
+@pytest.mark.parametrize(
+    "sizes,scale", [((2, 3, 2), 2.0), ((2, 16, 1), 5.0), ((2, 5, 5, 2), 3.0), ((2, 5, 2), 20.0)]
+)
 def test_chords_are_close_to_curves(sizes, scale):
     for seed in range(6):
         net = network(sizes, seed, scale)
         curves = fd.trace_boundary(net, BOX)
         assert curves.certified
-        assert assert_chords_are_close(net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX) > 20
+        assert (
+            assert_chords_are_close(
+                net, curves, np.random.default_rng(seed).uniform(-3, 3, 150), BOX
+            )
+            > 20
+        )
 
 
 def test_chords_of_a_box_much_smaller_than_the_tolerance():
@@ -457,14 +538,18 @@ def test_chords_that_are_never_proven_are_listed(monkeypatch):
     net, _ = spiky(3)
     all_of_it = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert all_of_it.certified
-    monkeypatch.setattr(_trace, "_off_by_slopes", lambda plane, p, tol: (np.full(len(p.axis), np.inf), p.lo, p.hi))
+    monkeypatch.setattr(
+        _trace, "_off_by_slopes", lambda plane, p, tol: (np.full(len(p.axis), np.inf), p.lo, p.hi)
+    )
     monkeypatch.setattr(_trace, "_off_by_range", lambda plane, p, tol: np.full(len(p.axis), np.inf))
     monkeypatch.setattr(_trace, "_PIECES", 8)
     loose = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert not loose.certified
     assert (loose.undecided[..., 0] < loose.undecided[..., 1]).all()
     points = np.concatenate(loose.points)
-    inside = ((points[:, None] >= loose.undecided[..., 0]) & (points[:, None] <= loose.undecided[..., 1])).all(axis=2)
+    inside = (
+        (points[:, None] >= loose.undecided[..., 0]) & (points[:, None] <= loose.undecided[..., 1])
+    ).all(axis=2)
     assert inside.any(axis=1).all()
     assert len(loose.points) == len(all_of_it.points)
 
@@ -515,7 +600,10 @@ def test_enclosures_hold_where_sums_are_large_and_cancel(size):
                 s = [mpmath.fsum([b, *(mpmath.mpf(float(v)) * u for v, u in zip(column, (x, y, *at[2:]), strict=True))])
                      for column, b in zip(w.T, bias, strict=True)]  # fmt: skip
                 d = (net.weights[1][:, 0].tolist(), net.weights[1][:, 1].tolist())
-                f = mpmath.fsum((mpmath.mpf(p) - q) / (1 + mpmath.exp(-z)) for p, q, z in zip(*d, s, strict=True))
+                f = mpmath.fsum(
+                    (mpmath.mpf(p) - q) / (1 + mpmath.exp(-z))
+                    for p, q, z in zip(*d, s, strict=True)
+                )
                 f += mpmath.mpf(net.biases[1][0]) - net.biases[1][1]
                 assert out[0, k] == 0 or (abs(f) >= abs(out[0, k]) and (f > 0) == (out[0, k] > 0))
                 assert abs(f) <= out[3, k]
@@ -531,11 +619,14 @@ def test_plane_of_two_chosen_inputs_of_many():
     at[[4, 1]] = np.nan  # ignored
     outputs = (3, 1)
     middle = np.where(np.isnan(at), 0, at)
-    shifted = fd.SigmoidMLP(net.weights, (net.biases[0], net.biases[1] - [0, 0, 0, net.margin([middle], outputs)[0]]))
+    shifted = fd.SigmoidMLP(
+        net.weights, (net.biases[0], net.biases[1] - [0, 0, 0, net.margin([middle], outputs)[0]])
+    )
     curves = fd.trace_boundary(shifted, BOX, outputs=outputs, **where)
     assert curves.certified and len(curves.points)
     assert np.array_equal(
-        curves.points[0], fd.trace_boundary(shifted, BOX, coordinates=[-2, 1], at=at, outputs=outputs).points[0]
+        curves.points[0],
+        fd.trace_boundary(shifted, BOX, coordinates=[-2, 1], at=at, outputs=outputs).points[0],
     )
     for points in curves.points:
         assert residual(shifted, points, outputs, coordinates=(4, 1), at=middle).max() < 1e-10
@@ -543,8 +634,12 @@ def test_plane_of_two_chosen_inputs_of_many():
 
 def test_single_logit_is_traced_where_it_is_zero():
     net = network((2, 4, 1), 8)
-    two = fd.SigmoidMLP([net.weights[0], np.c_[net.weights[1], np.zeros(4)]], [net.biases[0], [net.biases[1][0], 0]])
-    for a, b in zip(fd.trace_boundary(net, BOX).points, fd.trace_boundary(two, BOX).points, strict=True):
+    two = fd.SigmoidMLP(
+        [net.weights[0], np.c_[net.weights[1], np.zeros(4)]], [net.biases[0], [net.biases[1][0], 0]]
+    )
+    for a, b in zip(
+        fd.trace_boundary(net, BOX).points, fd.trace_boundary(two, BOX).points, strict=True
+    ):
         assert same_bits(a, b)
 
 
@@ -565,7 +660,11 @@ def test_steep_networks_are_certified(scale):
         net = fd.SigmoidMLP(net.weights, [net.biases[0], net.biases[1] - [level, 0]])
         curves = fd.trace_boundary(net, BOX)
         assert curves.certified and len(curves.points)
-        assert all(on_box(p[[0, -1]]).all() for p, c in zip(curves.points, curves.closed, strict=True) if not c)
+        assert all(
+            on_box(p[[0, -1]]).all()
+            for p, c in zip(curves.points, curves.closed, strict=True)
+            if not c
+        )
         assert max(residual(net, p).max() for p in curves.points) <= 1e-10
 
 
@@ -573,7 +672,10 @@ def test_tie_that_no_box_holds_gives_no_curve():
     net = fd.SigmoidMLP([[[1.0], [1.0]], [[1.0]]], [[0.0], [0.5]])
     curves = fd.trace_boundary(net, BOX)
     assert (
-        curves.certified and curves.points == [] and curves.closed.shape == (0,) and curves.undecided.shape == (0, 2, 2)
+        curves.certified
+        and curves.points == []
+        and curves.closed.shape == (0,)
+        and curves.undecided.shape == (0, 2, 2)
     )
 
 
@@ -581,12 +683,21 @@ def test_tie_that_no_box_holds_gives_no_curve():
 def test_margin_that_vanishes_everywhere_is_left_open_as_one_box(last):
     net = fd.SigmoidMLP([np.ones((2, 2)), last], [[0.5, 0.5], [0.0]])
     curves = fd.trace_boundary(net, ((-1, 2), (0, 5)))
-    assert not curves.certified and not curves.points and np.array_equal(curves.undecided, [[(-1, 2), (0, 5)]])
+    assert (
+        not curves.certified
+        and not curves.points
+        and np.array_equal(curves.undecided, [[(-1, 2), (0, 5)]])
+    )
 
 
 @pytest.mark.parametrize(
     "box",
-    [((-1e9, 1e9), (-1e9, 1e9)), ((-1e300, 1e300), (-1, 1)), ((1e8, 1e8 + 1), (-1, 1)), ((0, 1e-300), (0, 1e-12))],
+    [
+        ((-1e9, 1e9), (-1e9, 1e9)),
+        ((-1e300, 1e300), (-1, 1)),
+        ((1e8, 1e8 + 1), (-1, 1)),
+        ((0, 1e-300), (0, 1e-12)),
+    ],
 )
 def test_extreme_boxes_end_and_never_certify_what_is_not_so(box):
     net = fd.SigmoidMLP([[[1.0, 0.5], [0.5, -1.0]], np.eye(2)], [[-1e8, 0.0], [0.1, 0.0]])
@@ -604,7 +715,9 @@ def test_weights_that_overflow_certify_nothing(size):
     net = fd.SigmoidMLP([[[size, -size], [1.0, size]], [[size], [-size]]], [[0.0, 1.0], [size]])
     curves = fd.trace_boundary(net, ((-1e10, 1e10), (-1, 1)))
     assert curves.certified or len(curves.undecided)
-    opposite = fd.SigmoidMLP([np.eye(2), [[1e308, -1e308], [1.0, 2.0]]], [[0.0, 0], [0.0, 0]])  # v1 − v2 overflows
+    opposite = fd.SigmoidMLP(
+        [np.eye(2), [[1e308, -1e308], [1.0, 2.0]]], [[0.0, 0], [0.0, 0]]
+    )  # v1 − v2 overflows
     assert not fd.trace_boundary(opposite, BOX).certified
 
 
@@ -617,17 +730,23 @@ def test_work_limit_leaves_boxes_that_hold_what_is_missing(monkeypatch):
     found, missing = cKDTree(dense(some.points)), dense(all_of_it.points)
     far = missing[found.query(missing)[0] > 0.02] if len(some.points) else missing
     inside = (
-        ((far[:, None] >= some.undecided[..., 0]) & (far[:, None] <= some.undecided[..., 1])).all(axis=2).any(axis=1)
+        ((far[:, None] >= some.undecided[..., 0]) & (far[:, None] <= some.undecided[..., 1]))
+        .all(axis=2)
+        .any(axis=1)
     )
     assert inside.all()
     (lo, hi), (low, high) = some.undecided[0]
-    assert fd.trace_boundary(net, some.undecided[0]).certified and lo < hi and low < high  # a box like `bounds`
+    assert (
+        fd.trace_boundary(net, some.undecided[0]).certified and lo < hi and low < high
+    )  # a box like `bounds`
 
 
 def test_larger_tolerance_is_kept_too():
     net = network((2, 3, 2), 1)
     for tol in (1e-3, 1e-6, 1e-14):
-        assert max(residual(net, p).max() for p in fd.trace_boundary(net, BOX, tol=tol).points) <= max(tol, 1e-14)
+        assert max(
+            residual(net, p).max() for p in fd.trace_boundary(net, BOX, tol=tol).points
+        ) <= max(tol, 1e-14)
 
 
 # ---- invariances --------------------------------------------------------------------------------------------------
@@ -639,7 +758,11 @@ def sorted_rows(curves):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([(2, 3, 2), (2, 7, 2), (2, 4, 3, 2)]), st.sampled_from([1.0, 3.0]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(2, 3, 2), (2, 7, 2), (2, 4, 3, 2)]),
+    st.sampled_from([1.0, 3.0]),
+)
 def test_invariances(seed, sizes, scale):
     """Other names for the same thing give the same curves: exactly, or as closely as other grid lines allow."""
     net = network(sizes, seed, scale)
@@ -655,14 +778,20 @@ def test_invariances(seed, sizes, scale):
     scaled = fd.SigmoidMLP([w[0] / 2, *w[1:]], b)
     others = [
         fd.trace_boundary(permuted, BOX),
-        (c := fd.trace_boundary(net, BOX, coordinates=(1, 0)))._replace(points=[p[:, ::-1] for p in c.points]),
+        (c := fd.trace_boundary(net, BOX, coordinates=(1, 0)))._replace(
+            points=[p[:, ::-1] for p in c.points]
+        ),
         (c := fd.trace_boundary(moved, ((-2.5, 3.5), (-3.25, 2.75))))._replace(
             points=[p - [0.5, -0.25] for p in c.points]
         ),
-        (c := fd.trace_boundary(scaled, ((-6, 6), (-6, 6))))._replace(points=[p / 2 for p in c.points]),
+        (c := fd.trace_boundary(scaled, ((-6, 6), (-6, 6))))._replace(
+            points=[p / 2 for p in c.points]
+        ),
     ]
     for other in others:
-        assert sorted(other.closed) == sorted(curves.closed) and apart(other, curves) < 4e-3 * DIAGONAL
+        assert (
+            sorted(other.closed) == sorted(curves.closed) and apart(other, curves) < 4e-3 * DIAGONAL
+        )
 
 
 def test_awkward_layouts_give_the_same_bits_and_stay_as_they_are():
@@ -675,7 +804,9 @@ def test_awkward_layouts_give_the_same_bits_and_stay_as_they_are():
             before = snapshot(box, other)
             curves = fd.trace_boundary(net, box, at=other)
             assert snapshot(box, other) == before, name
-            assert all(map(same_bits, curves.points, expected.points)) and len(curves.points) == len(expected.points)
+            assert all(map(same_bits, curves.points, expected.points)) and len(
+                curves.points
+            ) == len(expected.points)
     single = fd.trace_boundary(net, bounds.astype(np.float32), at=[0, 0, 0.7])
     assert all(map(same_bits, single.points, expected.points))
 
@@ -684,7 +815,9 @@ def test_same_bits_for_any_number_of_threads():
     net = network((2, 40, 40, 2), 2, 3.0)
     results = by_threads(lambda: fd.trace_boundary(net, BOX), 1, 2, 5)
     for curves in results[1:]:
-        assert all(map(same_bits, curves.points, results[0].points)) and len(curves.points) == len(results[0].points)
+        assert all(map(same_bits, curves.points, results[0].points)) and len(curves.points) == len(
+            results[0].points
+        )
 
 
 def test_cpu_levels_agree():
@@ -704,24 +837,48 @@ print(hashlib.sha256(points.tobytes()).hexdigest(), abs(points).sum() + len(curv
 def test_curves_pickle():
     curves = fd.trace_boundary(ring(), BOX)
     again = pickle.loads(pickle.dumps(curves))
-    assert type(again) is fd.BoundaryCurves and same_bits(again.points[0], curves.points[0]) and again.certified is True
-    assert curves.points[0].flags.owndata or curves.points[0].base is None or curves.points[0].flags.writeable
+    assert (
+        type(again) is fd.BoundaryCurves
+        and same_bits(again.points[0], curves.points[0])
+        and again.certified is True
+    )
+    assert (
+        curves.points[0].flags.owndata
+        or curves.points[0].base is None
+        or curves.points[0].flags.writeable
+    )
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 ERRORS = [
     (TypeError, {"net": 3}, "net is a int; expected a SigmoidMLP"),
-    (ValueError, {"net": fd.SigmoidMLP([[[1.0]]], [[0.0]])}, "net has 1 input; expected at least two"),
-    (ValueError, {"bounds": (-1, 1)}, r"bounds has shape \(2,\); expected \(\(lo, hi\), \(lo, hi\)\) = \(2, 2\)"),
+    (
+        ValueError,
+        {"net": fd.SigmoidMLP([[[1.0]]], [[0.0]])},
+        "net has 1 input; expected at least two",
+    ),
+    (
+        ValueError,
+        {"bounds": (-1, 1)},
+        r"bounds has shape \(2,\); expected \(\(lo, hi\), \(lo, hi\)\) = \(2, 2\)",
+    ),
     (ValueError, {"bounds": ((0, 1), (1, 1))}, r"bounds\[1\] is \(1.0, 1.0\); expected lo < hi"),
-    (ValueError, {"bounds": ((0, np.inf), (0, 1))}, r"bounds\[0, 1\] is inf; expected finite numbers"),
+    (
+        ValueError,
+        {"bounds": ((0, np.inf), (0, 1))},
+        r"bounds\[0, 1\] is inf; expected finite numbers",
+    ),
     (
         ValueError,
         {"bounds": ((-1.7e308, 1.7e308), (0, 1))},
         r"bounds\[0\] is too wide: 1.7e\+308 - -1.7e\+308 overflows",
     ),
-    (TypeError, {"bounds": ((0, 1j), (0, 1))}, "bounds has dtype complex128; expected float32, float64 or integers"),
+    (
+        TypeError,
+        {"bounds": ((0, 1j), (0, 1))},
+        "bounds has dtype complex128; expected float32, float64 or integers",
+    ),
     (ValueError, {"coordinates": (0, 0)}, "expected two different inputs"),
     (
         ValueError,
@@ -739,7 +896,9 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("kind,given_arguments,message", ERRORS, ids=lambda v: "" if isinstance(v, type) else None)
+@pytest.mark.parametrize(
+    "kind,given_arguments,message", ERRORS, ids=lambda v: "" if isinstance(v, type) else None
+)
 def test_errors_name_the_argument(kind, given_arguments, message):
     arguments = {"net": network((3, 4, 2), 0), "bounds": BOX, "at": [0.0, 0, 1]} | given_arguments
     with pytest.raises(kind, match=message):

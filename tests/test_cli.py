@@ -35,7 +35,9 @@ def test_demo_is_the_default_passes_and_shows_every_section_in_ascii():
     assert "All checks passed" in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["find_x1", "selective_scan", "subset_logsumexp", "transition_product"])
+@pytest.mark.parametrize(
+    "name", ["find_x1", "selective_scan", "subset_logsumexp", "transition_product"]
+)
 def test_demo_fails_when_a_kernel_is_wrong(name, monkeypatch, capsys):
     right = getattr(fd, name)
 
@@ -65,8 +67,15 @@ def test_bench_prints_json_only(capsys):
     before = fd.get_num_threads()
     assert main(["bench", "--quick", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert {r["kernel"] for r in printed["results"]} >= {"selective_scan", "subset_logsumexp", "SigmoidMLP.margin"}
-    assert all(r["ratio"] > 0 and r["seconds"] > 0 and r["ns_per_unit"] > 0 and r["agrees"] for r in printed["results"])
+    assert {r["kernel"] for r in printed["results"]} >= {
+        "selective_scan",
+        "subset_logsumexp",
+        "SigmoidMLP.margin",
+    }
+    assert all(
+        r["ratio"] > 0 and r["seconds"] > 0 and r["ns_per_unit"] > 0 and r["agrees"]
+        for r in printed["results"]
+    )
     assert printed["config"]["fastderiv"] == fd.__version__
     assert fd.get_num_threads() == before
 
@@ -133,7 +142,9 @@ def test_plot_without_an_ending_says_what_is_written(tmp_path, monkeypatch, caps
         ("demo.docx.gz", "ends in .gz; expected one of"),
     ],
 )
-def test_a_plot_that_cannot_be_written_is_refused_before_any_work(name, said, tmp_path, monkeypatch, capsys):
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(
+    name, said, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("matplotlib")
     (tmp_path / "taken.png").mkdir()
     monkeypatch.setattr(demo, "run", lambda: pytest.fail("it worked first"))

@@ -18,7 +18,11 @@ ROOT = pathlib.Path(fd.__file__).parent
 
 
 def test_all_is_exactly_the_public_interface():
-    names = {name for name, value in vars(fd).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    names = {
+        name
+        for name, value in vars(fd).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
     assert names == set(fd.__all__) and len(fd.__all__) == len(set(fd.__all__))
     assert set(reference.__all__) == set(PUBLIC)
 
@@ -29,7 +33,11 @@ def signature(function):
 
 
 def methods(cls):
-    return {name: getattr(cls, name) for name, value in vars(cls).items() if not name.startswith("_") and callable(getattr(cls, name, None))}
+    return {
+        name: getattr(cls, name)
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and callable(getattr(cls, name, None))
+    }
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -52,21 +60,40 @@ def test_documented_annotated_and_at_home(name):
     assert thing.__module__.startswith("fastderiv.")
     if inspect.isfunction(thing):
         hints = thing.__annotations__
-        assert set(inspect.signature(thing).parameters) | {"return"} <= set(hints), "every parameter and the result annotated"
+        assert set(inspect.signature(thing).parameters) | {"return"} <= set(hints), (
+            "every parameter and the result annotated"
+        )
 
 
 def test_reference_imports_nothing_compiled():
     for path in (ROOT / "reference").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                assert node.level == 1 or node.module.split(".")[0] in ("__future__", "numpy", "scipy", "collections", "typing", "fractions"), path
+                assert node.level == 1 or node.module.split(".")[0] in (
+                    "__future__",
+                    "numpy",
+                    "scipy",
+                    "collections",
+                    "typing",
+                    "fractions",
+                ), path
             if isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] in ("numpy", "scipy", "itertools", "math", "warnings") for alias in node.names), path
+                assert all(
+                    alias.name.split(".")[0] in ("numpy", "scipy", "itertools", "math", "warnings")
+                    for alias in node.names
+                ), path
 
 
 def test_rooms_import_only_downward():
-    below = {"_core": set(), "subsets": {"_core"}, "ssm": {"_core", "subsets"}, "boundary": {"_core", "subsets"},
-             "nn": {"_core", "subsets"}, "optim": {"_core"}, "reference": set()}
+    below = {
+        "_core": set(),
+        "subsets": {"_core"},
+        "ssm": {"_core", "subsets"},
+        "boundary": {"_core", "subsets"},
+        "nn": {"_core", "subsets"},
+        "optim": {"_core"},
+        "reference": set(),
+    }
     for room, allowed in below.items():
         for path in (ROOT / room).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -76,12 +103,18 @@ def test_rooms_import_only_downward():
 
 def test_nothing_imports_the_integrations():
     for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.parent.name != "integrations" else ():
+        for node in (
+            ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if path.parent.name != "integrations"
+            else ()
+        ):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert "integrations" not in ast.unparse(node), f"{path}: {ast.unparse(node)}"
 
 
-@pytest.mark.parametrize("thing", ["_core", "ssm", "subsets", "boundary", "nn", "optim", "reference", "integrations"])
+@pytest.mark.parametrize(
+    "thing", ["_core", "ssm", "subsets", "boundary", "nn", "optim", "reference", "integrations"]
+)
 def test_every_room_says_what_it_is(thing):
     assert ast.get_docstring(ast.parse((ROOT / thing / "__init__.py").read_text(encoding="utf-8")))
 
@@ -92,26 +125,88 @@ def flat(results):
 
 
 CALLS = {
-    "selective_scan": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)), a((3,)), True),
-    "selective_scan_vjp": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3, 2)), a((3,)), a((2, 3, 4)),
-                                         a((3,)), True, initial_state=a((2, 3, 2)), dlast_state=a((2, 3, 2))),
-    "selective_state_update": lambda f, a: f(np.zeros((2, 3, 2)), a((2, 3)), a((2, 3)), a((3, 2)), a((2, 2)), a((2, 1, 2))),
-    "chunk_summary": lambda f, a: f(a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3,)), True),
+    "selective_scan": lambda f, a: f(
+        a((2, 3, 4)),
+        a((2, 3, 4)),
+        a((3, 2)),
+        a((2, 2, 4)),
+        a((3, 2)),
+        a((3,)),
+        a((2, 3, 4)),
+        a((3,)),
+        True,
+    ),
+    "selective_scan_vjp": lambda f, a: f(
+        a((2, 3, 4)),
+        a((2, 3, 4)),
+        a((2, 3, 4)),
+        a((3, 2)),
+        a((2, 2, 4)),
+        a((3, 2)),
+        a((3,)),
+        a((2, 3, 4)),
+        a((3,)),
+        True,
+        initial_state=a((2, 3, 2)),
+        dlast_state=a((2, 3, 2)),
+    ),
+    "selective_state_update": lambda f, a: f(
+        np.zeros((2, 3, 2)), a((2, 3)), a((2, 3)), a((3, 2)), a((2, 2)), a((2, 1, 2))
+    ),
+    "chunk_summary": lambda f, a: f(
+        a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3,)), True
+    ),
     "combine_summaries": lambda f, a: f((a((3, 2)), a((3, 2))), (a((3, 2)), a((3, 2)))),
-    "scan_attention": lambda f, a: f(a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]),
+    "scan_attention": lambda f, a: f(
+        a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]
+    ),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
-    "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(a((2, 4, 3)), a((2, 3, 2))),
+    "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(
+        a((2, 4, 3)), a((2, 3, 2))
+    ),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
-    "lstm": lambda f, a: flat(f(a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), a((8,)), initial_state=(a((2, 2)), a((2, 2))), lengths=[3, 4])),
-    "lstm_vjp": lambda f, a: flat(f(a((4, 2, 2)), a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), a((8,)), initial_state=(a((2, 2)), a((2, 2))),
-                                    lengths=[3, 4], dlast_state=(a((2, 2)), a((2, 2))))),
-    "lstm_state_adjoints": lambda f, a: f(a((4, 2, 2)), a((4, 2, 3)), a((8, 3)), a((8, 2)), a((8,)), dlast_state=(a((2, 2)), a((2, 2)))),
+    "lstm": lambda f, a: flat(
+        f(
+            a((4, 2, 3)),
+            a((8, 3)),
+            a((8, 2)),
+            a((8,)),
+            a((8,)),
+            initial_state=(a((2, 2)), a((2, 2))),
+            lengths=[3, 4],
+        )
+    ),
+    "lstm_vjp": lambda f, a: flat(
+        f(
+            a((4, 2, 2)),
+            a((4, 2, 3)),
+            a((8, 3)),
+            a((8, 2)),
+            a((8,)),
+            a((8,)),
+            initial_state=(a((2, 2)), a((2, 2))),
+            lengths=[3, 4],
+            dlast_state=(a((2, 2)), a((2, 2))),
+        )
+    ),
+    "lstm_state_adjoints": lambda f, a: f(
+        a((4, 2, 2)),
+        a((4, 2, 3)),
+        a((8, 3)),
+        a((8, 2)),
+        a((8,)),
+        dlast_state=(a((2, 2)), a((2, 2))),
+    ),
     "dense": lambda f, a: f(a((4, 3)), a((3, 2)), a((2,)), activation="sigmoid"),
     "dense_vjp": lambda f, a: f(a((4, 2)), a((4, 3)), a((3, 2)), a((2,)), activation="sigmoid"),
     "grid_rnn": lambda f, a: f(a((2, 3, 4, 5)), a((6, 5)), a((6, 6)), a((6, 6)), a((6,))),
-    "grid_rnn_vjp": lambda f, a: f(a((2, 3, 4, 6)), a((2, 3, 4, 5)), a((6, 5)), a((6, 6)), a((6, 6)), a((6,))),
+    "grid_rnn_vjp": lambda f, a: f(
+        a((2, 3, 4, 6)), a((2, 3, 4, 5)), a((6, 5)), a((6, 6)), a((6, 6)), a((6,))
+    ),
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
-    "trace_boundary": lambda f, a: f(odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))).points[0],
+    "trace_boundary": lambda f, a: f(
+        odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))
+    ).points[0],
     "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0])[:4],
     "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,
     "nearest_tie": lambda f, a: f(odd_network(), a((2,))).x,
@@ -126,7 +221,9 @@ CALLS = {
 
 def odd_network():
     """A margin that rises from −1 to 1 along its first input."""
-    return fd.SigmoidMLP([[[1.0, 2.0], [0.5, -0.5]], [[1.0, 0.0], [1.0, 0.0]]], [[0.0, 0.0], [-1.0, 0.0]])
+    return fd.SigmoidMLP(
+        [[[1.0, 2.0], [0.5, -0.5]], [[1.0, 0.0], [1.0, 0.0]]], [[0.0, 0.0], [-1.0, 0.0]]
+    )
 
 
 def stepped(step, grad):
@@ -176,14 +273,18 @@ def test_integers_count_as_float64(name):
     expected = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape))
     if name == "iter_subset_sums":
         result, expected = result[0][1], expected[0][1]
-    for r, e in zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]:
+    for r, e in (
+        zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
+    ):
         assert r.dtype == np.float64 and np.array_equal(r, e)
 
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [bool, complex, np.float16, object])
 def test_other_dtypes_are_type_errors_that_name_the_argument(name, dtype):
-    with pytest.raises(TypeError, match=r"^\w+ has dtype \w+; expected float32, float64 or integers$"):
+    with pytest.raises(
+        TypeError, match=r"^\w+ has dtype \w+; expected float32, float64 or integers$"
+    ):
         CALLS[name](getattr(fd, name), lambda shape: np.ones(shape, dtype))
 
 

@@ -13,7 +13,14 @@ from awkward import layouts, overlapping_views, same_bits
 from fastderiv._core import arrays, maths, plain
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
-ULP = {"exp": (1.4, 1.5), "sigmoid": (2.5, 2.4), "silu": (3.3, 2.6), "softplus": (3.0, 2.5), "tanh": (3.4, 3.4), "tanh_grad": (6.0, 6.0)}
+ULP = {
+    "exp": (1.4, 1.5),
+    "sigmoid": (2.5, 2.4),
+    "silu": (3.3, 2.6),
+    "softplus": (3.0, 2.5),
+    "tanh": (3.4, 3.4),
+    "tanh_grad": (6.0, 6.0),
+}
 EXACT = {
     "exp": mpmath.exp,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
@@ -22,7 +29,10 @@ EXACT = {
     "tanh": mpmath.tanh,
     "tanh_grad": lambda x: mpmath.sech(x) ** 2,
 }
-EDGES = {np.float32: (-87.33655, 88.722839, -91.8568, 44.361418), np.float64: (-708.3964185322642, 709.7827128933841, -714.968657237966, 354.8913564466912)}
+EDGES = {
+    np.float32: (-87.33655, 88.722839, -91.8568, 44.361418),
+    np.float64: (-708.3964185322642, 709.7827128933841, -714.968657237966, 354.8913564466912),
+}
 
 
 def samples(dtype, count):
@@ -58,7 +68,11 @@ def test_maths_within_its_stated_error(name, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_maths_at_the_ends_of_the_line(dtype):
     x = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 1e30, -1e30], dtype)
-    payload = np.array([0x7FC00001], np.uint32).view(np.float32) if dtype == np.float32 else np.array([0x7FF80000000000FF], np.uint64).view(np.float64)
+    payload = (
+        np.array([0x7FC00001], np.uint32).view(np.float32)
+        if dtype == np.float32
+        else np.array([0x7FF80000000000FF], np.uint64).view(np.float64)
+    )
     x = np.concatenate([x, payload])
     expected = {
         "exp": [np.inf, 0, np.nan, np.nan, 1, 1, np.inf, 0, np.nan],
@@ -85,7 +99,11 @@ def test_exp_is_flat_nowhere_near_zero():
     """The slope at 0 is what a slow recurrence accumulates: (e^x − 1)/x must tend to 1, not to 1 + 3e-7."""
     x = np.float32(2.0) ** np.arange(-12, -3, dtype=np.float32)
     slope = (maths.exp(x).astype(np.float64) - 1) / x
-    np.testing.assert_allclose(slope, np.expm1(x.astype(np.float64)) / x, atol=float(np.spacing(np.float32(1)) / x.min()) / 1.9)
+    np.testing.assert_allclose(
+        slope,
+        np.expm1(x.astype(np.float64)) / x,
+        atol=float(np.spacing(np.float32(1)) / x.min()) / 1.9,
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,7 +124,12 @@ def test_any_layout_becomes_native_and_aligned(dtype):
     expected = dtype if array.dtype.kind == "f" else np.float64
     for label, view in layouts(array):
         (same,) = arrays.working(x=view)
-        assert same.dtype == expected and same.dtype.isnative and same.flags.aligned and np.array_equal(same, array), label
+        assert (
+            same.dtype == expected
+            and same.dtype.isnative
+            and same.flags.aligned
+            and np.array_equal(same, array)
+        ), label
     assert (arrays.working(x=array)[0] is array) == (dtype == expected)
 
 
@@ -114,7 +137,11 @@ def test_working_dtype():
     single, double = np.zeros(2, np.float32), np.zeros(2)
 
     def dtype(*values):
-        return next(a.dtype for a in arrays.common([v if v is None else arrays.as_array("a", v) for v in values]) if a is not None)
+        return next(
+            a.dtype
+            for a in arrays.common([v if v is None else arrays.as_array("a", v) for v in values])
+            if a is not None
+        )
 
     assert dtype(single, None) == np.float32
     assert dtype(single, double) == np.float64
@@ -135,7 +162,9 @@ def test_dtype_objects_of_their_own_cost_no_copy():
 @pytest.mark.parametrize("bad", [np.zeros(2, bool), True, np.zeros(2, complex), 1j, np.zeros(2, np.float16), np.zeros(2, np.longdouble),
                                  np.array([None]), ["a"], np.zeros(2, "M8[s]"), object()])  # fmt: skip
 def test_other_dtypes_are_type_errors(bad):
-    with pytest.raises(TypeError, match=r"weight has dtype .*; expected float32, float64 or integers"):
+    with pytest.raises(
+        TypeError, match=r"weight has dtype .*; expected float32, float64 or integers"
+    ):
         arrays.as_array("weight", bad)
 
 
@@ -148,10 +177,21 @@ def test_overlap_is_told_from_interleaving():
 def test_plain_arrays_are_those_that_need_no_conversion(dtype):
     target = np.zeros((2, 3), dtype)
     for label, array in layouts(np.arange(6, dtype=dtype).reshape(2, 3)):
-        assert plain.plain(target, (array,), (array, None)) == (label not in ("misaligned", "byte-swapped")), label
-        assert plain.plain(array, (), ()) == (label not in ("read-only", "misaligned", "byte-swapped")), label
+        assert plain.plain(target, (array,), (array, None)) == (
+            label not in ("misaligned", "byte-swapped")
+        ), label
+        assert plain.plain(array, (), ()) == (
+            label not in ("read-only", "misaligned", "byte-swapped")
+        ), label
     other = np.float64 if dtype == np.float32 else np.float32
-    for odd in target.astype(other), target.astype(int), target.view(np.recarray), target.tolist(), None, 1.0:
+    for odd in (
+        target.astype(other),
+        target.astype(int),
+        target.view(np.recarray),
+        target.tolist(),
+        None,
+        1.0,
+    ):
         assert not plain.plain(target, (odd,), ())
         assert not plain.plain(target, (), (odd,)) or odd is None
         assert not plain.plain(odd, (target,), ()) or getattr(odd, "dtype", None) == other
@@ -160,11 +200,20 @@ def test_plain_arrays_are_those_that_need_no_conversion(dtype):
 
 def test_plain_arrays_share_no_memory():
     for a, b, shared in overlapping_views():
-        assert not (shared and plain.plain(a, (b,), ())) and not (shared and plain.plain(b, (), (a,)))
+        assert not (shared and plain.plain(a, (b,), ())) and not (
+            shared and plain.plain(b, (), (a,))
+        )
     base = np.zeros((6, 8))
-    for a, b in (base[:3], base[3:]), (base[3:][::-1], base[:3, ::-1]), (base[0, :4], base[0, 4:]), (base[1], base[1, 3:3]):
+    for a, b in (
+        (base[:3], base[3:]),
+        (base[3:][::-1], base[:3, ::-1]),
+        (base[0, :4], base[0, 4:]),
+        (base[1], base[1, 3:3]),
+    ):
         assert plain.plain(a, (b,), ()) and plain.plain(b, (), (a,))
-    assert not plain.plain(base[::-1], (base[0],), ()) and not plain.plain(base[0], (base[::-1],), ())
+    assert not plain.plain(base[::-1], (base[0],), ()) and not plain.plain(
+        base[0], (base[::-1],), ()
+    )
     assert not plain.plain(base[:, :4], (base[:, 4:],), ())  # interleaved: left to the exact test
 
 
@@ -174,11 +223,15 @@ def test_an_index_is_an_integer_of_any_kind(value):
     assert arrays.position("k", value, 4, "inputs") == arrays.position("k", -1, 4, "inputs") == 3
     with pytest.raises(ValueError, match="k is 3; expected an integer of at least 4"):
         arrays.index("k", value, least=4)
-    with pytest.raises(ValueError, match="k is 3; expected an integer from -3 to 2, there being 3 inputs"):
+    with pytest.raises(
+        ValueError, match="k is 3; expected an integer from -3 to 2, there being 3 inputs"
+    ):
         arrays.position("k", value, 3, "inputs")
 
 
-@pytest.mark.parametrize("value", [3.0, np.float64(3), True, np.True_, "3", None, [3], np.array([3, 4])])
+@pytest.mark.parametrize(
+    "value", [3.0, np.float64(3), True, np.True_, "3", None, [3], np.array([3, 4])]
+)
 def test_nothing_else_is_an_index(value):
     with pytest.raises(TypeError, match="k is .*; expected an integer"):
         arrays.index("k", value)
@@ -189,7 +242,9 @@ def test_a_number_is_a_scalar_of_any_kind(value):
     assert type(arrays.number("tol", value)) is float and arrays.number("tol", value) == 2
 
 
-@pytest.mark.parametrize("value", [True, np.True_, "2", None, 2j, [2], [[2], [2, 3]], np.array([2.0]), np.array(True)])
+@pytest.mark.parametrize(
+    "value", [True, np.True_, "2", None, 2j, [2], [[2], [2, 3]], np.array([2.0]), np.array(True)]
+)
 def test_nothing_else_is_a_number(value):
     with pytest.raises(TypeError, match="tol is .*; expected a number"):
         arrays.number("tol", value)
@@ -207,9 +262,26 @@ def test_more_bytes_than_the_machine_has_are_refused(monkeypatch, sysconf, nbyte
 
 def test_arrays_that_are_alike_need_no_conversion():
     a, narrow = np.ones(3), np.ones(3, np.float32)
-    assert plain.alike((a, a[::-1], None), 2) and plain.alike((narrow, None), 1) and plain.alike((a,), 1)
-    swapped, odd = a.astype(">f8" if np.little_endian else "<f8"), np.zeros(25, np.uint8)[1:].view(np.float64)
-    for other in (narrow, swapped, odd, a.view(np.recarray), np.ma.array(a), a.astype(int), [1.0], 1.0, a.astype(np.longdouble)):
+    assert (
+        plain.alike((a, a[::-1], None), 2)
+        and plain.alike((narrow, None), 1)
+        and plain.alike((a,), 1)
+    )
+    swapped, odd = (
+        a.astype(">f8" if np.little_endian else "<f8"),
+        np.zeros(25, np.uint8)[1:].view(np.float64),
+    )
+    for other in (
+        narrow,
+        swapped,
+        odd,
+        a.view(np.recarray),
+        np.ma.array(a),
+        a.astype(int),
+        [1.0],
+        1.0,
+        a.astype(np.longdouble),
+    ):
         assert not plain.alike((a, other), 1) and not plain.alike((other, a), 1)
     assert not plain.alike((a, None), 2) and not plain.alike((None, None), 0)
 
@@ -217,7 +289,12 @@ def test_arrays_that_are_alike_need_no_conversion():
 def test_widest_gap_of_boundaries():
     assert plain.widest(np.array([0, 2, 2, 7])) == 5 and plain.widest(np.array([3])) == 0
     assert plain.widest(np.array([0, 2, 1])) == -1
-    for bad in (np.zeros((1, 2), int), np.zeros(2), np.arange(6)[::2], np.arange(3, dtype=np.int16)):
+    for bad in (
+        np.zeros((1, 2), int),
+        np.zeros(2),
+        np.arange(6)[::2],
+        np.arange(3, dtype=np.int16),
+    ):
         with pytest.raises(TypeError):
             plain.widest(bad)
 

@@ -52,7 +52,9 @@ def test_train_network_reproduces_network_json(tmp_path):
 def test_training_that_cannot_be_written_is_refused_before_it_begins(tmp_path):
     with as_file(files("fastderiv.data") / "train_network.py") as script:
         for target in (tmp_path, tmp_path / "none" / "network.json"):
-            done = subprocess.run([sys.executable, script, target], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, script, target], capture_output=True, text=True, check=False
+            )
             assert done.returncode == 1
             assert "expected a file to write" in done.stderr and "Traceback" not in done.stderr
 

@@ -27,7 +27,12 @@ def run(name, *arguments, **environment):
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
     encoding = environment.setdefault("PYTHONIOENCODING", "utf-8")
     return subprocess.run(
-        command, env=os.environ | environment, check=False, capture_output=True, encoding=encoding, timeout=240
+        command,
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+        encoding=encoding,
+        timeout=240,
     )
 
 
@@ -65,7 +70,10 @@ def test_what_is_printed_fits_a_narrow_encoding(name, options, encoding):
     assert "\\u" in done.stdout
 
 
-@pytest.mark.parametrize(("name", "options"), [("lstm_carousel", ["--steps", "12"]), ("grid_rnn_digits", ["--epochs", "1"])])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lstm_carousel", ["--steps", "12"]), ("grid_rnn_digits", ["--epochs", "1"])],
+)
 def test_the_picture_is_where_it_says(name, options, tmp_path):
     pytest.importorskip("matplotlib")
     if name != "lstm_carousel":
@@ -131,16 +139,30 @@ def test_mamba_trains_in_float32_and_twice_the_same(mamba):
     for _ in range(2):
         rng, reports = np.random.default_rng(0), []
         model = mamba.initial_model(rng, len(characters))
-        runs.append(mamba.train(model, text, 3, rng, lambda t, losses, reports=reports: reports.append((t, losses[-1]))))
+        runs.append(
+            mamba.train(
+                model,
+                text,
+                3,
+                rng,
+                lambda t, losses, reports=reports: reports.append((t, losses[-1])),
+            )
+        )
         assert reports == list(enumerate(runs[-1], start=1))
-    assert np.allclose(*runs, rtol=1e-4, atol=0) and runs[0][2] < runs[0][0]  # BLAS may sum otherwise by alignment
+    assert (
+        np.allclose(*runs, rtol=1e-4, atol=0) and runs[0][2] < runs[0][0]
+    )  # BLAS may sum otherwise by alignment
     assert all(a.dtype == np.float32 for p in model for a in p.values())
 
 
 def test_mamba_reads_in_chunks_as_at_once(mamba):
     model = mamba.initial_model(np.random.default_rng(2), 9)
     text = np.random.default_rng(3).integers(0, 9, 80)
-    assert np.isclose(mamba.held_out_bits(model, text, chunk=7), mamba.held_out_bits(model, text, chunk=100), rtol=1e-5)
+    assert np.isclose(
+        mamba.held_out_bits(model, text, chunk=7),
+        mamba.held_out_bits(model, text, chunk=100),
+        rtol=1e-5,
+    )
 
 
 def test_ngrams_are_distributions_that_learn(mamba):
@@ -155,12 +177,20 @@ def test_ngrams_are_distributions_that_learn(mamba):
 
 def test_folded_networks_are_the_network_of_folded_inputs(boundary):
     rng = np.random.default_rng(5)
-    net = fd.SigmoidMLP([rng.normal(size=(4, 5)), rng.normal(size=(5, 3))], [rng.normal(size=5), rng.normal(size=3)])
+    net = fd.SigmoidMLP(
+        [rng.normal(size=(4, 5)), rng.normal(size=(5, 3))], [rng.normal(size=5), rng.normal(size=3)]
+    )
     X, mean, scale = rng.normal(size=(9, 4)), rng.normal(size=4), rng.uniform(0.5, 2, 4)
-    assert np.allclose(boundary.in_units_of(net, mean, scale).logits(X), net.logits((X - mean) / scale), rtol=1e-12)
+    assert np.allclose(
+        boundary.in_units_of(net, mean, scale).logits(X), net.logits((X - mean) / scale), rtol=1e-12
+    )
     origin, directions, places = boundary.plane_through(X[:3])
-    assert np.allclose(directions @ directions.T, np.eye(2)) and np.allclose(origin + places @ directions, X[:3])
-    assert np.allclose(boundary.in_plane(net, origin, directions).logits(places), net.logits(X[:3]), rtol=1e-12)
+    assert np.allclose(directions @ directions.T, np.eye(2)) and np.allclose(
+        origin + places @ directions, X[:3]
+    )
+    assert np.allclose(
+        boundary.in_plane(net, origin, directions).logits(places), net.logits(X[:3]), rtol=1e-12
+    )
 
 
 def test_nearest_point_of_a_curve_is_the_foot_of_the_perpendicular(boundary):
@@ -173,7 +203,9 @@ def test_nearest_point_of_a_curve_is_the_foot_of_the_perpendicular(boundary):
 @pytest.mark.slow
 def test_boundaries_are_certified_and_drawn(boundary, monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("sys.argv", ["decision_boundary.py", "--plot", str(tmp_path / "picture.png")])
+    monkeypatch.setattr(
+        "sys.argv", ["decision_boundary.py", "--plot", str(tmp_path / "picture.png")]
+    )
     boundary.main()
     said = capsys.readouterr().out
     assert said.count("certified: True") == 2 and said.count("flips within") == 6
@@ -198,20 +230,27 @@ def test_tuning_goes_downhill_to_where_the_slopes_vanish(tuning):
     assert path[-1][1] < 0.25 * path[0][1]
     first, last = (np.hypot(*tuning.slopes(train, tune, at)[1]) for at in (path[0][0], path[-1][0]))
     assert last < 0.01 * first
-    before, after = (judge.loss(tuning.trained(train, *tuning.rates(at))) for at in (path[0][0], path[-1][0]))
+    before, after = (
+        judge.loss(tuning.trained(train, *tuning.rates(at))) for at in (path[0][0], path[-1][0])
+    )
     assert after < 0.3 * before
 
 
 def test_tuning_draws_its_path(tuning, tmp_path):
     pytest.importorskip("matplotlib")
     train, tune, _ = tuning.load()
-    tuning.draw(train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3)
+    tuning.draw(
+        train, tune, tuning.descend(train, tune, 2, lambda *_: None), tmp_path / "path.png", cells=3
+    )
     assert (tmp_path / "path.png").stat().st_size > 5000
 
 
 def test_carousel_shows_what_it_says():
     carousel = example("lstm_carousel")
-    norms = {name.split(":")[0]: carousel.adjoint_norms(200, *regime) for name, regime in carousel.REGIMES.items()}
+    norms = {
+        name.split(":")[0]: carousel.adjoint_norms(200, *regime)
+        for name, regime in carousel.REGIMES.items()
+    }
     hbar, cbar = norms["carousel"]
     assert np.abs(cbar - 1).max() < 0.01 and hbar[:-1].max() < 0.01
     assert max(n[0] for n in norms["no biases"]) < 1e-20

@@ -12,7 +12,12 @@ import fuzz_calls
 
 def findings(calls, seed, functions=None):
     found = []
-    fuzz.fuzz(calls, seed, functions or sorted(fuzz_calls.CALLS), lambda what, case: found.append(f"{what}\n{json.dumps(case)}"))
+    fuzz.fuzz(
+        calls,
+        seed,
+        functions or sorted(fuzz_calls.CALLS),
+        lambda what, case: found.append(f"{what}\n{json.dumps(case)}"),
+    )
     return found
 
 
@@ -30,7 +35,10 @@ def test_a_few_hundred_calls_are_as_they_must_be():
     assert findings(500, seed=0) == []
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=f"{i} {case['function']}") for i, (_, case) in enumerate(fuzz.corpus())])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=f"{i} {case['function']}") for i, (_, case) in enumerate(fuzz.corpus())],
+)
 def test_what_once_failed_does_not(case):
     assert fuzz.survives(case) is None
 
@@ -51,7 +59,15 @@ QUIET = {"errors": None, "rounding": None, "flush": False, "threads": 1}
 def told(monkeypatch, wrong, **arguments):
     """What the judge says of a `subset_sums` that does something wrong."""
     monkeypatch.setattr(fd, "subset_sums", wrong)
-    return fuzz.told_of({"function": "subset_sums", "arguments": {"x": ARRAY} | arguments, "state": QUIET, "lawful": True, "benign": True})
+    return fuzz.told_of(
+        {
+            "function": "subset_sums",
+            "arguments": {"x": ARRAY} | arguments,
+            "state": QUIET,
+            "lawful": True,
+            "benign": True,
+        }
+    )
 
 
 right = fd.subset_sums
@@ -78,7 +94,13 @@ def test_errors_must_name_an_argument(monkeypatch):
         raise ValueError("something is wrong")
 
     monkeypatch.setattr(fd, "subset_sums", raises)
-    case = {"function": "subset_sums", "arguments": {"x": ARRAY}, "state": QUIET, "lawful": False, "benign": True}
+    case = {
+        "function": "subset_sums",
+        "arguments": {"x": ARRAY},
+        "state": QUIET,
+        "lawful": False,
+        "benign": True,
+    }
     assert fuzz.told_of(case).startswith("no argument is named by ValueError")
 
 

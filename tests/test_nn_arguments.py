@@ -25,7 +25,9 @@ class Hostile(np.ndarray):
     def nothing(self, *args, **kwargs):
         return np.zeros(1)
 
-    __getitem__ = __setitem__ = __len__ = __iter__ = reshape = ravel = transpose = astype = copy = view = nothing
+    __getitem__ = __setitem__ = __len__ = __iter__ = reshape = ravel = transpose = astype = copy = (
+        view
+    ) = nothing
     __array_ufunc__ = __array_function__ = __array_wrap__ = tobytes = item = nothing
     __sub__ = __add__ = __mul__ = __eq__ = nothing
 
@@ -52,7 +54,14 @@ def results_with(name, argument, wrap):
     return [np.asarray(r) for r in call(name, given)], base
 
 
-@pytest.mark.parametrize("wrap", [hostile, lambda a: np.ndarray.view(a, Named), lambda a: np.asmatrix(a) if a.ndim == 2 else np.ndarray.view(a, np.recarray)])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        hostile,
+        lambda a: np.ndarray.view(a, Named),
+        lambda a: np.asmatrix(a) if a.ndim == 2 else np.ndarray.view(a, np.recarray),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize(("name", "argument"), EACH)
 def test_subclasses_are_arrays_and_nothing_more(name, argument, wrap):
@@ -73,8 +82,17 @@ def test_masked_arrays_are_refused_by_name(name, argument):
         argument = "theta"
     given = arrays(name)
     before = snapshot(*given.values())
-    given[argument] = np.ma.masked_array(given[argument], mask=np.zeros(given[argument].shape, bool))
-    with pytest.raises(TypeError, match=f"^{argument}".replace("(", r"\(").replace(")", r"\)").replace("[", r"\[").replace("]", r"\]") + " is a masked array"):
+    given[argument] = np.ma.masked_array(
+        given[argument], mask=np.zeros(given[argument].shape, bool)
+    )
+    with pytest.raises(
+        TypeError,
+        match=f"^{argument}".replace("(", r"\(")
+        .replace(")", r"\)")
+        .replace("[", r"\[")
+        .replace("]", r"\]")
+        + " is a masked array",
+    ):
         call(name, given)
     if name in IN_PLACE:
         assert snapshot(*(np.asarray(a) for a in given.values())) == before
@@ -87,14 +105,24 @@ def test_results_of_callbacks_are_arrays_and_nothing_more(name):
     masked = (lambda x: np.ma.masked_array(np.sin(x)),) * 2
     calls = {
         "dense, pair": lambda pair: fd.dense(a["X"], a["W"], a["b"], activation=pair),
-        "dense_vjp, pair": lambda pair: fd.dense_vjp(a["dY"], a["X"], a["W"], a["b"], activation=pair).dX,
-        "grid_rnn, pair": lambda pair: fd.grid_rnn(a["x"], a["W_in"], a["W_west"], a["W_north"], activation=pair),
-        "grid_rnn_vjp, pair": lambda pair: fd.grid_rnn_vjp(a["dh"], a["x"], a["W_in"], a["W_west"], a["W_north"], activation=pair).dx,
+        "dense_vjp, pair": lambda pair: (
+            fd.dense_vjp(a["dY"], a["X"], a["W"], a["b"], activation=pair).dX
+        ),
+        "grid_rnn, pair": lambda pair: fd.grid_rnn(
+            a["x"], a["W_in"], a["W_west"], a["W_north"], activation=pair
+        ),
+        "grid_rnn_vjp, pair": lambda pair: (
+            fd.grid_rnn_vjp(
+                a["dh"], a["x"], a["W_in"], a["W_west"], a["W_north"], activation=pair
+            ).dx
+        ),
     }
     with pytest.raises(TypeError, match=r"activation\[[01]\]\(x\) is a masked array"):
         calls[name](masked)
     plain = calls[name]((np.sin, np.cos))
-    assert same_bits(calls[name]((lambda x: hostile(np.sin(x)), lambda x: hostile(np.cos(x)))), plain)
+    assert same_bits(
+        calls[name]((lambda x: hostile(np.sin(x)), lambda x: hostile(np.cos(x)))), plain
+    )
 
 
 @pytest.mark.parametrize(("name", "argument"), EACH)
@@ -108,7 +136,9 @@ def test_every_layout_of_every_argument_gives_the_same_bits(name, argument):
                 call(name, given)
             continue
         results = call(name, given)
-        assert all(same_bits(np.asarray(r, e.dtype), e) for r, e in zip(results, expected, strict=True)), label
+        assert all(
+            same_bits(np.asarray(r, e.dtype), e) for r, e in zip(results, expected, strict=True)
+        ), label
 
 
 @pytest.mark.parametrize(("name", "argument"), EACH)
@@ -118,7 +148,9 @@ def test_expanded_arguments_are_read_and_never_written(name, argument):
     given[argument] = np.full(shape, 0.25)
     expanded = {**given, argument: np.broadcast_to(one, shape)}
     if argument in IN_PLACE.get(name, ()):
-        expanded[argument] = np.lib.stride_tricks.as_strided(one.reshape(1), shape, (0,) * len(shape))
+        expanded[argument] = np.lib.stride_tricks.as_strided(
+            one.reshape(1), shape, (0,) * len(shape)
+        )
         with pytest.raises(ValueError, match=f"{argument} shares memory with itself"):
             call(name, expanded)
     else:
@@ -129,7 +161,12 @@ def test_expanded_arguments_are_read_and_never_written(name, argument):
 def test_out_is_a_base_array_to_the_kernels_and_itself_to_the_caller():
     a = arrays("dense, tanh")
     expected = fd.dense(a["X"], a["W"], a["b"], activation="tanh")
-    for out in np.ndarray.view(np.zeros((6, 3)), Named), hostile(np.zeros((6, 3))), hostile(np.zeros((3, 6)).T), hostile(np.zeros((12, 6))[::2, ::2]):
+    for out in (
+        np.ndarray.view(np.zeros((6, 3)), Named),
+        hostile(np.zeros((6, 3))),
+        hostile(np.zeros((3, 6)).T),
+        hostile(np.zeros((12, 6))[::2, ::2]),
+    ):
         assert fd.dense(a["X"], a["W"], a["b"], activation="tanh", out=out) is out
         assert same_bits(np.asarray(out).copy("C"), expected)
     with pytest.raises(TypeError, match="out is a masked array"):
@@ -137,7 +174,9 @@ def test_out_is_a_base_array_to_the_kernels_and_itself_to_the_caller():
     one = np.zeros(64)
     for strides in (0, 8), (8, 0), (8, 8), (16, 8):  # rows that are one row, or reach into the next
         with pytest.raises(ValueError, match="out shares memory with itself"):
-            fd.dense(a["X"], a["W"], a["b"], out=np.lib.stride_tricks.as_strided(one, (6, 3), strides))
+            fd.dense(
+                a["X"], a["W"], a["b"], out=np.lib.stride_tricks.as_strided(one, (6, 3), strides)
+            )
     assert not one.any()
 
 
@@ -159,7 +198,11 @@ def test_states_that_overlap_themselves_or_each_other_are_refused(name):
         with pytest.raises(ValueError, match=text):
             call(name, {"theta": theta, "p": p, other: np.ones((3, 4))})
     assert (memory == np.arange(64)).all()
-    apart = {"theta": view(0, 64, 16), "p": view(1, 64, 16), other: np.ones((3, 4))}  # interleaved, and no element twice
+    apart = {
+        "theta": view(0, 64, 16),
+        "p": view(1, 64, 16),
+        other: np.ones((3, 4)),
+    }  # interleaved, and no element twice
     expected = call(name, {k: a.copy() for k, a in apart.items()})
     assert all(same_bits(a.copy(), e) for a, e in zip(call(name, apart), expected, strict=True))
 
@@ -190,18 +233,29 @@ def test_callables_that_are_not_are_type_errors_with_a_name(wrong):
     theta, p = np.ones((2, 3))
     momentum = fd.ReversibleMomentum(theta, **RATES)
     momentum.step(theta)
-    with pytest.raises(TypeError, match=f"^grad_fn is a {type(wrong).__name__}; expected a function"):
+    with pytest.raises(
+        TypeError, match=f"^grad_fn is a {type(wrong).__name__}; expected a function"
+    ):
         fd.momentum_unstep(theta, p, wrong, **RATES)
-    with pytest.raises(TypeError, match=f"^grad_fn is a {type(wrong).__name__}; expected a function"):
+    with pytest.raises(
+        TypeError, match=f"^grad_fn is a {type(wrong).__name__}; expected a function"
+    ):
         momentum.unstep(wrong)
     for k, name in enumerate(("loss_grad", "train_grad", "train_hvp")):
         callbacks = [np.copy, np.copy, np.add]
         callbacks[k] = wrong
-        with pytest.raises(TypeError, match=f"^{name} is a {type(wrong).__name__}; expected a function"):
+        with pytest.raises(
+            TypeError, match=f"^{name} is a {type(wrong).__name__}; expected a function"
+        ):
             fd.hypergradient(*callbacks, theta, n_steps=0, **RATES)
     for pair in (wrong, np.sin), (np.sin, wrong):
-        for f in fd.dense, lambda X, W, activation: fd.grid_rnn(X[None], W, W, W, activation=activation):
-            with pytest.raises(TypeError, match="^activation is .*; expected None, 'sigmoid', .* or a pair"):
+        for f in (
+            fd.dense,
+            lambda X, W, activation: fd.grid_rnn(X[None], W, W, W, activation=activation),
+        ):
+            with pytest.raises(
+                TypeError, match="^activation is .*; expected None, 'sigmoid', .* or a pair"
+            ):
                 f(np.ones((2, 2)), np.ones((2, 2)), activation=pair)
     assert (theta == 1).all() and momentum.steps == 1
 
@@ -252,5 +306,7 @@ def test_empty_axes_beside_huge_ones_have_an_answer_at_once():
     """Nothing is counted one by one that holds nothing."""
     assert fd.dense(wide(HUGE, 0), np.ones((0, 0)), activation="tanh").shape == (HUGE, 0)
     assert fd.dense(np.ones((0, 5)), wide(5, 0)).shape == (0, 0)
-    dX, dW, db = fd.dense_vjp(wide(HUGE, 0), wide(HUGE, 0), np.ones((0, 0)), np.ones(0), activation="gelu")
+    dX, dW, db = fd.dense_vjp(
+        wide(HUGE, 0), wide(HUGE, 0), np.ones((0, 0)), np.ones(0), activation="gelu"
+    )
     assert dX.shape == (HUGE, 0) and dW.shape == (0, 0) and db.shape == (0,)

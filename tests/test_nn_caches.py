@@ -38,7 +38,9 @@ def split(a):
 
 def lstm(room, cache, lengths=None, function="lstm_vjp", **a):
     arguments, first = split(a)
-    return getattr(room, function)(DH, *arguments, initial_state=first, lengths=lengths, cache=cache)
+    return getattr(room, function)(
+        DH, *arguments, initial_state=first, lengths=lengths, cache=cache
+    )
 
 
 def lstm_cache(room, a, lengths=None):
@@ -76,9 +78,21 @@ def test_a_dense_cache_is_refused_with_any_other_argument(name, activation):
 def test_an_lstm_cache_is_refused_with_any_other_argument(name, function):
     cache = lstm_cache(fd, LSTM)
     for other in changes(LSTM[name]):
-        with pytest.raises(ValueError, match=f"^cache is of a call with another {name}$".replace("[", r"\[").replace("]", r"\]")):
+        with pytest.raises(
+            ValueError,
+            match=f"^cache is of a call with another {name}$".replace("[", r"\[").replace(
+                "]", r"\]"
+            ),
+        ):
             lstm(fd, cache, function=function, **{**LSTM, name: other})
-    without = {**LSTM, **({name: None} if name.startswith("bias") else {"initial_state[0]": None, "initial_state[1]": None})}
+    without = {
+        **LSTM,
+        **(
+            {name: None}
+            if name.startswith("bias")
+            else {"initial_state[0]": None, "initial_state[1]": None}
+        ),
+    }
     if name[:4] in ("bias", "init"):
         with pytest.raises(ValueError, match="^cache is of a call with another "):
             lstm(fd, cache, function=function, **without)
@@ -113,7 +127,9 @@ def test_the_same_numbers_in_any_layout_are_the_same_arguments():
     expected, cache = flat(lstm(fd, None, **LSTM)), lstm_cache(fd, LSTM)
     for name, given in LSTM.items():
         for label, array in layouts(given):
-            assert all(map(same_bits, flat(lstm(fd, cache, **{**LSTM, name: array})), expected)), label
+            assert all(map(same_bits, flat(lstm(fd, cache, **{**LSTM, name: array})), expected)), (
+                label
+            )
 
 
 def test_what_lies_behind_a_sequences_end_belongs_to_no_call():
@@ -135,7 +151,12 @@ def test_what_lies_behind_a_sequences_end_belongs_to_no_call():
 def test_nobody_reaches_into_a_cache():
     cache = lstm_cache(fd, LSTM)
     kind = type(cache)
-    assert kind is Cache and gc.get_referents(cache) == [] and not hasattr(cache, "__dict__") and repr(cache) == "<cache of lstm>"
+    assert (
+        kind is Cache
+        and gc.get_referents(cache) == []
+        and not hasattr(cache, "__dict__")
+        and repr(cache) == "<cache of lstm>"
+    )
     assert copy.copy(cache) is cache and copy.deepcopy({"a": cache})["a"] is cache
     for attribute in "gates", "cells", "arrays", "call", "checksums", "function", "anything":
         for attempt in (setattr, object.__setattr__):
@@ -148,11 +169,19 @@ def test_nobody_reaches_into_a_cache():
     ):  # fmt: skip
         with pytest.raises(TypeError):
             attempt()
-    with pytest.raises(TypeError, match=r"cache is one of None; expected what lstm\(…, return_cache=True\) returns"):
+    with pytest.raises(
+        TypeError, match=r"cache is one of None; expected what lstm\(…, return_cache=True\) returns"
+    ):
         lstm(fd, kind.__new__(kind), **LSTM)
-    with pytest.raises(TypeError, match=r"cache is one of dense; expected what lstm\(…, return_cache=True\) returns"):
+    with pytest.raises(
+        TypeError,
+        match=r"cache is one of dense; expected what lstm\(…, return_cache=True\) returns",
+    ):
         lstm(fd, dense_cache(fd, DENSE), **LSTM)
-    with pytest.raises(TypeError, match=r"cache is one of lstm; expected what dense\(…, return_cache=True\) returns"):
+    with pytest.raises(
+        TypeError,
+        match=r"cache is one of lstm; expected what dense\(…, return_cache=True\) returns",
+    ):
         dense(fd, cache, **DENSE)
 
 
@@ -162,10 +191,16 @@ def test_what_a_cache_holds_is_compared_to_the_call_before_it_is_read():
     sizes = np.dtype(np.float64), 5, 3, 5
     ends = np.arange(3), np.full(3, 5)
     operands = (*arguments, *first)
-    for gates, cells in ((np.zeros(8), np.zeros(8)), (np.zeros((2, 8)), None), (np.zeros(480, np.float32), np.zeros(120, np.float32))):
+    for gates, cells in (
+        (np.zeros(8), np.zeros(8)),
+        (np.zeros((2, 8)), None),
+        (np.zeros(480, np.float32), np.zeros(120, np.float32)),
+    ):
         with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
             lstm(fd, keep("lstm", (sizes, False, *ends), operands, (gates, cells)), **LSTM)
-    forged = keep("dense", ((np.dtype(np.float64), 6, 4, 3), 2), tuple(DENSE.values()), (np.zeros((2, 3)),))
+    forged = keep(
+        "dense", ((np.dtype(np.float64), 6, 4, 3), 2), tuple(DENSE.values()), (np.zeros((2, 3)),)
+    )
     with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
         dense(fd, forged, **DENSE)
 
@@ -173,7 +208,9 @@ def test_what_a_cache_holds_is_compared_to_the_call_before_it_is_read():
 # ---- checksums -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64, 65, 1000, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 5])
+@pytest.mark.parametrize(
+    "size", [0, 1, 7, 8, 9, 63, 64, 65, 1000, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 5]
+)
 def test_every_bit_counts(size):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     (whole,) = checksums((data,))
@@ -189,7 +226,19 @@ def test_every_bit_counts(size):
 def test_changes_that_might_cancel_do_not():
     """Signs of all numbers, of two that meet in one sum, equal changes there, exchanges, permutations: all sums are different."""
     base = np.random.default_rng(0).normal(size=4096)
-    seen = set(checksums((base, -base, base[::-1].copy(), np.roll(base, 1), np.roll(base, 8), np.zeros(4096), -np.zeros(4096))))
+    seen = set(
+        checksums(
+            (
+                base,
+                -base,
+                base[::-1].copy(),
+                np.roll(base, 1),
+                np.roll(base, 8),
+                np.zeros(4096),
+                -np.zeros(4096),
+            )
+        )
+    )
     for step in range(1, 200):
         for change in (-1.0, 2.0):
             other = base.copy()
@@ -210,7 +259,11 @@ def test_small_integers_have_checksums_of_their_own():
 
 def test_changes_of_two_bits_do_not_cancel():
     for word in (np.float64, np.uint64):
-        base = np.random.default_rng(0).normal(size=8).view(word) if word is np.float64 else np.zeros(8, word)
+        base = (
+            np.random.default_rng(0).normal(size=8).view(word)
+            if word is np.float64
+            else np.zeros(8, word)
+        )
         seen, bits = [], 64 * 4
         for i, j in itertools.combinations(range(bits), 2):
             other = base.copy().view(np.uint64)

@@ -58,14 +58,22 @@ def test_gradients_are_the_symbolic_derivatives_element_by_element(shape, b):
     """L = λ(σ(X W + b)) written out in its elements, λ not a sum; the first shape is the source's."""
     sympy = pytest.importorskip("sympy")
     n, m, p = shape
-    X, W = (np.array(sympy.symbols(f"{name}:{r}:{c}")).reshape(r, c) for name, r, c in (("x", n, m), ("w", m, p)))
+    X, W = (
+        np.array(sympy.symbols(f"{name}:{r}:{c}")).reshape(r, c)
+        for name, r, c in (("x", n, m), ("w", m, p))
+    )
     bias = np.array(sympy.symbols(f"b:{p}")) if b else np.zeros(p, int)
     N = [[sum(X[i, k] * W[k, j] for k in range(m)) + bias[j] for j in range(p)] for i in range(n)]
     S = np.array(sympy.symbols(f"s:{n}:{p}")).reshape(n, p)
-    loss = sum((i + 2 * j + 1) * S[i, j] ** 2 for i in range(n) for j in range(p)) + S[0, 0] * S[n - 1, p - 1]
+    loss = (
+        sum((i + 2 * j + 1) * S[i, j] ** 2 for i in range(n) for j in range(p))
+        + S[0, 0] * S[n - 1, p - 1]
+    )
     at = {S[i, j]: 1 / (1 + sympy.exp(-N[i][j])) for i in range(n) for j in range(p)}
     symbols = [*X.ravel(), *W.ravel(), *(bias if b else ())]
-    derivatives = [sum(sympy.diff(loss, s).subs(at) * sympy.diff(at[s], v) for s in at) for v in symbols]
+    derivatives = [
+        sum(sympy.diff(loss, s).subs(at) * sympy.diff(at[s], v) for s in at) for v in symbols
+    ]
     rng = np.random.default_rng(1)
     numbers = rng.normal(size=len(symbols))
     exact = np.array(sympy.lambdify(symbols, derivatives)(*numbers))
@@ -75,11 +83,15 @@ def test_gradients_are_the_symbolic_derivatives_element_by_element(shape, b):
         numbers[n * m + m * p :] if b else None,
     )
     Y = fd.dense(x, w, c, activation="sigmoid")
-    dY = np.array(sympy.lambdify(list(S.ravel()), [sympy.diff(loss, s) for s in S.ravel()])(*Y.ravel())).reshape(n, p)
+    dY = np.array(
+        sympy.lambdify(list(S.ravel()), [sympy.diff(loss, s) for s in S.ravel()])(*Y.ravel())
+    ).reshape(n, p)
     grads = fd.dense_vjp(dY, x, w, c, activation="sigmoid")
     ours = np.concatenate([g.ravel() for g in grads if g is not None])
     assert error(ours, exact) < 1e-14
-    if shape == (3, 3, 2) and not b:  # what the source has for dW where λ is not a sum: the page's erratum
+    if (
+        shape == (3, 3, 2) and not b
+    ):  # what the source has for dW where λ is not a sum: the page's erratum
         slope = Y * (1 - Y)
         assert error(dY * (x.T @ slope), grads.dW) > 0.1
 
@@ -102,7 +114,10 @@ def test_everything_equals_the_reference(shape, dtype):
     dY, X, W, b = problem(*shape, dtype)
     for name, bias in itertools.product([*NAMES, None], [b, None]):
         ours = fd.dense(X, W, bias, activation=name), *fd.dense_vjp(dY, X, W, bias, activation=name)
-        theirs = reference.dense(X, W, bias, activation=name), *reference.dense_vjp(dY, X, W, bias, activation=name)
+        theirs = (
+            reference.dense(X, W, bias, activation=name),
+            *reference.dense_vjp(dY, X, W, bias, activation=name),
+        )
         for a, e in zip(ours, theirs, strict=True):
             assert (a is None) == (e is None) == (bias is None and a is None)
             if a is not None:
@@ -118,10 +133,16 @@ def test_pytorch_agrees(name, dtype):
     W /= 5
     leaves = [torch.tensor(a, requires_grad=True) for a in (X, W, b)]
     N = torch.addmm(leaves[2], leaves[0], leaves[1])
-    Y = N if name is None else getattr(torch if name in ("sigmoid", "tanh") else torch.nn.functional, name)(N)
+    Y = (
+        N
+        if name is None
+        else getattr(torch if name in ("sigmoid", "tanh") else torch.nn.functional, name)(N)
+    )
     assert error(fd.dense(X, W, b, activation=name), Y.detach().numpy()) < TOLERANCE[dtype]
     for ours, theirs in zip(
-        fd.dense_vjp(dY, X, W, b, activation=name), torch.autograd.grad(Y, leaves, torch.tensor(dY)), strict=True
+        fd.dense_vjp(dY, X, W, b, activation=name),
+        torch.autograd.grad(Y, leaves, torch.tensor(dY)),
+        strict=True,
     ):
         assert error(ours, theirs.numpy()) < TOLERANCE[dtype]
 
@@ -148,7 +169,9 @@ def test_a_cache_gives_the_same_bits_any_number_of_times(name, dtype):
         assert same_bits(Y, fd.dense(3 * X, W, b, activation=name))
         for adjoint in dY, np.cos(dY), dY:
             grads = fd.dense_vjp(adjoint, 3 * X, W, b, activation=name)
-            for a, e in zip(fd.dense_vjp(adjoint, 3 * X, W, b, activation=name, cache=cache), grads, strict=True):
+            for a, e in zip(
+                fd.dense_vjp(adjoint, 3 * X, W, b, activation=name, cache=cache), grads, strict=True
+            ):
                 assert a is e is None or same_bits(a, e)
 
 
@@ -216,14 +239,24 @@ def test_the_references_cache_changes_nothing():
     Y, cache = reference.dense(X, W, b, activation="tanh", return_cache=True)
     grads = reference.dense_vjp(dY, X, W, b, activation="tanh")
     assert same_bits(Y, reference.dense(X, W, b, activation="tanh"))
-    assert all(same_bits(a, e) for a, e in zip(reference.dense_vjp(dY, X, W, b, activation="tanh", cache=cache), grads, strict=True))
+    assert all(
+        same_bits(a, e)
+        for a, e in zip(
+            reference.dense_vjp(dY, X, W, b, activation="tanh", cache=cache), grads, strict=True
+        )
+    )
 
 
 def test_another_calls_cache_is_refused():
     dY, X, W, b = problem()
     cache = fd.dense(X, W, b, activation="tanh", return_cache=True)[1]
-    single = fd.dense(*(a.astype(np.float32) for a in (X, W, b)), activation="tanh", return_cache=True)[1]
-    rows, inputs = (fd.dense(*problem(*s)[1:], activation="tanh", return_cache=True)[1] for s in ((5, 4, 3), (6, 2, 3)))
+    single = fd.dense(
+        *(a.astype(np.float32) for a in (X, W, b)), activation="tanh", return_cache=True
+    )[1]
+    rows, inputs = (
+        fd.dense(*problem(*s)[1:], activation="tanh", return_cache=True)[1]
+        for s in ((5, 4, 3), (6, 2, 3))
+    )
     of = r"cache is of a call with \(dtype, K, n, m\) = "
     for bad, name, kind, text in (
         (rows, "tanh", ValueError, of + r"\(float64, 5, 4, 3\); expected \(float64, 6, 4, 3\)"),
@@ -248,15 +281,26 @@ EXACT = {  # φ, φ′
     "tanh": (mpmath.tanh, lambda x: mpmath.sech(x) ** 2),
     "relu": (lambda x: max(x, mpmath.mpf(0)), lambda x: mpmath.mpf(int(x > 0))),
     "softplus": (lambda x: mpmath.log1p(mpmath.exp(x)), lambda x: 1 / (1 + mpmath.exp(-x))),
-    "silu": (lambda x: x / (1 + mpmath.exp(-x)), lambda x: (1 + x / (1 + mpmath.exp(x))) / (1 + mpmath.exp(-x))),
+    "silu": (
+        lambda x: x / (1 + mpmath.exp(-x)),
+        lambda x: (1 + x / (1 + mpmath.exp(x))) / (1 + mpmath.exp(-x)),
+    ),
     "gelu": (
         lambda x: x * mpmath.erfc(-x / mpmath.sqrt(2)) * half,
         lambda x: mpmath.erfc(-x / mpmath.sqrt(2)) * half + x * mpmath.npdf(x),
     ),
 }
 # errors in units of the last place, rounded up from the largest over millions of numbers at every CPU level
-ULP = {name: (4, 4) for name in NAMES} | {"sigmoid": (4, 5), "tanh": (4, 6), "silu": (4, 7), "gelu": (7, 9)}
-ZEROS = {"silu": (-2.5, -0.8), "gelu": (-1.2, -0.4)}  # φ′ changes sign in there, and only its absolute error is small
+ULP = {name: (4, 4) for name in NAMES} | {
+    "sigmoid": (4, 5),
+    "tanh": (4, 6),
+    "silu": (4, 7),
+    "gelu": (7, 9),
+}
+ZEROS = {
+    "silu": (-2.5, -0.8),
+    "gelu": (-1.2, -0.4),
+}  # φ′ changes sign in there, and only its absolute error is small
 REACH = {"gelu": {np.float32: 14, np.float64: 39}}
 ENDS = {
     np.float32: (-88.722, -87.3366, -91.84, -91.846, -44.3614, -13.146, -13.3418),
@@ -307,19 +351,30 @@ def test_activations_at_the_ends_of_the_line(dtype):
     x = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 1e30, -1e30, 1e-37], dtype)
     nan = np.nan
     expected = {
-        "sigmoid": ([1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5], [0, 0, nan, nan, 0.25, 0.25, 0, 0, 0.25]),
+        "sigmoid": (
+            [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5],
+            [0, 0, nan, nan, 0.25, 0.25, 0, 0, 0.25],
+        ),
         "tanh": ([1, -1, nan, nan, 0, 0, 1, -1, 1e-37], [0, 0, nan, nan, 1, 1, 0, 0, 1]),
         "relu": ([np.inf, 0, nan, nan, 0, 0, 1e30, 0, 1e-37], [1, 0, nan, nan, 0, 0, 1, 0, 1]),
         "softplus": (
             [np.inf, 0, nan, nan, np.log(2), np.log(2), 1e30, 0, np.log(2)],
             [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5],
         ),
-        "silu": ([np.inf, 0, nan, nan, 0, 0, 1e30, 0, 5e-38], [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5]),
-        "gelu": ([np.inf, 0, nan, nan, 0, 0, 1e30, 0, 5e-38], [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5]),
+        "silu": (
+            [np.inf, 0, nan, nan, 0, 0, 1e30, 0, 5e-38],
+            [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5],
+        ),
+        "gelu": (
+            [np.inf, 0, nan, nan, 0, 0, 1e30, 0, 5e-38],
+            [1, 0, nan, nan, 0.5, 0.5, 1, 0, 0.5],
+        ),
     }
     for name, both in expected.items():
         for values, wanted in zip(elementwise(x, name), both, strict=True):
-            np.testing.assert_allclose(values, np.array(wanted, dtype), rtol=1e-6, atol=1.2e-38, err_msg=name)
+            np.testing.assert_allclose(
+                values, np.array(wanted, dtype), rtol=1e-6, atol=1.2e-38, err_msg=name
+            )
 
 
 def test_relu_hears_nothing_from_where_it_is_zero():
@@ -349,8 +404,17 @@ def test_a_pair_may_overwrite_what_it_is_given_and_keep_what_it_returns():
     Y = fd.dense(X, W, b, activation=(lambda x: kept, in_place))
     Y[...] = 7
     assert (kept == 1).all()
-    assert error(fd.dense_vjp(dY, X, W, b, activation=(in_place, in_place)).db, (dY * np.sin(X @ W + b)).sum(0)) < 1e-14
-    single = fd.dense(*(a.astype(np.float32) for a in (X, W)), activation=(lambda x: x.astype(float).tolist(), np.cos))
+    assert (
+        error(
+            fd.dense_vjp(dY, X, W, b, activation=(in_place, in_place)).db,
+            (dY * np.sin(X @ W + b)).sum(0),
+        )
+        < 1e-14
+    )
+    single = fd.dense(
+        *(a.astype(np.float32) for a in (X, W)),
+        activation=(lambda x: x.astype(float).tolist(), np.cos),
+    )
     assert single.dtype == np.float32
 
 
@@ -361,7 +425,10 @@ def test_a_pair_may_overwrite_what_it_is_given_and_keep_what_it_returns():
 ])  # fmt: skip
 def test_other_activations_are_errors_that_list_the_names(bad, kind, text):
     dY, X, W, b = problem()
-    for call in lambda: fd.dense(X, W, b, activation=bad), lambda: fd.dense_vjp(dY, X, W, b, activation=bad):
+    for call in (
+        lambda: fd.dense(X, W, b, activation=bad),
+        lambda: fd.dense_vjp(dY, X, W, b, activation=bad),
+    ):
         with pytest.raises(kind, match=text):
             call()
 
@@ -383,7 +450,9 @@ def test_a_pair_must_return_as_many_real_numbers(value, kind, text):
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("shape", [(5, 4, 3), (1, 6, 1), (1, 1, 9), (7, 1, 1), (70, 1, 20), (65, 40, 300)])
+@pytest.mark.parametrize(
+    "shape", [(5, 4, 3), (1, 6, 1), (1, 1, 9), (7, 1, 1), (70, 1, 20), (65, 40, 300)]
+)
 def test_any_layout_gives_the_same_bits(shape, dtype):
     arguments = problem(*shape, dtype)
     Y = fd.dense(*arguments[1:], activation="silu")
@@ -396,7 +465,9 @@ def test_any_layout_gives_the_same_bits(shape, dtype):
                 assert same_bits(a, e), label
     for label, out in layouts(np.zeros_like(Y)):
         if label not in ("read-only", "byte-swapped"):
-            assert fd.dense(*arguments[1:], activation="silu", out=out) is out and np.array_equal(out, Y), label
+            assert fd.dense(*arguments[1:], activation="silu", out=out) is out and np.array_equal(
+                out, Y
+            ), label
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -405,7 +476,11 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
 
     def call():
         Y, cache = fd.dense(X, W, b, activation="gelu", return_cache=True)
-        return [Y, *fd.dense_vjp(dY, X, W, b, activation="gelu"), *fd.dense_vjp(dY, X, W, b, activation="gelu", cache=cache)]
+        return [
+            Y,
+            *fd.dense_vjp(dY, X, W, b, activation="gelu"),
+            *fd.dense_vjp(dY, X, W, b, activation="gelu", cache=cache),
+        ]
 
     for others in zip(*by_threads(call, 1, 2, 5), strict=True):
         assert all(same_bits(a, others[0]) for a in others)
@@ -429,7 +504,8 @@ def test_a_row_does_not_hear_of_another():
     X[7], X[9, 2], dY[20, 3] = np.nan, np.inf, np.nan
     touched = np.isin(np.arange(40), (7, 9, 20))
     assert same_bits(
-        fd.dense(X, W, b, activation="gelu")[~touched | (np.arange(40) == 20)], Y[~touched | (np.arange(40) == 20)]
+        fd.dense(X, W, b, activation="gelu")[~touched | (np.arange(40) == 20)],
+        Y[~touched | (np.arange(40) == 20)],
     )
     assert same_bits(fd.dense_vjp(dY, X, W, b, activation="gelu").dX[~touched], dX[~touched])
 
@@ -437,7 +513,12 @@ def test_a_row_does_not_hear_of_another():
 def test_sum_over_many_rows_keeps_float32s_digits():
     """A running float32 sum of as many equal numbers would be off by a percent."""
     dY = np.full((300_001, 3), 0.1, np.float32)
-    db = fd.dense_vjp(dY, np.zeros((300_001, 1), np.float32), np.zeros((1, 3), np.float32), np.zeros(3, np.float32)).db
+    db = fd.dense_vjp(
+        dY,
+        np.zeros((300_001, 1), np.float32),
+        np.zeros((1, 3), np.float32),
+        np.zeros(3, np.float32),
+    ).db
     assert error(db, np.full(3, 300_001 * np.float64(np.float32(0.1)))) < 1e-6
 
 
@@ -493,7 +574,10 @@ def test_results_pickle():
 
 def test_ctrl_c_is_answered_amid_products():
     X, W = np.ones((20_000, 3000), np.float32), np.ones((3000, 1500), np.float32)
-    assert seconds_until_answered(lambda: [fd.dense(X, W) for _ in range(20)], delay=0.2) < ALLOWED + 0.3
+    assert (
+        seconds_until_answered(lambda: [fd.dense(X, W) for _ in range(20)], delay=0.2)
+        < ALLOWED + 0.3
+    )
 
 
 def test_a_small_call_stays_small():

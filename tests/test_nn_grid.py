@@ -92,7 +92,9 @@ def test_pytorch_autograd_agrees(dtype):
     states = torch.stack([torch.stack([h[i, j] for j in range(5)], 1) for i in range(6)], 1)
     assert error(fd.grid_rnn(*arguments), states.detach().numpy()) < TOLERANCE[dtype]
     for ours, theirs in zip(
-        fd.grid_rnn_vjp(dh, *arguments), torch.autograd.grad(states, leaves, torch.tensor(dh)), strict=True
+        fd.grid_rnn_vjp(dh, *arguments),
+        torch.autograd.grad(states, leaves, torch.tensor(dh)),
+        strict=True,
     ):
         assert error(ours, theirs.numpy()) < TOLERANCE[dtype]
 
@@ -111,7 +113,10 @@ def test_gradients_keep_their_digits_where_every_unit_is_saturated():
 def test_a_pair_of_callables_is_an_activation(shape):
     dh, *arguments = problem(*shape)
     pair = np.tanh, lambda a: 1 / np.cosh(a) ** 2
-    ours = [fd.grid_rnn(*arguments, activation=pair), *fd.grid_rnn_vjp(dh, *arguments, activation=pair)]
+    ours = [
+        fd.grid_rnn(*arguments, activation=pair),
+        *fd.grid_rnn_vjp(dh, *arguments, activation=pair),
+    ]
     named = [fd.grid_rnn(*arguments), *fd.grid_rnn_vjp(dh, *arguments)]
     assert all(a.shape == e.shape and error(a, e) < 1e-14 for a, e in zip(ours, named, strict=True))
 
@@ -119,7 +124,8 @@ def test_a_pair_of_callables_is_an_activation(shape):
 def test_a_pair_must_return_as_many_numbers():
     dh, *arguments = problem()
     with pytest.raises(
-        ValueError, match=r"activation\[0\]\(x\) has shape \(2, 1, 4\); expected that of x, \(2, 1, 5\)"
+        ValueError,
+        match=r"activation\[0\]\(x\) has shape \(2, 1, 4\); expected that of x, \(2, 1, 5\)",
     ):
         fd.grid_rnn(*arguments, activation=(lambda a: a[..., :-1], np.cos))
     with pytest.raises(TypeError, match=r"activation\[1\]\(x\) has dtype complex128"):
@@ -142,11 +148,17 @@ def test_as_many_steps_as_there_are_diagonals(shape):
     pair = watched("phi", np.sin), watched("slope", np.cos)
     fd.grid_rnn(*arguments, activation=pair)
     assert (
-        len(calls) == G1 + G2 - 1 and sum(s[1] for _, s in calls) == G1 * G2 and {s[::2] for _, s in calls} == {(3, 5)}
+        len(calls) == G1 + G2 - 1
+        and sum(s[1] for _, s in calls) == G1 * G2
+        and {s[::2] for _, s in calls} == {(3, 5)}
     )
     calls.clear()
     fd.grid_rnn_vjp(dh, *arguments, activation=pair)
-    assert sum(name == "slope" for name, _ in calls) == sum(name == "phi" for name, _ in calls) == G1 + G2 - 1
+    assert (
+        sum(name == "slope" for name, _ in calls)
+        == sum(name == "phi" for name, _ in calls)
+        == G1 + G2 - 1
+    )
 
 
 def test_states_count_paths():
@@ -172,7 +184,10 @@ def test_transposing_the_grid_exchanges_west_and_north():
         fd.grid_rnn_vjp(dh, x, W_in, W_west, W_north, b),
         fd.grid_rnn_vjp(dh.swapaxes(1, 2), x.swapaxes(1, 2), W_in, W_north, W_west, b),
     )
-    assert error(back.dW_north, grads.dW_west) < 1e-14 and error(back.dx.swapaxes(1, 2), grads.dx) < 1e-14
+    assert (
+        error(back.dW_north, grads.dW_west) < 1e-14
+        and error(back.dx.swapaxes(1, 2), grads.dx) < 1e-14
+    )
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -183,7 +198,8 @@ def test_an_item_has_the_same_bits_alone_and_in_any_batch(dtype):
     for t in 0, 7, 30:
         assert same_bits(fd.grid_rnn(arguments[0][t], *arguments[1:]), whole[t])
         assert same_bits(
-            fd.grid_rnn_vjp(dh[t : t + 1], arguments[0][t : t + 1], *arguments[1:]).dx, grads.dx[t : t + 1]
+            fd.grid_rnn_vjp(dh[t : t + 1], arguments[0][t : t + 1], *arguments[1:]).dx,
+            grads.dx[t : t + 1],
         )
 
 
@@ -195,7 +211,11 @@ def test_not_finite_data_stay_in_their_item_and_downstream():
     assert nan[1, 2:, 3:].all() and nan.sum() == nan[1, 2:, 3:].sum()
     assert same_bits(fd.grid_rnn(x, *rest)[~nan], h[~nan])
     again = fd.grid_rnn_vjp(dh, x, *rest).dx
-    assert same_bits(again[0], dx[0]) and same_bits(again[2, 5], dx[2, 5]) and np.isfinite(again[2, :, 5]).all()
+    assert (
+        same_bits(again[0], dx[0])
+        and same_bits(again[2, 5], dx[2, 5])
+        and np.isfinite(again[2, :, 5]).all()
+    )
     assert not np.isfinite(again[2, :5, :5]).any()
 
 
@@ -205,7 +225,10 @@ def test_long_sums_keep_float32s_digits():
     zero, dh = np.zeros((1, 1), np.float32), np.full((4, 300, 300, 1), 0.3, np.float32)
     grads = fd.grid_rnn_vjp(dh, x, one, zero, zero, np.zeros(1, np.float32), activation=None)
     exact = 360_000 * np.float64(np.float32(0.3))
-    assert error(grads.db, [exact]) < 2e-6 and error(grads.dW_in, [[exact * np.float64(np.float32(0.1))]]) < 2e-6
+    assert (
+        error(grads.db, [exact]) < 2e-6
+        and error(grads.dW_in, [[exact * np.float64(np.float32(0.1))]]) < 2e-6
+    )
 
 
 # ---- bits and arguments ----------------------------------------------------------------------------------------------------
@@ -220,14 +243,17 @@ def test_any_layout_gives_the_same_bits(shape, dtype):
         for label, view in layouts(arguments[k]):
             changed = [*arguments[:k], view, *arguments[k + 1 :]]
             assert same_bits(fd.grid_rnn(*changed[1:]), h), label
-            assert all(same_bits(a, e) for a, e in zip(fd.grid_rnn_vjp(*changed), grads, strict=True)), label
+            assert all(
+                same_bits(a, e) for a, e in zip(fd.grid_rnn_vjp(*changed), grads, strict=True)
+            ), label
 
 
 @pytest.mark.parametrize("dtype", REALS)
 def test_any_number_of_threads_gives_the_same_bits(dtype):
     dh, *arguments = problem(20, 24, 24, 4, 20, dtype)
     for others in zip(
-        *by_threads(lambda: [fd.grid_rnn(*arguments), *fd.grid_rnn_vjp(dh, *arguments)], 1, 2, 5), strict=True
+        *by_threads(lambda: [fd.grid_rnn(*arguments), *fd.grid_rnn_vjp(dh, *arguments)], 1, 2, 5),
+        strict=True,
     ):
         assert all(same_bits(a, others[0]) for a in others)
 
@@ -273,7 +299,11 @@ def test_unknown_activations_are_errors():
 def test_results_pickle():
     grads = fd.grid_rnn_vjp(*problem())
     again = pickle.loads(pickle.dumps(grads))
-    assert type(again) is fd.GridRNNGrads and again._fields == tuple(FIELDS) and all(map(same_bits, again, grads))
+    assert (
+        type(again) is fd.GridRNNGrads
+        and again._fields == tuple(FIELDS)
+        and all(map(same_bits, again, grads))
+    )
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -291,7 +321,10 @@ def test_ctrl_c_is_answered(back):
 @pytest.mark.parametrize("back", [False, True])
 def test_ctrl_c_is_answered_amid_wide_layers(back):
     """Where one diagonal's cells, or the weights alone, take long."""
-    dh, *arguments = (np.full(s, 1e-3) for s in ((1, 2, 2, 2500), (1, 2, 2, 8), (2500, 8), (2500, 2500), (2500, 2500)))
+    dh, *arguments = (
+        np.full(s, 1e-3)
+        for s in ((1, 2, 2, 2500), (1, 2, 2, 8), (2500, 8), (2500, 2500), (2500, 2500))
+    )
 
     def call():
         while True:

@@ -13,7 +13,15 @@ from interrupt import ALLOWED, seconds_until_answered
 from machines import assert_levels_agree, by_threads
 
 TOLERANCE = {np.float32: 5e-6, np.float64: 1e-13}
-SHAPES = [(5, 3, 4, 3), (7, 1, 3, 17), (9, 20, 33, 40), (1, 2, 3, 1), (60, 1, 8, 64), (3, 4, 0, 5), (2, 50, 5, 3)]
+SHAPES = [
+    (5, 3, 4, 3),
+    (7, 1, 3, 17),
+    (9, 20, 33, 40),
+    (1, 2, 3, 1),
+    (60, 1, 8, 64),
+    (3, 4, 0, 5),
+    (2, 50, 5, 3),
+]
 EMPTY = [(0, 3, 4, 5), (4, 0, 3, 5), (0, 0, 2, 3), (3, 2, 0, 1), (3, 2, 4, 0)]
 
 
@@ -26,7 +34,13 @@ def problem(shape, dtype=np.float64, seed=0, spread=1.0):
         return rng.normal(size=s).astype(dtype)
 
     scale = dtype(spread / np.sqrt(max(H, 1)))
-    arguments = normal(T, B, D), normal(4 * H, D) * scale, normal(4 * H, H) * scale, normal(4 * H), normal(4 * H)
+    arguments = (
+        normal(T, B, D),
+        normal(4 * H, D) * scale,
+        normal(4 * H, H) * scale,
+        normal(4 * H),
+        normal(4 * H),
+    )
     return arguments, ((normal(B, H), normal(B, H)), (normal(B, H), normal(B, H)), normal(T, B, H))
 
 
@@ -66,12 +80,20 @@ def test_equals_the_reference(shape, dtype, ragged):
 @pytest.mark.parametrize("shape", EMPTY)
 def test_empty_axes_have_the_mathematics_answer(shape):
     for dtype in np.float32, np.float64:
-        for a, b in zip(everything(shape, dtype), everything(shape, dtype, None, reference), strict=True):
+        for a, b in zip(
+            everything(shape, dtype), everything(shape, dtype, None, reference), strict=True
+        ):
             assert a.dtype == dtype and a.shape == b.shape and error(a, b) < TOLERANCE[dtype]
     if shape[0] == 0:
         arguments, (first, dlast, dh) = problem(shape)
         assert all(map(np.array_equal, fd.lstm(*arguments, initial_state=first)[1], first))
-        assert all(map(np.array_equal, fd.lstm_vjp(dh, *arguments, initial_state=first, dlast_state=dlast).dinitial_state, dlast))
+        assert all(
+            map(
+                np.array_equal,
+                fd.lstm_vjp(dh, *arguments, initial_state=first, dlast_state=dlast).dinitial_state,
+                dlast,
+            )
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -81,7 +103,10 @@ def test_equals_pytorch(shape, dtype):
     T, B, D, H = shape
     torch.manual_seed(0)
     layer = torch.nn.LSTM(D, H, dtype=getattr(torch, dtype))
-    x, h0, c0 = (torch.randn(*s, dtype=layer.weight_ih_l0.dtype, requires_grad=True) for s in ((T, B, D), (1, B, H), (1, B, H)))
+    x, h0, c0 = (
+        torch.randn(*s, dtype=layer.weight_ih_l0.dtype, requires_grad=True)
+        for s in ((T, B, D), (1, B, H), (1, B, H))
+    )
     h, last = layer(x, (h0, c0))
     dh, *dlast = (torch.randn_like(a) for a in (h, *last))
     sum((a * d).sum() for a, d in zip((h, *last), (dh, *dlast), strict=True)).backward()
@@ -90,8 +115,12 @@ def test_equals_pytorch(shape, dtype):
     first, dlast = ([a.detach().numpy()[0] for a in pair] for pair in ((h0, c0), dlast))
     ours = fd.lstm(*arguments, initial_state=first)
     for a, b in zip(flat(ours), (h, *last), strict=True):
-        assert error(a, b.detach().numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)
-    assert same_bits(fd.lstm(arguments[0], *layer.state_dict().values(), initial_state=first)[0], ours[0])
+        assert error(a, b.detach().numpy().reshape(a.shape)) < (
+            1e-5 if dtype == "float32" else 1e-10
+        )
+    assert same_bits(
+        fd.lstm(arguments[0], *layer.state_dict().values(), initial_state=first)[0], ours[0]
+    )
     grads = fd.lstm_vjp(dh.numpy(), *arguments, initial_state=first, dlast_state=dlast)
     for a, b in zip(flat(grads), (x, *parameters, h0, c0), strict=True):
         assert error(a, b.grad.numpy().reshape(a.shape)) < (1e-5 if dtype == "float32" else 1e-10)
@@ -116,7 +145,9 @@ def complex_loss(arguments, first, lengths, dh, dlast):
 def test_gradients_are_the_slopes_of_complex_steps(shape):
     arguments, (first, dlast, dh) = problem(shape)
     lengths = some_lengths(shape, 1)
-    grads = flat(fd.lstm_vjp(dh, *arguments, initial_state=first, lengths=lengths, dlast_state=dlast))
+    grads = flat(
+        fd.lstm_vjp(dh, *arguments, initial_state=first, lengths=lengths, dlast_state=dlast)
+    )
     rng = np.random.default_rng(5)
     values = [*arguments, *first]
     for which, grad in enumerate(grads):
@@ -124,7 +155,9 @@ def test_gradients_are_the_slopes_of_complex_steps(shape):
             direction = rng.normal(size=grad.shape)
             moved = [v + 1e-30j * direction if i == which else v for i, v in enumerate(values)]
             slope = complex_loss(moved[:5], moved[5:], lengths, dh, dlast).imag / 1e-30
-            assert abs((grad * direction).sum() - slope) < 1e-12 * (np.abs(grad * direction).sum() + 1)
+            assert abs((grad * direction).sum() - slope) < 1e-12 * (
+                np.abs(grad * direction).sum() + 1
+            )
 
 
 # ---- lengths and states ----------------------------------------------------------------------------------------------
@@ -141,7 +174,9 @@ def test_a_sequence_in_a_batch_is_the_sequence_alone_bitwise(shape, dtype):
         x[end:, k] = dh[end:, k] = np.nan
     h, last = fd.lstm(x, *weights, initial_state=first, lengths=lengths)
     grads = fd.lstm_vjp(dh, x, *weights, initial_state=first, lengths=lengths, dlast_state=dlast)
-    adjoints = fd.lstm_state_adjoints(dh, x, *weights, initial_state=first, lengths=lengths, dlast_state=dlast)
+    adjoints = fd.lstm_state_adjoints(
+        dh, x, *weights, initial_state=first, lengths=lengths, dlast_state=dlast
+    )
     total = [np.zeros_like(a) for a in grads[1:5]]
     for k, end in enumerate(lengths):
         alone, state, back = x[:end, k], [a[k] for a in first], [a[k] for a in dlast]
@@ -150,9 +185,17 @@ def test_a_sequence_in_a_batch_is_the_sequence_alone_bitwise(shape, dtype):
         assert all(same_bits(a[k], b) for a, b in zip(last, last1, strict=True))
         grads1 = fd.lstm_vjp(dh[:end, k], alone, *weights, initial_state=state, dlast_state=back)
         assert same_bits(grads.dx[:end, k], grads1.dx) and not grads.dx[end:, k].any()
-        assert all(same_bits(a[k], b) for a, b in zip(grads.dinitial_state, grads1.dinitial_state, strict=True))
-        adjoints1 = fd.lstm_state_adjoints(dh[:end, k], alone, *weights, initial_state=state, dlast_state=back)
-        assert all(same_bits(a[:end, k], b) and not a[end:, k].any() for a, b in zip(adjoints, adjoints1, strict=True))
+        assert all(
+            same_bits(a[k], b)
+            for a, b in zip(grads.dinitial_state, grads1.dinitial_state, strict=True)
+        )
+        adjoints1 = fd.lstm_state_adjoints(
+            dh[:end, k], alone, *weights, initial_state=state, dlast_state=back
+        )
+        assert all(
+            same_bits(a[:end, k], b) and not a[end:, k].any()
+            for a, b in zip(adjoints, adjoints1, strict=True)
+        )
         for t, g in zip(total, grads1[1:5], strict=True):
             t += g
     for t, g in zip(total, grads[1:5], strict=True):
@@ -176,7 +219,12 @@ def test_a_sequence_in_two_halves_carries_its_state():
 def test_unbatched_is_a_batch_of_one(lengths):
     arguments, (first, dlast, dh) = problem((5, 1, 3, 4))
     batch = everything((5, 1, 3, 4), lengths=None if lengths is None else [lengths])
-    (x, *weights), first, dlast, dh = arguments, [a[0] for a in first], [a[0] for a in dlast], dh[:, 0]
+    (x, *weights), first, dlast, dh = (
+        arguments,
+        [a[0] for a in first],
+        [a[0] for a in dlast],
+        dh[:, 0],
+    )
     rest = dict(initial_state=first, lengths=lengths)
     back = dict(rest, dlast_state=dlast)
     one = flat([*fd.lstm(x[:, 0], *weights, **rest), *fd.lstm_vjp(dh, x[:, 0], *weights, **back),
@@ -192,11 +240,16 @@ def test_what_is_none_counts_as_zeros_and_has_no_gradient():
     zero, states = np.zeros(24), (np.zeros((3, 6)),) * 2
     none, zeros = fd.lstm(x, W, U), fd.lstm(x, W, U, zero, zero, initial_state=states)
     assert all(map(same_bits, flat(none), flat(zeros)))
-    grads, full = fd.lstm_vjp(dh, x, W, U), fd.lstm_vjp(dh, x, W, U, zero, zero, initial_state=states, dlast_state=states)
+    grads, full = (
+        fd.lstm_vjp(dh, x, W, U),
+        fd.lstm_vjp(dh, x, W, U, zero, zero, initial_state=states, dlast_state=states),
+    )
     assert grads.dbias_ih is None and grads.dbias_hh is None and grads.dinitial_state is None
     assert all(map(same_bits, grads[:3], full[:3]))
     half = fd.lstm_vjp(dh, x, W, U, None, zero, dlast_state=(None, dlast[1]))
-    assert half.dbias_ih is None and same_bits(half.dbias_hh, fd.lstm_vjp(dh, x, W, U, zero, dlast_state=(states[0], dlast[1])).dbias_ih)
+    assert half.dbias_ih is None and same_bits(
+        half.dbias_hh, fd.lstm_vjp(dh, x, W, U, zero, dlast_state=(states[0], dlast[1])).dbias_ih
+    )
     assert not np.shares_memory(full.dbias_ih, full.dbias_hh)
 
 
@@ -213,7 +266,13 @@ def test_a_cache_serves_any_number_of_times_and_changes_no_bit(dtype):
     h[...] = np.nan  # the caller's own
     for f in fd.lstm_vjp, fd.lstm_vjp, fd.lstm_state_adjoints, fd.lstm_state_adjoints:
         without = f(dh, *arguments, **rest, dlast_state=dlast)
-        assert all(map(same_bits, flat(f(dh, *arguments, **rest, dlast_state=dlast, cache=cache)), flat(without)))
+        assert all(
+            map(
+                same_bits,
+                flat(f(dh, *arguments, **rest, dlast_state=dlast, cache=cache)),
+                flat(without),
+            )
+        )
 
 
 def test_another_calls_cache_is_refused():
@@ -221,9 +280,16 @@ def test_another_calls_cache_is_refused():
     *_, cache = fd.lstm(*arguments, lengths=[4, 2, 3], return_cache=True)
     with pytest.raises(ValueError, match="cache is of a call with other lengths"):
         fd.lstm_vjp(dh, *arguments, lengths=[4, 3, 2], cache=cache)
-    with pytest.raises(ValueError, match=r"cache is of a call with \(dtype, T, B, H\) = \(float64, 4, 3, 5\); expected \(float32, 4, 3, 5\)"):
-        fd.lstm_vjp(*(a.astype(np.float32) for a in (dh, *arguments)), lengths=[4, 2, 3], cache=cache)
-    with pytest.raises(TypeError, match=r"cache is a list; expected what lstm\(…, return_cache=True\) returns"):
+    with pytest.raises(
+        ValueError,
+        match=r"cache is of a call with \(dtype, T, B, H\) = \(float64, 4, 3, 5\); expected \(float32, 4, 3, 5\)",
+    ):
+        fd.lstm_vjp(
+            *(a.astype(np.float32) for a in (dh, *arguments)), lengths=[4, 2, 3], cache=cache
+        )
+    with pytest.raises(
+        TypeError, match=r"cache is a list; expected what lstm\(…, return_cache=True\) returns"
+    ):
         fd.lstm_vjp(dh, *arguments, cache=[])
     with pytest.raises(TypeError, match="cache cannot be pickled"):
         pickle.dumps(cache)
@@ -279,14 +345,22 @@ def test_cpu_levels_agree():
 def test_nan_and_infinity_stay_in_their_sequence():
     shape = 6, 20, 4, 18
     (x, *weights), (first, _, dh) = problem(shape)
-    clean = fd.lstm(x, *weights), fd.lstm_vjp(dh, x, *weights, initial_state=first), fd.lstm_state_adjoints(dh, x, *weights)
+    clean = (
+        fd.lstm(x, *weights),
+        fd.lstm_vjp(dh, x, *weights, initial_state=first),
+        fd.lstm_state_adjoints(dh, x, *weights),
+    )
     x[3, 5, 1], x[2, 7, 0], dh[4, 9, 2] = np.nan, np.inf, np.nan
     others = np.setdiff1d(np.arange(20), [5, 7, 9])
     h, last = fd.lstm(x, *weights)
-    assert same_bits(h[:, others], clean[0][0][:, others]) and same_bits(h[:3, 5], clean[0][0][:3, 5])
+    assert same_bits(h[:, others], clean[0][0][:, others]) and same_bits(
+        h[:3, 5], clean[0][0][:3, 5]
+    )
     assert np.isnan(h[3:, 5]).all() and np.isnan(last[0][5]).all() and np.isfinite(h[:, 9]).all()
     grads = fd.lstm_vjp(dh, x, *weights, initial_state=first)
-    assert same_bits(grads.dx[:, others], clean[1].dx[:, others]) and np.isnan(grads.dx[:5, 9]).all()
+    assert (
+        same_bits(grads.dx[:, others], clean[1].dx[:, others]) and np.isnan(grads.dx[:5, 9]).all()
+    )
     assert same_bits(grads.dx[5:, 9], clean[1].dx[5:, 9])
     for a, b in zip(fd.lstm_state_adjoints(dh, x, *weights), clean[2], strict=True):
         assert same_bits(a[:, others], b[:, others])
@@ -306,9 +380,13 @@ def test_saturated_gates_keep_relatively_accurate_derivatives(dtype, far):
         g, dg = np.tanh(a[2]), 1 / np.cosh(a[2]) ** 2
         c = s[1] * c0 + s[0] * g
         cbar = s[3] / np.cosh(c) ** 2
-        exact = np.array([cbar * g * slope[0], cbar * c0 * slope[1], cbar * s[0] * dg, np.tanh(c) * slope[3]])
+        exact = np.array(
+            [cbar * g * slope[0], cbar * c0 * slope[1], cbar * s[0] * dg, np.tanh(c) * slope[3]]
+        )
         normal = np.abs(exact) > np.finfo(dtype).tiny * 10
-        np.testing.assert_allclose(grads.dweight_ih[normal, 0], exact[normal], rtol=2e-6 if dtype == np.float32 else 1e-14)
+        np.testing.assert_allclose(
+            grads.dweight_ih[normal, 0], exact[normal], rtol=2e-6 if dtype == np.float32 else 1e-14
+        )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -316,36 +394,54 @@ def test_saturated_layers_equal_the_reference(seed):
     """Where every gradient is tiny, it is still the same one."""
     (x, W, U, b, _), (first, dlast, dh) = problem((3, 1, 3, 1), seed=seed, spread=30.0)
     rest = dict(initial_state=first, dlast_state=dlast)
-    for a, e in zip(*(flat(module.lstm_vjp(dh, x, W, U, b, **rest)) for module in (fd, reference)), strict=True):
+    for a, e in zip(
+        *(flat(module.lstm_vjp(dh, x, W, U, b, **rest)) for module in (fd, reference)), strict=True
+    ):
         assert error(a, e) < 1e-11
 
 
 def test_long_sums_in_float32_stay_within_the_contract():
     """Twenty thousand steps whose shares of the weights' gradient all have one sign."""
     T = 20000
-    x, W, U, b = np.ones((T, 1, 1), np.float32), np.full((4, 1), 0.01, np.float32), np.zeros((4, 1), np.float32), np.full(4, 0.3, np.float32)
+    x, W, U, b = (
+        np.ones((T, 1, 1), np.float32),
+        np.full((4, 1), 0.01, np.float32),
+        np.zeros((4, 1), np.float32),
+        np.full(4, 0.3, np.float32),
+    )
     dh = np.ones((T, 1, 1), np.float32)
-    single, double = fd.lstm_vjp(dh, x, W, U, b), fd.lstm_vjp(*(a.astype(np.float64) for a in (dh, x, W, U, b)))
+    single, double = (
+        fd.lstm_vjp(dh, x, W, U, b),
+        fd.lstm_vjp(*(a.astype(np.float64) for a in (dh, x, W, U, b))),
+    )
     for a, e in zip(flat(single), flat(double), strict=True):
         assert error(a, e) < 2e-6
 
 
 def test_interrupts_are_answered():
     rng = np.random.default_rng(0)
-    x, W, U = (rng.normal(size=s).astype(np.float32) / 8 for s in ((1500, 64, 128), (1024, 128), (1024, 256)))
+    x, W, U = (
+        rng.normal(size=s).astype(np.float32) / 8
+        for s in ((1500, 64, 128), (1024, 128), (1024, 256))
+    )
 
     def forever(call):
         while True:
             call()
 
-    for call in (lambda: fd.lstm(x, W, U)), (lambda: fd.lstm_vjp(np.ones((1500, 64, 256), np.float32), x, W, U)):
+    for call in (
+        (lambda: fd.lstm(x, W, U)),
+        (lambda: fd.lstm_vjp(np.ones((1500, 64, 256), np.float32), x, W, U)),
+    ):
         assert seconds_until_answered(lambda call=call: forever(call)) < ALLOWED
 
 
 @pytest.mark.slow
 def test_interrupts_are_answered_amid_wide_layers():
     """Where a single step, or packing the weights, takes long."""
-    dh, x, W, U = (np.full(s, 1e-3) for s in ((3, 16, 2500), (3, 16, 64), (10000, 64), (10000, 2500)))
+    dh, x, W, U = (
+        np.full(s, 1e-3) for s in ((3, 16, 2500), (3, 16, 64), (10000, 64), (10000, 2500))
+    )
 
     def forever(call):
         while True:
@@ -362,7 +458,11 @@ def test_interrupts_are_answered_amid_wide_layers():
 def carousel(T, H, far):
     """A layer with f ≈ 1, i ≈ 0, o ≈ 0, and inputs that would drive it."""
     rng = np.random.default_rng(8)
-    x, W, U = rng.normal(size=(T, 2, 3)), rng.normal(size=(4 * H, 3)) / 4, rng.normal(size=(4 * H, H)) / 4
+    x, W, U = (
+        rng.normal(size=(T, 2, 3)),
+        rng.normal(size=(4 * H, 3)) / 4,
+        rng.normal(size=(4 * H, H)) / 4,
+    )
     return x, W, U, np.repeat([-far, far, 0.0, -far], H)
 
 
@@ -396,11 +496,18 @@ def test_state_adjoints_are_those_of_restarted_sequences():
     hbar, cbar = fd.lstm_state_adjoints(dh, x, *weights, initial_state=first, dlast_state=dlast)
     for t in range(6):
         _, state = fd.lstm(x[: t + 1], *weights, initial_state=first)
-        tail = fd.lstm_vjp(dh[t + 1 :], x[t + 1 :], *weights, initial_state=state, dlast_state=dlast).dinitial_state
+        tail = fd.lstm_vjp(
+            dh[t + 1 :], x[t + 1 :], *weights, initial_state=state, dlast_state=dlast
+        ).dinitial_state
         np.testing.assert_allclose(hbar[t], dh[t] + tail[0], rtol=1e-12, atol=1e-14)
-        c, o = state[1], reference.lstm(x[: t + 1], *weights, initial_state=first, return_cache=True)[2]
+        c, o = (
+            state[1],
+            reference.lstm(x[: t + 1], *weights, initial_state=first, return_cache=True)[2],
+        )
         gate = np.array([steps[-1][3] for steps in o.value])
-        np.testing.assert_allclose(cbar[t], tail[1] + hbar[t] * gate * (1 - np.tanh(c) ** 2), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            cbar[t], tail[1] + hbar[t] * gate * (1 - np.tanh(c) ** 2), rtol=1e-12, atol=1e-14
+        )
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -424,7 +531,11 @@ def with_(arguments, **changed):
 ])  # fmt: skip
 def test_wrong_shapes_are_value_errors_that_name_the_argument(changed, rest, message):
     arguments, (_, _, dh) = problem((4, 2, 3, 5))
-    for call in fd.lstm, lambda *a, **k: fd.lstm_vjp(dh, *a, **k), lambda *a, **k: fd.lstm_state_adjoints(dh, *a, **k):
+    for call in (
+        fd.lstm,
+        lambda *a, **k: fd.lstm_vjp(dh, *a, **k),
+        lambda *a, **k: fd.lstm_state_adjoints(dh, *a, **k),
+    ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             call(*with_(arguments, **changed), **rest)
 
@@ -432,9 +543,13 @@ def test_wrong_shapes_are_value_errors_that_name_the_argument(changed, rest, mes
 def test_wrong_adjoints_are_value_errors_that_name_the_argument():
     arguments, (_, dlast, dh) = problem((4, 2, 3, 5))
     for f in fd.lstm_vjp, fd.lstm_state_adjoints:
-        with pytest.raises(ValueError, match=r"^dh has shape \(3, 2, 5\); expected \(T, B, H\) = \(4, 2, 5\)$"):
+        with pytest.raises(
+            ValueError, match=r"^dh has shape \(3, 2, 5\); expected \(T, B, H\) = \(4, 2, 5\)$"
+        ):
             f(dh[1:], *arguments)
-        with pytest.raises(ValueError, match=r"^dlast_state\[0\] has shape \(2, 4\); expected \(B, H\) = \(2, 5\)$"):
+        with pytest.raises(
+            ValueError, match=r"^dlast_state\[0\] has shape \(2, 4\); expected \(B, H\) = \(2, 5\)$"
+        ):
             f(dh, *arguments, dlast_state=(dlast[0][:, 1:], None))
 
 
@@ -455,8 +570,12 @@ def test_wrong_types_are_type_errors_that_name_the_argument(rest, message):
 def test_one_wide_argument_widens_the_results():
     arguments, (first, _, _) = problem((3, 2, 4, 5), np.float32)
     for which in range(7):
-        mixed = [a.astype(np.float64) if i == which else a for i, a in enumerate([*arguments, *first])]
-        assert {a.dtype for a in flat(fd.lstm(*mixed[:5], initial_state=mixed[5:]))} == {np.dtype(np.float64)}
+        mixed = [
+            a.astype(np.float64) if i == which else a for i, a in enumerate([*arguments, *first])
+        ]
+        assert {a.dtype for a in flat(fd.lstm(*mixed[:5], initial_state=mixed[5:]))} == {
+            np.dtype(np.float64)
+        }
     assert fd.lstm(*arguments, initial_state=first)[0].dtype == np.float32
 
 

@@ -15,8 +15,17 @@ from layers import CALLS, PAIR, RATES, arrays, call, rough
 from machines import by_threads
 
 LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
-needs_the_register = pytest.mark.skipif(not LINUX, reason="sets the control register of x86-64 by glibc")
-MODES = {"down": 0x2000, "up": 0x4000, "to zero": 0x6000, "FTZ": 0x8000, "DAZ": 0x0040, "FTZ and DAZ, up": 0xC040}
+needs_the_register = pytest.mark.skipif(
+    not LINUX, reason="sets the control register of x86-64 by glibc"
+)
+MODES = {
+    "down": 0x2000,
+    "up": 0x4000,
+    "to zero": 0x6000,
+    "FTZ": 0x8000,
+    "DAZ": 0x0040,
+    "FTZ and DAZ, up": 0xC040,
+}
 DTYPES = [np.float32, np.float64]
 libm = ctypes.CDLL("libm.so.6") if LINUX else None
 
@@ -37,7 +46,9 @@ def register():
 def state(bits):
     """The thread with these bits of MXCSR set, besides those that mask traps."""
     saved = environment()
-    libm.fesetenv(ctypes.create_string_buffer(saved.raw[:28] + (0x1F80 | bits).to_bytes(4, "little"), 32))
+    libm.fesetenv(
+        ctypes.create_string_buffer(saved.raw[:28] + (0x1F80 | bits).to_bytes(4, "little"), 32)
+    )
     try:
         yield
     finally:
@@ -70,14 +81,23 @@ def test_the_same_bits_in_every_state(name, dtype):
 @pytest.mark.parametrize("given", [np.float32, np.float64, np.int64])
 def test_conversions_are_rounded_alike(given):
     """float64 to a float32 state, integers beyond 2**53, numbers that become subnormal."""
-    grad = np.array([1 / 3, 1e-40, -1e-46, 2.0**-149 * 1.5, 0.1]) if given != np.int64 else np.array([2**53 + 1, 2**62 + 3, -(2**55) - 3, 1, 0])
+    grad = (
+        np.array([1 / 3, 1e-40, -1e-46, 2.0**-149 * 1.5, 0.1])
+        if given != np.int64
+        else np.array([2**53 + 1, 2**62 + 3, -(2**55) - 3, 1, 0])
+    )
     grad, alpha, beta = grad.astype(given), np.float32(0.3), np.float32(1e-40)
 
     def steps():
         theta, p = np.zeros((2, 5), np.float32)
         fd.momentum_step(theta, p, grad, alpha=alpha, beta=0.7)
         fd.momentum_unstep(theta, p, lambda _: grad, alpha=1e-40, beta=beta)
-        return theta, p, fd.dense(np.diag(grad), np.ones((5, 1))), fd.momentum_jacobian(np.diag(grad), alpha=1e-310, beta=5e-324)
+        return (
+            theta,
+            p,
+            fd.dense(np.diag(grad), np.ones((5, 1))),
+            fd.momentum_jacobian(np.diag(grad), alpha=1e-310, beta=5e-324),
+        )
 
     expected = steps()
     for mode, bits in MODES.items():
@@ -98,7 +118,10 @@ def test_a_trajectory_comes_back_exactly_from_any_state():
             for _ in range(300):
                 momentum.unstep(rough)
             back = momentum.theta, momentum.p, momentum.information_bits
-        assert same_bits(first, np.rint(start * 2.0**44) / 2.0**44) and beta == round(0.9 * 2**16) / 2**16
+        assert (
+            same_bits(first, np.rint(start * 2.0**44) / 2.0**44)
+            and beta == round(0.9 * 2**16) / 2**16
+        )
         assert same_bits(back[0], first) and not back[1].any() and back[2] == 0
 
 
@@ -106,8 +129,17 @@ def test_a_trajectory_comes_back_exactly_from_any_state():
 def test_the_same_bits_on_several_threads():
     """Threads of the pool may have been born in any state."""
     rng = np.random.default_rng(1)
-    x, W, U, b = rng.normal(size=(30, 48, 32)), rng.normal(size=(256, 32)) / 8, rng.normal(size=(256, 64)) / 12, rng.normal(size=256)
-    X, V, c = rng.normal(size=(9000, 16)) * 1e-155, rng.normal(size=(16, 64)) * 1e-155, rng.normal(size=64) * 1e-308
+    x, W, U, b = (
+        rng.normal(size=(30, 48, 32)),
+        rng.normal(size=(256, 32)) / 8,
+        rng.normal(size=(256, 64)) / 12,
+        rng.normal(size=256),
+    )
+    X, V, c = (
+        rng.normal(size=(9000, 16)) * 1e-155,
+        rng.normal(size=(16, 64)) * 1e-155,
+        rng.normal(size=64) * 1e-308,
+    )
     grid = [rng.normal(size=s) / 8 for s in ((8, 16, 16, 8), (32, 8), (32, 32), (32, 32), (32,))]
     theta, grad = rng.normal(size=300_000) * 1e-300, rng.normal(size=300_000) * 1e-300
     wide, dh = rng.normal(size=(2, 300_000)), rng.normal(size=(30, 48, 64))
@@ -134,7 +166,11 @@ def test_the_same_bits_on_several_threads():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CALLS)
 def test_numpys_error_state_never_surfaces(name, dtype):
-    for scale in 1.0, float(np.finfo(dtype).smallest_normal) ** 0.5, float(np.finfo(dtype).max) ** 0.5:
+    for scale in (
+        1.0,
+        float(np.finfo(dtype).smallest_normal) ** 0.5,
+        float(np.finfo(dtype).max) ** 0.5,
+    ):
         if (name.endswith("pair") or "omentum" in name or name == "hypergradient") and scale > 1:
             continue  # callables may raise, and fixed point has a range
         if (name.endswith("pair") or name in ("hypergradient", "ReversibleMomentum")) and scale < 1:
@@ -148,7 +184,9 @@ def test_numpys_error_state_never_surfaces(name, dtype):
     quiet = arrays(name, dtype)
     with np.errstate(all="raise"):  # a float64 array beside: conversions, too
         first = next(iter(quiet))
-        quiet[first] = quiet[first].astype(np.float64 if name not in ("momentum_step", "momentum_unstep") else dtype)
+        quiet[first] = quiet[first].astype(
+            np.float64 if name not in ("momentum_step", "momentum_unstep") else dtype
+        )
         call(name, quiet)
 
 
@@ -227,7 +265,9 @@ def test_a_thread_born_in_another_state_computes_the_same():
     a = arrays("lstm", np.float32)
     expected, results = call("lstm", a), []
     with state(0xC040):
-        thread = threading.Thread(target=lambda: results.extend(call("lstm", a)))  # inherits the register
+        thread = threading.Thread(
+            target=lambda: results.extend(call("lstm", a))
+        )  # inherits the register
         thread.start()
         thread.join()
     assert same(results, expected)

@@ -41,17 +41,25 @@ def state(momentum):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (17,), (3, 0), (4, 5), (2, 3, 7), (3000, 7)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (5,), (17,), (3, 0), (4, 5), (2, 3, 7), (3000, 7)]
+)
 def test_steps_and_unsteps_are_those_of_the_reference(shape, dtype):
-    theta, p, grad = (random(*shape, seed=s, dtype=dtype) if shape else np.array(s + 0.5, dtype) for s in range(3))
+    theta, p, grad = (
+        random(*shape, seed=s, dtype=dtype) if shape else np.array(s + 0.5, dtype) for s in range(3)
+    )
     ours, theirs = [theta.copy(), p.copy()], [theta.astype(float), p.astype(float)]
     tolerance = 5e-7 if dtype == np.float32 else 1e-15
     assert fd.momentum_step(*ours, grad, **RATES) is None
     reference.momentum_step(*theirs, grad, **RATES)
-    assert all(error(a, b) <= tolerance and a.dtype == dtype for a, b in zip(ours, theirs, strict=True))
+    assert all(
+        error(a, b) <= tolerance and a.dtype == dtype for a, b in zip(ours, theirs, strict=True)
+    )
     assert fd.momentum_unstep(*ours, lambda _: grad, **RATES) is None
     reference.momentum_unstep(*theirs, lambda _: grad, **RATES)
-    assert all(error(a, b) <= 3 * tolerance and a.dtype == dtype for a, b in zip(ours, theirs, strict=True))
+    assert all(
+        error(a, b) <= 3 * tolerance and a.dtype == dtype for a, b in zip(ours, theirs, strict=True)
+    )
     assert all(error(a, b) <= 3 * tolerance for a, b in zip(ours, (theta, p), strict=True))
 
 
@@ -111,7 +119,9 @@ def test_the_gradient_may_be_of_any_dtype_and_is_computed_with_in_that_of_theta(
     for grad in [1, 2, 3], np.array([1, 2, 3], np.int16), np.array([1, 2, 3.0]):
         theta, p = np.zeros((2, 3), np.float32)
         fd.momentum_step(theta, p, grad, **RATES)
-        assert theta.dtype == np.float32 and same_bits(theta, np.float32(-0.1) * np.float32([1, 2, 3]))
+        assert theta.dtype == np.float32 and same_bits(
+            theta, np.float32(-0.1) * np.float32([1, 2, 3])
+        )
 
 
 def test_any_finite_decay_is_a_step_and_all_but_zero_an_unstep():
@@ -123,7 +133,9 @@ def test_any_finite_decay_is_a_step_and_all_but_zero_an_unstep():
     for dtype, beta in (np.float64, 0), (np.float64, -0.0), (np.float32, 1e-60):
         theta, p = random(2, 5, dtype=dtype)
         before = snapshot(theta, p)
-        with pytest.raises(ValueError, match=r"^beta is .*; a step that forgets the momentum has no inverse$"):
+        with pytest.raises(
+            ValueError, match=r"^beta is .*; a step that forgets the momentum has no inverse$"
+        ):
             fd.momentum_unstep(theta, p, np.sin, alpha=0.5, beta=beta)
         assert snapshot(theta, p) == before
 
@@ -149,15 +161,37 @@ def test_grad_fn_is_given_an_array_of_its_own():
     theta, p = random(2, 30)
     before = theta - p
     expected = (p + RATES["alpha"] * theta) / RATES["beta"]
-    fd.momentum_unstep(theta, p, lambda _: theta, **RATES)  # one of the arrays that are about to be overwritten
+    fd.momentum_unstep(
+        theta, p, lambda _: theta, **RATES
+    )  # one of the arrays that are about to be overwritten
     assert np.array_equal(theta, before) and error(p, expected) < 1e-15
 
 
 BAD_STATES = [
-    ([1.0, 2.0], np.zeros(2), TypeError, r"^theta is a list; expected a NumPy array, which is updated in place$"),
-    (np.zeros(2, int), np.zeros(2), TypeError, r"^theta has dtype int64; expected float32 or float64$"),
-    (np.zeros(2), np.zeros(2, np.float16), TypeError, r"^p has dtype float16; expected float32 or float64$"),
-    (np.zeros(2), np.zeros(2, np.float32), TypeError, r"^p has dtype float32; expected that of theta, float64$"),
+    (
+        [1.0, 2.0],
+        np.zeros(2),
+        TypeError,
+        r"^theta is a list; expected a NumPy array, which is updated in place$",
+    ),
+    (
+        np.zeros(2, int),
+        np.zeros(2),
+        TypeError,
+        r"^theta has dtype int64; expected float32 or float64$",
+    ),
+    (
+        np.zeros(2),
+        np.zeros(2, np.float16),
+        TypeError,
+        r"^p has dtype float16; expected float32 or float64$",
+    ),
+    (
+        np.zeros(2),
+        np.zeros(2, np.float32),
+        TypeError,
+        r"^p has dtype float32; expected that of theta, float64$",
+    ),
     (np.zeros(2), np.zeros(3), ValueError, r"^p has shape \(3,\); expected that of theta, \(2,\)$"),
     (np.zeros(2), np.broadcast_to(0.0, 2), ValueError, r"^p is read-only; it is updated in place$"),
 ]
@@ -171,7 +205,9 @@ def test_what_cannot_be_updated_in_place_is_named(theta, p, exception, message):
         fd.momentum_unstep(theta, p, np.zeros_like, **RATES)
 
 
-@pytest.mark.parametrize("grad", [np.zeros(3), [[1.0, 2.0]], 1.0, "word", [True, False], None, [1j, 0], [[1], [1, 2]]])
+@pytest.mark.parametrize(
+    "grad", [np.zeros(3), [[1.0, 2.0]], 1.0, "word", [True, False], None, [1j, 0], [[1], [1, 2]]]
+)
 def test_a_bad_gradient_leaves_everything_as_it_was(grad):
     theta, p = random(2, 2)
     momentum = fd.ReversibleMomentum(theta, **RATES)
@@ -201,7 +237,9 @@ def test_rates_that_are_not_finite_are_refused(rate):
             lambda rates=rates: fd.momentum_unstep(np.zeros(2), np.zeros(2), np.sin, **rates),
             lambda rates=rates: fd.momentum_jacobian(np.eye(2), **rates),
             lambda rates=rates: fd.ReversibleMomentum(np.zeros(2), **rates),
-            lambda rates=rates: fd.hypergradient(np.sin, np.sin, np.multiply, np.zeros(2), n_steps=1, **rates),
+            lambda rates=rates: fd.hypergradient(
+                np.sin, np.sin, np.multiply, np.zeros(2), n_steps=1, **rates
+            ),
         ):
             with pytest.raises(ValueError, match=f"^{name} is {rate}; expected a finite number$"):
                 call()
@@ -212,8 +250,18 @@ def test_rates_that_are_not_finite_are_refused(rate):
 def test_shared_memory_is_refused_and_interleaved_views_are_not():
     x = np.zeros(9)
     pairs = [(a, b, shared) for a, b, shared in overlapping_views() if a.shape == b.shape]
-    for a, b, shared in [*pairs, (x[1:], x[:-1], True), (x, x[::-1], True), (x, x, True), (x[:8:2], x[1::2], False)]:
-        for arguments in (a, b, np.zeros(a.shape)), (a, np.zeros(a.shape), b), (np.zeros(a.shape), a, b):
+    for a, b, shared in [
+        *pairs,
+        (x[1:], x[:-1], True),
+        (x, x[::-1], True),
+        (x, x, True),
+        (x[:8:2], x[1::2], False),
+    ]:
+        for arguments in (
+            (a, b, np.zeros(a.shape)),
+            (a, np.zeros(a.shape), b),
+            (np.zeros(a.shape), a, b),
+        ):
             if shared:
                 with pytest.raises(ValueError, match="shares memory with"):
                     fd.momentum_step(*arguments, **RATES)
@@ -231,10 +279,16 @@ def test_what_grad_fn_has_made_of_the_arrays_is_checked_again():
     def reshape():
         theta.resize((3, 1), refcheck=False)  # the same memory: assigning to .shape is deprecated
 
-    for change, message in (lock, "theta is read-only"), (shorten, r"p has shape \(2,\)"), (reshape, r"p has shape \(3,\)"):
+    for change, message in (
+        (lock, "theta is read-only"),
+        (shorten, r"p has shape \(2,\)"),
+        (reshape, r"p has shape \(3,\)"),
+    ):
         theta, p = np.zeros(3), np.ones(3)
         with pytest.raises(ValueError, match=message):
-            fd.momentum_unstep(theta, p, lambda x, change=change: (change(), np.zeros(3))[1], **RATES)
+            fd.momentum_unstep(
+                theta, p, lambda x, change=change: (change(), np.zeros(3))[1], **RATES
+            )
         assert not theta.any() and p.all()
 
 
@@ -275,7 +329,10 @@ def test_jacobian_is_that_of_the_step_by_complex_differences(D):
     if D:
         assert error(J, np.stack(columns, 1)) < 1e-14
     assert np.isclose(np.linalg.det(J), RATES["beta"] ** D, rtol=1e-12)
-    assert error(J, reference.momentum_jacobian(-A.T @ (np.cos(A @ theta)[:, None] * A), **RATES)) < 1e-15
+    assert (
+        error(J, reference.momentum_jacobian(-A.T @ (np.cos(A @ theta)[:, None] * A), **RATES))
+        < 1e-15
+    )
 
 
 def test_jacobian_checks_its_argument():
@@ -299,7 +356,10 @@ gradients = st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=5)
     n=st.integers(1, 2**16 - 1),
 )
 def test_steps_are_undone_to_the_bit_and_are_those_of_the_reference(gradients, theta, alpha, n):
-    ours, theirs = (kind(theta, alpha=alpha, beta=n / 2**16) for kind in (fd.ReversibleMomentum, reference.ReversibleMomentum))
+    ours, theirs = (
+        kind(theta, alpha=alpha, beta=n / 2**16)
+        for kind in (fd.ReversibleMomentum, reference.ReversibleMomentum)
+    )
     trail = []
     for g in gradients:
         trail.append(state(ours))
@@ -317,7 +377,10 @@ def test_steps_are_undone_to_the_bit_and_are_those_of_the_reference(gradients, t
 def test_many_steps_are_those_of_the_reference_and_come_back(beta, size):
     """Long enough for several spills at ordinary decays; the reference comes along for some of the parameters."""
     theta, steps = random(size), 400
-    ours, theirs = fd.ReversibleMomentum(theta, alpha=0.05, beta=beta), reference.ReversibleMomentum(theta[:3], alpha=0.05, beta=beta)
+    ours, theirs = (
+        fd.ReversibleMomentum(theta, alpha=0.05, beta=beta),
+        reference.ReversibleMomentum(theta[:3], alpha=0.05, beta=beta),
+    )
     start = state(ours)
     for _ in range(steps):
         ours.step(bumpy(ours.theta))
@@ -358,7 +421,9 @@ def test_float_steps_backwards_diverge_where_fixed_point_ones_do_not():
         fd.momentum_unstep(theta, p, lambda x, t=t: x + noise[t], alpha=0.1, beta=momentum.beta)
         momentum.unstep(lambda x, t=t: x + noise[t])
     assert abs(theta - start).min() > 1e3
-    assert same_bits(momentum.theta, start) and not momentum.p.any() and momentum.information_bits == 0
+    assert (
+        same_bits(momentum.theta, start) and not momentum.p.any() and momentum.information_bits == 0
+    )
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9, 0.99])
@@ -371,7 +436,11 @@ def test_information_grows_by_the_bits_that_beta_discards(beta):
             momentum.step(bumpy(momentum.theta))
         at.append(momentum.information_bits / size)
         buffers, words = momentum._state[2].view(float), sum(w.nbytes for w in momentum._stack)
-        assert buffers.max() < 2**50 and np.array_equal(buffers, np.rint(buffers)) and buffers.min() >= 0
+        assert (
+            buffers.max() < 2**50
+            and np.array_equal(buffers, np.rint(buffers))
+            and buffers.min() >= 0
+        )
         assert 8 * words <= at[-1] * (size + 8) <= 8 * words + 50 * (size + 8)
     bits = -math.log2(momentum.beta)
     assert at[-1] < 35 + 1.01 * 4500 * bits
@@ -399,7 +468,9 @@ def test_p_becomes_beta_p_within_one_unit():
         before = momentum._state[1].copy()
         momentum.step(np.zeros(size))
         exact = [int(b) * 58982 for b in before]
-        assert all(abs(int(a) * 2**16 - e) < 2**16 for a, e in zip(momentum._state[1], exact, strict=True))
+        assert all(
+            abs(int(a) * 2**16 - e) < 2**16 for a, e in zip(momentum._state[1], exact, strict=True)
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -469,7 +540,15 @@ def test_cpu_levels_agree():
 
 
 def test_fixed_point_is_the_same_bits_on_every_cpu_level():
-    assert len({run_at_level(level, EXACT_SCRIPT) for level in fd.show_config()["CPU levels supported"]}) == 1
+    assert (
+        len(
+            {
+                run_at_level(level, EXACT_SCRIPT)
+                for level in fd.show_config()["CPU levels supported"]
+            }
+        )
+        == 1
+    )
 
 
 def out_of_band(momentum):
@@ -479,7 +558,9 @@ def out_of_band(momentum):
     return pickle.loads(data, buffers=[bytes(b) for b in buffers])
 
 
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), out_of_band])
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), out_of_band]
+)
 def test_copies_go_their_own_way(make):
     momentum = fd.ReversibleMomentum(random(3, 4), **RATES)
     for _ in range(250):
@@ -489,7 +570,10 @@ def test_copies_go_their_own_way(make):
     for _ in range(250):
         other.unstep(bumpy)
     assert state(momentum) == held and np.allclose(other.theta, random(3, 4), atol=1e-12, rtol=0)
-    assert other.information_bits == 0 and (other.alpha, other.beta) == (momentum.alpha, momentum.beta)
+    assert other.information_bits == 0 and (other.alpha, other.beta) == (
+        momentum.alpha,
+        momentum.beta,
+    )
 
 
 def test_pickled_buffers_are_snapshots_that_nothing_writes_to():
@@ -651,7 +735,10 @@ def test_states_that_left_their_way_can_be_copied():
 def test_jacobians_of_integers_are_those_of_floats(dtype):
     H = np.array([[1, 2], [2, 3]], dtype)
     for room in fd, reference:
-        assert same_bits(room.momentum_jacobian(H, alpha=2, beta=0.5), room.momentum_jacobian(H.astype(float), alpha=2, beta=0.5))
+        assert same_bits(
+            room.momentum_jacobian(H, alpha=2, beta=0.5),
+            room.momentum_jacobian(H.astype(float), alpha=2, beta=0.5),
+        )
 
 
 def test_no_unstep_leaves_the_range():
@@ -691,10 +778,19 @@ def test_kernels_compare_what_they_are_given():
     with pytest.raises(ValueError, match=wrong):
         kernel.positions(numbers, 2, False, np.zeros(16))
     t, p, g = np.zeros((3, 4, 5))
-    for arrays in (t, p, g[:, :4]), (t, p[:3], g), (t.ravel(), p, g), (t, p.astype(np.float32), g), (t, p, g.astype(">f8")), (t, p, None):
+    for arrays in (
+        (t, p, g[:, :4]),
+        (t, p[:3], g),
+        (t.ravel(), p, g),
+        (t, p.astype(np.float32), g),
+        (t, p, g.astype(">f8")),
+        (t, p, None),
+    ):
         with pytest.raises(ValueError, match=wrong):
             kernel.update(*arrays, 0.1, 0.9, False, ())
-    assert not t.any() and (momentum.theta == fd.ReversibleMomentum(random(13), **RATES).theta).all()
+    assert (
+        not t.any() and (momentum.theta == fd.ReversibleMomentum(random(13), **RATES).theta).all()
+    )
 
 
 def test_attributes_are_copies_that_cannot_be_set():
@@ -702,7 +798,11 @@ def test_attributes_are_copies_that_cannot_be_set():
     momentum.theta[:] = 0
     momentum.p[:] = 1
     assert momentum.theta.tolist() == [[1, 2], [3, 4]] and not momentum.p.any()
-    assert momentum.beta == round(0.3 * 2**16) / 2**16 and momentum.alpha == 0.25 and momentum.steps == 0
+    assert (
+        momentum.beta == round(0.3 * 2**16) / 2**16
+        and momentum.alpha == 0.25
+        and momentum.steps == 0
+    )
     for name in "theta", "p", "alpha", "beta", "information_bits", "steps", "other":
         with pytest.raises(AttributeError):
             setattr(momentum, name, 1)
@@ -713,7 +813,10 @@ def test_attributes_are_copies_that_cannot_be_set():
 
 @pytest.mark.parametrize("steps", [0, 210, 211, 212])  # before and at a spill
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("value", "exception"), [(np.nan, ValueError), (np.inf, OverflowError), (-1e30, OverflowError), (2.7e6, OverflowError)])
+@pytest.mark.parametrize(
+    ("value", "exception"),
+    [(np.nan, ValueError), (np.inf, OverflowError), (-1e30, OverflowError), (2.7e6, OverflowError)],
+)
 def test_a_step_that_cannot_be_changes_nothing(steps, value, exception, dtype):
     """At the end of an array of several tasks: all that went before must be taken back."""
     size = 40_003
@@ -723,7 +826,11 @@ def test_a_step_that_cannot_be_changes_nothing(steps, value, exception, dtype):
     held = state(momentum)
     bad = np.ones(size, dtype)
     bad[size - 2] = value
-    message = rf"^grad\[{size - 2}\] is nan; expected numbers$" if exception is ValueError else r"range of theta, p and alpha \* grad"
+    message = (
+        rf"^grad\[{size - 2}\] is nan; expected numbers$"
+        if exception is ValueError
+        else r"range of theta, p and alpha \* grad"
+    )
     with pytest.raises(exception, match=message):
         momentum.step(bad)
     assert state(momentum) == held
@@ -733,7 +840,10 @@ def test_a_step_that_cannot_be_changes_nothing(steps, value, exception, dtype):
         assert state(momentum) == held
     for _ in range(steps):
         momentum.unstep(bumpy)
-    assert np.allclose(momentum.theta, random(size), atol=2**-45, rtol=0) and momentum.information_bits == 0
+    assert (
+        np.allclose(momentum.theta, random(size), atol=2**-45, rtol=0)
+        and momentum.information_bits == 0
+    )
 
 
 def test_the_range_is_as_the_reference_has_it():
@@ -741,8 +851,23 @@ def test_the_range_is_as_the_reference_has_it():
     unit = 2.0**-9  # of float64 just below 2**18 / 2**44 … : the spacing of what can be asked
     steps = 0
     for start in -EDGE, -EDGE + unit, EDGE - unit, 0.0:
-        for g in (0.0, unit, -unit, EDGE - unit, unit - EDGE, EDGE, -EDGE, EDGE / 2, -EDGE / 2, 2 * EDGE, -2 * EDGE):
-            ours, theirs = (kind([start], alpha=1.0, beta=0.5) for kind in (fd.ReversibleMomentum, reference.ReversibleMomentum))
+        for g in (
+            0.0,
+            unit,
+            -unit,
+            EDGE - unit,
+            unit - EDGE,
+            EDGE,
+            -EDGE,
+            EDGE / 2,
+            -EDGE / 2,
+            2 * EDGE,
+            -2 * EDGE,
+        ):
+            ours, theirs = (
+                kind([start], alpha=1.0, beta=0.5)
+                for kind in (fd.ReversibleMomentum, reference.ReversibleMomentum)
+            )
             for grad in g, -g, g / 4, 0.0:
                 before, outcomes = state(theirs), []
                 for momentum in ours, theirs:
@@ -779,9 +904,15 @@ def test_momentum_alone_beyond_the_range_is_refused():
         assert EDGE - 300 < momentum.p[0] < EDGE
 
 
-@pytest.mark.parametrize("theta", [[1.0, np.nan], [1.0, np.inf], [0, EDGE], [0, -EDGE - 1], [1.0, 1e300]])
+@pytest.mark.parametrize(
+    "theta", [[1.0, np.nan], [1.0, np.inf], [0, EDGE], [0, -EDGE - 1], [1.0, 1e300]]
+)
 def test_initial_parameters_outside_the_range_are_refused(theta):
-    exception, said = (ValueError, "nan") if np.isnan(theta[1]) else (OverflowError, r".*expected numbers in \[-262144, 262144\)")
+    exception, said = (
+        (ValueError, "nan")
+        if np.isnan(theta[1])
+        else (OverflowError, r".*expected numbers in \[-262144, 262144\)")
+    )
     with pytest.raises(exception, match=rf"^theta\[1\] is {said}"):
         fd.ReversibleMomentum(theta, **RATES)
     with pytest.raises(exception):
@@ -855,10 +986,17 @@ def interrupted_at(bytecode, call):
 def test_ctrl_c_leaves_no_float_step_half_done(back):
     seen, bytecode, more = set(), 0, True
     while more:
-        theta, p = np.arange(2, dtype=">f8"), np.ones(2, ">f8")  # of the other byte order, where machines are as most are
-        function, grad = (fd.momentum_unstep, lambda _: np.ones(2)) if back else (fd.momentum_step, np.ones(2))
+        theta, p = (
+            np.arange(2, dtype=">f8"),
+            np.ones(2, ">f8"),
+        )  # of the other byte order, where machines are as most are
+        function, grad = (
+            (fd.momentum_unstep, lambda _: np.ones(2)) if back else (fd.momentum_step, np.ones(2))
+        )
         bytecode += 1
-        more = interrupted_at(bytecode, lambda f=function, t=theta, p=p, g=grad: f(t, p, g, alpha=0.5, beta=0.25))
+        more = interrupted_at(
+            bytecode, lambda f=function, t=theta, p=p, g=grad: f(t, p, g, alpha=0.5, beta=0.25)
+        )
         seen.add((*theta.tolist(), *p.tolist()))
     after = (-1, 0, 6, 6) if back else (-0.25, 0.75, -0.25, -0.25)
     assert seen == {(0, 1, 1, 1), after} and bytecode > 50
@@ -953,7 +1091,10 @@ def problem(seed=0, D=6, rows=40):
 def test_hypergradients_are_those_of_the_stored_trajectory(n_steps, beta):
     loss, train, hvp, *_ = problem()
     theta = random(6, seed=9)
-    ours, theirs = (f(loss, train, hvp, theta, n_steps=n_steps, alpha=0.5, beta=beta) for f in (fd.hypergradient, reference.hypergradient))
+    ours, theirs = (
+        f(loss, train, hvp, theta, n_steps=n_steps, alpha=0.5, beta=beta)
+        for f in (fd.hypergradient, reference.hypergradient)
+    )
     for name, a, b in zip(ours._fields, ours, theirs, strict=True):
         assert error(a, b) < 1e-9 or abs(np.asarray(a) - b).max() < 1e-10, name
     assert type(ours.dalpha) is float and ours.dtheta.dtype == np.float64
@@ -968,7 +1109,9 @@ def test_hypergradients_are_those_of_differences_in_the_complex_plane():
 
     def final(theta, p, alpha, beta):
         for _ in range(steps):
-            p = beta * p - alpha * (X.T @ (1 / (1 + np.exp(-X @ theta)) - y) / len(y) + 1e-2 * theta)
+            p = beta * p - alpha * (
+                X.T @ (1 / (1 + np.exp(-X @ theta)) - y) / len(y) + 1e-2 * theta
+            )
             theta = theta + p
         z = Xh @ theta
         return (np.log(1 + np.exp(z)) - yh * z).mean() + 5e-3 * (theta * theta).sum()
@@ -985,7 +1128,10 @@ def test_hypergradients_are_those_of_pytorch_through_the_unrolled_loop():
     loss, train, hvp, (X, y), (Xh, yh) = problem(D=12, rows=80)
     start, steps, rounded = random(12, seed=9), 200, round(0.9 * 2**16) / 2**16
     grads = fd.hypergradient(loss, train, hvp, start, n_steps=steps, alpha=0.5, beta=0.9)
-    theta, p, alpha, beta = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (start, np.zeros(12), 0.5, rounded))
+    theta, p, alpha, beta = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True)
+        for v in (start, np.zeros(12), 0.5, rounded)
+    )
     X, y, Xh, yh = map(torch.from_numpy, (X, y, Xh, yh))
 
     def objective(t, X, y):
@@ -1006,7 +1152,9 @@ def test_hypergradients_hold_information_bits_and_no_trajectory():
     size, peaks = 20_000, []
     for steps in 10, 1010:
         tracemalloc.start()
-        fd.hypergradient(bowl, bowl, lambda theta, v: 0.3 * v, random(size), n_steps=steps, alpha=0.1, beta=0.9)
+        fd.hypergradient(
+            bowl, bowl, lambda theta, v: 0.3 * v, random(size), n_steps=steps, alpha=0.1, beta=0.9
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 1.1 * size / 8 * (1000 * -math.log2(0.9)) + 2 * size + 1e5
@@ -1020,11 +1168,17 @@ def bowl(theta):
 def test_shapes_of_any_number_of_axes_go_through():
     for shape in (), (0,), (2, 3):
         theta = np.full(shape, 0.5)
-        ours = fd.hypergradient(np.sin, np.sin, lambda t, v: np.cos(t) * v, theta, n_steps=5, **RATES)
-        theirs = reference.hypergradient(np.sin, np.sin, lambda t, v: np.cos(t) * v, theta, n_steps=5, **RATES)
+        ours = fd.hypergradient(
+            np.sin, np.sin, lambda t, v: np.cos(t) * v, theta, n_steps=5, **RATES
+        )
+        theirs = reference.hypergradient(
+            np.sin, np.sin, lambda t, v: np.cos(t) * v, theta, n_steps=5, **RATES
+        )
         assert ours.dtheta.shape == ours.dp.shape == shape
         np.testing.assert_allclose(ours.dtheta, theirs.dtheta, rtol=1e-9)
-        np.testing.assert_allclose([ours.dalpha, ours.dbeta], [theirs.dalpha, theirs.dbeta], rtol=1e-9)
+        np.testing.assert_allclose(
+            [ours.dalpha, ours.dbeta], [theirs.dalpha, theirs.dbeta], rtol=1e-9
+        )
 
 
 def test_callbacks_own_what_they_are_given():
@@ -1040,17 +1194,32 @@ def test_callbacks_own_what_they_are_given():
         return v
 
     ours = fd.hypergradient(gradient, gradient, hvp, [1.0, 2.0], n_steps=20, **RATES)
-    theirs = reference.hypergradient(lambda t: t / 2, lambda t: t / 2, lambda t, v: v / 2, [1.0, 2.0], n_steps=20, **RATES)
+    theirs = reference.hypergradient(
+        lambda t: t / 2, lambda t: t / 2, lambda t, v: v / 2, [1.0, 2.0], n_steps=20, **RATES
+    )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
 @pytest.mark.parametrize("which", ["loss_grad", "train_grad", "train_hvp"])
 def test_a_callback_of_another_shape_or_dtype_is_named(which):
-    callbacks = {"loss_grad": np.sin, "train_grad": np.sin, "train_hvp": lambda theta, v: np.cos(theta) * v}
-    for wrong, exception in (np.zeros(4), ValueError), (np.zeros((1, 3)), ValueError), (np.zeros(3, bool), TypeError):
+    callbacks = {
+        "loss_grad": np.sin,
+        "train_grad": np.sin,
+        "train_hvp": lambda theta, v: np.cos(theta) * v,
+    }
+    for wrong, exception in (
+        (np.zeros(4), ValueError),
+        (np.zeros((1, 3)), ValueError),
+        (np.zeros(3, bool), TypeError),
+    ):
         with pytest.raises(exception, match=rf"^{which}\(theta(, v)?\) has"):
-            fd.hypergradient(**(callbacks | {which: lambda *_, wrong=wrong: wrong}), theta=np.ones(3), n_steps=2, **RATES)
+            fd.hypergradient(
+                **(callbacks | {which: lambda *_, wrong=wrong: wrong}),
+                theta=np.ones(3),
+                n_steps=2,
+                **RATES,
+            )
 
     def fails(*_):
         raise ZeroDivisionError("mine")
@@ -1063,7 +1232,12 @@ def test_infinite_and_subnormal_adjoints_come_without_warnings():
     rates = {"theta": [1.0, -1.0], "n_steps": 5, "alpha": 0.1, "beta": 0.5}
     for size in np.inf, 1e308, 1e-310:
         with np.errstate(all="raise"):
-            d = fd.hypergradient(lambda x, size=size: np.full(2, size), np.negative, lambda x, v, size=size: np.full(2, size), **rates)
+            d = fd.hypergradient(
+                lambda x, size=size: np.full(2, size),
+                np.negative,
+                lambda x, v, size=size: np.full(2, size),
+                **rates,
+            )
         assert np.isfinite(d.dalpha) == (size < 1)
 
 
@@ -1080,5 +1254,8 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(OverflowError, match=r"alpha \* train_grad\(theta\)"):
         hyper(train=lambda theta: -100 * theta, n_steps=50)
     calls = iter(range(100))
-    with pytest.raises(ValueError, match=r"^train_grad has returned other bits on the way back than on the way there"):
+    with pytest.raises(
+        ValueError,
+        match=r"^train_grad has returned other bits on the way back than on the way there",
+    ):
         hyper(train=lambda theta: theta * (1 + 1e-12 * next(calls)))

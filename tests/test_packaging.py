@@ -15,7 +15,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv*", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+    ".git",
+    ".venv*",
+    "build",
+    "dist",
+    "*.so",
+    "*.pyd",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
 )
 
 pytestmark = pytest.mark.slow
@@ -25,7 +34,13 @@ def run(*command, cwd, **environment):
     """The output of a command that must succeed, and that sees neither this source tree nor this process's settings."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDERIV_", "PYTHON"))}
     done = subprocess.run(
-        command, cwd=cwd, env=clean | environment, check=False, capture_output=True, text=True, timeout=900
+        command,
+        cwd=cwd,
+        env=clean | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -37,8 +52,19 @@ EPOCH = "1700000000"  # the time that archives are told to have been made at
 def built(folder):
     """A folder with the sdist and the wheel that `build` makes from that sdist, each in isolation."""
     pytest.importorskip("build")
-    shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCE)  # building writes metadata next to the sources
-    run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "tree"), cwd=folder, SOURCE_DATE_EPOCH=EPOCH)
+    shutil.copytree(
+        ROOT, folder / "tree", ignore=NOT_SOURCE
+    )  # building writes metadata next to the sources
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--outdir",
+        str(folder / "dist"),
+        str(folder / "tree"),
+        cwd=folder,
+        SOURCE_DATE_EPOCH=EPOCH,
+    )
     return folder / "dist"
 
 
@@ -75,9 +101,12 @@ def smoke(python, levels):
     script = shutil.copy(Path(__file__).with_name("smoke.py"), python.parent)
     return {
         level: {
-            one["name"]: [np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]]
+            one["name"]: [
+                np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]
+            ]
             for one in map(
-                json.loads, run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines()
+                json.loads,
+                run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines(),
             )
         }
         for level in levels
@@ -102,10 +131,21 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
     }
     wanted |= {
         "src/fastderiv/" + name
-        for name in ("py.typed", "_core/simd.h", "ssm/_kernels.pyx", "ssm/_adjoint.pxi", "data/iris.csv", "data/network.json")
+        for name in (
+            "py.typed",
+            "_core/simd.h",
+            "ssm/_kernels.pyx",
+            "ssm/_adjoint.pxi",
+            "data/iris.csv",
+            "data/network.json",
+        )
     }
     assert wanted <= names
-    assert not [n for n in names if n.endswith((".so", ".pyd", ".o")) or (n.endswith(".c") and n.startswith("src/"))]
+    assert not [
+        n
+        for n in names
+        if n.endswith((".so", ".pyd", ".o")) or (n.endswith(".c") and n.startswith("src/"))
+    ]
 
 
 def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
@@ -150,11 +190,15 @@ def test_wheel_needs_numpy_and_scipy_only(wheel):
 def test_two_builds_are_the_same_bytes(dist, tmp_path):
     """Whenever and wherever they are made: what is published can be checked against its sources."""
     again = built(tmp_path)
-    assert sorted(path.name for path in dist.iterdir()) == sorted(path.name for path in again.iterdir())
+    assert sorted(path.name for path in dist.iterdir()) == sorted(
+        path.name for path in again.iterdir()
+    )
     for path in dist.glob("*.whl"):
         with zipfile.ZipFile(path) as ours, zipfile.ZipFile(again / path.name) as theirs:
             assert [i.filename for i in ours.infolist()] == [i.filename for i in theirs.infolist()]
-            assert not [i.filename for i in ours.infolist() if ours.read(i) != theirs.read(i.filename)]
+            assert not [
+                i.filename for i in ours.infolist() if ours.read(i) != theirs.read(i.filename)
+            ]
         assert path.read_bytes() == (again / path.name).read_bytes()
 
 
@@ -193,5 +237,9 @@ def test_levels_with_fma_agree_bit_for_bit_and_the_baseline_in_rounding(smoke):
                 else:
                     tolerance = 2e-5 if ours.dtype == np.float32 else 1e-12
                     np.testing.assert_allclose(
-                        ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(initial=0), err_msg=f"{level} {name}"
+                        ours,
+                        theirs,
+                        rtol=0,
+                        atol=tolerance * np.abs(theirs).max(initial=0),
+                        err_msg=f"{level} {name}",
                     )

@@ -20,7 +20,9 @@ TOLERANCE = {np.float32: 5e-6, np.float64: 2e-14}
 REALS = [np.float32, np.float64]
 
 
-def problem(batch, channels, states, steps, dtype=np.float64, *, B="time", C="time", seed=0, unbatched=False):
+def problem(
+    batch, channels, states, steps, dtype=np.float64, *, B="time", C="time", seed=0, unbatched=False
+):
     """Arguments of a scan with every option on; B and C are "constant", "time" or a number of groups."""
     rng = np.random.default_rng(seed)
 
@@ -30,7 +32,9 @@ def problem(batch, channels, states, steps, dtype=np.float64, *, B="time", C="ti
     def coefficient(kind):
         if kind == "constant":
             return normal(channels, states)
-        return normal(batch, states, steps) if kind == "time" else normal(batch, kind, states, steps)
+        return (
+            normal(batch, states, steps) if kind == "time" else normal(batch, kind, states, steps)
+        )
 
     p = dict(u=normal(batch, channels, steps), delta=normal(batch, channels, steps) - dtype(1),
              A=-np.exp(normal(channels, states)), B=coefficient(B), C=coefficient(C), D=normal(channels),
@@ -54,7 +58,16 @@ def both(p):
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("shape", [(1, 16, 4, 8), (2, 5, 3, 7), (3, 33, 16, 300), (2, 48, 5, 129), (1, 1, 1, 1), (2, 17, 64, 40),
                                    (1, 4, 300, 20), (1, 16, 16, 257)])  # fmt: skip
-@pytest.mark.parametrize("coefficients", [("time", "time"), ("constant", "time"), ("time", "constant"), ("constant", "constant"), (1, "time")])
+@pytest.mark.parametrize(
+    "coefficients",
+    [
+        ("time", "time"),
+        ("constant", "time"),
+        ("time", "constant"),
+        ("constant", "constant"),
+        (1, "time"),
+    ],
+)
 def test_scan_equals_reference(shape, dtype, coefficients):
     B, C = coefficients
     p = problem(*shape, dtype, B=B, C=C)
@@ -94,7 +107,9 @@ def test_every_option_can_be_left_out(without):
 def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, seed):
     p = problem(batch, channels, states, steps, dtype, B=B, C=C, seed=seed)
     if channels == 0:
-        p["B"], p["C"] = (np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"]))
+        p["B"], p["C"] = (
+            np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"])
+        )
     (y, h), (y0, h0) = both(p)
     assert y.shape == y0.shape and h.shape == h0.shape
     assert error(y, y0) < TOLERANCE[dtype] and error(h, h0) < TOLERANCE[dtype]
@@ -103,7 +118,9 @@ def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, s
 # ---- the same bits, however it is asked ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+@pytest.mark.parametrize(
+    "name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
+)
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("B", ["time", "constant"])
 def test_layout_changes_no_bit(name, dtype, B):
@@ -118,7 +135,10 @@ def test_layout_changes_no_bit(name, dtype, B):
 
 def test_channels_last_everywhere_changes_no_bit():
     p = problem(2, 40, 16, 200, np.float32)
-    last = {k: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2) if np.ndim(a) > 1 else a for k, a in p.items()}
+    last = {
+        k: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2) if np.ndim(a) > 1 else a
+        for k, a in p.items()
+    }
     assert same_bits(fd.selective_scan(**p), fd.selective_scan(**last))
 
 
@@ -136,14 +156,19 @@ def test_chunks_equal_the_whole_bitwise(dtype):
 
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("groups", ["time", 3])
-@pytest.mark.parametrize("channels, states", [(18, n) for n in (0, 1, 3, 7, 8, 9, 15, 16, 17, 33)] + [(3, 16), (300, 5), (300, 16)])
+@pytest.mark.parametrize(
+    "channels, states",
+    [(18, n) for n in (0, 1, 3, 7, 8, 9, 15, 16, 17, 33)] + [(3, 16), (300, 5), (300, 16)],
+)
 def test_steps_equal_the_scan_bitwise(dtype, groups, channels, states):
     p = problem(3, channels, states, 12, dtype, B=groups, C=groups)
     y, h = fd.selective_scan(**p, return_last_state=True)
     state = p["initial_state"].copy()
     for t in range(12):
         x, dt, B, C, z = (p[k][..., t] for k in ("u", "delta", "B", "C", "z"))
-        step = fd.selective_state_update(state, x, dt, p["A"], B, C, p["D"], z, p["delta_bias"], True)
+        step = fd.selective_state_update(
+            state, x, dt, p["A"], B, C, p["D"], z, p["delta_bias"], True
+        )
         assert same_bits(step, np.ascontiguousarray(y[..., t]))
     assert same_bits(state, h)
 
@@ -165,7 +190,9 @@ def test_packed_sequences_equal_each_by_itself(batched):
 
 def test_thread_count_changes_no_bit():
     p = problem(2, 200, 8, 700, np.float32)
-    (y, h), *others = by_threads(lambda: fd.selective_scan(**p, return_last_state=True), 1, 2, 3, 7, 64)
+    (y, h), *others = by_threads(
+        lambda: fd.selective_scan(**p, return_last_state=True), 1, 2, 3, 7, 64
+    )
     assert all(same_bits(y, other) and same_bits(h, last) for other, last in others)
 
 
@@ -277,10 +304,18 @@ def test_dtypes_are_promoted_together():
     assert fd.selective_scan(**p).dtype == np.float32
     assert fd.selective_scan(**{**p, "A": p["A"].astype(np.float64)}).dtype == np.float64
     assert fd.selective_scan(**{**p, "D": np.arange(4)}).dtype == np.float64
-    assert fd.selective_scan(**{k: a.tolist() if isinstance(a, np.ndarray) else a for k, a in p.items()}).dtype == np.float64
+    assert (
+        fd.selective_scan(
+            **{k: a.tolist() if isinstance(a, np.ndarray) else a for k, a in p.items()}
+        ).dtype
+        == np.float64
+    )
 
 
-@pytest.mark.parametrize("label", ["contiguous", "fortran", "strided", "negative strides", "last two swapped", "misaligned"])
+@pytest.mark.parametrize(
+    "label",
+    ["contiguous", "fortran", "strided", "negative strides", "last two swapped", "misaligned"],
+)
 @pytest.mark.parametrize("dtype", REALS)
 def test_out_of_any_strides(dtype, label):
     p = problem(2, 21, 3, 150, dtype)
@@ -309,11 +344,15 @@ def test_out_is_checked():
     assert same_bits(before, p["u"])
     both_halves = np.zeros((1, 4, 12), np.float32)
     both_halves[..., ::2] = p["u"]
-    out = fd.selective_scan(**{**p, "u": both_halves[..., ::2]}, out=both_halves[..., 1::2])  # interleaved: no overlap
+    out = fd.selective_scan(
+        **{**p, "u": both_halves[..., ::2]}, out=both_halves[..., 1::2]
+    )  # interleaved: no overlap
     assert same_bits(np.ascontiguousarray(out), fd.selective_scan(**p))
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+@pytest.mark.parametrize(
+    "name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
+)
 @pytest.mark.parametrize("other", [np.float32, np.int64, ">f8"])
 def test_out_may_not_overlap_an_input_that_is_converted(name, other):
     p = problem(2, 6, 3, 8)
@@ -383,7 +422,9 @@ def test_bad_boundaries(bounds, kind):
 def step_problem(batch=2, channels=6, states=3, dtype=np.float64):
     p = problem(batch, channels, states, 1, dtype)
     x, dt, B, C, z = (np.ascontiguousarray(p[k][..., 0]) for k in ("u", "delta", "B", "C", "z"))
-    return p["initial_state"], dict(x=x, dt=dt, A=p["A"], B=B, C=C, D=p["D"], z=z, dt_bias=p["delta_bias"], dt_softplus=True)
+    return p["initial_state"], dict(
+        x=x, dt=dt, A=p["A"], B=B, C=C, D=p["D"], z=z, dt_bias=p["delta_bias"], dt_softplus=True
+    )
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -391,27 +432,40 @@ def step_problem(batch=2, channels=6, states=3, dtype=np.float64):
 def test_step_equals_reference_in_any_layout_of_the_state(dtype, unbatched):
     state, p = step_problem(1 if unbatched else 2, 20, 7, dtype)
     if unbatched:
-        state, p = state[0], {k: a[0] if k in ("x", "dt", "B", "C", "z") else a for k, a in p.items()}
+        state, p = (
+            state[0],
+            {k: a[0] if k in ("x", "dt", "B", "C", "z") else a for k, a in p.items()},
+        )
     expected = state.astype(np.float64)
     y0 = reference.selective_state_update(expected, **p)
     for label, view in layouts(state):
         if label == "read-only":
             continue
         y = fd.selective_state_update(view, **p)
-        assert error(y, y0) < TOLERANCE[dtype] and error(view.astype(dtype), expected) < TOLERANCE[dtype], label
+        assert (
+            error(y, y0) < TOLERANCE[dtype]
+            and error(view.astype(dtype), expected) < TOLERANCE[dtype]
+        ), label
 
 
 def scan_of_one_step(state, p):
     """What a step gives, by the scan: y and the new state."""
-    x, dt, B, C, z = (None if p[k] is None else np.asarray(p[k])[..., None] for k in ("x", "dt", "B", "C", "z"))
-    y, h = fd.selective_scan(x, dt, p["A"], B, C, p["D"], z, p["dt_bias"], p["dt_softplus"], True, initial_state=state)
+    x, dt, B, C, z = (
+        None if p[k] is None else np.asarray(p[k])[..., None] for k in ("x", "dt", "B", "C", "z")
+    )
+    y, h = fd.selective_scan(
+        x, dt, p["A"], B, C, p["D"], z, p["dt_bias"], p["dt_softplus"], True, initial_state=state
+    )
     return np.ascontiguousarray(y[..., 0]), h
 
 
 def step_equals_scan(state, p):
     y0, h0 = scan_of_one_step(state, p)
     y = fd.selective_state_update(state, **p)
-    return all(same_bits(a[~np.isnan(a)], b[~np.isnan(b)]) and np.array_equal(np.isnan(a), np.isnan(b)) for a, b in ((y, y0), (state, h0)))
+    return all(
+        same_bits(a[~np.isnan(a)], b[~np.isnan(b)]) and np.array_equal(np.isnan(a), np.isnan(b))
+        for a, b in ((y, y0), (state, h0))
+    )
 
 
 @pytest.mark.parametrize("name", ["state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
@@ -434,7 +488,11 @@ def test_layout_changes_no_bit_of_a_step(name, dtype, states):
 @pytest.mark.parametrize("without", ["D", "z", "dt_bias", "dt_softplus"])
 def test_every_option_of_a_step_can_be_left_out(dtype, without):
     state, p = step_problem(2, 150, 16, dtype)
-    p["x"][0, 0], p["B"], p["C"] = np.inf, np.abs(p["B"]), np.abs(p["C"])  # no 0·inf where D is left out
+    p["x"][0, 0], p["B"], p["C"] = (
+        np.inf,
+        np.abs(p["B"]),
+        np.abs(p["C"]),
+    )  # no 0·inf where D is left out
     assert step_equals_scan(state, {**p, without: False if without == "dt_softplus" else None})
 
 
@@ -456,7 +514,9 @@ def test_step_treats_extremes_as_the_scan_does(dtype, states, name):
 @pytest.mark.parametrize("states", [3, 16])
 def test_step_is_right_where_only_the_power_of_two_overflows(dtype, states):
     state, p = step_problem(1, 16, states, dtype)
-    p |= dict(A=np.ones_like(p["A"]), dt=np.full_like(p["dt"], 0.42), dt_bias=None, dt_softplus=False)  # e^0.42 is 2·0.76
+    p |= dict(
+        A=np.ones_like(p["A"]), dt=np.full_like(p["dt"], 0.42), dt_bias=None, dt_softplus=False
+    )  # e^0.42 is 2·0.76
     state[0, 2, 1] = 0.6 * np.finfo(dtype).max
     p["C"][0, 1] = 0
     expected = state[0, 2, 1] * np.exp(0.42)
@@ -480,7 +540,9 @@ def test_step_of_a_state_interleaved_with_its_argument():
     h, x = both_halves[..., ::2], both_halves[..., 1]
     h[...], x[...] = state, p["x"]
     y0, h0 = scan_of_one_step(state, p)
-    assert same_bits(fd.selective_state_update(h, **{**p, "x": x}), y0) and same_bits(np.ascontiguousarray(h), h0)
+    assert same_bits(fd.selective_state_update(h, **{**p, "x": x}), y0) and same_bits(
+        np.ascontiguousarray(h), h0
+    )
     assert same_bits(np.ascontiguousarray(x), p["x"])
 
 
@@ -488,13 +550,21 @@ def test_step_works_in_the_dtype_of_the_state():
     state, p = step_problem(dtype=np.float32)
     wide = {k: a.astype(np.float64) if isinstance(a, np.ndarray) else a for k, a in p.items()}
     a, b = state.copy(), state.copy()
-    assert same_bits(fd.selective_state_update(a, **p), fd.selective_state_update(b, **wide)) and same_bits(a, b)
+    assert same_bits(
+        fd.selective_state_update(a, **p), fd.selective_state_update(b, **wide)
+    ) and same_bits(a, b)
 
 
 def test_step_leaves_the_state_alone_when_it_raises():
     state, p = step_problem()
     before = state.copy()
-    for change in dict(x=np.zeros((2, 5))), dict(A=np.zeros((6, 4))), dict(B=np.zeros((2, 4))), dict(D=np.zeros(3)), dict(z=np.zeros(2)):
+    for change in (
+        dict(x=np.zeros((2, 5))),
+        dict(A=np.zeros((6, 4))),
+        dict(B=np.zeros((2, 4))),
+        dict(D=np.zeros(3)),
+        dict(z=np.zeros(2)),
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(change))} has shape"):
             fd.selective_state_update(state, **{**p, **change})
     with pytest.raises(ValueError, match="state shares memory with x"):
@@ -537,20 +607,36 @@ def test_product_is_what_the_scan_multiplies_by():
     rng = np.random.default_rng(0)
     delta, A = rng.normal(size=(3, 9)), -rng.random((3, 2))
     zero = np.zeros((3, 9))
-    _, last = fd.selective_scan(zero, delta, A, zero[:, :2], zero[:, :2], delta_softplus=True, return_last_state=True, initial_state=np.ones((3, 2)))
+    _, last = fd.selective_scan(
+        zero,
+        delta,
+        A,
+        zero[:, :2],
+        zero[:, :2],
+        delta_softplus=True,
+        return_last_state=True,
+        initial_state=np.ones((3, 2)),
+    )
     np.testing.assert_allclose(last, fd.transition_product(delta, A), rtol=1e-14)
 
 
 def test_product_in_pieces():
     rng = np.random.default_rng(0)
     for shape, states in ((3, 2, 5), 700_000), ((2, 600, 4), 900), ((300, 40, 3), 150):
-        delta, A = rng.normal(size=shape).astype(np.float32), -rng.random((shape[-2], states), np.float32)
+        delta, A = (
+            rng.normal(size=shape).astype(np.float32),
+            -rng.random((shape[-2], states), np.float32),
+        )
         product = fd.transition_product(delta, A)
-        np.testing.assert_allclose(product, np.exp(fd.subset_logsumexp(delta)[..., None] * A), rtol=1e-5)
+        np.testing.assert_allclose(
+            product, np.exp(fd.subset_logsumexp(delta)[..., None] * A), rtol=1e-5
+        )
 
 
 def test_product_errors():
-    with pytest.raises(ValueError, match="preactivation has 63 steps; expected at most 62 by method 'subsets'"):
+    with pytest.raises(
+        ValueError, match="preactivation has 63 steps; expected at most 62 by method 'subsets'"
+    ):
         fd.transition_product(np.zeros((1, 63)), np.zeros((1, 1)), method="subsets")
     with pytest.raises(ValueError, match="method is 'sum'; expected 'closed' or 'subsets'"):
         fd.transition_product(np.zeros((2, 3)), np.zeros((2, 1)), method="sum")
@@ -605,7 +691,13 @@ print("fine")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_after_the_pool_was_used():
     script = FORK_SCRIPT.format(tests=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.stdout.strip() == "fine", done.stderr
 
 
@@ -628,7 +720,12 @@ def test_ctrl_c_is_answered_at_once(threads):
     A, before = -np.ones((32, 16), np.float32), fd.get_num_threads()
     fd.set_num_threads(threads)
     try:
-        assert seconds_until_answered(lambda: fd.selective_scan(long, long, A, coefficient, coefficient)) < ALLOWED
+        assert (
+            seconds_until_answered(
+                lambda: fd.selective_scan(long, long, A, coefficient, coefficient)
+            )
+            < ALLOWED
+        )
     finally:
         fd.set_num_threads(before)
 
@@ -661,7 +758,13 @@ time.sleep(0.2)
 
 def test_interpreter_ends_while_a_daemon_thread_computes():
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", DAEMON_SCRIPT], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", DAEMON_SCRIPT],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -688,7 +791,13 @@ print("fine")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_signal_handler_that_forks_amid_a_call():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK_IN_HANDLER_SCRIPT], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK_IN_HANDLER_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.stdout.strip() == "fine", done.stderr
 
 
@@ -708,9 +817,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux"
+)
 def test_memory_is_inputs_and_outputs():
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert int(done.stdout) < 2048  # KiB: 1 MiB per thread; a (B, D, L, N) array would be 128 MiB
 
 
@@ -729,9 +846,13 @@ print(grown)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux"
+)
 def test_ten_million_steps_in_one_call():
-    done = subprocess.run([sys.executable, "-c", LONG_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_SCRIPT], capture_output=True, text=True, check=True, timeout=60
+    )
     assert int(done.stdout) < 1024  # KiB; the arrays take 40 MB each
 
 
@@ -749,9 +870,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux"
+)
 def test_step_copies_no_argument():
-    done = subprocess.run([sys.executable, "-c", STEP_MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", STEP_MEMORY_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert int(done.stdout) < 2048
 
 

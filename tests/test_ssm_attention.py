@@ -32,12 +32,17 @@ def exact_rows(p, rows):
     for i, l in enumerate(rows):
         behind = np.cumsum(np.hstack([np.zeros((len(dt), 1)), dt[:, l:0:-1]]), 1)[:, ::-1]
         for n in range(A.shape[1]):
-            result[:, i, : l + 1] += C[0, n, l] * np.exp(A[:, n, None] * behind) * dt[:, : l + 1] * B[0, n, : l + 1]
+            result[:, i, : l + 1] += (
+                C[0, n, l] * np.exp(A[:, n, None] * behind) * dt[:, : l + 1] * B[0, n, : l + 1]
+            )
     return result
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("shape", [(2, 6, 5, 1), (1, 2, 16, 63), (2, 4, 3, 64), (1, 2, 1, 65), (1, 2, 17, 200), (1, 2, 40, 130)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 6, 5, 1), (1, 2, 16, 63), (2, 4, 3, 64), (1, 2, 1, 65), (1, 2, 17, 200), (1, 2, 40, 130)],
+)
 @pytest.mark.parametrize("B", KINDS)
 @pytest.mark.parametrize("C", KINDS)
 def test_attention_equals_reference(shape, dtype, B, C):
@@ -69,7 +74,9 @@ def test_attention_is_accurate_over_long_sequences(dtype, rates, constant):
              B=rng.normal(size=(1, 2, steps)).astype(dtype), C=rng.normal(size=(1, 2, steps)).astype(dtype))  # fmt: skip
     attention, exact = fd.scan_attention(**p, rows=rows), exact_rows(p, rows)
     for i in range(len(rows)):
-        assert error(attention[:, i], exact[:, i]) < (2e-6 if dtype == np.float32 else 1e-13), rows[i]
+        assert error(attention[:, i], exact[:, i]) < (2e-6 if dtype == np.float32 else 1e-13), rows[
+            i
+        ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,11 +85,21 @@ def test_attention_is_accurate_over_long_sequences(dtype, rates, constant):
 def test_any_shape_and_any_sign(batch, channels, states, steps, dtype, B, C, wild, seed):
     p = attention_problem(batch, channels, states, steps, dtype=dtype, B=B, C=C, seed=seed)
     if channels == 0:
-        p["B"], p["C"] = (np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"]))
+        p["B"], p["C"] = (
+            np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"])
+        )
     if wild:
-        p |= dict(A=np.tanh(p["A"] + dtype(1)) / dtype(2), delta=p["delta"] + dtype(1), delta_bias=None, delta_softplus=False)
+        p |= dict(
+            A=np.tanh(p["A"] + dtype(1)) / dtype(2),
+            delta=p["delta"] + dtype(1),
+            delta_bias=None,
+            delta_softplus=False,
+        )
     rows = np.random.default_rng(seed).integers(-steps, steps, min(steps, 7)) if steps else []
-    attention, expected = fd.scan_attention(**p, rows=rows), reference.scan_attention(**p, rows=rows)
+    attention, expected = (
+        fd.scan_attention(**p, rows=rows),
+        reference.scan_attention(**p, rows=rows),
+    )
     assert attention.shape == expected.shape and error(attention, expected) < 4 * TOLERANCE[dtype]
 
 
@@ -156,7 +173,9 @@ def test_layout_changes_no_bit(name, dtype, kind):
 @pytest.mark.parametrize("B", ["constant", "time", 2])
 def test_unbatched_equals_batch_of_one(B):
     batched = fd.scan_attention(**attention_problem(1, 8, 3, 70, B=B))
-    assert same_bits(batched[0], fd.scan_attention(**attention_problem(1, 8, 3, 70, B=B, unbatched=True)))
+    assert same_bits(
+        batched[0], fd.scan_attention(**attention_problem(1, 8, 3, 70, B=B, unbatched=True))
+    )
 
 
 def test_thread_count_changes_no_bit():
@@ -189,13 +208,21 @@ def test_cpu_levels_agree():
 @pytest.mark.parametrize("dtype", REALS)
 def test_growth_overflows_only_where_it_must(dtype):
     p = attention_problem(1, 2, 3, 300, dtype=dtype)
-    p |= dict(A=np.array([[1.0, 0.5, 0.0], [-1.0, -2.0, -3.0]], dtype), delta_softplus=False, delta_bias=None)
+    p |= dict(
+        A=np.array([[1.0, 0.5, 0.0], [-1.0, -2.0, -3.0]], dtype),
+        delta_softplus=False,
+        delta_bias=None,
+    )
     top = np.log(float(np.finfo(dtype).max))
     p["delta"] = np.full((1, 2, 300), 1.5 * top / 300, dtype)
     attention = fd.scan_attention(**p)
     exact = reference.scan_attention(**p) if dtype == np.float32 else None
     assert not np.isfinite(attention[0, 0, -1, 0]) and np.isfinite(attention[0, 1]).all()
-    assert np.isfinite(attention[0, 0, 150]).all() and np.isfinite(attention[0, 0, :, 200:]).all() and not np.isnan(attention).any()
+    assert (
+        np.isfinite(attention[0, 0, 150]).all()
+        and np.isfinite(attention[0, 0, :, 200:]).all()
+        and not np.isnan(attention).any()
+    )
     if exact is not None:
         assert error(attention[0, 0, 150], exact[0, 0, 150]) < 2e-5
 
@@ -208,7 +235,10 @@ def test_factors_that_overflow_apart_make_a_finite_product(dtype, wild, counts):
     delta = np.repeat(np.array([[1, wild, -wild * counts[1] / counts[2]]], dtype), counts, axis=1)
     one = np.ones((1, 1), dtype)
     attention = fd.scan_attention(delta, -one, one, one, rows=[-1])
-    assert error(attention[0, 0, : counts[0]], np.exp(np.arange(1.0 - counts[0], 1))) < TOLERANCE[dtype]
+    assert (
+        error(attention[0, 0, : counts[0]], np.exp(np.arange(1.0 - counts[0], 1)))
+        < TOLERANCE[dtype]
+    )
     assert not np.isnan(attention).any()
 
 
@@ -219,7 +249,11 @@ def test_infinite_step_forgets(dtype, rate, forgotten):
     delta[0, 100] = np.inf
     attention = fd.scan_attention(delta, A, one, one)[0]
     np.testing.assert_array_equal(attention[100:, :100], forgotten)
-    assert np.isinf(attention[100:110, 100]).all() and np.isfinite(attention[:100]).all() and np.isfinite(attention[:, 101:]).all()
+    assert (
+        np.isinf(attention[100:110, 100]).all()
+        and np.isfinite(attention[:100]).all()
+        and np.isfinite(attention[:, 101:]).all()
+    )
 
 
 def test_infinite_rate_forgets():
@@ -254,7 +288,11 @@ def test_nonfinite_stays_where_it_belongs(dtype, bad, name):
         hit[1, 3] = True  # elsewhere in the channel blocks may be computed in another way
     assert same_bits(attention[~hit], clean[~hit])
     if np.isnan(bad):
-        assert np.isnan(attention[np.tril(hit)]).all() if name in ("B", "C") else np.isnan(attention).any()
+        assert (
+            np.isnan(attention[np.tril(hit)]).all()
+            if name in ("B", "C")
+            else np.isnan(attention).any()
+        )
 
 
 # ---- threads, memory, signals ----------------------------------------------------------------------------------------
@@ -276,9 +314,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before - result.nbyte
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux"
+)
 def test_memory_is_the_result():
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert int(done.stdout) < 2048  # KiB: 1 MiB per thread; one copy of B would be 6 MiB
 
 
@@ -290,6 +336,9 @@ def test_ctrl_c_is_answered_at_once(threads, sign):
     A, before = np.full((8, 2048), sign, np.float32), fd.get_num_threads()
     fd.set_num_threads(threads)
     try:
-        assert seconds_until_answered(lambda: fd.scan_attention(delta, A, B, B, rows=range(-8, 0))) < ALLOWED
+        assert (
+            seconds_until_answered(lambda: fd.scan_attention(delta, A, B, B, rows=range(-8, 0)))
+            < ALLOWED
+        )
     finally:
         fd.set_num_threads(before)

@@ -24,7 +24,10 @@ def chunk_problem(*shape, **options):
 
 def piece(p, steps):
     """The chunk of these steps."""
-    return {k: a[..., steps] if k in ("u", "delta") or (k == "B" and np.ndim(a) > 2) else a for k, a in p.items()}
+    return {
+        k: a[..., steps] if k in ("u", "delta") or (k == "B" and np.ndim(a) > 2) else a
+        for k, a in p.items()
+    }
 
 
 def close(summary, expected, tolerance):
@@ -38,7 +41,9 @@ def test_summary_equals_reference(shape, dtype, B):
     p = chunk_problem(*shape, dtype=dtype, B=B)
     p["delta"] = p["delta"] - dtype(3)
     summary = fd.chunk_summary(**p)
-    assert isinstance(summary, fd.ChunkSummary) and all(a.dtype == dtype and a.shape == shape[:3] for a in summary)
+    assert isinstance(summary, fd.ChunkSummary) and all(
+        a.dtype == dtype and a.shape == shape[:3] for a in summary
+    )
     assert close(summary, reference.chunk_summary(**p), TOLERANCE[dtype])
 
 
@@ -83,7 +88,9 @@ def test_chunks_combine_to_the_last_state(dtype, B, unbatched):
 @given(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(REALS), st.integers(0, 2**31))
 def test_combination_is_associative_and_has_a_neutral_element(shape, dtype, seed):
     rng = np.random.default_rng(seed)
-    a, b, c = ((rng.random(shape).astype(dtype), rng.normal(size=shape).astype(dtype)) for _ in range(3))
+    a, b, c = (
+        (rng.random(shape).astype(dtype), rng.normal(size=shape).astype(dtype)) for _ in range(3)
+    )
     left = fd.combine_summaries(fd.combine_summaries(a, b), c)
     right = fd.combine_summaries(a, fd.combine_summaries(b, c))
     eps = 8 * np.finfo(dtype).eps
@@ -98,8 +105,13 @@ def test_combination_equals_reference_and_promotes():
     rng = np.random.default_rng(0)
     a, b = ([rng.normal(size=(2, 3)) for _ in range(2)] for _ in range(2))
     assert close(fd.combine_summaries(a, b), reference.combine_summaries(a, b), 1e-15)
-    assert all(x.dtype == np.float64 for x in fd.combine_summaries([x.astype(np.float32) for x in a], b))
-    assert all(x.dtype == np.float32 for x in fd.combine_summaries(*([x.astype(np.float32) for x in s] for s in (a, b))))
+    assert all(
+        x.dtype == np.float64 for x in fd.combine_summaries([x.astype(np.float32) for x in a], b)
+    )
+    assert all(
+        x.dtype == np.float32
+        for x in fd.combine_summaries(*([x.astype(np.float32) for x in s] for s in (a, b)))
+    )
     with np.errstate(all="raise"):
         fd.combine_summaries((np.inf, 1e308), (0.0, np.nan))  # whatever it is, without a warning
 

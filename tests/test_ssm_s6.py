@@ -22,7 +22,13 @@ SHAPES = [((7,), 4, 3), ((2, 40), 5, 4), ((1,), 1, 1), ((3, 1), 2, 6), ((300,), 
 
 def weights(channels, states, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = (channels, channels), channels, (channels, states), (states, channels), (states, channels)
+    shapes = (
+        (channels, channels),
+        channels,
+        (channels, states),
+        (states, channels),
+        (states, channels),
+    )
     W_delta, b_delta, A, W_B, W_C = (rng.normal(size=s).astype(dtype) for s in shapes)
     return W_delta / np.sqrt(max(1, channels), dtype=dtype), b_delta - 1, -np.exp(A), W_B, W_C
 
@@ -31,7 +37,10 @@ def problem(rows=(2, 40), channels=5, states=4, dtype=np.float64, seed=1):
     """A layer, x (..., L, E), and dy, initial_state and dlast_state for it."""
     rng = np.random.default_rng(seed)
     state = (*rows[:-1], channels, states)
-    arrays = [rng.normal(size=s).astype(dtype) for s in ((*rows, channels), (*rows, channels), state, state)]
+    arrays = [
+        rng.normal(size=s).astype(dtype)
+        for s in ((*rows, channels), (*rows, channels), state, state)
+    ]
     return fd.S6(*weights(channels, states, dtype)), *arrays
 
 
@@ -76,8 +85,13 @@ def test_everything_equals_the_reference(shape, dtype):
 
 def test_signatures_are_those_of_the_reference():
     for method in "__call__", "vjp", "step_sizes", "transition_product", "attention":
-        ours, theirs = (inspect.signature(getattr(cls, method)).parameters.values() for cls in (fd.S6, reference.S6))
-        assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
+        ours, theirs = (
+            inspect.signature(getattr(cls, method)).parameters.values()
+            for cls in (fd.S6, reference.S6)
+        )
+        assert [(p.name, p.kind, p.default) for p in ours] == [
+            (p.name, p.kind, p.default) for p in theirs
+        ]
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
@@ -109,7 +123,9 @@ def test_gradients_equal_pytorch_autograd(rows):
         h = torch.exp(dt * A) * h + dt * B[..., l, None, :] * tx[..., l, :, None]
         ys.append((h * C[..., l, None, :]).sum(-1))
     loss = (torch.stack(ys, -2) * torch.tensor(dy)).sum() + (h * torch.tensor(dlast)).sum()
-    for ours, theirs in zip(layer.vjp(dy, x, h0, dlast), torch.autograd.grad(loss, leaves), strict=True):
+    for ours, theirs in zip(
+        layer.vjp(dy, x, h0, dlast), torch.autograd.grad(loss, leaves), strict=True
+    ):
         assert error(ours, theirs.numpy()) < 1e-13
 
 
@@ -138,13 +154,18 @@ def test_gradients_of_chunks_compose():
 
 
 @pytest.mark.parametrize("method", ["closed", "subsets"])
-@pytest.mark.parametrize("steps", [(0, 12), (3, 10), (None, -4), (-5, None), (7, 8), (9, 4), (2, 99), (np.int8(1), np.int64(3))])
+@pytest.mark.parametrize(
+    "steps",
+    [(0, 12), (3, 10), (None, -4), (-5, None), (7, 8), (9, 4), (2, 99), (np.int8(1), np.int64(3))],
+)
 @pytest.mark.parametrize("rows", [(12,), (2, 12)])
 def test_transition_product_is_the_product_of_the_transitions(method, steps, rows):
     layer, x, *_ = problem(rows)
     transitions = np.exp(layer.step_sizes(x)[..., None] * layer.A)  # (..., L, E, N)
     product = transitions[..., slice(*steps), :, :].prod(-3)
-    assert np.allclose(layer.transition_product(x, *steps, method=method), product, rtol=1e-13, atol=0)
+    assert np.allclose(
+        layer.transition_product(x, *steps, method=method), product, rtol=1e-13, atol=0
+    )
 
 
 def test_state_fades_by_the_transition_product():
@@ -176,16 +197,24 @@ def test_chunks_equal_the_whole(dtype):
     for piece in np.s_[:1], np.s_[1:90], np.s_[90:90], np.s_[90:]:
         part, state = layer(x[:, piece], state, return_last_state=True)
         parts.append(part)
-    assert error(np.concatenate(parts, 1), y) < TOLERANCE[dtype] and error(state, last) < TOLERANCE[dtype]
+    assert (
+        error(np.concatenate(parts, 1), y) < TOLERANCE[dtype]
+        and error(state, last) < TOLERANCE[dtype]
+    )
 
 
 def test_batch_equals_each_sequence_by_itself():
     layer, x, dy, h0, dlast = problem((3, 25))
-    together, apart = layer.vjp(dy, x, h0, dlast), [layer.vjp(*item) for item in zip(dy, x, h0, dlast, strict=True)]
+    together, apart = (
+        layer.vjp(dy, x, h0, dlast),
+        [layer.vjp(*item) for item in zip(dy, x, h0, dlast, strict=True)],
+    )
     assert error(np.stack([layer(*item) for item in zip(x, h0, strict=True)]), layer(x, h0)) < 1e-14
     for name, total in together._asdict().items():
         each = [getattr(grads, name) for grads in apart]
-        assert error(np.stack(each) if name in ("dx", "dinitial_state") else sum(each), total) < 1e-13
+        assert (
+            error(np.stack(each) if name in ("dx", "dinitial_state") else sum(each), total) < 1e-13
+        )
 
 
 def test_no_steps_leave_the_state():
@@ -198,14 +227,20 @@ def test_no_steps_leave_the_state():
 
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("argument", ["x", "dy", "initial_state", "dlast_state"])
-@pytest.mark.parametrize(("rows", "states"), [((60,), 1), ((3, 40), 6), ((1,), 6)])  # a single row or column is another product
+@pytest.mark.parametrize(
+    ("rows", "states"), [((60,), 1), ((3, 40), 6), ((1,), 6)]
+)  # a single row or column is another product
 def test_layout_changes_no_bit(argument, dtype, rows, states):
     layer, x, dy, h0, dlast = problem(rows, 21, states, dtype)
     arrays = dict(x=x, dy=dy, initial_state=h0, dlast_state=dlast)
     before = snapshot(*arrays.values())
 
     def results(x, dy, initial_state, dlast_state):
-        outputs = *layer(x, initial_state, return_last_state=True), layer.attention(x), layer.transition_product(x, 3, 9)
+        outputs = (
+            *layer(x, initial_state, return_last_state=True),
+            layer.attention(x),
+            layer.transition_product(x, 3, 9),
+        )
         return *outputs, layer.step_sizes(x), *layer.vjp(dy, x, initial_state, dlast_state)
 
     expected = results(**arrays)
@@ -232,7 +267,12 @@ def test_dtypes_are_promoted_together():
     narrow, x, dy, h0, _ = problem(dtype=np.float32)
     wide = fd.S6(*weights(5, 4))
     assert narrow.A.dtype == narrow(x).dtype == narrow.vjp(dy, x).dA.dtype == np.float32
-    for y in narrow(x.astype(np.float64)), narrow(x, h0.astype(np.float64)), wide(x), narrow(np.ones((3, 5), int)):
+    for y in (
+        narrow(x.astype(np.float64)),
+        narrow(x, h0.astype(np.float64)),
+        wide(x),
+        narrow(np.ones((3, 5), int)),
+    ):
         assert y.dtype == np.float64
     assert fd.S6(*(w.tolist() for w in weights(5, 4))).A.dtype == np.float64
 
@@ -243,7 +283,11 @@ def test_nonfinite_stays_in_its_sequence_and_after_its_step():
     for bad in np.nan, np.inf, -np.inf:
         y = layer(np.where(np.arange(60).reshape(3, 20, 1) == 27, bad, x))
         dx = layer.vjp(np.where(np.arange(3) == 1, bad, 0)[:, None, None] + dy, x).dx
-        assert same_bits(y[[0, 2]], clean[[0, 2]]) and same_bits(y[1, :7], clean[1, :7]) and not np.isfinite(y[1, 7]).any()
+        assert (
+            same_bits(y[[0, 2]], clean[[0, 2]])
+            and same_bits(y[1, :7], clean[1, :7])
+            and not np.isfinite(y[1, 7]).any()
+        )
         assert same_bits(dx[[0, 2]], grads.dx[[0, 2]])
 
 
@@ -268,9 +312,16 @@ def test_layer_pickles_and_copies():
     layer, x, dy, *_ = problem(dtype=np.float32)
     assert repr(layer) == "S6(E=5, N=4, float32)"
     for other in pickle.loads(pickle.dumps(layer)), copy.copy(layer), copy.deepcopy(layer):
-        assert repr(other) == repr(layer) and same_bits(other(x), layer(x)) and not other.A.flags.writeable
+        assert (
+            repr(other) == repr(layer)
+            and same_bits(other(x), layer(x))
+            and not other.A.flags.writeable
+        )
     grads = layer.vjp(dy, x)
-    assert all(a is b is None or same_bits(a, b) for a, b in zip(pickle.loads(pickle.dumps(grads)), grads, strict=True))
+    assert all(
+        a is b is None or same_bits(a, b)
+        for a, b in zip(pickle.loads(pickle.dumps(grads)), grads, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,24 +340,43 @@ def test_weights_are_checked(change, message):
     with pytest.raises(ValueError, match=message):
         fd.S6(**{**given, **change})
     (name,) = change
-    with pytest.raises(TypeError, match=f"{name} has dtype complex128; expected float32, float64 or integers"):
+    with pytest.raises(
+        TypeError, match=f"{name} has dtype complex128; expected float32, float64 or integers"
+    ):
         fd.S6(**{**given, name: given[name] + 0j})
 
 
 def test_arguments_are_checked():
     layer, x, dy, h0, _ = problem()
-    takes_x = layer, layer.step_sizes, layer.attention, lambda x: layer.transition_product(x, 0, 1), lambda x: layer.vjp(dy, x)
+    takes_x = (
+        layer,
+        layer.step_sizes,
+        layer.attention,
+        lambda x: layer.transition_product(x, 0, 1),
+        lambda x: layer.vjp(dy, x),
+    )
     for call in takes_x:
         for wrong in np.ones(5), np.ones((2, 40, 4)), np.ones((1, 2, 40, 5)):
-            with pytest.raises(ValueError, match=r"x has shape .*; expected \(L, E\) or \(batch, L, E\) with E = 5"):
+            with pytest.raises(
+                ValueError, match=r"x has shape .*; expected \(L, E\) or \(batch, L, E\) with E = 5"
+            ):
                 call(wrong)
-        with pytest.raises(TypeError, match="x has dtype bool; expected float32, float64 or integers"):
+        with pytest.raises(
+            TypeError, match="x has dtype bool; expected float32, float64 or integers"
+        ):
             call(x > 0)
-    with pytest.raises(ValueError, match=r"initial_state has shape \(5, 4\); expected \(batch, E, N\) = \(2, 5, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"initial_state has shape \(5, 4\); expected \(batch, E, N\) = \(2, 5, 4\)",
+    ):
         layer(x, h0[0])
-    with pytest.raises(ValueError, match=r"dlast_state has shape \(2, 5, 4\); expected \(E, N\) = \(5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"dlast_state has shape \(2, 5, 4\); expected \(E, N\) = \(5, 4\)"
+    ):
         layer.vjp(dy[0], x[0], dlast_state=h0)
-    with pytest.raises(ValueError, match=r"dy has shape \(1, 40, 5\); expected \(batch, L, E\) = \(2, 40, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"dy has shape \(1, 40, 5\); expected \(batch, L, E\) = \(2, 40, 5\)"
+    ):
         layer.vjp(dy[:1], x)
     with pytest.raises(TypeError, match="dy has dtype object"):
         layer.vjp(None, x)
@@ -314,15 +384,25 @@ def test_arguments_are_checked():
         layer.transition_product(x, 0, 1.5)
     with pytest.raises(ValueError, match="method is 'sum'; expected 'closed' or 'subsets'"):
         layer.transition_product(x, 0, 1, method="sum")
-    with pytest.raises(ValueError, match=r"start:stop = None:-1 has 79 steps; expected at most 62 by method 'subsets'"):
+    with pytest.raises(
+        ValueError,
+        match=r"start:stop = None:-1 has 79 steps; expected at most 62 by method 'subsets'",
+    ):
         layer.transition_product(np.ones((80, 5)), None, -1, "subsets")
 
 
 def test_products_in_blocks(monkeypatch):
     rng = np.random.default_rng(2)
-    W, b, A, N = rng.normal(size=(5, 5)), rng.normal(size=5), -rng.random((5, 3)), rng.normal(size=(3, 5))
+    W, b, A, N = (
+        rng.normal(size=(5, 5)),
+        rng.normal(size=5),
+        -rng.random((5, 3)),
+        rng.normal(size=(3, 5)),
+    )
     layer, x = fd.S6(W, b, A, N, N), rng.normal(size=(2, 150, 5))
     expected = [layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]]
     monkeypatch.setattr(_s6, "_ROWS", 64)
-    for got, whole in zip([layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]], expected, strict=True):
+    for got, whole in zip(
+        [layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]], expected, strict=True
+    ):
         np.testing.assert_allclose(got, whole, rtol=1e-12, atol=1e-12)

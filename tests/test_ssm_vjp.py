@@ -21,10 +21,29 @@ from test_ssm import REALS, problem
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}  # the numerical contract
 DIFFERENTIABLE = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
 ALONG_L = ["dout", "u", "delta", "B", "C", "z"]
-LAYOUTS = [("time", "time"), ("constant", "time"), ("time", "constant"), ("constant", "constant"), (1, "time"), (3, 2), ("constant", 6)]
+LAYOUTS = [
+    ("time", "time"),
+    ("constant", "time"),
+    ("time", "constant"),
+    ("constant", "constant"),
+    (1, "time"),
+    (3, 2),
+    ("constant", 6),
+]
 
 
-def vjp_problem(batch, channels, states, steps, dtype=np.float64, *, bounds=None, unbatched=False, seed=0, **kinds):
+def vjp_problem(
+    batch,
+    channels,
+    states,
+    steps,
+    dtype=np.float64,
+    *,
+    bounds=None,
+    unbatched=False,
+    seed=0,
+    **kinds,
+):
     """Arguments of an adjoint with every option on, packed at `bounds` if given."""
     p = problem(batch, channels, states, steps, dtype, seed=seed, unbatched=unbatched, **kinds)
     rng = np.random.default_rng(seed + 1)
@@ -49,7 +68,11 @@ def exact(p):
 def errors(grads, expected):
     """The error of every gradient relative to its own largest magnitude; None, shapes and fields are compared too."""
     assert [g is None for g in grads] == [e is None for e in expected]
-    present = [(name, g, e) for name, g, e in zip(grads._fields, grads, expected, strict=True) if e is not None]
+    present = [
+        (name, g, e)
+        for name, g, e in zip(grads._fields, grads, expected, strict=True)
+        if e is not None
+    ]
     assert all(g.shape == e.shape for _, g, e in present)
     return {name: error(g, e) for name, g, e in present}
 
@@ -63,7 +86,9 @@ def assert_equal_down_to_denormals(grads, expected, dtype):
     """Within the contract, under which what is below the smallest normal number may be zero."""
     for name, g, e in zip(grads._fields, grads, expected, strict=True):
         assert np.isfinite(g).all(), name
-        assert np.abs(g - e).max() <= TOLERANCE[dtype] * np.abs(e).max() + 1000 * np.finfo(dtype).tiny, name
+        assert (
+            np.abs(g - e).max() <= TOLERANCE[dtype] * np.abs(e).max() + 1000 * np.finfo(dtype).tiny
+        ), name
 
 
 def identical(grads, others):
@@ -81,7 +106,9 @@ def loss(library, p):
     """The scalar whose gradients the adjoint computes."""
     forward = {k: a for k, a in p.items() if k not in ("dout", "dlast_state")}
     y, last = library.selective_scan(**forward, return_last_state=True)
-    return (y * p["dout"]).sum() + (0 if p["dlast_state"] is None else (last * p["dlast_state"]).sum())
+    return (y * p["dout"]).sum() + (
+        0 if p["dlast_state"] is None else (last * p["dlast_state"]).sum()
+    )
 
 
 def slope(f, e=1e-3):
@@ -116,15 +143,21 @@ def test_gradients_are_slopes_of_the_scan(library, B, C, form):
                                      {"D", "z", "delta_bias", "delta_softplus", "initial_state", "dlast_state"}], ids=sorted)  # fmt: skip
 def test_gradients_without_an_option_are_slopes(library, without):
     p = positive_steps(vjp_problem(2, 6, 3, 9))
-    assert_gradients_are_slopes(library, {**p, **{name: False if name == "delta_softplus" else None for name in without}})
+    assert_gradients_are_slopes(
+        library, {**p, **{name: False if name == "delta_softplus" else None for name in without}}
+    )
 
 
 def torch_gradients(p):
     """The gradients by PyTorch's autograd, through a plain loop over sequences, items and steps."""
     torch = pytest.importorskip("torch")
     t = {k: torch.tensor(a, requires_grad=True) for k, a in arrays_of(p).items()}
-    u, delta, z, dout = (t[k] if t[k].ndim == 3 else t[k][None] for k in ("u", "delta", "z", "dout"))
-    first, dlast = (t[k] if t[k].ndim == 3 else t[k][None] for k in ("initial_state", "dlast_state"))
+    u, delta, z, dout = (
+        t[k] if t[k].ndim == 3 else t[k][None] for k in ("u", "delta", "z", "dout")
+    )
+    first, dlast = (
+        t[k] if t[k].ndim == 3 else t[k][None] for k in ("initial_state", "dlast_state")
+    )
     channels, steps = u.shape[1:]
 
     def at(name, item, step):  # B or C as (D, N)
@@ -191,7 +224,11 @@ def test_gradients_of_shared_coefficients_are_sums(B, C, dtype):
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("bounds", [[0, 0, 1, 130, 130, 200], [0, 64, 128, 200], [0, 200], [*range(0, 201, 2)], [0, 0, 200, 200]], ids=len)
+@pytest.mark.parametrize(
+    "bounds",
+    [[0, 0, 1, 130, 130, 200], [0, 64, 128, 200], [0, 200], [*range(0, 201, 2)], [0, 0, 200, 200]],
+    ids=len,
+)
 @pytest.mark.parametrize("B, C", [("time", 2), ("constant", "constant")])
 def test_packed_sequences_equal_reference(bounds, dtype, B, C):
     p = vjp_problem(1, 20, 4, 200, dtype, B=B, C=C, bounds=bounds)
@@ -204,13 +241,18 @@ OPTIONS = ["D", "z", "delta_bias", "initial_state", "dlast_state", "delta_softpl
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("without", [*([name] for name in OPTIONS), OPTIONS[:2], OPTIONS[3:5], OPTIONS], ids=" ".join)
+@pytest.mark.parametrize(
+    "without", [*([name] for name in OPTIONS), OPTIONS[:2], OPTIONS[3:5], OPTIONS], ids=" ".join
+)
 def test_every_option_can_be_left_out(without, dtype):
     p = positive_steps(vjp_problem(2, 19, 4, 131, dtype))
     p.update((name, False if name == "delta_softplus" else None) for name in without)
     grads = fd.selective_scan_vjp(**p)
     assert_within(TOLERANCE[dtype], grads, exact(p))
-    assert identical(grads, fd.selective_scan_vjp(**{k: a for k, a in p.items() if a is not None and a is not False}))
+    assert identical(
+        grads,
+        fd.selective_scan_vjp(**{k: a for k, a in p.items() if a is not None and a is not False}),
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,21 +261,37 @@ def test_every_option_can_be_left_out(without, dtype):
 def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, seed):
     p = vjp_problem(batch, channels, states, steps, dtype, B=B, C=C, seed=seed)
     if channels == 0:
-        p["B"], p["C"] = (np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"]))
+        p["B"], p["C"] = (
+            np.ones((0, states), dtype) if a.ndim != 3 else a for a in (p["B"], p["C"])
+        )
     expected, grads = exact(p), fd.selective_scan_vjp(**p)
-    same_signs = exact({k: a if k in ("A", "delta", "delta_bias", "delta_softplus") else np.abs(a) for k, a in p.items()})
+    same_signs = exact(
+        {
+            k: a if k in ("A", "delta", "delta_bias", "delta_softplus") else np.abs(a)
+            for k, a in p.items()
+        }
+    )
     for g, e, unsigned in zip(grads, expected, same_signs, strict=True):
         assert g.shape == e.shape and g.dtype == dtype
-        scale = np.abs([e, unsigned]).max(initial=0)  # a few terms may happen to cancel: then relative to what they would be
+        scale = np.abs([e, unsigned]).max(
+            initial=0
+        )  # a few terms may happen to cancel: then relative to what they would be
         assert np.abs(g - e).max(initial=0) <= TOLERANCE[dtype] * scale
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 70), max_size=8), st.integers(1, 40), st.integers(1, 9), st.sampled_from(["constant", "time", 1]))
+@given(
+    st.lists(st.integers(0, 70), max_size=8),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from(["constant", "time", 1]),
+)
 def test_any_packing(lengths, channels, states, B):
     bounds = [0, *np.cumsum(lengths, dtype=int)]
     p = vjp_problem(1, channels, states, bounds[-1], B=B, C="time", bounds=bounds)
-    assert_within(1e-11, fd.selective_scan_vjp(**p), exact(p))  # relative to a largest magnitude that may happen to be small
+    assert_within(
+        1e-11, fd.selective_scan_vjp(**p), exact(p)
+    )  # relative to a largest magnitude that may happen to be small
 
 
 def test_nothing_to_do():
@@ -243,7 +301,9 @@ def test_nothing_to_do():
     assert not any(getattr(grads, name).any() for name in ("dA", "dD", "ddelta_bias"))
     constant = vjp_problem(0, 5, 3, 7, B="constant", C="constant")
     grads = fd.selective_scan_vjp(**constant)
-    assert grads.dB.shape == (5, 3) and not any(getattr(grads, name).any() for name in ("dA", "dB", "dC", "dD", "ddelta_bias"))
+    assert grads.dB.shape == (5, 3) and not any(
+        getattr(grads, name).any() for name in ("dA", "dB", "dC", "dD", "ddelta_bias")
+    )
     p = vjp_problem(1, 5, 3, 0, bounds=[0])
     assert fd.selective_scan_vjp(**p).dinitial_state.shape == (0, 5, 3)
 
@@ -282,7 +342,10 @@ def test_gradients_pass_from_piece_to_piece(cut):
 def test_gradients_are_linear_in_what_comes_back():
     p, q = (vjp_problem(2, 19, 5, 150, seed=seed) for seed in (0, 1))
     mixed = {**p, **{k: 2.5 * p[k] - 0.75 * q[k] for k in ("dout", "dlast_state")}}
-    a, b = fd.selective_scan_vjp(**p), fd.selective_scan_vjp(**{**p, "dout": q["dout"], "dlast_state": q["dlast_state"]})
+    a, b = (
+        fd.selective_scan_vjp(**p),
+        fd.selective_scan_vjp(**{**p, "dout": q["dout"], "dlast_state": q["dlast_state"]}),
+    )
     sums = reference.SelectiveScanGrads(*(2.5 * x - 0.75 * y for x, y in zip(a, b, strict=True)))
     assert_within(1e-13, fd.selective_scan_vjp(**mixed), sums)
     nothing = fd.selective_scan_vjp(**{**p, "dout": 0 * p["dout"], "dlast_state": None})
@@ -296,7 +359,10 @@ def test_packed_sequences_are_each_by_itself(unbatched):
     packed = fd.selective_scan_vjp(**p)
     shared = [np.zeros_like(a) for a in (packed.dA, packed.dC, packed.dD, packed.ddelta_bias)]
     for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        states = {name: p[name][k] if unbatched else p[name][k : k + 1] for name in ("initial_state", "dlast_state")}
+        states = {
+            name: p[name][k] if unbatched else p[name][k : k + 1]
+            for name in ("initial_state", "dlast_state")
+        }
         alone = fd.selective_scan_vjp(**part(p, np.s_[start:stop], **states, cu_seqlens=None))
         for total, d in zip(shared, (alone.dA, alone.dC, alone.dD, alone.ddelta_bias), strict=True):
             total += d
@@ -335,7 +401,10 @@ def test_layout_changes_no_bit(name, dtype, B):
 
 def test_channels_last_everywhere_changes_no_bit():
     p = vjp_problem(2, 40, 16, 200, np.float32)
-    last = {k: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2) if np.ndim(a) > 1 else a for k, a in p.items()}
+    last = {
+        k: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2) if np.ndim(a) > 1 else a
+        for k, a in p.items()
+    }
     assert identical(fd.selective_scan_vjp(**p), fd.selective_scan_vjp(**last))
 
 
@@ -373,8 +442,16 @@ for p in pickle.load(open({path!r}, "rb")):
 
 
 def test_cpu_levels_agree(tmp_path):
-    kinds = [dict(batch=2, B="time", C=37), dict(batch=2, B="constant", C="time"), dict(batch=1, B=1, C=1, bounds=[0, 0, 70, 300])]
-    problems = [vjp_problem(**kind, channels=37, states=9, steps=300, dtype=dtype) for kind in kinds for dtype in REALS]
+    kinds = [
+        dict(batch=2, B="time", C=37),
+        dict(batch=2, B="constant", C="time"),
+        dict(batch=1, B=1, C=1, bounds=[0, 0, 70, 300]),
+    ]
+    problems = [
+        vjp_problem(**kind, channels=37, states=9, steps=300, dtype=dtype)
+        for kind in kinds
+        for dtype in REALS
+    ]
     for p in problems:
         p["delta"][0, 5] *= 40
     (tmp_path / "problems").write_bytes(pickle.dumps(problems))
@@ -415,7 +492,9 @@ def test_nonfinite_stays_in_its_channel_and_item(dtype, bad, name):
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("bad, total", [(np.inf, np.nan), ("most", np.inf)])
 def test_nonfinite_sums_over_the_batch_are_silent(dtype, bad, total):
-    p = vjp_problem(2, 64, 4, 520, dtype)  # enough for sums of several ranges, which are then added up
+    p = vjp_problem(
+        2, 64, 4, 520, dtype
+    )  # enough for sums of several ranges, which are then added up
     p["u"][:] = 1
     p["z"] = None
     p["dout"][0, 3, 5] = np.finfo(dtype).max if bad == "most" else bad
@@ -437,7 +516,9 @@ def test_nonfinite_stays_in_its_sequence(dtype, name, sequence):
     other = np.s_[..., 50:] if sequence == 1 else np.s_[..., :50]
     for field in "du", "ddelta", "dB", "dC", "dz":
         assert same_bits(getattr(grads, field)[other], getattr(clean, field)[other]), field
-    assert same_bits(np.delete(grads.dinitial_state, sequence, 0), np.delete(clean.dinitial_state, sequence, 0))
+    assert same_bits(
+        np.delete(grads.dinitial_state, sequence, 0), np.delete(clean.dinitial_state, sequence, 0)
+    )
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -461,7 +542,9 @@ def test_gate_far_into_both_tails(dtype):
     p = vjp_problem(1, 19, 4, 61, dtype)
     p["z"] = np.tile(np.linspace(-700, 700, 61, dtype=dtype), (1, 19, 1))
     assert_within(TOLERANCE[dtype], fd.selective_scan_vjp(**p), exact(p))
-    p["z"] = np.full_like(p["u"], -10)  # both the gate and its slope are small: relative to their own magnitude
+    p["z"] = np.full_like(
+        p["u"], -10
+    )  # both the gate and its slope are small: relative to their own magnitude
     assert_within(TOLERANCE[dtype], fd.selective_scan_vjp(**p), exact(p))
 
 
@@ -484,7 +567,9 @@ def test_infinite_step(dtype, softplus):
     p["delta_bias"], p["delta_softplus"] = None, softplus
     p["delta"][1, 3, 100] = np.inf
     grads, expected = fd.selective_scan_vjp(**p), exact(p)
-    assert np.isfinite(expected.ddelta[1, 3, :101]).all()  # the step's own gradient too, and what came before it
+    assert np.isfinite(
+        expected.ddelta[1, 3, :101]
+    ).all()  # the step's own gradient too, and what came before it
     for name, g, e in zip(grads._fields, grads, expected, strict=True):
         if e is not None:
             sound = np.isfinite(e)
@@ -560,14 +645,24 @@ def test_dtypes_are_promoted_together():
     assert dtypes() == {np.dtype(np.float32)}
     for name, array in arrays_of(p).items():
         assert dtypes(**{name: array.astype(np.float64)}) == {np.dtype(np.float64)}, name
-    assert dtypes(D=np.arange(4)) == dtypes(dout=np.ones((1, 4, 5), np.int8)) == {np.dtype(np.float64)}
+    assert (
+        dtypes(D=np.arange(4)) == dtypes(dout=np.ones((1, 4, 5), np.int8)) == {np.dtype(np.float64)}
+    )
 
 
 def test_lists_and_integers_count_as_float64():
     p = vjp_problem(1, 4, 2, 5)
     grads = fd.selective_scan_vjp(**p)
-    assert identical(grads, fd.selective_scan_vjp(**{k: a.tolist() if isinstance(a, np.ndarray) else a for k, a in p.items()}))
-    whole = {k: np.round(3 * a).astype(np.int16) if isinstance(a, np.ndarray) else a for k, a in p.items()}
+    assert identical(
+        grads,
+        fd.selective_scan_vjp(
+            **{k: a.tolist() if isinstance(a, np.ndarray) else a for k, a in p.items()}
+        ),
+    )
+    whole = {
+        k: np.round(3 * a).astype(np.int16) if isinstance(a, np.ndarray) else a
+        for k, a in p.items()
+    }
     floats = {k: a.astype(np.float64) if isinstance(a, np.ndarray) else a for k, a in whole.items()}
     assert identical(fd.selective_scan_vjp(**whole), fd.selective_scan_vjp(**floats))
 
@@ -595,7 +690,11 @@ def test_results_are_new_and_writable(steps):
 def test_grads_pickle():
     grads = fd.selective_scan_vjp(**{**vjp_problem(1, 4, 2, 5), "D": None})
     again = pickle.loads(pickle.dumps(grads))
-    assert type(again) is type(grads) is fd.SelectiveScanGrads and identical(again, grads) and again.dD is None
+    assert (
+        type(again) is type(grads) is fd.SelectiveScanGrads
+        and identical(again, grads)
+        and again.dD is None
+    )
     assert grads._fields == tuple(f"d{name}" for name in DIFFERENTIABLE)
 
 
@@ -633,7 +732,9 @@ def test_errors_name_the_argument(change, kind, message):
 
 def test_errors_of_packed_and_unbatched_calls():
     p = vjp_problem(1, 6, 3, 8, bounds=[0, 3, 8])
-    with pytest.raises(ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(2, 6, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(2, 6, 3\)"
+    ):
         fd.selective_scan_vjp(**{**p, "dlast_state": p["dlast_state"][:1]})
     with pytest.raises(ValueError, match="^cu_seqlens is"):
         fd.selective_scan_vjp(**{**p, "cu_seqlens": [0, 9, 8]})
@@ -642,7 +743,9 @@ def test_errors_of_packed_and_unbatched_calls():
     p = vjp_problem(1, 6, 3, 8, unbatched=True, B=1, C=1)
     with pytest.raises(ValueError, match=r"^dout has shape \(1, 6, 8\); expected .+ = \(6, 8\)"):
         fd.selective_scan_vjp(**{**p, "dout": p["dout"][None]})
-    with pytest.raises(ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(6, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(6, 3\)"
+    ):
         fd.selective_scan_vjp(**{**p, "dlast_state": p["dlast_state"][None]})
 
 
@@ -672,14 +775,24 @@ print((grown - results) / (results + sum(a.nbytes for a in (dout, u, delta, z, A
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux"
+)
 def test_memory_is_inputs_outputs_and_checkpoints():
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert float(done.stdout) < 0.15  # a (B, D, L, N) array would be 2.3
 
 
 def test_sums_of_many_short_sequences_are_few():
-    p = vjp_problem(1, 1024, 16, 512, np.float32, bounds=range(0, 513, 8), B="constant", C="constant")
+    p = vjp_problem(
+        1, 1024, 16, 512, np.float32, bounds=range(0, 513, 8), B="constant", C="constant"
+    )
     p["initial_state"] = p["dlast_state"] = None
     tracemalloc.start()
     try:
@@ -688,17 +801,27 @@ def test_sums_of_many_short_sequences_are_few():
     finally:
         tracemalloc.stop()
     results = sum(g.nbytes for g in grads if g is not None)
-    assert peak - results < 0.15 * (results + sum(a.nbytes for a in p.values() if isinstance(a, np.ndarray)))
+    assert peak - results < 0.15 * (
+        results + sum(a.nbytes for a in p.values() if isinstance(a, np.ndarray))
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_is_answered_at_once(threads):
     long = np.broadcast_to(np.float32(1), (512, 8192))
-    coefficient = np.broadcast_to(np.float32(1), (1, 256, 8192))  # a second of work at the very least
+    coefficient = np.broadcast_to(
+        np.float32(1), (1, 256, 8192)
+    )  # a second of work at the very least
     A, before = -np.ones((512, 256), np.float32), fd.get_num_threads()
     fd.set_num_threads(threads)
     try:
-        assert seconds_until_answered(lambda: fd.selective_scan_vjp(long, long, long, A, coefficient, coefficient), delay=0.1) < ALLOWED
+        assert (
+            seconds_until_answered(
+                lambda: fd.selective_scan_vjp(long, long, long, A, coefficient, coefficient),
+                delay=0.1,
+            )
+            < ALLOWED
+        )
     finally:
         fd.set_num_threads(before)
 
@@ -709,17 +832,25 @@ def test_ctrl_c_is_answered_at_once(threads):
 def longdouble_vjp(p):
     """The adjoint in extended precision, some channels at a time; B and C vary in time, z is given, dlast_state is not."""
     whole = {k: a.astype(np.longdouble) for k, a in arrays_of(p).items()}
-    parts = [_longdouble_channels(whole, np.s_[first : first + 16]) for first in range(0, p["u"].shape[1], 16)]
+    parts = [
+        _longdouble_channels(whole, np.s_[first : first + 16])
+        for first in range(0, p["u"].shape[1], 16)
+    ]
     columns = list(zip(*parts, strict=True))
     axes = dict(du=1, ddelta=1, dA=0, dD=0, dz=1, ddelta_bias=0, dinitial_state=1)
     names = reference.SelectiveScanGrads._fields
     return reference.SelectiveScanGrads(
-        *(np.concatenate(c, axes[name]) if name in axes else sum(c) for name, c in zip(names, columns, strict=True))
+        *(
+            np.concatenate(c, axes[name]) if name in axes else sum(c)
+            for name, c in zip(names, columns, strict=True)
+        )
     )
 
 
 def _longdouble_channels(whole, some):
-    dout, u, delta, z, h0 = (whole[k][:, some] for k in ("dout", "u", "delta", "z", "initial_state"))
+    dout, u, delta, z, h0 = (
+        whole[k][:, some] for k in ("dout", "u", "delta", "z", "initial_state")
+    )
     A, D, bias = (whole[k][some] for k in ("A", "D", "delta_bias"))
     B, C = (np.moveaxis(whole[k], -1, 0)[:, :, None] for k in ("B", "C"))  # (L, batch, 1, N)
     steps = u.shape[-1]
@@ -741,7 +872,9 @@ def _longdouble_channels(whole, some):
     dC, dB, fed = (at * h[1:]).sum(2), (dh * (dt * x)).sum(2), (dh * B).sum(-1)
     decay *= dh
     decay *= h[:-1]  # now the adjoint of Ā times Ā
-    ddelta = np.moveaxis((decay * A).sum(-1) + fed * x[..., 0], 0, -1) / (1 + np.exp(-delta - bias[:, None]))
+    ddelta = np.moveaxis((decay * A).sum(-1) + fed * x[..., 0], 0, -1) / (
+        1 + np.exp(-delta - bias[:, None])
+    )
     dA = (decay * dt).sum((0, 1))
     du = D[:, None] * dy + np.moveaxis(fed * dt[..., 0], 0, -1)
     back = [np.moveaxis(d, 0, -1) for d in (dB, dC)]
@@ -783,7 +916,9 @@ def test_an_infinite_coefficient_meets_no_channel_that_is_not_there(name, channe
     with np.errstate(invalid="ignore"):
         theirs = reference.selective_scan_vjp(one, **p)
     for field in "dB", "dC":
-        np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-13, err_msg=field)
+        np.testing.assert_allclose(
+            getattr(ours, field), getattr(theirs, field), rtol=1e-13, err_msg=field
+        )
 
 
 @pytest.mark.parametrize("dout", [[0.0, 0, 0, np.inf], [0, -np.inf, 0, 1], [np.inf, 0, 0, 0]])
@@ -795,4 +930,6 @@ def test_infinite_adjoints_stay_infinite_on_their_way_back(dout, dtype):
     with np.errstate(invalid="ignore"):
         theirs = reference.selective_scan_vjp([dout], **p)
     for field in "du", "dB", "dC", "dA":
-        np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-5, err_msg=field)
+        np.testing.assert_allclose(
+            getattr(ours, field), getattr(theirs, field), rtol=1e-5, err_msg=field
+        )

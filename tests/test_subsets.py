@@ -59,7 +59,22 @@ def defined(x):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(0,), (1,), (2,), (3,), (4,), (9,), (12,), (3, 2), (2, 3, 5), (0, 3), (4, 0), (2, 0, 3), (5, 11), (3000, 1)],
+    [
+        (0,),
+        (1,),
+        (2,),
+        (3,),
+        (4,),
+        (9,),
+        (12,),
+        (3, 2),
+        (2, 3, 5),
+        (0, 3),
+        (4, 0),
+        (2, 0, 3),
+        (5, 11),
+        (3000, 1),
+    ],
 )
 def test_sums_are_those_of_the_reference(shape, dtype):
     x = random(shape, dtype)
@@ -83,7 +98,9 @@ def test_sums_have_the_bits_of_their_definition(n, dtype):
 def test_position_is_the_mask(x, mask):
     mask %= 2 ** len(x)
     chosen = [value for i, value in enumerate(x) if mask >> i & 1]
-    assert math.isclose(fd.subset_sums(np.array(x, float))[mask], math.fsum(chosen), rel_tol=1e-12, abs_tol=1e-9)
+    assert math.isclose(
+        fd.subset_sums(np.array(x, float))[mask], math.fsum(chosen), rel_tol=1e-12, abs_tol=1e-9
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,11 +192,18 @@ def test_out_is_checked():
         fd.subset_sums(shared[:3], out=shared[2:10])
     with pytest.raises(ValueError, match="out shares memory with x"):
         fd.subset_sums(shared.view(np.int64)[:3], out=shared[:8])
-    assert same_bits(fd.subset_sums(shared[::6], out=shared[1:16:2][:8]), np.zeros(8))  # interleaved, not shared
+    assert same_bits(
+        fd.subset_sums(shared[::6], out=shared[1:16:2][:8]), np.zeros(8)
+    )  # interleaved, not shared
 
 
 def test_results_that_do_not_fit_say_how_many_bytes():
-    for shape, dtype in [((62,), np.float64), ((60,), np.float32), ((50,), np.float64), ((2**20, 62), np.float64)]:
+    for shape, dtype in [
+        ((62,), np.float64),
+        ((60,), np.float32),
+        ((50,), np.float64),
+        ((2**20, 62), np.float64),
+    ]:
         x = np.broadcast_to(np.ones((), dtype), shape)
         needed = math.prod(shape[:-1]) * 2 ** shape[-1] * np.dtype(dtype).itemsize
         with pytest.raises(MemoryError, match=f"{needed} bytes"):
@@ -217,7 +241,11 @@ def test_x_is_checked(function):
 
 
 def test_more_than_62_entries_cannot_be_enumerated():
-    for call in (fd.subset_sums, fd.iter_subset_sums, lambda x: fd.subset_logsumexp(x, method="enumerate")):
+    for call in (
+        fd.subset_sums,
+        fd.iter_subset_sums,
+        lambda x: fd.subset_logsumexp(x, method="enumerate"),
+    ):
         with pytest.raises(ValueError, match="63 entries .* at most 62"):
             call(np.zeros(63))
     assert fd.subset_logsumexp(np.zeros(63)) == pytest.approx(63 * math.log(2), rel=1e-15)
@@ -252,7 +280,13 @@ def test_stream_of_62_entries_starts_at_once():
     for step, (first, sums) in enumerate(fd.iter_subset_sums(x, block=4096)):
         assert first == step * 4096
         assert (
-            error(sums[:2], [math.fsum(x[i] for i in range(62) if mask >> i & 1) for mask in (first, first + 1)])
+            error(
+                sums[:2],
+                [
+                    math.fsum(x[i] for i in range(62) if mask >> i & 1)
+                    for mask in (first, first + 1)
+                ],
+            )
             < 1e-12
         )
         if step == 20:
@@ -291,7 +325,9 @@ def test_stream_raises_when_called():
 
 def test_stream_reports_each_block():
     seen = []
-    for first, sums in fd.iter_subset_sums(random(10), block=256, progress=lambda *report: seen.append(report)):
+    for first, sums in fd.iter_subset_sums(
+        random(10), block=256, progress=lambda *report: seen.append(report)
+    ):
         assert seen[-1] == (first + len(sums), 1024)
     assert seen == [(256, 1024), (512, 1024), (768, 1024), (1024, 1024)]
 
@@ -328,23 +364,31 @@ def exact_logsumexp(x):
     ids=str,
 )
 def test_logsumexp_has_twelve_digits(x, method):
-    assert math.isclose(fd.subset_logsumexp(np.array(x), method=method), exact_logsumexp(x), rel_tol=1e-13)
+    assert math.isclose(
+        fd.subset_logsumexp(np.array(x), method=method), exact_logsumexp(x), rel_tol=1e-13
+    )
     single = np.array(x, np.float32)
     value = fd.subset_logsumexp(single, method=method)
     tiny = np.finfo(np.float32).tiny
-    assert value.dtype == np.float32 and math.isclose(value, exact_logsumexp(single), rel_tol=1e-5, abs_tol=tiny)
+    assert value.dtype == np.float32 and math.isclose(
+        value, exact_logsumexp(single), rel_tol=1e-5, abs_tol=tiny
+    )
 
 
 @given(st.lists(st.floats(-720, 720), max_size=11))
 @settings(max_examples=200)
 def test_both_methods_agree(x):
-    closed, enumerated = (fd.subset_logsumexp(np.array(x, float), method=method) for method in METHODS)
+    closed, enumerated = (
+        fd.subset_logsumexp(np.array(x, float), method=method) for method in METHODS
+    )
     assert math.isclose(closed, enumerated, rel_tol=1e-13, abs_tol=2.3e-308 * 2**11)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (7,), (2, 3, 5), (1000, 4), (300, 10), (2, 19)])
+@pytest.mark.parametrize(
+    "shape", [(0,), (0, 3), (3, 0), (7,), (2, 3, 5), (1000, 4), (300, 10), (2, 19)]
+)
 def test_logsumexp_is_that_of_the_reference(shape, method, dtype):
     x = random(shape, dtype) * 3
     value = fd.subset_logsumexp(x, method=method)
@@ -376,7 +420,10 @@ def test_logsumexp_of_awkward_layouts(method, dtype):
         before = snapshot(array)
         assert same_bits(fd.subset_logsumexp(array, method=method), plain), label
         assert snapshot(array) == before, label
-    assert same_bits(plain.ravel(), np.array([fd.subset_logsumexp(row, method=method) for row in x.reshape(-1, 5)]))
+    assert same_bits(
+        plain.ravel(),
+        np.array([fd.subset_logsumexp(row, method=method) for row in x.reshape(-1, 5)]),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -394,7 +441,8 @@ def test_logsumexp_of_non_finite_rows(n, method, dtype):
         value = fd.subset_logsumexp(x, method=method)
     assert np.isnan(value[[0, 2]]).all() and (value[[1, 3]] == np.inf).all()
     assert value[4] == pytest.approx(
-        fd.subset_logsumexp(np.delete(x[4], 1), method=method), rel=1e-5 if dtype == np.float32 else 1e-14
+        fd.subset_logsumexp(np.delete(x[4], 1), method=method),
+        rel=1e-5 if dtype == np.float32 else 1e-14,
     )
     assert same_bits(value[5], clean[5])
     assert fd.subset_logsumexp(np.full(n, -np.inf, dtype), method=method) == 0
@@ -429,14 +477,20 @@ def test_logsumexp_reports_to_the_end(shape, method, total):
     value = fd.subset_logsumexp(x, method=method, progress=lambda *report: seen.append(report))
     assert same_bits(value, fd.subset_logsumexp(x, method=method))
     done = [report[0] for report in seen]
-    assert done == sorted(set(done)) and seen[-1] == (total, total) and all(report[1] == total for report in seen)
+    assert (
+        done == sorted(set(done))
+        and seen[-1] == (total, total)
+        and all(report[1] == total for report in seen)
+    )
     if shape == (70_000, 10):
         assert len(done) > 1
 
 
 def test_logsumexp_reports_every_few_milliseconds():
     seen = []
-    fd.subset_logsumexp(random(28, np.float32), method="enumerate", progress=lambda done, total: seen.append(done))
+    fd.subset_logsumexp(
+        random(28, np.float32), method="enumerate", progress=lambda done, total: seen.append(done)
+    )
     assert seen == [2**26, 2**27, 3 * 2**26, 2**28]
 
 
@@ -501,7 +555,9 @@ np.save(sys.stdout.buffer, np.concatenate([np.ravel(r).astype(float) for r in re
 
 def at_level(level):
     env = os.environ | {"FASTDERIV_CPU": level}
-    run = subprocess.run([sys.executable, "-c", LEVEL_SCRIPT], env=env, capture_output=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", LEVEL_SCRIPT], env=env, capture_output=True, check=True
+    )
     return np.load(io.BytesIO(run.stdout))
 
 
@@ -520,4 +576,7 @@ def test_levels_agree():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interrupt_is_answered_within_a_fifth_of_a_second(threads):
     fd.set_num_threads(threads)
-    assert seconds_until_answered(lambda: fd.subset_logsumexp(random(40), method="enumerate")) < ALLOWED
+    assert (
+        seconds_until_answered(lambda: fd.subset_logsumexp(random(40), method="enumerate"))
+        < ALLOWED
+    )

@@ -149,9 +149,27 @@ def test_a_program_that_uses_everything_passes_mypy_strict(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     home = Path(fd.__file__).parents[1]
     # mypy finds an installed package itself; silent: of the package only the types count here
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "program.py"]
-    environment = os.environ | {"MYPYPATH": "" if home.name in ("site-packages", "dist-packages") else str(home)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file=",
+        "--follow-imports=silent",
+        "program.py",
+    ]
+    environment = os.environ | {
+        "MYPYPATH": "" if home.name in ("site-packages", "dist-packages") else str(home)
+    }
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

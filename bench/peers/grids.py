@@ -109,7 +109,9 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
     Bt, G1, G2, D = problem[0].shape
     H = len(problem[4])
     spans = list(diagonals(G1, G2))
-    order = torch.tensor([i * G2 + d - i for d, (lo, hi) in enumerate(spans) for i in range(lo, hi)])
+    order = torch.tensor(
+        [i * G2 + d - i for d, (lo, hi) in enumerate(spans) for i in range(lo, hi)]
+    )
     back = torch.argsort(order)
     starts = np.cumsum([0, *(hi - lo for lo, hi in spans)]).tolist()
 
@@ -134,14 +136,22 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
         h[:1].tanh_()
         for d, (lo, hi, plo, w, n) in enumerate(plan, start=1):
             a, prev = h[starts[d] : starts[d + 1]], h[starts[d - 1] : starts[d]]
-            a[w[0] - lo : w[1] - lo].view(-1, H).addmm_(prev[w[0] - plo : w[1] - plo].view(-1, H), west)
-            a[n[0] - lo : n[1] - lo].view(-1, H).addmm_(prev[n[0] - 1 - plo : n[1] - 1 - plo].view(-1, H), north)
+            a[w[0] - lo : w[1] - lo].view(-1, H).addmm_(
+                prev[w[0] - plo : w[1] - plo].view(-1, H), west
+            )
+            a[n[0] - lo : n[1] - lo].view(-1, H).addmm_(
+                prev[n[0] - 1 - plo : n[1] - 1 - plo].view(-1, H), north
+            )
             a.tanh_()
         return restore(h)
 
     def padded(prev, first, last, lo, hi, plo):
         part = prev[first - plo : last - plo]
-        return part if last - first == hi - lo else torch.nn.functional.pad(part, (0, 0, 0, 0, first - lo, hi - last))
+        return (
+            part
+            if last - first == hi - lo
+            else torch.nn.functional.pad(part, (0, 0, 0, 0, first - lo, hi - last))
+        )
 
     def for_autograd(x, W_in, W_west, W_north, b):
         a = project(x, W_in, b).split([hi - lo for lo, hi in spans])
@@ -151,7 +161,9 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
             from_west = padded(h[-1], *w, lo, hi, plo)
             from_north = padded(h[-1], n[0], n[1], lo, hi, plo + 1)
             z = torch.addmm(a[d].reshape(-1, H), from_west.reshape(-1, H), west)
-            h.append(torch.tanh(torch.addmm(z, from_north.reshape(-1, H), north)).reshape(hi - lo, Bt, H))
+            h.append(
+                torch.tanh(torch.addmm(z, from_north.reshape(-1, H), north)).reshape(hi - lo, Bt, H)
+            )
         return restore(torch.cat(h))
 
     return in_place, for_autograd

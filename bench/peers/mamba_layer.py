@@ -23,7 +23,9 @@ def layer(steps: int) -> dict[str, tuple[Call, Call]]:
     logging.getLogger("transformers").setLevel(logging.ERROR)  # that it is slow is known
     torch.set_num_threads(fd.get_num_threads())
     torch.manual_seed(0)
-    mixer = MambaMixer(MambaConfig(hidden_size=768, state_size=16, num_hidden_layers=1), layer_idx=0)
+    mixer = MambaMixer(
+        MambaConfig(hidden_size=768, state_size=16, num_hidden_layers=1), layer_idx=0
+    )
     x = torch.randn(1, steps, 768)
 
     def forward() -> np.ndarray:
@@ -43,4 +45,7 @@ def layer(steps: int) -> dict[str, tuple[Call, Call]]:
 
         return quick
 
-    return {"forward": (with_fastderiv(forward), forward), "forward + backward": (with_fastderiv(both), both)}
+    return {
+        "forward": (with_fastderiv(forward), forward),
+        "forward + backward": (with_fastderiv(both), both),
+    }

@@ -36,7 +36,10 @@ def by_hand() -> Peer | None:
     with tempfile.TemporaryDirectory() as folder:
         library = pathlib.Path(folder) / "scan.so"
         source = pathlib.Path(__file__).parent / "scan_avx512.c"
-        subprocess.run([compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source], check=True)
+        subprocess.run(
+            [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source],
+            check=True,
+        )
         scan = ctypes.CDLL(str(library)).scan
 
     def forward(problem):
@@ -68,11 +71,20 @@ def numpy_gradient(dout, u, delta, A, B, C, D, z, bias):
     states = np.zeros((u.shape[2] + 1, *u.shape[:2], A.shape[1]), u.dtype)
     y = D[:, None] * u
     for l in range(u.shape[2]):
-        states[l + 1] = np.exp(dt[:, :, l, None] * A) * states[l] + (dt * u)[:, :, l, None] * B[:, None, :, l]
+        states[l + 1] = (
+            np.exp(dt[:, :, l, None] * A) * states[l] + (dt * u)[:, :, l, None] * B[:, None, :, l]
+        )
         y[:, :, l] += np.matmul(states[l + 1], C[:, :, l, None])[..., 0]
     gate = sigmoid(z)
     dy, dz = dout * z * gate, dout * y * gate * (1 + z * (1 - gate))
-    du, ddt, dA, dB, dC, g = dy * D[:, None], np.empty_like(u), np.zeros_like(A), np.empty_like(B), np.empty_like(C), 0
+    du, ddt, dA, dB, dC, g = (
+        dy * D[:, None],
+        np.empty_like(u),
+        np.zeros_like(A),
+        np.empty_like(B),
+        np.empty_like(C),
+        0,
+    )
     for l in range(u.shape[2])[::-1]:
         g = g + dy[:, :, l, None] * C[:, None, :, l]
         dC[:, :, l] = np.einsum("bd,bdn->bn", dy[:, :, l], states[l + 1])
@@ -88,7 +100,10 @@ def numpy_gradient(dout, u, delta, A, B, C, D, z, bias):
 
 
 def by_numpy() -> Peer:
-    return Peer(lambda problem: lambda: numpy_scan(*problem), lambda problem, dout: lambda: numpy_gradient(dout, *problem))
+    return Peer(
+        lambda problem: lambda: numpy_scan(*problem),
+        lambda problem, dout: lambda: numpy_gradient(dout, *problem),
+    )
 
 
 # ---- Numba -----------------------------------------------------------------------------------------------------------
@@ -274,7 +289,9 @@ def by_jax(associative: bool) -> Peer | None:
 
     def gradient(problem, dout):
         arguments = [jnp.asarray(a) for a in (dout, *problem)]
-        return lambda: tuple(np.asarray(a) for a in jax.block_until_ready(compiled_both(*arguments)))
+        return lambda: tuple(
+            np.asarray(a) for a in jax.block_until_ready(compiled_both(*arguments))
+        )
 
     return Peer(forward, gradient)
 

@@ -14,7 +14,8 @@ from ._cli.output import count, fit_terminal, picture
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastderiv", description="Compiled kernels and their derivatives on plain NumPy arrays."
+        prog="python -m fastderiv",
+        description="Compiled kernels and their derivatives on plain NumPy arrays.",
     )
     parser.add_argument("--version", action="version", version=f"fastderiv {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -32,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="microbenchmarks against NumPy")
     bench.add_argument("--json", action="store_true", help="machine-readable output only")
     bench.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    bench.add_argument("--threads", type=count, default=1, metavar="N", help="threads for fastderiv (default: 1)")
+    bench.add_argument(
+        "--threads", type=count, default=1, metavar="N", help="threads for fastderiv (default: 1)"
+    )
     return parser
 
 
@@ -61,7 +64,12 @@ def _bench(as_json: bool, quick: bool, threads: int) -> int:
     if as_json:
         print(
             json.dumps(
-                {"config": show_config(), "threads": threads, "results": [r.as_dict() for r in results]}, indent=1
+                {
+                    "config": show_config(),
+                    "threads": threads,
+                    "results": [r.as_dict() for r in results],
+                },
+                indent=1,
             )
         )
     else:

@@ -45,7 +45,9 @@ class Result:
         return asdict(self)
 
 
-def scan_case(batch: int, channels: int, states: int, length: int, dtype: type = np.float32) -> Case:
+def scan_case(
+    batch: int, channels: int, states: int, length: int, dtype: type = np.float32
+) -> Case:
     """`selective_scan` with every option on."""
     rng = np.random.default_rng(0)
 
@@ -120,7 +122,9 @@ def enumeration_case(n: int) -> Case:
     def theirs() -> np.ndarray:
         return np.asarray(numpy_logsumexp(x))
 
-    return Case("subset_logsumexp", f"n = {n} float64, enumerated", "subset", 2**n, ours, theirs, 1e-12)
+    return Case(
+        "subset_logsumexp", f"n = {n} float64, enumerated", "subset", 2**n, ours, theirs, 1e-12
+    )
 
 
 def numpy_logsumexp(x: np.ndarray, block: int = 14) -> float:
@@ -201,7 +205,9 @@ def measure(case: Case, *, rounds: int, round_time: float) -> Result:
     """Check the case, then time both sides in turn."""
     ours, theirs = case.ours(), case.numpy()
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    times = interleave({"ours": case.ours, "numpy": case.numpy}, rounds=rounds, round_time=round_time)
+    times = interleave(
+        {"ours": case.ours, "numpy": case.numpy}, rounds=rounds, round_time=round_time
+    )
     mine, numpys = times["ours"], times["numpy"]
     return Result(
         kernel=case.kernel,

@@ -82,10 +82,14 @@ def digits(a: np.ndarray, b: np.ndarray) -> float:
 # (a) ties -----------------------------------------------------------------------------------------------------------
 
 X2 = np.linspace(1.0, 2.0, 101)  # petal widths, cm
-X1 = np.linspace(0.0, 8.0, 801)  # the grid of petal lengths on which the margin's sign is scanned, cm
+X1 = np.linspace(
+    0.0, 8.0, 801
+)  # the grid of petal lengths on which the margin's sign is scanned, cm
 
 
-def brackets(net: fd.SigmoidMLP, x1: np.ndarray, x2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def brackets(
+    net: fd.SigmoidMLP, x1: np.ndarray, x2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x2, lower x1, upper x1) of every pair of neighbours on the grid between which the margin changes sign."""
     grid = np.stack(np.meshgrid(x1, x2), -1)  # (len(x2), len(x1), 2)
     positive = net.margin(grid.reshape(-1, 2)).reshape(grid.shape[:2]) > 0
@@ -114,7 +118,10 @@ def show_ties(demo: Demo) -> None:
     residual = np.abs(z[:, 0] - z[:, 1])
     sums = fd.ExponentialSum.from_network(net)
     # just beside each root, near enough to have no other root in between
-    left, right = (sums.log_evaluate(exponents(network, np.column_stack([found.x + h, x2])))[0] for h in (-1e-6, 1e-6))
+    left, right = (
+        sums.log_evaluate(exponents(network, np.column_stack([found.x + h, x2])))[0]
+        for h in (-1e-6, 1e-6)
+    )
 
     print("    x2 [cm]   x1 [cm]         |z1 - z2|   exponential sum, left and right of x1")
     sign = {-1: "-", 0: "0", 1: "+"}
@@ -140,9 +147,17 @@ def show_ties(demo: Demo) -> None:
         "solve_x1 finds the same without a grid and proves that there are no others",
         f"{len(crossings.x)} intervals of one tie each, at most {(crossings.upper - crossings.lower).max():.0e} cm wide",
     )
-    demo.check(residual.max() <= 1e-12, "substitution gives z1 = z2", f"largest |z1 - z2| = {residual.max():.1e}")
+    demo.check(
+        residual.max() <= 1e-12,
+        "substitution gives z1 = z2",
+        f"largest |z1 - z2| = {residual.max():.1e}",
+    )
     changes = left * right == -1
-    demo.check(changes.all(), "the exponential sum (8 terms) changes sign there too", f"{changes.sum()} of {len(x2)}")
+    demo.check(
+        changes.all(),
+        "the exponential sum (8 terms) changes sign there too",
+        f"{changes.sum()} of {len(x2)}",
+    )
     per_row, bound = (x2 == X2[:, None]).sum(1), sums.root_bound(0)
     allowed = (per_row <= bound) & ((bound - per_row) % 2 == 0)
     counts = " or ".join(map(str, np.unique(per_row)))
@@ -166,20 +181,35 @@ def layer_on(sunspots: Sunspots) -> Scan:
     def mixture(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape) / np.sqrt(shape[0])
 
-    value = np.sqrt(sunspots.number) / 6  # counts have an even spread on the scale of their square roots
-    lagged = np.stack([np.concatenate([np.zeros(k), value[: len(value) - k]]) for k in range(LAGS)], axis=1)
+    value = (
+        np.sqrt(sunspots.number) / 6
+    )  # counts have an even spread on the scale of their square roots
+    lagged = np.stack(
+        [np.concatenate([np.zeros(k), value[: len(value) - k]]) for k in range(LAGS)], axis=1
+    )
     x = lagged @ mixture(LAGS, CHANNELS)
-    steps = np.geomspace(0.01, 0.5, CHANNELS)  # channels that remember for long, to channels that forget at once
+    steps = np.geomspace(
+        0.01, 0.5, CHANNELS
+    )  # channels that remember for long, to channels that forget at once
     preactivation = x @ (mixture(CHANNELS, CHANNELS) / 4) + np.log(np.expm1(steps))
     A = -np.tile(np.arange(1.0, STATES + 1), (CHANNELS, 1))
-    return Scan(x, preactivation, A, x @ mixture(CHANNELS, STATES), x @ mixture(CHANNELS, STATES), np.empty_like(x))
+    return Scan(
+        x,
+        preactivation,
+        A,
+        x @ mixture(CHANNELS, STATES),
+        x @ mixture(CHANNELS, STATES),
+        np.empty_like(x),
+    )
 
 
 def scan_arguments(
     scan: Scan, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L), as transposed views of the layer's arrays."""
-    x, preactivation, A, B, C = (a.astype(dtype) for a in scan[:5])  # not y: it may hold garbage yet
+    x, preactivation, A, B, C = (
+        a.astype(dtype) for a in scan[:5]
+    )  # not y: it may hold garbage yet
     return x.T, preactivation.T, A, B.T[None], C.T[None]
 
 
@@ -223,7 +253,9 @@ def show_theorem(demo: Demo) -> None:
     work = f"{CHANNELS * 2**WINDOW / 1e6:.0f} million terms in {bench.duration(time.perf_counter() - before)}"
     agreement = digits(logs, fd.subset_logsumexp(delta, method="closed"))
     demo.check(agreement >= 12, "the logarithms agree", f"{agreement:.1f} digits or more; {work}")
-    closed, enumerated = (fd.transition_product(delta, demo.scan.A, method=m) for m in ("closed", "subsets"))
+    closed, enumerated = (
+        fd.transition_product(delta, demo.scan.A, method=m) for m in ("closed", "subsets")
+    )
     agreement = digits(enumerated, closed)
     demo.check(
         agreement >= 12,

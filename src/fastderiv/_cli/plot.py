@@ -32,7 +32,9 @@ def draw_ties(axes: Axes, demo: Demo) -> None:
     margin = net.margin(grid.reshape(-1, 2)).reshape(grid.shape[:2])
     axes.contourf(length, width, margin, [-np.inf, 0, np.inf], colors=[ORANGE, BLUE], alpha=0.13)
     axes.contour(length, width, margin, [0], colors=INK, linewidths=1.6)
-    shown = np.isin(demo.ties.x2, np.unique(demo.ties.x2)[::5])  # every fifth row, or the dots would hide the line
+    shown = np.isin(
+        demo.ties.x2, np.unique(demo.ties.x2)[::5]
+    )  # every fifth row, or the dots would hide the line
     axes.plot(
         demo.ties.x1[shown],
         demo.ties.x2[shown],
@@ -65,7 +67,9 @@ def draw_ties(axes: Axes, demo: Demo) -> None:
         ylim=width[[0, -1]],
     )
     handles: list[Any] = axes.legend(loc="lower right", handletextpad=0.3).legend_handles
-    for handle in handles[1:]:  # one size for both species, whatever their first points' multiplicities
+    for handle in handles[
+        1:
+    ]:  # one size for both species, whatever their first points' multiplicities
         handle.set_sizes([36])
 
 
@@ -90,12 +94,23 @@ def draw_scan(axes: Axes, demo: Demo, scan: Scan) -> None:
     y = np.sign(scan.y) * np.sqrt(np.abs(scan.y))
     y /= np.quantile(np.abs(y), 0.97, axis=0)
     extent = (year[0] - 0.5, year[-1] + 0.5, scan.y.shape[1] + 0.5, 0.5)
-    axes.imshow(y.T, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+    axes.imshow(
+        y.T, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", extent=extent
+    )
     axes.set(xlabel="year", ylabel="channel of the output", yticks=[1, 16, 32, 48, 64])
     for at, va, memory in ((1, "top", "long memory"), (0, "bottom", "short memory")):
-        axes.text(1.012, at, memory, transform=axes.transAxes, rotation=90, va=va, color=GREY, fontsize=8)
+        axes.text(
+            1.012, at, memory, transform=axes.transAxes, rotation=90, va=va, color=GREY, fontsize=8
+        )
     axes.text(
-        1, -0.2, "red: positive, blue: negative", transform=axes.transAxes, ha="right", va="top", color=GREY, fontsize=8
+        1,
+        -0.2,
+        "red: positive, blue: negative",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        color=GREY,
+        fontsize=8,
     )
 
 
@@ -104,7 +119,9 @@ def draw(demo: Demo, path: Path) -> None:
     assert demo.scan is not None
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
-        ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15), wspace=0.04)
+        ((left, right),) = figure.subfigures(
+            1, 2, squeeze=False, width_ratios=(1, 1.15), wspace=0.04
+        )
         draw_ties(left.subplots(), demo)
         upper, lower = right.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
         draw_sunspots(upper, demo)

@@ -34,7 +34,13 @@ def _seconds(call: Callable[[], object], loops: int) -> float:
     return (time.perf_counter() - start) / loops
 
 
-def interleave(candidates: dict[str, Callable[[], object]], *, rounds: int = 7, round_time: float = 0.05, rest: float = 0.0) -> dict[str, Timing]:
+def interleave(
+    candidates: dict[str, Callable[[], object]],
+    *,
+    rounds: int = 7,
+    round_time: float = 0.05,
+    rest: float = 0.0,
+) -> dict[str, Timing]:
     """Time the candidates against each other.
 
     Every candidate is called once to warm up, then in each round as often as fits `round_time` (at least once).  `rest`

@@ -26,7 +26,12 @@ def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
     if type(value) is not np.ndarray:
         value = base_array(name, value)
     dtype = value.dtype
-    if dtype is F32 or dtype is F64 or dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8)):
+    if (
+        dtype is F32
+        or dtype is F64
+        or dtype.kind in "iu"
+        or (dtype.kind == "f" and dtype.itemsize in (4, 8))
+    ):
         return value
     raise TypeError(f"{name} has dtype {dtype}; expected float32, float64 or integers")
 
@@ -56,7 +61,9 @@ def refuse_masked(name: str, value: object) -> None:
     ma = sys.modules.get("numpy.ma")
     if ma is None or not (isinstance(value, ma.MaskedArray) or _holds(value, ma.MaskedArray)):
         return
-    raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass an ordinary array, such as {name}.filled(0)")
+    raise TypeError(
+        f"{name} is a masked array, whose mask would be ignored; pass an ordinary array, such as {name}.filled(0)"
+    )
 
 
 def _holds(value: object, kind: type, depth: int = 64) -> bool:
@@ -76,10 +83,15 @@ def _columns(frame: Any) -> np.ndarray:
     float32 if every column is, integers if every column holds integers that one dtype holds and none is missing, else float64.
     """
     dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
-    if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8) for dtype in dtypes):
+    if all(
+        isinstance(dtype, np.dtype) and dtype.kind in "iuf" and dtype.itemsize in (4, 8)
+        for dtype in dtypes
+    ):
         return np.asanyarray(frame.to_numpy())
     for dtype in dtypes:
-        if getattr(dtype, "kind", "f") not in "biufO":  # e.g. dates, which NumPy would turn into numbers
+        if (
+            getattr(dtype, "kind", "f") not in "biufO"
+        ):  # e.g. dates, which NumPy would turn into numbers
             raise TypeError(f"it has a column of dtype {dtype}")
     try:
         whole = _integer(dtypes)
@@ -98,7 +110,11 @@ def _integer(dtypes: list[Any]) -> type[np.integer] | None:
     kinds = {getattr(dtype, "kind", "f") for dtype in dtypes}
     if kinds == {"u"}:
         return np.uint64
-    large = any(dtype.kind == "u" and getattr(dtype, "itemsize", 8) == 8 for dtype in dtypes) if kinds <= set("iu") else True
+    large = (
+        any(dtype.kind == "u" and getattr(dtype, "itemsize", 8) == 8 for dtype in dtypes)
+        if kinds <= set("iu")
+        else True
+    )
     return None if large else np.int64
 
 
@@ -138,9 +154,14 @@ def assign(target: np.ndarray, source: np.ndarray) -> None:
         target[part] = source[part]
 
 
-def as_arrays(names: Iterable[str], values: Iterable[ArrayLike | None], optional: Iterable[str] = ()) -> list:
+def as_arrays(
+    names: Iterable[str], values: Iterable[ArrayLike | None], optional: Iterable[str] = ()
+) -> list:
     """`as_array` of the named values; those that are `optional` may be None and stay None."""
-    return [None if a is None and name in optional else as_array(name, a) for name, a in zip(names, values, strict=True)]
+    return [
+        None if a is None and name in optional else as_array(name, a)
+        for name, a in zip(names, values, strict=True)
+    ]
 
 
 def common(arrays: list) -> list:
@@ -152,7 +173,11 @@ def common(arrays: list) -> list:
     if len(dtypes) == 1 and (F32 in dtypes or F64 in dtypes):  # nearly always
         (dtype,) = dtypes
     else:
-        wide = {a.ndim > 0 for a in arrays if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)}
+        wide = {
+            a.ndim > 0
+            for a in arrays
+            if a is not None and not (a.dtype.kind == "f" and a.dtype.itemsize == 4)
+        }
         narrow = not (True in wide or (wide and all(a.ndim == 0 for a in arrays if a is not None)))
         dtype = F32 if narrow else F64
     return [None if a is None else as_dtype(a, dtype) for a in arrays]
@@ -218,7 +243,11 @@ def overlaps_itself(array: np.ndarray) -> bool:
     if array.size <= 1 or array.flags.c_contiguous or array.flags.f_contiguous:
         return False
     reach = array.itemsize
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1):
+    for stride, size in sorted(
+        (abs(stride), size)
+        for stride, size in zip(array.strides, array.shape, strict=True)
+        if size > 1
+    ):
         if stride < reach:  # steps of one axis lie between those of another, or on them
             return _meet(array)
         reach += stride * (size - 1)
@@ -242,7 +271,9 @@ def _expect_apart(name: str, array: np.ndarray) -> None:
 def in_place(name: str, array: Any) -> np.ndarray:
     """The base ndarray view of an argument that is updated in place, float32 or float64."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is a {type(array).__name__}; expected a NumPy array, which is updated in place")
+        raise TypeError(
+            f"{name} is a {type(array).__name__}; expected a NumPy array, which is updated in place"
+        )
     refuse_masked(name, array)
     view = np.asarray(array)  # a subclass's own methods are never called
     if view.dtype.kind != "f" or view.dtype.itemsize not in (4, 8):
@@ -254,7 +285,11 @@ def in_place(name: str, array: Any) -> np.ndarray:
 
 
 def check_out(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Iterable[tuple[str, np.ndarray | None]], name: str = "out"
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    inputs: Iterable[tuple[str, np.ndarray | None]],
+    name: str = "out",
 ) -> np.ndarray:
     """The base ndarray view of `out=`, checked: exact shape and dtype, writeable, memory of its own."""
     if not isinstance(out, np.ndarray):
@@ -298,7 +333,9 @@ def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
     """`value` as a number in [0, size); negative ones count from the end.  `what` there are `size` of, e.g. "inputs"."""
     i = index(name, value)
     if not -size <= i < size:
-        raise ValueError(f"{name} is {i}; expected an integer from {-size} to {size - 1}, there being {size} {what}")
+        raise ValueError(
+            f"{name} is {i}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
+        )
     return i % size
 
 
@@ -315,7 +352,9 @@ def flag(name: str, value: object) -> bool:
     try:
         return bool(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} is a {type(value).__name__} that is neither true nor false; expected a bool") from None
+        raise TypeError(
+            f"{name} is a {type(value).__name__} that is neither true nor false; expected a bool"
+        ) from None
 
 
 def sequence(name: str, value: Any, expected: str) -> list:
@@ -379,7 +418,9 @@ def _fits(nbytes: int) -> bool:
     if memory > 0:
         return nbytes <= memory
     try:
-        np.empty(nbytes, np.uint8)  # Windows has no sysconf, and promises no memory that it does not have
+        np.empty(
+            nbytes, np.uint8
+        )  # Windows has no sysconf, and promises no memory that it does not have
     except (MemoryError, OverflowError, ValueError):  # the latter two beyond NumPy's integers
         return False
     return True

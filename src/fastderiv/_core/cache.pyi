@@ -14,11 +14,17 @@ class Cache:
     def __reduce__(self) -> NoReturn: ...
 
 def keep(
-    function: str, call: tuple[Any, ...], operands: tuple[NDArray[Any] | None, ...], arrays: tuple[NDArray[Any] | None, ...], /
+    function: str,
+    call: tuple[Any, ...],
+    operands: tuple[NDArray[Any] | None, ...],
+    arrays: tuple[NDArray[Any] | None, ...],
+    /,
 ) -> Cache:
     """A cache: whose, what of the call its adjoint must agree in, the arrays it was computed from, and what it holds."""
 
-def opened(cache: object, function: str, /) -> tuple[tuple[Any, ...], tuple[int | None, ...], tuple[Any, ...]]:
+def opened(
+    cache: object, function: str, /
+) -> tuple[tuple[Any, ...], tuple[int | None, ...], tuple[Any, ...]]:
     """The call, the checksums and the arrays of a cache of `function`; a TypeError if it is none."""
 
 def checksums(arrays: tuple[NDArray[Any] | None, ...], /) -> tuple[int | None, ...]:

@@ -22,7 +22,9 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
     A function of the user's, called inside, runs in the user's state if it was passed through `as_caller` before.
     """
 
-    quiet = np.errstate(all="ignore")(function)  # as a decorator it takes half as long as a context manager
+    quiet = np.errstate(all="ignore")(
+        function
+    )  # as a decorator it takes half as long as a context manager
 
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -73,7 +73,9 @@ class ExponentialSum:
         if len(net.weights) != 2:
             raise ValueError(f"net has {len(net.weights) - 1} hidden layers; expected one")
         if net.hidden_widths[0] > _MOST_UNITS:
-            raise ValueError(f"net has {net.hidden_widths[0]} hidden units; expected at most {_MOST_UNITS}")
+            raise ValueError(
+                f"net has {net.hidden_widths[0]} hidden units; expected at most {_MOST_UNITS}"
+            )
         self._net, self._pair = net, net._columns(outputs)
         self._coefficients: np.ndarray | None = None
 
@@ -177,7 +179,10 @@ class ExponentialSum:
         coordinate = self._coordinate(coordinate)
         arrays.check_fits("the terms of root_bound", _BYTES_PER_TERM << self._net.hidden_widths[0])
         terms, shift = self._exact_terms(coordinate)
-        signs = [{c > 0 for _, c in group if c} for _, group in groupby(terms, lambda term: _frequency(term[0], shift))]
+        signs = [
+            {c > 0 for _, c in group if c}
+            for _, group in groupby(terms, lambda term: _frequency(term[0], shift))
+        ]
         signs = [choice for choice in signs if choice]
         if not signs:
             raise ValueError("the exponential sum is identically zero: every x is a root")

@@ -110,13 +110,19 @@ def follow_boundary(
     rtol, atol = (_tolerance(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
     plane.check_start()
     # NaN where the gradient vanishes: such steps are taken back
-    return plane.lift(_Curve(plane, length, rtol, atol).points(step, arrays.flag("stop_when_closed", stop_when_closed)))
+    return plane.lift(
+        _Curve(plane, length, rtol, atol).points(
+            step, arrays.flag("stop_when_closed", stop_when_closed)
+        )
+    )
 
 
 class _Plane:
     """The margin over two inputs, the others held."""
 
-    def __init__(self, net: SigmoidMLP, start: np.ndarray, coordinates: tuple[int, int], outputs: Outputs) -> None:
+    def __init__(
+        self, net: SigmoidMLP, start: np.ndarray, coordinates: tuple[int, int], outputs: Outputs
+    ) -> None:
         self.net, self.fixed, self.columns = net, start, list(coordinates)
         self.program = net._margin_program(outputs)
         self.start = start[self.columns]
@@ -238,7 +244,9 @@ class _Curve:
             raise self.stuck()
         h, taken_back = None if self.h is None else min(self.h, left), False
         while True:
-            solver = DOP853(self.field, 0.0, self.p, left, first_step=h, rtol=self.rtol, atol=self.atol)
+            solver = DOP853(
+                self.field, 0.0, self.p, left, first_step=h, rtol=self.rtol, atol=self.atol
+            )
             solver.step()
             taken = solver.t
             if solver.status != "failed":
@@ -252,7 +260,9 @@ class _Curve:
             h = taken
         s, self.p = self.s, self.plane.project(solver.y[None])[0]
         self.s = self.length if left - solver.t <= 4 * _EPS * self.length else s + solver.t
-        self.h = solver.t if taken_back else solver.h_abs  # which is what the integrator would try next
+        self.h = (
+            solver.t if taken_back else solver.h_abs
+        )  # which is what the integrator would try next
         self.refuse_lost_steps(solver.t)
         return s, way, samples
 

@@ -73,7 +73,11 @@ class DecisionIntervals:
 
 @undisturbed
 def decision_intervals(
-    net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, bounds: ArrayLike = (-math.inf, math.inf)
+    net: SigmoidMLP,
+    x_other: ArrayLike,
+    *,
+    coordinate: int = 0,
+    bounds: ArrayLike = (-math.inf, math.inf),
 ) -> DecisionIntervals:
     """On which intervals of one input each output is the largest, the other inputs held, for every row.
 
@@ -135,7 +139,8 @@ def decision_intervals(
     arrays.check_fits("the intervals", len(others) * _ROW_BYTES)
     lo, hi = check_box("bounds", bounds, 1, "(lo, hi)")[0].tolist()
     blocks = [
-        _row_block(net, others[first : first + _ROWS], c, lo, hi) for first in range(0, len(others), _ROWS)
+        _row_block(net, others[first : first + _ROWS], c, lo, hi)
+        for first in range(0, len(others), _ROWS)
     ] or [_row_block(net, others, c, lo, hi)]
     counts, *fields = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return DecisionIntervals(np.concatenate([[0], np.cumsum(counts)]), *fields)
@@ -171,7 +176,9 @@ class _Gaps(NamedTuple):
     upper: np.ndarray
 
 
-def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float) -> tuple[np.ndarray, ...]:
+def _row_block(
+    net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
+) -> tuple[np.ndarray, ...]:
     """(intervals of each row, then the other fields of the result) for some rows.
 
     1. ties     enclosures of all pairs; wide ones, where two outputs are nearly the same, only cast doubt
@@ -195,7 +202,9 @@ def _row_block(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float
     left, right = winner[before], winner[before + 1]
     cut, certain = _cuts(ties, blocks, left, right, known[before] & known[before + 1])
     with np.errstate(invalid="ignore"):
-        blurred = ~(blocks.upper - blocks.lower <= _WIDE * np.maximum(1, abs(cut))) & ((left != right) | ~certain)
+        blurred = ~(blocks.upper - blocks.lower <= _WIDE * np.maximum(1, abs(cut))) & (
+            (left != right) | ~certain
+        )
     certain &= ~blurred  # one tie, somewhere on a plateau
     complete[gaps.row[~sure]] = False
     complete[blocks.row[~certain]] = False
@@ -228,7 +237,9 @@ def _all_ties(net: SigmoidMLP, others: np.ndarray, c: int, lo: float, hi: float)
         parts.append(_Ties(rows, found.lower, found.upper, found.x, found.unique, which))
     if not parts:
         none = np.zeros(0)
-        return _Ties(none.astype(np.intp), none, none, none, none.astype(bool), np.zeros((0, 2), np.intp))
+        return _Ties(
+            none.astype(np.intp), none, none, none, none.astype(bool), np.zeros((0, 2), np.intp)
+        )
     ties = _Ties(*(np.concatenate(field) for field in zip(*parts, strict=True)))
     order = np.lexsort((ties.lower, ties.row))
     return _Ties(*(field[order] for field in ties))
@@ -242,7 +253,9 @@ def _merged(ties: _Ties) -> _Blocks:
     by_upper = np.argsort(ties.upper, kind="stable")
     rank[by_upper] = np.arange(len(rank))
     # the running maximum of `upper` within each row: ranks of a later row exceed all of an earlier one
-    reach = ties.upper[by_upper[np.maximum.accumulate(rank + ties.row * len(rank)) - ties.row * len(rank)]]
+    reach = ties.upper[
+        by_upper[np.maximum.accumulate(rank + ties.row * len(rank)) - ties.row * len(rank)]
+    ]
     apart = np.nextafter(reach[:-1], np.inf) < ties.lower[1:]
     first = np.flatnonzero(np.concatenate([[True], (ties.row[1:] != ties.row[:-1]) | apart]))
     last = np.append(first[1:], len(reach)) - 1
@@ -403,7 +416,9 @@ def _cuts(
     n_unique = np.bincount(block, between & ties.unique, minlength=len(blocks.row))
     n_simple = np.bincount(block, touches & ties.unique, minlength=len(blocks.row))
     certain = np.where(left == right, n_touching == 0, (n_touching == 1) & (n_unique == 1))
-    certain |= ~known & (n_touching == 1) & (n_simple == 1)  # a tie on a bound: nothing lies beyond it
+    certain |= (
+        ~known & (n_touching == 1) & (n_simple == 1)
+    )  # a tie on a bound: nothing lies beyond it
     with np.errstate(over="ignore", invalid="ignore"):
         cut = _middle(blocks.lower, blocks.upper)
     cut[block[between][::-1]] = ties.x[between][::-1]  # the first one counts

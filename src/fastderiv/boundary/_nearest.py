@@ -14,7 +14,17 @@ from .._core import maths
 from .._core.floats import undisturbed
 from ._counterfactuals import lasting, nearest_along
 from ._network import Outputs, SigmoidMLP, check_network
-from ._points import check_box, check_point, columns_of, decision, kin, leader, leads, margin_and_gradient, rounding
+from ._points import (
+    check_box,
+    check_point,
+    columns_of,
+    decision,
+    kin,
+    leader,
+    leads,
+    margin_and_gradient,
+    rounding,
+)
 from ._solve import solve_x1
 
 _LINES = 24  # straight ways into the space that are searched for ties, beside those along the inputs and the gradient
@@ -23,7 +33,10 @@ _APART = 0.2  # the angle between the ways to starts that count as others
 _ELSEWHERE = 4  # starts on other ways, from which it is run as well
 _ROUNDS = 8  # of looking for a tie nearer than the one found
 _PROBES = 12  # directions beside the found one, each time
-_ROUGH, _FINE = 1e-3, 1e-6  # what the optimiser may leave of the squared distance: to compare starts, for Newton's method
+_ROUGH, _FINE = (
+    1e-3,
+    1e-6,
+)  # what the optimiser may leave of the squared distance: to compare starts, for Newton's method
 _NEAR = 1e-5  # part of the distance within which an input is as good as at the end of its bounds
 _SURE = 1e-6  # a residual below makes a tie converged
 
@@ -70,7 +83,11 @@ class NearestTie(NamedTuple):
 
 @undisturbed
 def nearest_tie(
-    net: SigmoidMLP, x: ArrayLike, *, outputs: Outputs | Literal["any"] = "any", bounds: ArrayLike | None = None
+    net: SigmoidMLP,
+    x: ArrayLike,
+    *,
+    outputs: Outputs | Literal["any"] = "any",
+    bounds: ArrayLike | None = None,
 ) -> NearestTie:
     """A nearest point to `x`, in the Euclidean norm, at which the decision changes, or two outputs tie.
 
@@ -132,12 +149,18 @@ def nearest_tie(
     """
     check_network(net)
     x = check_point("x", net, x)
-    box = None if bounds is None else check_box("bounds", bounds, net.n_inputs, "(n_inputs, 2)", equal=True)
+    box = (
+        None
+        if bounds is None
+        else check_box("bounds", bounds, net.n_inputs, "(n_inputs, 2)", equal=True)
+    )
     pair = decision(net, outputs)
     return _best(_searches(net, x, pair, box), net.n_inputs, every=pair is None)
 
 
-def _searches(net: SigmoidMLP, x: np.ndarray, pair: tuple[int, int] | None, box: np.ndarray | None) -> list[_Search]:
+def _searches(
+    net: SigmoidMLP, x: np.ndarray, pair: tuple[int, int] | None, box: np.ndarray | None
+) -> list[_Search]:
     """One for the pair, or for each output that the leading one is not the same function as."""
     begin = x if box is None else np.clip(x, *box.T)
     (ahead,) = leader(net, begin[None], pair)[0].tolist()
@@ -145,7 +168,9 @@ def _searches(net: SigmoidMLP, x: np.ndarray, pair: tuple[int, int] | None, box:
         return [_Search(net, x, pair, box, sum(pair) - ahead)]
     net = net if lasting(net, net.n_inputs) else net._unpacked()
     same = kin(net)
-    return [_Search(net, x, (ahead, c), box, c) for c in np.unique(same).tolist() if c != same[ahead]]
+    return [
+        _Search(net, x, (ahead, c), box, c) for c in np.unique(same).tolist() if c != same[ahead]
+    ]
 
 
 def _best(searches: list[_Search], n_inputs: int, every: bool) -> NearestTie:
@@ -154,27 +179,44 @@ def _best(searches: list[_Search], n_inputs: int, every: bool) -> NearestTie:
         if search.evaluate(0 * search.target)[0] == 0:
             return search.result(0 * search.target, every)
     starts = [(search, z) for search in searches for z in search.starts()]
-    starts = starts or [(search, z) for search in searches for z in search.along_lines(search.downhill())]
+    starts = starts or [
+        (search, z) for search in searches for z in search.along_lines(search.downhill())
+    ]
     if not starts:
         return NearestTie(np.full(n_inputs, np.nan), np.nan, np.nan, np.nan, False, -1, False)
     starts.sort(key=_distance)
-    best = min(((search, search.polished(z, _ROUGH)) for search, z in starts[:_POLISHED]), key=_distance)
+    best = min(
+        ((search, search.polished(z, _ROUGH)) for search, z in starts[:_POLISHED]), key=_distance
+    )
     search, z = _improved(searches, *best)
-    others = [*starts[_POLISHED:], *((search, y) for search in searches for y in search.along_lines(search.between()))]
-    elsewhere = [(search, search.polished(y, _ROUGH)) for search, y in _other_ways(z, sorted(others, key=_distance))]
+    others = [
+        *starts[_POLISHED:],
+        *((search, y) for search in searches for y in search.along_lines(search.between())),
+    ]
+    elsewhere = [
+        (search, search.polished(y, _ROUGH))
+        for search, y in _other_ways(z, sorted(others, key=_distance))
+    ]
     nearer = min(elsewhere, key=_distance, default=(search, z))
     if _distance(nearer) < search.distance(z) * (1 - 1e-6):
         search, z = _improved(searches, *nearer)
     return search.result(z, every)
 
 
-def _improved(searches: list[_Search], search: _Search, z: np.ndarray) -> tuple[_Search, np.ndarray]:
+def _improved(
+    searches: list[_Search], search: _Search, z: np.ndarray
+) -> tuple[_Search, np.ndarray]:
     """From a tie to one that is a local minimum, and nearer than those on lines beside the way to it."""
     for _ in range(_ROUNDS):
         z = search.refined(search.polished(z, _FINE))
         ways = search.beside(z)
         ties = [(search, y) for y in search.along_lines(ways)]
-        ties += [(s, y) for s in searches if s is not search for y in s.along_lines(np.vstack([_units(z[None]), ways]))]
+        ties += [
+            (s, y)
+            for s in searches
+            if s is not search
+            for y in s.along_lines(np.vstack([_units(z[None]), ways]))
+        ]
         nearer = min(ties, key=_distance, default=(search, z))
         if not _distance(nearer) < search.distance(z) * (1 - 1e-9):
             break
@@ -182,7 +224,9 @@ def _improved(searches: list[_Search], search: _Search, z: np.ndarray) -> tuple[
     return search, z
 
 
-def _other_ways(z: np.ndarray, starts: list[tuple[_Search, np.ndarray]]) -> list[tuple[_Search, np.ndarray]]:
+def _other_ways(
+    z: np.ndarray, starts: list[tuple[_Search, np.ndarray]]
+) -> list[tuple[_Search, np.ndarray]]:
     """The first few starts that lie in other directions than z and than each other."""
     ways, chosen = _units(z[None]), []
     for search, y in starts:
@@ -207,7 +251,12 @@ class _Search:
     """
 
     def __init__(
-        self, net: SigmoidMLP, x: np.ndarray, pair: tuple[int, int], box: np.ndarray | None, output: int = -1
+        self,
+        net: SigmoidMLP,
+        x: np.ndarray,
+        pair: tuple[int, int],
+        box: np.ndarray | None,
+        output: int = -1,
     ) -> None:
         self.net, self.x, self.pair, self.output = net, x, pair, output
         self.outputs = columns_of(net, pair)
@@ -216,10 +265,16 @@ class _Search:
         self.free = self.box[:, 0] < self.box[:, 1]
         self.origin = np.clip(x, *self.box.T)
         self.Q = _span(net.weights[0]) if box is None else np.eye(net.n_inputs)[:, self.free]
-        ends = np.inf * np.ones((self.Q.shape[1], 2)) * (-1, 1) if box is None else (box - self.origin[:, None])[self.free]
+        ends = (
+            np.inf * np.ones((self.Q.shape[1], 2)) * (-1, 1)
+            if box is None
+            else (box - self.origin[:, None])[self.free]
+        )
         self.lo, self.hi = ends.T
         self.target = self.Q.T @ (x - self.origin)
-        self.largest = max(1.0, float(abs(self.origin).max(initial=0)))  # z is as coarse as the origin's numbers
+        self.largest = max(
+            1.0, float(abs(self.origin).max(initial=0))
+        )  # z is as coarse as the origin's numbers
         self.random = np.random.default_rng(0)
 
     # ---- the problem
@@ -259,7 +314,9 @@ class _Search:
         x = self.at(z)
         (margin,), (_, g) = self.net.margin(x[None], self.outputs), self.evaluate(z)
         distance = math.dist(x, self.x)
-        here = 16 * np.finfo(float).eps * max(self.largest, float(abs(x).max(initial=0)))  # as exactly as x can be placed
+        here = (
+            16 * np.finfo(float).eps * max(self.largest, float(abs(x).max(initial=0)))
+        )  # as exactly as x can be placed
         residual = self.residual(z) if distance > here else 0.0
         tie = abs(margin) <= self.noise + here * np.linalg.norm(g)
         minimum = distance <= here or self.curvature(z) >= -_SURE
@@ -283,7 +340,9 @@ class _Search:
 
     def along_inputs(self) -> Iterator[np.ndarray]:
         features = np.flatnonzero(self.free)
-        found = nearest_along(self.net, self.origin, features.tolist(), self.pair, self.box[features])
+        found = nearest_along(
+            self.net, self.origin, features.tolist(), self.pair, self.box[features]
+        )
         for j, change in zip(features, found, strict=True):
             if np.isfinite(change):
                 yield self.Q[j] * change
@@ -299,7 +358,10 @@ class _Search:
             if not (lo < hi and np.isfinite(along).all() and np.isfinite(offset).all()):
                 continue
             line = SigmoidMLP((along[None], *w[1:]), (offset, *b[1:]))
-            z = solve_x1(line, np.zeros((1, 0)), outputs=self.outputs, bounds=(lo, hi)).x[:, None] * v
+            z = (
+                solve_x1(line, np.zeros((1, 0)), outputs=self.outputs, bounds=(lo, hi)).x[:, None]
+                * v
+            )
             z = z[np.isfinite(z).all(1)]
             if len(z):
                 nearest = self.projected(z[np.linalg.norm(z - self.target, axis=1).argmin()])
@@ -319,7 +381,9 @@ class _Search:
             others = np.column_stack([np.cos(angles), np.sin(angles)])
         else:
             others = self.random.standard_normal((_LINES if d > 1 else 1, d))
-        corners = np.where(others > 0, self.hi, self.lo)  # of the box, where a boundary may only cut one off
+        corners = np.where(
+            others > 0, self.hi, self.lo
+        )  # of the box, where a boundary may only cut one off
         return _units(np.vstack([g, self.target, others, corners[np.isfinite(corners).all(1)]]))
 
     def between(self) -> np.ndarray:
@@ -333,7 +397,10 @@ class _Search:
     def beside(self, z: np.ndarray) -> np.ndarray:
         """Directions around the one of z, from close by to far off."""
         spread = np.geomspace(0.02, 2, _PROBES)[:, None]
-        return _units(z / (np.linalg.norm(z) or 1.0) + spread * _units(self.random.standard_normal((_PROBES, len(z)))))
+        return _units(
+            z / (np.linalg.norm(z) or 1.0)
+            + spread * _units(self.random.standard_normal((_PROBES, len(z))))
+        )
 
     def downhill(self) -> np.ndarray:
         """Directions to points on the other side of the boundary, by descent: where it meets no line."""
@@ -346,11 +413,15 @@ class _Search:
         f, _ = self.evaluate(0 * self.target)
         if not len(self.target):
             return np.empty((0, 0))
-        begins = np.vstack([0 * self.target, self.random.standard_normal((_PROBES, len(self.target)))])
+        begins = np.vstack(
+            [0 * self.target, self.random.standard_normal((_PROBES, len(self.target)))]
+        )
         begins = np.clip(begins, self.lo, self.hi)
         bounds = np.column_stack([self.lo, self.hi])
         ends = [minimize(height, z, jac=True, method="L-BFGS-B", bounds=bounds).x for z in begins]
-        return _units(np.array([z for z in ends if height(z)[0] <= 0]).reshape(-1, len(self.target)))
+        return _units(
+            np.array([z for z in ends if height(z)[0] <= 0]).reshape(-1, len(self.target))
+        )
 
     # ---- from a start to the nearest tie
 
@@ -395,7 +466,10 @@ class _Search:
         slope, away = float(np.linalg.norm(g[inside])) or np.nan, (z - self.target)[inside]
         u = g[inside] / slope
         force = -(u @ away)
-        H = _hessian(self.net, self.at(z), self.Q[:, inside], self.net._columns(self.outputs)) / slope
+        H = (
+            _hessian(self.net, self.at(z), self.Q[:, inside], self.net._columns(self.outputs))
+            / slope
+        )
         return u, away + force * u, np.eye(len(u)) + force * H, f / slope
 
     def refined(self, z: np.ndarray) -> np.ndarray:
@@ -413,7 +487,11 @@ class _Search:
                 break
             new = self.projected(np.clip(new, self.lo, self.hi))
             residual = self.residual(new)
-            if not (residual < best and self.is_tie(new) and self.distance(new) <= self.distance(z) * (1 + 1e-6)):
+            if not (
+                residual < best
+                and self.is_tie(new)
+                and self.distance(new) <= self.distance(z) * (1 + 1e-6)
+            ):
                 break
             z, best = new, residual
         return z
@@ -441,10 +519,16 @@ class _Search:
 
     def is_tie(self, z: np.ndarray) -> bool:
         f, g = self.evaluate(z)
-        return bool(abs(f) <= self.noise + 1e-12 * np.linalg.norm(g) * (self.largest + abs(self.at(z)).max(initial=0)))
+        return bool(
+            abs(f)
+            <= self.noise
+            + 1e-12 * np.linalg.norm(g) * (self.largest + abs(self.at(z)).max(initial=0))
+        )
 
 
-def _hessian(net: SigmoidMLP, x: np.ndarray, Q: np.ndarray, pair: tuple[int, int] | None) -> np.ndarray:
+def _hessian(
+    net: SigmoidMLP, x: np.ndarray, Q: np.ndarray, pair: tuple[int, int] | None
+) -> np.ndarray:
     """Qᵀ ∇²f Q of the margin at x: Σ_k J_k diag(σ''(n_k) ⊙ ȳ_k) J_kᵀ, J_k = ∂n_k/∂z for the layers' pre-activations n_k.
 
     1. forward   n_k = b_k + y_{k-1} W_k, J_k = (J_{k-1} ⊙ σ'(n_{k-1})) W_k;  y_{-1} = x and J_{-1} = Qᵀ, whose σ' is 1

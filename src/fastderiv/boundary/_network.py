@@ -72,7 +72,9 @@ class SigmoidMLP:
     def __init__(self, weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> None:
         with ieee():  # in which integers and float32 are converted alike everywhere
             self._weights, self._biases = _parameters(weights, biases)
-        self._names: tuple[str, ...] | None = None  # of the features, where a fitted model knew them
+        self._names: tuple[str, ...] | None = (
+            None  # of the features, where a fitted model knew them
+        )
         self._programs: dict = {}  # what is evaluated -> packed kernels' network
 
     @classmethod
@@ -250,7 +252,9 @@ class SigmoidMLP:
         check_names(self, "X", X)
         X = arrays.float64("X", X)
         if X.ndim != 2 or X.shape[1] != self.n_inputs:
-            raise ValueError(f"X has shape {X.shape}; expected (m, n_inputs) = (m, {self.n_inputs})")
+            raise ValueError(
+                f"X has shape {X.shape}; expected (m, n_inputs) = (m, {self.n_inputs})"
+            )
         return X
 
     def _columns(self, outputs: Outputs) -> tuple[int, int] | None:
@@ -263,7 +267,12 @@ class SigmoidMLP:
     def _unpacked(self) -> Self:
         """The same network, whose packed kernels' networks are its own and end with it."""
         other = object.__new__(type(self))
-        other._weights, other._biases, other._names, other._programs = self._weights, self._biases, self._names, {}
+        other._weights, other._biases, other._names, other._programs = (
+            self._weights,
+            self._biases,
+            self._names,
+            {},
+        )
         return other
 
     def _logits_program(self) -> Any:
@@ -276,7 +285,9 @@ class SigmoidMLP:
         pair = self._columns(outputs)
         if pair not in self._programs:
             d, dc = self._last_difference(pair)
-            self._programs[pair] = _kernels.Program((*self._weights[:-1], d[:, None]), (*self._biases[:-1], dc))
+            self._programs[pair] = _kernels.Program(
+                (*self._weights[:-1], d[:, None]), (*self._biases[:-1], dc)
+            )
         return self._programs[pair]
 
     def _last_columns(self, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +314,9 @@ class SigmoidMLP:
 
     def __hash__(self) -> int:
         with ieee(), np.errstate(all="ignore"):
-            return hash((self._sizes(), *((b + 0.0).tobytes() for b in self._biases)))  # + 0.0: −0.0 equals 0.0
+            return hash(
+                (self._sizes(), *((b + 0.0).tobytes() for b in self._biases))
+            )  # + 0.0: −0.0 equals 0.0
 
     def __repr__(self) -> str:
         return f"SigmoidMLP({'-'.join(map(str, self._sizes()))})"
@@ -322,7 +335,9 @@ def check_network(net: SigmoidMLP) -> None:
         raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
 
 
-def check_names(net: SigmoidMLP, name: str, value: object, *, without: int | None = None, row: bool = False) -> None:
+def check_names(
+    net: SigmoidMLP, name: str, value: object, *, without: int | None = None, row: bool = False
+) -> None:
     """A ValueError if `value` has columns of other names, or in another order, than the model of `net` was fitted with.
 
     `without` is the number of an input whose column `value` has not got; `row`: a Series is one sample, whose index
@@ -334,11 +349,15 @@ def check_names(net: SigmoidMLP, name: str, value: object, *, without: int | Non
     if without is not None:
         del known[without]
     if given is not None and given != known:
-        raise ValueError(f"{name} has other columns than the model was fitted with: {_difference(given, known)}")
+        raise ValueError(
+            f"{name} has other columns than the model was fitted with: {_difference(given, known)}"
+        )
 
 
 def _names_of(value: object, row: bool) -> list[str] | None:
-    names = getattr(value, "column_names", getattr(value, "columns", None))  # the former of pyarrow's tables
+    names = getattr(
+        value, "column_names", getattr(value, "columns", None)
+    )  # the former of pyarrow's tables
     if names is None and row and hasattr(value, "to_numpy"):
         names = getattr(value, "index", None)
     try:
@@ -366,14 +385,19 @@ def _few(names: list[str]) -> str:
 
 
 def _named(
-    kind: type[Network], weights: Sequence[ArrayLike], biases: Sequence[ArrayLike], names: Iterable[str] | None
+    kind: type[Network],
+    weights: Sequence[ArrayLike],
+    biases: Sequence[ArrayLike],
+    names: Iterable[str] | None,
 ) -> Network:
     """A network whose features have names; what unpickling calls."""
     net = kind(weights, biases)
     if names is not None:
         names = tuple(map(str, names))
         if len(names) != net.n_inputs:
-            raise ValueError(f"feature_names_in_ has {len(names)} names; expected one per input = {net.n_inputs}")
+            raise ValueError(
+                f"feature_names_in_ has {len(names)} names; expected one per input = {net.n_inputs}"
+            )
         net._names = names
     return net
 
@@ -384,7 +408,9 @@ def _parameters(weights: Sequence[ArrayLike], biases: Sequence[ArrayLike]) -> tu
     if not given:
         raise ValueError("weights is empty; expected at least one matrix")
     if len(given_b) != len(given):
-        raise ValueError(f"biases has {len(given_b)} arrays; expected one per weight matrix = {len(given)}")
+        raise ValueError(
+            f"biases has {len(given_b)} arrays; expected one per weight matrix = {len(given)}"
+        )
     ws = tuple(_parameter(f"weights[{k}]", w) for k, w in enumerate(given))
     bs = tuple(_parameter(f"biases[{k}]", b) for k, b in enumerate(given_b))
     for k, (w, b) in enumerate(zip(ws, bs, strict=True)):

@@ -11,7 +11,9 @@ from ._network import Outputs, SigmoidMLP, _kernels, check_names
 
 _EPS = np.finfo(float).eps  # two of the u by which an operation is wrong
 _TINY = 1e-300  # more than what is lost where numbers are subnormal
-CLOSE = 1e-6  # a point nearer than this to the boundary, in units of max(1, |x|), is taken for a tie
+CLOSE = (
+    1e-6  # a point nearer than this to the boundary, in units of max(1, |x|), is taken for a tie
+)
 
 
 def check_point(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
@@ -25,7 +27,9 @@ def check_samples(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
     """`x`, one sample (n_inputs,) or several (m, n_inputs), as a finite float64 array of our own."""
     x, n = _own(name, net, x), net.n_inputs
     if x.ndim not in (1, 2) or x.shape[-1] != n:
-        raise ValueError(f"{name} has shape {x.shape}; expected (n_inputs,) or (m, n_inputs) = (m, {n})")
+        raise ValueError(
+            f"{name} has shape {x.shape}; expected (n_inputs,) or (m, n_inputs) = (m, {n})"
+        )
     return arrays.finite(name, x)
 
 
@@ -36,7 +40,9 @@ def _own(name: str, net: SigmoidMLP, x: ArrayLike) -> np.ndarray:
         return np.array(arrays.float64(name, x))
 
 
-def margin_and_gradient(net: SigmoidMLP, x: np.ndarray, outputs: Outputs) -> tuple[float, np.ndarray]:
+def margin_and_gradient(
+    net: SigmoidMLP, x: np.ndarray, outputs: Outputs
+) -> tuple[float, np.ndarray]:
     X = x[None]
     return float(net.margin(X, outputs)[0]), net.margin_gradient(X, outputs)[0]
 
@@ -45,13 +51,19 @@ def check_tie(name: str, x: np.ndarray, margin: float, gradient: np.ndarray) -> 
     """A ValueError unless the boundary passes within `CLOSE` of `x`, by Newton's step |margin| / |gradient|."""
     allowed, slope = CLOSE * max(1.0, abs(x).max(initial=0.0)), float(np.linalg.norm(gradient))
     if not abs(margin) <= allowed * slope:
-        away = f"about {abs(margin) / slope:.3g} from the boundary" if slope else "where the margin's gradient is zero"
+        away = (
+            f"about {abs(margin) / slope:.3g} from the boundary"
+            if slope
+            else "where the margin's gradient is zero"
+        )
         raise ValueError(
             f"{name} is no tie: the margin is {margin:.6g} there, {away}; expected a point within {allowed:.3g} of it"
         )
 
 
-def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: bool = False) -> np.ndarray:
+def check_box(
+    name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: bool = False
+) -> np.ndarray:
     """`bounds` as (size, 2), one pair standing for all: lo < hi in every row, or lo ≤ hi if they may be `equal`."""
     with ieee():
         box = np.array(arrays.float64(name, bounds))
@@ -61,9 +73,13 @@ def check_box(name: str, bounds: ArrayLike, size: int, meaning: str, *, equal: b
     good = box[:, 0] <= box[:, 1] if equal else box[:, 0] < box[:, 1]
     if not good.all():
         k = int(np.argmin(good))
-        raise ValueError(f"{name} has the pair {box[k].tolist()} for input {k}; expected lo {'≤' if equal else '<'} hi")
+        raise ValueError(
+            f"{name} has the pair {box[k].tolist()} for input {k}; expected lo {'≤' if equal else '<'} hi"
+        )
     if not np.isfinite(box[box[:, 0] == box[:, 1]]).all():
-        raise ValueError(f"{name} has a pair of equal infinities; expected finite numbers where lo = hi")
+        raise ValueError(
+            f"{name} has a pair of equal infinities; expected finite numbers where lo = hi"
+        )
     return box
 
 
@@ -89,7 +105,9 @@ def columns_of(net: SigmoidMLP, pair: tuple[int, int]) -> tuple[int, int]:
     return pair if net.n_outputs > 1 else (0, 1)
 
 
-def leader(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+def leader(
+    net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which output of the `pair`, or of all, is the largest in every row (the first of equal ones), and whether that is proven."""
     if pair is not None:
         margin, (a, b) = net.margin(X, columns_of(net, pair)), pair
@@ -100,7 +118,9 @@ def leader(net: SigmoidMLP, X: np.ndarray, pair: tuple[int, int] | None) -> tupl
         rows = np.flatnonzero(first == a)
         ahead, doubt = leads(net, X[rows], a)
         ahead[:, kin(net) == kin(net)[a]] = np.inf
-        least = ahead.argmin(axis=1)  # differences of columns know better than logits which of two close ones leads
+        least = ahead.argmin(
+            axis=1
+        )  # differences of columns know better than logits which of two close ones leads
         first[rows] = np.where(ahead.min(axis=1) < 0, least, a)
         sure[rows] = (ahead > doubt).all(axis=1)
     return first, sure
@@ -121,11 +141,15 @@ def kin(net: SigmoidMLP) -> np.ndarray:
     if "kin" not in net._programs:
         columns = np.vstack([net._weights[-1], net._biases[-1]]).T + 0.0  # −0.0 is 0.0
         first: dict[bytes, int] = {}
-        net._programs["kin"] = np.array([first.setdefault(column.tobytes(), k) for k, column in enumerate(columns)])
+        net._programs["kin"] = np.array(
+            [first.setdefault(column.tobytes(), k) for k, column in enumerate(columns)]
+        )
     return net._programs["kin"]
 
 
-def leads(net: SigmoidMLP, X: np.ndarray, a: int | None, reach: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def leads(
+    net: SigmoidMLP, X: np.ndarray, a: int | None, reach: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """By how much output `a` is larger than every other at X, (m, n_outputs), and a bound of what that is wrong by.
 
     With None, by how much every output is larger than 0.
@@ -139,7 +163,11 @@ def leads(net: SigmoidMLP, X: np.ndarray, a: int | None, reach: np.ndarray | flo
     if key not in net._programs:
         v, c = net._weights[-1], net._biases[-1]
         d, dc = (v, c) if a is None else (v[:, [a]] - v, c[a] - c)
-        net._programs[key] = _kernels.Program((*net._weights[:-1], d), (*net._biases[:-1], dc)), d, dc
+        net._programs[key] = (
+            _kernels.Program((*net._weights[:-1], d), (*net._biases[:-1], dc)),
+            d,
+            dc,
+        )
     program, d, dc = net._programs[key]
     ahead = np.empty((len(X), net.n_outputs))
     program.evaluate(X, ahead, False)

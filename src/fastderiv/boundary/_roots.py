@@ -16,12 +16,16 @@ from .._core import arrays
 from .._core.floats import undisturbed
 from ._network import Outputs, SigmoidMLP, _kernels, check_names, check_network
 
-Method = Literal["brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"]
+Method = Literal[
+    "brentq", "brenth", "ridder", "bisect", "toms748", "newton", "secant", "chandrupatla"
+]
 Bracket = Sequence[ArrayLike] | np.ndarray
 METHODS = get_args(Method)
 _RTOL = 4 * sys.float_info.epsilon  # the least that SciPy's solvers accept
 _MAXITER = 2**31 - 1
-_report = operator.itemgetter("converged", "iterations", "function_calls")  # as attributes they cost 1 µs more a row
+_report = operator.itemgetter(
+    "converged", "iterations", "function_calls"
+)  # as attributes they cost 1 µs more a row
 _BLOCK = 4096  # rows at a time: some MiB of solver's arrays, and as fast as more
 _ROW_BYTES = 25  # of the results
 
@@ -137,7 +141,10 @@ def find_x1(
     solve = _solver(method, *tolerances)
     arrays.check_fits("the results", call.m * _ROW_BYTES)
     results = RootResults(
-        np.empty(call.m), np.empty(call.m, np.bool_), np.zeros(call.m, np.intp), np.full(call.m, 2, np.intp)
+        np.empty(call.m),
+        np.empty(call.m, np.bool_),
+        np.zeros(call.m, np.intp),
+        np.full(call.m, 2, np.intp),
     )
     for block in call.blocks():
         results.x[block.rows], results.converged[block.rows] = block.checked_ends()
@@ -151,7 +158,12 @@ class _Call:
     """The checked arguments of one call."""
 
     def __init__(
-        self, net: SigmoidMLP, x_other: ArrayLike, bracket: Bracket, coordinate: int, outputs: Outputs
+        self,
+        net: SigmoidMLP,
+        x_other: ArrayLike,
+        bracket: Bracket,
+        coordinate: int,
+        outputs: Outputs,
     ) -> None:
         check_network(net)
         self.coordinate = arrays.position("coordinate", coordinate, net.n_inputs, "inputs")
@@ -161,7 +173,10 @@ class _Call:
         self.ends = _ends(bracket, self.m)
 
     def blocks(self) -> Iterator[_Block]:
-        return (_Block(self, slice(first, min(first + _BLOCK, self.m))) for first in range(0, self.m, _BLOCK))
+        return (
+            _Block(self, slice(first, min(first + _BLOCK, self.m)))
+            for first in range(0, self.m, _BLOCK)
+        )
 
 
 class _Block:
@@ -189,7 +204,9 @@ class _Block:
         finite = np.isfinite(hi - lo)
         if not finite.all():
             i = int(np.argmin(finite))
-            raise ValueError(f"bracket is too wide in row {self.name(i)}: {hi[i]} - {lo[i]} overflows")
+            raise ValueError(
+                f"bracket is too wide in row {self.name(i)}: {hi[i]} - {lo[i]} overflows"
+            )
         f_lo, f_hi = self.margin(lo, rows), self.margin(hi, rows)
         exact = (f_lo == 0) | (f_hi == 0)
         good = exact | (np.sign(f_lo) == -np.sign(f_hi))
@@ -275,12 +292,16 @@ def _one_by_one(solve: Callable, block: _Block, rows: np.ndarray, seen: list | N
     """solve(line, lo, hi) for each of the rows: SciPy's scalar functions."""
     line, solved = _kernels.Line(block.program, block.coordinate), []
     margin = line if seen is None else _Seen(line, seen)
-    for i, lo, hi in zip(rows.tolist(), block.lo[rows].tolist(), block.hi[rows].tolist(), strict=True):
+    for i, lo, hi in zip(
+        rows.tolist(), block.lo[rows].tolist(), block.hi[rows].tolist(), strict=True
+    ):
         line.prepare(block.X, i)
         try:
             solved.append(solve(margin, lo, hi))
         except ValueError as error:
-            raise ValueError(f"bracket from {lo} to {hi} in row {block.name(i)} is not solved: {error}") from error
+            raise ValueError(
+                f"bracket from {lo} to {hi} in row {block.name(i)} is not solved: {error}"
+            ) from error
     return zip(*solved, strict=True)
 
 
@@ -343,7 +364,9 @@ def _secant(find: Callable, options: dict, line: Any, lo: float, hi: float) -> t
         calls, f = calls + 1, line(x)
         if f == f_last and x != last and calls <= options["maxiter"] + 1:
             raise _Stuck((x + last) / 2, False, calls - 1, calls)
-        if calls != 2 or abs(f) >= abs(f_last):  # of the first two points SciPy goes on from the one further off
+        if calls != 2 or abs(f) >= abs(
+            f_last
+        ):  # of the first two points SciPy goes on from the one further off
             last, f_last = x, f
         return f
 
@@ -374,7 +397,9 @@ def _others(net: SigmoidMLP, x_other: ArrayLike, coordinate: int) -> np.ndarray:
         return x.reshape(-1, 1)
     if x.ndim != 2 or x.shape[1] != n:
         short = ", (m,) or a scalar" if n == 1 else ""
-        raise ValueError(f"x_other has shape {x.shape}; expected (m, n_inputs - 1) = (m, {n}){short}")
+        raise ValueError(
+            f"x_other has shape {x.shape}; expected (m, n_inputs - 1) = (m, {n}){short}"
+        )
     return x
 
 

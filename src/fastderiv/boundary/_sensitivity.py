@@ -36,7 +36,9 @@ class TieSensitivity(NamedTuple):
 
 
 @undisturbed
-def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outputs: Outputs = (0, 1)) -> TieSensitivity:
+def tie_sensitivity(
+    net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outputs: Outputs = (0, 1)
+) -> TieSensitivity:
     """How the tie at `x` moves along one input when a parameter or another input changes.
 
     With the margin f, a tie satisfies f(x*; p) = 0, so that ∂x*/∂p = −(∂f/∂p) / (∂f/∂x*) for every parameter p; the
@@ -95,7 +97,9 @@ def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outpu
             f"expected a coordinate whose derivative is not zero: the gradient is {gradient.tolist()}"
         )
     return TieSensitivity(
-        tuple(-w / slope for w in weights), tuple(-b / slope for b in biases), -np.delete(gradient, c) / slope
+        tuple(-w / slope for w in weights),
+        tuple(-b / slope for b in biases),
+        -np.delete(gradient, c) / slope,
     )
 
 

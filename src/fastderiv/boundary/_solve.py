@@ -19,7 +19,9 @@ from ._network import Outputs, SigmoidMLP, _kernels, check_network
 from ._roots import _others
 from ._units import distinct_units
 
-_BLOCK = 1 << 16  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
+_BLOCK = (
+    1 << 16
+)  # rows at a time: their enclosures take 10 MiB before they are listed; fewer keep threads waiting
 _BOUNDED_UNITS = 4  # beyond, Descartes' bound allows many more ties than there are, and takes longer than what it saves
 _LARGE = 1 << 20  # numbers; below, no machine is short of memory
 _ROW_BYTES = 34  # of a row without ties, beside a tie in each to begin with
@@ -189,7 +191,9 @@ def _bounds(bounds: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return lo, hi
 
 
-def _solver(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+def _solver(
+    net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int
+) -> tuple[Any, int | None]:
     """What solves rows, packed once, and Descartes' bound where it is worth its time."""
     key = ("solver", pair, coordinate)
     if key not in net._programs:
@@ -206,10 +210,15 @@ def _new_solver(
     return _kernels.DeepNet(_margin_program(net, pair), coordinate), None
 
 
-def _isolator(net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int) -> tuple[Any, int | None]:
+def _isolator(
+    net: SigmoidMLP, pair: tuple[int, int] | None, coordinate: int
+) -> tuple[Any, int | None]:
     last = LastLayer(net, pair)
     W, b = net.weights[0][:, last.used], net.biases[0][last.used]
-    others, bound = np.ascontiguousarray(np.delete(W, coordinate, axis=0)), _root_bound(net, pair, coordinate)
+    others, bound = (
+        np.ascontiguousarray(np.delete(W, coordinate, axis=0)),
+        _root_bound(net, pair, coordinate),
+    )
     packed = _kernels.Isolator(
         np.ascontiguousarray(W[coordinate]), last.d[last.used], last.c, last.error, bound is not None and bound <= 1,
         (last.limit(W[coordinate] < 0), last.limit(W[coordinate] > 0)) if W[coordinate].all() else (math.nan, math.nan),
@@ -240,7 +249,9 @@ class LastLayer:
     def __init__(self, net: SigmoidMLP, pair: tuple[int, int] | None) -> None:
         first, second = net._last_columns(pair)
         exponent = max(0, math.frexp(max(np.abs(first).max(), np.abs(second).max()))[1] - 1000)
-        lost = len(first) * _TINY if exponent else 0.0  # bits that are shifted out to avoid an overflow
+        lost = (
+            len(first) * _TINY if exponent else 0.0
+        )  # bits that are shifted out to avoid an overflow
         self._columns, self.used = (first, second), (first != second)[:-1]
         first, second = np.ldexp(first, -exponent), np.ldexp(second, -exponent)
         difference = first - second
@@ -254,7 +265,9 @@ class LastLayer:
         self.d, self.c = scaled[:-1], float(scaled[-1])
         self.error = math.ldexp(1.001 * np.abs(rest).sum() + lost, -exponent)
         if math.ldexp(lost, -exponent) > 2 * _TINY:
-            self.error = math.inf  # scaling back has magnified what was lost, which no bound of a slope accounts for
+            self.error = (
+                math.inf
+            )  # scaling back has magnified what was lost, which no bound of a slope accounts for
 
     def _merge(self, alike: dict[int, list[tuple[int, int]]]) -> None:
         """Let the first of units that are alike stand for all; what opposite ones add goes to c."""

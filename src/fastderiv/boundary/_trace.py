@@ -167,8 +167,16 @@ class _Plane:
     their boundary exactly there.
     """
 
-    def __init__(self, program: Any, work: int, wide: np.ndarray, rounding: float, bounds: np.ndarray) -> None:
-        self.program, self.work, self.wide, self.rounding, self.bounds = program, work, wide, rounding, bounds
+    def __init__(
+        self, program: Any, work: int, wide: np.ndarray, rounding: float, bounds: np.ndarray
+    ) -> None:
+        self.program, self.work, self.wide, self.rounding, self.bounds = (
+            program,
+            work,
+            wide,
+            rounding,
+            bounds,
+        )
         width, largest = bounds[:, 1] - bounds[:, 0], np.abs(bounds).max(axis=1)
         more = np.maximum(_MARGIN * width, 4 * np.spacing(largest))
         self.lo, self.hi = bounds[:, 0] - more * [1, 1.125], bounds[:, 1] + more * [1.25, 1.375]
@@ -185,7 +193,9 @@ class _Plane:
     def boxes(self, cells: np.ndarray) -> np.ndarray:
         """x0, x1, y0, y1 (4, n) of cells (3, n): column, row, side."""
         i, j, side = cells
-        return np.stack([self.line(0, i), self.line(0, i + side), self.line(1, j), self.line(1, j + side)])
+        return np.stack(
+            [self.line(0, i), self.line(0, i + side), self.line(1, j), self.line(1, j + side)]
+        )
 
     def judge(self, boxes: np.ndarray) -> np.ndarray:
         return _kernels.judge_boxes(self.program, self.wide, boxes)
@@ -206,7 +216,9 @@ class _Plane:
         return out
 
 
-def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None, outputs: Outputs) -> _Plane:
+def _plane(
+    net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None, outputs: Outputs
+) -> _Plane:
     """The checked arguments: every error is raised here."""
     check_network(net)
     if net.n_inputs < 2:
@@ -222,17 +234,23 @@ def _plane(net: SigmoidMLP, bounds: Any, coordinates: Any, at: ArrayLike | None,
     shift_error = (net.n_inputs + 2) * _U * (np.abs(biases[0]) + np.abs(terms).sum(axis=0))
     weights, biases = (np.ascontiguousarray(weights[0][pair]), *weights[1:]), (shift, *biases[1:])
     wide, rounding = _rounding(weights, biases, shift_error, box)
-    return _Plane(_kernels.Program(weights, biases), sum(w.size for w in weights), wide, rounding, box)
+    return _Plane(
+        _kernels.Program(weights, biases), sum(w.size for w in weights), wide, rounding, box
+    )
 
 
-def _rounding(weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, float]:
+def _rounding(
+    weights: tuple, biases: tuple, shift_error: np.ndarray, box: np.ndarray
+) -> tuple[np.ndarray, float]:
     """For every unit what its sum over exact terms may be off by, and its value at a point; and the margin's.
 
     The first layer's s + a x + b y: 5u (|s| + |a x| + |b y|) and the error of s.  Sums of n terms: (n + 4) u of the
     terms' magnitudes, σ ≤ 1.  Through σ an error shrinks to a quarter at least, and σ itself is off by 3u.
     """
     reach = np.abs(box).max(axis=1) * (1 + 1e-6)
-    sums = shift_error + 5 * _U * (np.abs(biases[0]) + (reach[:, None] * np.abs(weights[0])).sum(axis=0))
+    sums = shift_error + 5 * _U * (
+        np.abs(biases[0]) + (reach[:, None] * np.abs(weights[0])).sum(axis=0)
+    )
     bounds, values = [sums, sums], sums
     for w, b in zip(weights[1:], biases[1:], strict=True):
         sums = (len(w) + 4) * _U * (np.abs(b) + np.abs(w).sum(axis=0))
@@ -258,7 +276,9 @@ def _others(net: SigmoidMLP, at: ArrayLike | None, pair: list[int]) -> np.ndarra
     """The inputs that are fixed, 0 at the `pair` that is not."""
     if at is None:
         if net.n_inputs > 2:
-            raise ValueError(f"at is None; expected (n_inputs,) = ({net.n_inputs},), the values of the other inputs")
+            raise ValueError(
+                f"at is None; expected (n_inputs,) = ({net.n_inputs},), the values of the other inputs"
+            )
         return np.zeros(2)
     check_names(net, "at", at, row=True)
     others = np.array(arrays.float64("at", at))
@@ -293,7 +313,11 @@ def _subdivide(plane: _Plane) -> tuple[_Cells, np.ndarray]:
         open_cells.append(flat)
         found.append(decided)
         next_ones = 4 * cells.shape[1]
-        if level == plane.finest or judged + next_ones > _CELLS or (judged + next_ones) * plane.work > _WORK:
+        if (
+            level == plane.finest
+            or judged + next_ones > _CELLS
+            or (judged + next_ones) * plane.work > _WORK
+        ):
             open_cells.append(cells)
             break
         cells = _quarters(cells)
@@ -331,7 +355,10 @@ def _decide(plane: _Plane, cells: np.ndarray, level: int) -> tuple[np.ndarray, n
     least = np.where(unsure, 16 * noise, 0)
     steep = np.abs(slopes) * sides > least
     good = steep.all(axis=0)
-    for axis in (0, 1):  # monotone along this axis only: the two edges across it remain to be decided
+    for axis in (
+        0,
+        1,
+    ):  # monotone along this axis only: the two edges across it remain to be decided
         some = np.flatnonzero(steep[axis] & (slopes[1 - axis] == 0))
         good[some] = _edges_decided(plane, box[:, some], axis, least[some])
     positive = corners >= 0
@@ -340,7 +367,11 @@ def _decide(plane: _Plane, cells: np.ndarray, level: int) -> tuple[np.ndarray, n
         good &= ~arc
     open_cells[k[good]] = False
     with_arc = good & arc
-    return cells[:, open_cells], cells[:, flat], _Cells(cells[:, k[with_arc]], positive[with_arc], slopes[:, with_arc])
+    return (
+        cells[:, open_cells],
+        cells[:, flat],
+        _Cells(cells[:, k[with_arc]], positive[with_arc], slopes[:, with_arc]),
+    )
 
 
 def _edges_decided(plane: _Plane, box: np.ndarray, axis: int, least: np.ndarray) -> np.ndarray:
@@ -352,7 +383,9 @@ def _edges_decided(plane: _Plane, box: np.ndarray, axis: int, least: np.ndarray)
     along = 1 - axis
     length = edges[2 * along + 1] - edges[2 * along]
     gaps = plane.judge(edges)
-    decided = (np.abs(gaps[0]) > 4 * plane.rounding) | (np.abs(gaps[1 + along]) * length > np.tile(least, 2))
+    decided = (np.abs(gaps[0]) > 4 * plane.rounding) | (
+        np.abs(gaps[1 + along]) * length > np.tile(least, 2)
+    )
     return decided[:n] & decided[n:]
 
 
@@ -444,7 +477,9 @@ def _ends(cells: _Cells) -> _Ends:
     vertical, upper = edge >= 2, edge % 2 == 1
     line = np.where(vertical, i, j) + np.where(upper, side, 0)
     rising = positive[cell, edge, 1]
-    return _Ends(cell, vertical, line, np.where(vertical, j, i), side, rising, rising == (vertical ^ upper))
+    return _Ends(
+        cell, vertical, line, np.where(vertical, j, i), side, rising, rising == (vertical ^ upper)
+    )
 
 
 def _meetings(ends: _Ends) -> tuple[np.ndarray, np.ndarray]:
@@ -456,7 +491,9 @@ def _meetings(ends: _Ends) -> tuple[np.ndarray, np.ndarray]:
     """
     order = np.lexsort((ends.start, ends.line, ends.vertical))
     sorted_ends = _Ends(*(field[order] for field in ends))
-    a, b = (_Ends(*(field[cut] for field in sorted_ends)) for cut in (slice(None, -1), slice(1, None)))
+    a, b = (
+        _Ends(*(field[cut] for field in sorted_ends)) for cut in (slice(None, -1), slice(1, None))
+    )
     same_line = (a.vertical == b.vertical) & (a.line == b.line)
     meet = same_line & (b.start < a.start + a.side)
     p, q = order[:-1][meet], order[1:][meet]
@@ -479,7 +516,13 @@ def _crossings(plane: _Plane, ends: _Ends, number: np.ndarray, tol: float) -> np
 
 
 def _solve(
-    plane: _Plane, points: np.ndarray, axis: np.ndarray, lo: np.ndarray, hi: np.ndarray, rising: np.ndarray, tol: float
+    plane: _Plane,
+    points: np.ndarray,
+    axis: np.ndarray,
+    lo: np.ndarray,
+    hi: np.ndarray,
+    rising: np.ndarray,
+    tol: float,
 ) -> np.ndarray:
     """Move points along `axis` to the only zero in [lo, hi]: Newton's steps in it, bisection where they fail."""
     result, rows = points, np.arange(len(points))
@@ -505,12 +548,16 @@ def _solve(
         if done.any():
             result[rows[done]] = p[done]
             left = ~done
-            rows, p, axis, lo, hi, rising, slow = (a[left] for a in (rows, p, axis, lo, hi, rising, slow))
+            rows, p, axis, lo, hi, rising, slow = (
+                a[left] for a in (rows, p, axis, lo, hi, rising, slow)
+            )
     result[rows] = p
     return result
 
 
-def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _walk(
+    partner: list[int], forward: list[bool]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Arcs in the order of curves, which are walked backwards, where each curve begins, and whether it is closed.
 
     Arc r has the ends 2r and 2r + 1, one of which is forward.
@@ -530,7 +577,12 @@ def _walk(partner: list[int], forward: list[bool]) -> tuple[np.ndarray, np.ndarr
                 backwards[end >> 1] = bool(end & 1)
                 arcs.append(end >> 1)
                 end = partner[end ^ 1]
-    return np.array(arcs, np.intp), np.array(backwards, bool), np.array(first, np.intp), np.array(closed, bool)
+    return (
+        np.array(arcs, np.intp),
+        np.array(backwards, bool),
+        np.array(first, np.intp),
+        np.array(closed, bool),
+    )
 
 
 def _refine(
@@ -721,7 +773,9 @@ def _distance(p: np.ndarray, a: np.ndarray, b: np.ndarray, width: np.ndarray) ->
     return np.hypot(*(e - t[:, None] * d).T)
 
 
-def _finished(plane: _Plane, curves: list[np.ndarray], closed: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+def _finished(
+    plane: _Plane, curves: list[np.ndarray], closed: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Inside the bounds, no point twice in a row, and nothing that only touches the box from outside."""
     lo, hi = plane.bounds.T
     ends = [row for curve in curves for row in (curve[0], curve[-1])]

@@ -9,13 +9,21 @@ import numpy as np
 from .._core.floats import undisturbed
 from ._network import SigmoidMLP
 
-Layer = tuple[np.ndarray, np.ndarray]  # weights (parts, n_in, n_out), biases (parts, n_out): exactly, sums of their parts
-_MANY = 1 << 20  # weights of a layer, beyond which looking for equal units takes longer than it is worth
-Unit = list[tuple[int, int]]  # numbers of equal units, each with 1, or −1 for a mirror image of the first
+Layer = tuple[
+    np.ndarray, np.ndarray
+]  # weights (parts, n_in, n_out), biases (parts, n_out): exactly, sums of their parts
+_MANY = (
+    1 << 20
+)  # weights of a layer, beyond which looking for equal units takes longer than it is worth
+Unit = list[
+    tuple[int, int]
+]  # numbers of equal units, each with 1, or −1 for a mirror image of the first
 
 
 @undisturbed
-def distinct_units(net: SigmoidMLP, pair: tuple[int, int] | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def distinct_units(
+    net: SigmoidMLP, pair: tuple[int, int] | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Weights and biases of the network whose only output is the margin, each number correctly rounded.
 
     Units with the same incoming weights and bias have the same value; with opposite ones σ(−z) = 1 − σ(z).  One of them
@@ -82,5 +90,7 @@ def _alike(W: np.ndarray, b: np.ndarray, rounded: np.ndarray) -> list[Unit]:
             continue
         column = np.append(W[:, i], b[i])
         sign = -1 if column[np.argmax(column != 0)] < 0 else 1
-        groups.setdefault((sign * column + 0.0).tobytes(), []).append((i, sign))  # + 0.0: −0.0 equals 0.0
+        groups.setdefault((sign * column + 0.0).tobytes(), []).append(
+            (i, sign)
+        )  # + 0.0: −0.0 equals 0.0
     return [[(i, sign * unit[0][1]) for i, sign in unit] for unit in groups.values()]

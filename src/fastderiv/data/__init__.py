@@ -68,7 +68,9 @@ def load_iris_pair() -> IrisPair:
     lengths, widths, species = zip(*_rows("iris.csv"), strict=True)
     names = tuple(sorted(set(species)))
     return IrisPair(
-        np.array([lengths, widths], np.float64).T.copy(), np.array([names.index(s) for s in species]), names
+        np.array([lengths, widths], np.float64).T.copy(),
+        np.array([names.index(s) for s in species]),
+        names,
     )
 
 

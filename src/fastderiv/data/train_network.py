@@ -23,7 +23,9 @@ DIGITS = 6  # significant digits kept: far fewer than the minimiser resolves, so
 
 def read_iris() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Measurements (100, 2), class indices (100,) and class names of iris.csv."""
-    table = np.genfromtxt(HERE / "iris.csv", delimiter=",", names=True, dtype=None, encoding="ascii")
+    table = np.genfromtxt(
+        HERE / "iris.csv", delimiter=",", names=True, dtype=None, encoding="ascii"
+    )
     X = np.column_stack([table["petal_length_cm"], table["petal_width_cm"]])
     names, labels = np.unique(table["species"], return_inverse=True)
     return X, labels, tuple(map(str, names))
@@ -41,10 +43,17 @@ def loss_and_gradient(p: np.ndarray, Z: np.ndarray, target: np.ndarray) -> tuple
     y = 1 / (1 + np.exp(-(Z @ W1 + b1)))
     n = y @ W2 + b2  # the logits
     # cross-entropy of s(n) against t is softplus(n) - t n, and its derivative by n is s(n) - t
-    loss = (np.logaddexp(0, n) - target * n).sum() / len(Z) + DECAY / 2 * ((W1**2).sum() + (W2**2).sum())
+    loss = (np.logaddexp(0, n) - target * n).sum() / len(Z) + DECAY / 2 * (
+        (W1**2).sum() + (W2**2).sum()
+    )
     dn = (1 / (1 + np.exp(-n)) - target) / len(Z)
     da = (dn @ W2.T) * y * (1 - y)
-    gradient = [(Z.T @ da + DECAY * W1).ravel(), da.sum(0), (y.T @ dn + DECAY * W2).ravel(), dn.sum(0)]
+    gradient = [
+        (Z.T @ da + DECAY * W1).ravel(),
+        da.sum(0),
+        (y.T @ dn + DECAY * W2).ravel(),
+        dn.sum(0),
+    ]
     return float(loss), np.concatenate(gradient)
 
 
@@ -55,7 +64,12 @@ def train(Z: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
     for _ in range(STARTS):
         start = rng.standard_normal(2 * HIDDEN + HIDDEN + HIDDEN * OUTPUTS + OUTPUTS)
         result = minimize(
-            loss_and_gradient, start, (Z, target), "BFGS", jac=True, options={"gtol": 1e-10, "maxiter": 5000}
+            loss_and_gradient,
+            start,
+            (Z, target),
+            "BFGS",
+            jac=True,
+            options={"gtol": 1e-10, "maxiter": 5000},
         )
         found.append((result.fun, tuple(result.x)))
     loss, p = min(found)

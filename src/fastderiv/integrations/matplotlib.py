@@ -22,7 +22,8 @@ try:
     from matplotlib.patches import Patch, Rectangle
 except ImportError as error:
     raise ImportError(
-        "fastderiv.integrations.matplotlib needs matplotlib: pip install 'fastderiv[demo]'", name="matplotlib"
+        "fastderiv.integrations.matplotlib needs matplotlib: pip install 'fastderiv[demo]'",
+        name="matplotlib",
     ) from error
 
 __all__ = ["BoundaryDisplay"]
@@ -30,7 +31,18 @@ __all__ = ["BoundaryDisplay"]
 Pair = tuple[int, int]
 INK = "#1f2933"
 # Petroff's ten: told apart by everyone, as in scikit-learn's displays
-COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+COLOURS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
 
 
 class BoundaryDisplay:
@@ -100,7 +112,11 @@ class BoundaryDisplay:
         ylabel: str | None = None,
     ) -> None:
         self.network, self.coordinates, self.at = network, coordinates, at
-        self.bounds, self.curves, self.undecided = np.array(bounds, np.float64), curves, np.array(undecided)
+        self.bounds, self.curves, self.undecided = (
+            np.array(bounds, np.float64),
+            curves,
+            np.array(undecided),
+        )
         self.class_names, self.xlabel, self.ylabel = class_names, xlabel, ylabel
 
     @classmethod
@@ -163,11 +179,16 @@ class BoundaryDisplay:
         check_names(net, "at", at, row=True)
         at = None if at is None else np.array(arrays.float64("at", at))
         if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
-            raise ValueError(f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1")
+            raise ValueError(
+                f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1"
+            )
         if bounds is None:
             if data is None:
                 raise ValueError("bounds and X are None; expected one of them")
-            bounds = _span(data[:, coordinates], float(arrays.finite("margin", np.array(arrays.number("margin", margin)))))
+            bounds = _span(
+                data[:, coordinates],
+                float(arrays.finite("margin", np.array(arrays.number("margin", margin)))),
+            )
         if at is None and (data is not None or net.n_inputs == 2):
             at = np.zeros(2) if data is None else data.mean(axis=0)
         place = {"coordinates": coordinates, "at": at}
@@ -183,12 +204,20 @@ class BoundaryDisplay:
             xlabel=xlabel,
             ylabel=ylabel,
         )
-        return display.plot(ax=ax, regions=regions, class_colors=class_colors, legend=legend, **kwargs)
+        return display.plot(
+            ax=ax, regions=regions, class_colors=class_colors, legend=legend, **kwargs
+        )
 
     @classmethod
     @undisturbed
     def from_estimator(
-        cls, estimator: Any, X: Any, *, xlabel: str | None = None, ylabel: str | None = None, **kwargs: Any
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Trace the decision boundary of a fitted `sklearn.neural_network.MLPClassifier` and draw it.
 
@@ -215,7 +244,9 @@ class BoundaryDisplay:
         net = SigmoidMLP.from_sklearn(estimator)
         features = getattr(X, "columns", None) if net._names is None else net._names
         if features is not None and len(features) == net.n_inputs:
-            first, second = _pair("coordinates", kwargs.get("coordinates", (0, 1)), net.n_inputs, "inputs")
+            first, second = _pair(
+                "coordinates", kwargs.get("coordinates", (0, 1)), net.n_inputs, "inputs"
+            )
             xlabel = str(features[first]) if xlabel is None else xlabel
             ylabel = str(features[second]) if ylabel is None else ylabel
         kwargs.setdefault("class_names", estimator.classes_)
@@ -255,13 +286,18 @@ class BoundaryDisplay:
             Itself.
         """
         _check_axes(ax)
-        names, palette = _names(self.class_names, self.network), _palette(class_colors, self.network)
+        names, palette = (
+            _names(self.class_names, self.network),
+            _palette(class_colors, self.network),
+        )
         style = _style(kwargs)
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots()
-        self.lines_ = {pair: LineCollection(curves, **style) for pair, curves in self.curves.items()}
+        self.lines_ = {
+            pair: LineCollection(curves, **style) for pair, curves in self.curves.items()
+        }
         for line in self.lines_.values():
             ax.add_collection(line, autolim=False)
         self.regions_ = self._shade(ax, palette) if regions else {}
@@ -278,12 +314,16 @@ class BoundaryDisplay:
         """For each output that is the largest somewhere, where it is."""
         sides = np.linspace(self.bounds[:, 0], self.bounds[:, 1], 300).T
         grid = np.stack(np.meshgrid(*sides), axis=-1)
-        logits = _logits(self.network, _plane(grid.reshape(-1, 2), self.coordinates, self.at)).reshape(300, 300, -1)
+        logits = _logits(
+            self.network, _plane(grid.reshape(-1, 2), self.coordinates, self.at)
+        ).reshape(300, 300, -1)
         shaded = {}
         for k in range(logits.shape[-1]):
             lead = logits[..., k] - np.delete(logits, k, axis=-1).max(axis=-1)
             if lead.max() > 0:
-                shaded[k] = ax.contourf(*sides, lead, levels=[0, np.inf], colors=[palette[k]], alpha=0.22, zorder=0)
+                shaded[k] = ax.contourf(
+                    *sides, lead, levels=[0, np.inf], colors=[palette[k]], alpha=0.22, zorder=0
+                )
         return shaded
 
     def _label(self, ax: Axes, xlabel: str | None, ylabel: str | None) -> None:
@@ -297,7 +337,8 @@ class BoundaryDisplay:
 
     def _legend(self, ax: Axes, names: Sequence[Any], palette: Sequence[Any]) -> Any:
         handles: list[Any] = [
-            Patch(color=palette[k], alpha=0.35, linewidth=0, label=str(names[k])) for k in self.regions_
+            Patch(color=palette[k], alpha=0.35, linewidth=0, label=str(names[k]))
+            for k in self.regions_
         ]
         shown = [line for pair, line in self.lines_.items() if self.curves[pair]]
         labels = [handle.get_label() for handle in handles]
@@ -313,14 +354,18 @@ class BoundaryDisplay:
 # ---- the visible part of the boundary -----------------------------------------------------------------------------
 
 
-def _visible(net: SigmoidMLP, bounds: Any, place: dict, tol: float) -> tuple[dict[Pair, list[np.ndarray]], np.ndarray]:
+def _visible(
+    net: SigmoidMLP, bounds: Any, place: dict, tol: float
+) -> tuple[dict[Pair, list[np.ndarray]], np.ndarray]:
     """For each two outputs the curves on which they tie and lead, and the boxes in which such curves may be missing."""
     curves: dict[Pair, list[np.ndarray]] = {}
     boxes = [np.zeros((0, 2, 2))]
     for pair in combinations(range(max(net.n_outputs, 2)), 2):
         traced = trace_boundary(net, bounds, outputs=pair, tol=tol, **place)
         boxes.append(_may_lead(net, traced.undecided, pair, place))
-        curves[pair] = [part for points in traced.points for part in _leading(net, points, pair, place)]
+        curves[pair] = [
+            part for points in traced.points for part in _leading(net, points, pair, place)
+        ]
     return curves, np.concatenate(boxes)
 
 
@@ -338,24 +383,46 @@ def _leading(net: SigmoidMLP, points: np.ndarray, pair: Pair, place: dict) -> li
             t = lead[k - 1] / (lead[k - 1] - lead[k])
             start = points[k - 1] + t * (point - points[k - 1])
             other = third[k] if lead[k] <= 0 else third[k - 1]
-            parts[-1].append(_triple(net, start, (*pair, int(other)), place, float(np.hypot(*(point - points[k - 1])))))
+            parts[-1].append(
+                _triple(
+                    net,
+                    start,
+                    (*pair, int(other)),
+                    place,
+                    float(np.hypot(*(point - points[k - 1]))),
+                )
+            )
             if lead[k] <= 0:
                 parts.append([])
         if lead[k] > 0:
             parts[-1].append(point)
-    if len(parts) > 1 and len(parts[-1]) > 0 and lead[0] > 0 and np.array_equal(points[0], points[-1]):
-        parts[0] = parts.pop()[:-1] + parts[0]  # a closed curve, cut, begins where its last part ends
+    if (
+        len(parts) > 1
+        and len(parts[-1]) > 0
+        and lead[0] > 0
+        and np.array_equal(points[0], points[-1])
+    ):
+        parts[0] = (
+            parts.pop()[:-1] + parts[0]
+        )  # a closed curve, cut, begins where its last part ends
     return [np.array(part) for part in parts if len(part) > 1]
 
 
-def _triple(net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], place: dict, reach: float) -> np.ndarray:
+def _triple(
+    net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], place: dict, reach: float
+) -> np.ndarray:
     """Where three outputs tie, by Newton's method in two variables; `start` if that leads further away than `reach`."""
     i, j, k = outputs
     p = start
     for _ in range(8):
         X = _plane(p[None], **place)
         f = np.array([net.margin(X, (i, j))[0], net.margin(X, (i, k))[0]])
-        J = np.stack([net.margin_gradient(X, pair)[0, list(place["coordinates"])] for pair in ((i, j), (i, k))])
+        J = np.stack(
+            [
+                net.margin_gradient(X, pair)[0, list(place["coordinates"])]
+                for pair in ((i, j), (i, k))
+            ]
+        )
         try:
             p = p - np.linalg.solve(J, f)
         except np.linalg.LinAlgError:
@@ -410,7 +477,9 @@ def _palette(given: Sequence[Any] | None, net: SigmoidMLP) -> list[Any]:
         raise ValueError(f"class_colors is empty; expected one for each of {n} outputs")
     for k, colour in enumerate(colours):
         if not is_color_like(colour):
-            raise ValueError(f"class_colors[{k}] is {colour!r}; expected a colour that matplotlib knows")
+            raise ValueError(
+                f"class_colors[{k}] is {colour!r}; expected a colour that matplotlib knows"
+            )
     return [colours[k % len(colours)] for k in range(n)]
 
 
@@ -418,7 +487,9 @@ def _listed(name: str, given: Sequence[Any]) -> list[Any]:
     try:
         return list(given)
     except TypeError:
-        raise TypeError(f"{name} is a {type(given).__name__}; expected a sequence, one for each output") from None
+        raise TypeError(
+            f"{name} is a {type(given).__name__}; expected a sequence, one for each output"
+        ) from None
 
 
 def _style(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -428,10 +499,18 @@ def _style(given: Mapping[str, Any]) -> dict[str, Any]:
             _try_to_draw(name, value)
         except (AttributeError, TypeError, ValueError) as error:
             if "argument" in str(error):  # an unexpected one, or the segments, which are ours
-                raise TypeError(f"{name} is no option of BoundaryDisplay, nor of a LineCollection for its curves") from None
+                raise TypeError(
+                    f"{name} is no option of BoundaryDisplay, nor of a LineCollection for its curves"
+                ) from None
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(f"{name} is {value!r}, which matplotlib does not take: {error}") from error
-    ours = {"colors": INK, "linewidths": 1.4, "capstyle": "round", "joinstyle": "round", "zorder": 2}
+    ours = {
+        "colors": INK,
+        "linewidths": 1.4,
+        "capstyle": "round",
+        "joinstyle": "round",
+        "zorder": 2,
+    }
     return ours | dict(given)
 
 

@@ -137,7 +137,9 @@ def selective_scan(
     _check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     scan = _in_steps if transformed(*tensors) else _scan
-    out, last = scan(*_cast(_working(*tensors), *tensors), cu_seqlens, _flag("delta_softplus", delta_softplus))
+    out, last = scan(
+        *_cast(_working(*tensors), *tensors), cu_seqlens, _flag("delta_softplus", delta_softplus)
+    )
     (out,) = _cast(u.dtype, out)
     return (out, last) if return_last_state else out
 

@@ -9,7 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from .._core.arrays import as_array, as_dtype
 from .._core.floats import as_caller
 
-NAMES = ("sigmoid", "tanh", "relu", "softplus", "silu", "gelu")  # in the kernels' order, where none comes first
+NAMES = (
+    "sigmoid",
+    "tanh",
+    "relu",
+    "softplus",
+    "silu",
+    "gelu",
+)  # in the kernels' order, where none comes first
 _EXPECTED = f"expected None, {', '.join(map(repr, NAMES))} or a pair (φ, φ′) of callables"
 
 Curve = Callable[[NDArray], ArrayLike]
@@ -27,7 +34,9 @@ def check(activation: Activation) -> tuple[int | None, Pair | None]:
         if activation not in NAMES:
             raise ValueError(f"activation is {activation!r}; {_EXPECTED}")
         return NAMES.index(activation) + 1, None
-    if not (isinstance(activation, tuple) and len(activation) == 2 and all(map(callable, activation))):
+    if not (
+        isinstance(activation, tuple) and len(activation) == 2 and all(map(callable, activation))
+    ):
         raise TypeError(f"activation is {activation!r}; {_EXPECTED}")
     phi, slope = activation
     return None, (as_caller(phi), as_caller(slope))

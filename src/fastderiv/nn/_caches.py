@@ -17,7 +17,9 @@ def expect_shape(symbols: str, came: tuple[Any, ...], wanted: tuple[Any, ...]) -
         raise ValueError(f"cache is of a call with {symbols} = {of}; expected {expected}")
 
 
-def expect_operands(names: Iterable[str], came: tuple[int | None, ...], operands: tuple[NDArray | None, ...]) -> None:
+def expect_operands(
+    names: Iterable[str], came: tuple[int | None, ...], operands: tuple[NDArray | None, ...]
+) -> None:
     """A ValueError unless the cache was computed from the same numbers, by the checksums of both."""
     for name, then, now in zip(names, came, checksums(operands), strict=True):
         if then != now:

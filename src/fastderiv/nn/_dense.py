@@ -129,7 +129,11 @@ def dense(
     True
     """
     call = _DenseCall(_OPERANDS, (X, W, b), activation)
-    base = None if out is None else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
+    base = (
+        None
+        if out is None
+        else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
+    )
     direct = base is not None and base.flags.c_contiguous and base.flags.aligned
     Y, cache = call.forward(base if direct else None, flag("return_cache", return_cache))
     if base is not None and not direct:
@@ -225,7 +229,9 @@ def dense_vjp(
 class _DenseCall:
     """The checked arguments of one call, in one dtype and one layout."""
 
-    def __init__(self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation) -> None:
+    def __init__(
+        self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation
+    ) -> None:
         self.curve, self.pair = _activations.check(activation)
         self.given = as_arrays(names, values, optional=("b",))
         *dY, X, W, b = common(self.given)
@@ -239,7 +245,11 @@ class _DenseCall:
         for a in dY:
             expect("dY", a, self.shape, "(K, m)")
         self.kernel = _kernels[self.dtype]
-        self.X, self.W, self.b = packed("X", X), packed("W", W), None if b is None else packed("b", b)
+        self.X, self.W, self.b = (
+            packed("X", X),
+            packed("W", W),
+            None if b is None else packed("b", b),
+        )
         self.dY = [packed("dY", a) for a in dY]
 
     @undisturbed
@@ -249,13 +259,23 @@ class _DenseCall:
             Y = empty("the result", self.shape, self.dtype)
         # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
         # do: where φ saturates, it has no digits left to make φ′ of.
-        kept = empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
+        kept = (
+            empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
+        )
         # a callable may raise: `out` is as it was then
-        XW = product(self.X, self.W, kept if kept is not None else None if self.pair is not None else Y)
+        XW = product(
+            self.X, self.W, kept if kept is not None else None if self.pair is not None else Y
+        )
         # before a callable can change the arguments
-        cache = keep("dense", (self.sizes(), self.curve), self.operands(), (kept,)) if return_cache else None
+        cache = (
+            keep("dense", (self.sizes(), self.curve), self.operands(), (kept,))
+            if return_cache
+            else None
+        )
         if self.pair is not None:
-            Y[...] = _activations.evaluate(self.pair, 0, self.biased(XW, XW if kept is None else None))
+            Y[...] = _activations.evaluate(
+                self.pair, 0, self.biased(XW, XW if kept is None else None)
+            )
         elif self.curve or self.b is not None:
             self.kernel.activate(XW, self.b, self.curve, Y)
         return Y, cache

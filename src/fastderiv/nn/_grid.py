@@ -197,7 +197,9 @@ def grid_rnn_vjp(
     array([[3., 2., 1.],
            [1., 1., 1.]])
     """
-    return _GridCall(("dh", "x", *_WEIGHTS), (dh, x, W_in, W_west, W_north, b), activation).adjoint()
+    return _GridCall(
+        ("dh", "x", *_WEIGHTS), (dh, x, W_in, W_west, W_north, b), activation
+    ).adjoint()
 
 
 _WEIGHTS = "W_in", "W_west", "W_north", "b"
@@ -206,7 +208,9 @@ _WEIGHTS = "W_in", "W_west", "W_north", "b"
 class _GridCall:
     """The checked arguments of one call, in one dtype and one layout, a batch axis in front."""
 
-    def __init__(self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation) -> None:
+    def __init__(
+        self, names: tuple[str, ...], values: tuple[ArrayLike | None, ...], activation: Activation
+    ) -> None:
         self.curve, self.pair = _activations.check(activation)
         *dh, x, W_in, W_west, W_north, b = common(as_arrays(names, values, optional=("b",)))
         if x.ndim not in (3, 4):
@@ -228,7 +232,10 @@ class _GridCall:
             packed("W_north", W_north),
             None if b is None else packed("b", b),
         )
-        self.x, *self.dh = (packed(name, a if a.ndim == 4 else a[None]) for name, a in (("x", x), *(("dh", a) for a in dh)))
+        self.x, *self.dh = (
+            packed(name, a if a.ndim == 4 else a[None])
+            for name, a in (("x", x), *(("dh", a) for a in dh))
+        )
 
     @undisturbed
     def forward(self) -> NDArray:
@@ -252,16 +259,30 @@ class _GridCall:
             self.sweep_pair(self.pair, h, slope)
             shares = self.sweep_back_pair(h, slope, dx)
         elif dh.size:
-            given = dh, self.x, self.stacked(), self.b, self.W_in, stacked([self.W_west, self.W_north]), dx, self.curve
+            given = (
+                dh,
+                self.x,
+                self.stacked(),
+                self.b,
+                self.W_in,
+                stacked([self.W_west, self.W_north]),
+                dx,
+                self.curve,
+            )
             shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
             shares = empty("the gradients", (1, self.H, self.D + 2 * self.H + 1), F64, np.zeros)
         D, H, sums = self.D, self.H, self.added_up(shares)
         dW_in, dW_west, dW_north = (
-            contiguous("a gradient", sums[:, i:j]) for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
+            contiguous("a gradient", sums[:, i:j])
+            for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
         )
         return GridRNNGrads(
-            dx.reshape(self.given), dW_in, dW_west, dW_north, None if self.b is None else sums[:, D + 2 * H].copy()
+            dx.reshape(self.given),
+            dW_in,
+            dW_west,
+            dW_north,
+            None if self.b is None else sums[:, D + 2 * H].copy(),
         )
 
     def added_up(self, shares: NDArray) -> NDArray:
@@ -289,7 +310,11 @@ class _GridCall:
             inputs += self.b
         states = empty("the states", (batch, G1 + 1, G2 + 1, self.H), self.dtype, np.zeros)
         for i, j in self.diagonals():
-            a = inputs[:, i, j] + states[:, i + 1, j] @ self.W_west.T + states[:, i, j + 1] @ self.W_north.T
+            a = (
+                inputs[:, i, j]
+                + states[:, i + 1, j] @ self.W_west.T
+                + states[:, i, j + 1] @ self.W_north.T
+            )
             if slope is not None:
                 slope[:, i, j] = _activations.evaluate(pair, 1, a.copy())
             states[:, i + 1, j + 1] = h[:, i, j] = _activations.evaluate(pair, 0, a)
@@ -301,7 +326,10 @@ class _GridCall:
         dh[:, 1:, 1:] = self.dh[0]
         seen = np.ones((batch, G1, G2, self.D + 2 * H + 1), self.dtype)
         seen[..., : self.D], seen[..., self.D : -1] = self.x, 0
-        seen[:, :, 1:, self.D : self.D + H], seen[:, 1:, :, self.D + H : -1] = h[:, :, :-1], h[:, :-1]
+        seen[:, :, 1:, self.D : self.D + H], seen[:, 1:, :, self.D + H : -1] = (
+            h[:, :, :-1],
+            h[:, :-1],
+        )
         shares = np.zeros((1, H, seen.shape[-1]))
         for i, j in reversed(list(self.diagonals())):
             da = dh[:, i + 1, j + 1] * slope[:, i, j]

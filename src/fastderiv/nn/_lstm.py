@@ -18,7 +18,18 @@ from ._products import contiguous
 _kernels = kernels("nn")
 _STATES = ("initial_state[0]", "initial_state[1]", "dlast_state[0]", "dlast_state[1]")
 _NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *_STATES[:2], "dh", *_STATES[2:])
-_ATTRIBUTES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0", "dh", "dh_n", "dc_n")  # of those, in a call
+_ATTRIBUTES = (
+    "x",
+    "weight_ih",
+    "weight_hh",
+    "bias_ih",
+    "bias_hh",
+    "h0",
+    "c0",
+    "dh",
+    "dh_n",
+    "dc_n",
+)  # of those, in a call
 _MANY = 1 << 26  # numbers that are looked at before they are promised
 _OPTIONAL = ("bias_ih", "bias_hh", *_STATES[2:])
 
@@ -235,7 +246,9 @@ def lstm_vjp(
     >>> lower.dx.shape, lower.dweight_hh.shape
     ((6, 3), (16, 4))
     """
-    call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state))
+    call = LSTMCall(
+        (x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state)
+    )
     dx, h = empty("dx", call.x.shape, call.dtype), call.over_time("h")
     gates, cells = call.kept(cache)
     abar = gates if cache is None else call.aligned("the gates' adjoints", gates.size)
@@ -311,7 +324,9 @@ def lstm_state_adjoints(
            [1.   , 0.5  ],
            [1.   , 1.   ]])
     """
-    call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state))
+    call = LSTMCall(
+        (x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state)
+    )
     hbar, cbar = call.over_time("hbar"), call.over_time("cbar")
     call.adjoint(call.kept(cache), None, None, None, hbar, cbar)
     return call.squeeze(hbar), call.squeeze(cbar)
@@ -331,8 +346,21 @@ class LSTMCall:
         if adjoints:
             values = *values, adjoints[0], *_pair("dlast_state", adjoints[1], "(dh_n, dc_n)")
         optional = (*_OPTIONAL, *_STATES[:2]) if initial_state is None else _OPTIONAL
-        arrays = common(as_arrays(_NAMES[: len(values)], values, optional)) + [None] * (len(_NAMES) - len(values))
-        self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0, self.dh, self.dh_n, self.dc_n = arrays
+        arrays = common(as_arrays(_NAMES[: len(values)], values, optional)) + [None] * (
+            len(_NAMES) - len(values)
+        )
+        (
+            self.x,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            self.h0,
+            self.c0,
+            self.dh,
+            self.dh_n,
+            self.dc_n,
+        ) = arrays
         self.dtype = self.x.dtype
         self._check_shapes()
         self._one_layout()
@@ -350,7 +378,10 @@ class LSTMCall:
         self.hidden = H = shape[1]
         expect("weight_ih", self.weight_ih, (4 * H, self.inputs), "(4H, D)")
         self.state_shape = (self.batch, H) if self.batched else (H,)
-        states, meaning = (self.h0, self.c0, self.dh_n, self.dc_n), "(B, H)" if self.batched else "(H,)"
+        states, meaning = (
+            (self.h0, self.c0, self.dh_n, self.dc_n),
+            "(B, H)" if self.batched else "(H,)",
+        )
         for name, state in zip(_STATES, states, strict=True):
             if state is not None:
                 expect(name, state, self.state_shape, meaning)
@@ -358,7 +389,9 @@ class LSTMCall:
             if bias is not None:
                 expect(name, bias, (4 * H,), "(4H,)")
         if self.dh is not None:
-            expect("dh", self.dh, (*self.x.shape[:-1], H), "(T, B, H)" if self.batched else "(T, H)")
+            expect(
+                "dh", self.dh, (*self.x.shape[:-1], H), "(T, B, H)" if self.batched else "(T, H)"
+            )
 
     def _sort(self, given: ArrayLike | None) -> None:
         """Rows by descending length: those that still run are then the first ones."""
@@ -369,11 +402,18 @@ class LSTMCall:
             self.order, self.lengths = np.arange(self.batch), np.full(self.batch, self.steps)
             return
         lengths = integers("lengths", given)
-        expect("lengths", lengths, (self.batch,) if self.batched else (), "(B,)" if self.batched else "()")
+        expect(
+            "lengths",
+            lengths,
+            (self.batch,) if self.batched else (),
+            "(B,)" if self.batched else "()",
+        )
         wrong = np.flatnonzero((lengths < 0) | (lengths > self.steps))
         if wrong.size:
             at = f"[{wrong[0]}]" if self.batched else ""
-            raise ValueError(f"lengths{at} is {lengths.ravel()[wrong[0]]}; expected integers from 0 to T = {self.steps}")
+            raise ValueError(
+                f"lengths{at} is {lengths.ravel()[wrong[0]]}; expected integers from 0 to T = {self.steps}"
+            )
         self.order = np.argsort(-lengths.ravel(), kind="stable")
         self.lengths = lengths.ravel()[self.order]
         self.ragged = bool((lengths < self.steps).any())
@@ -428,7 +468,9 @@ class LSTMCall:
         return last
 
     def cache(self, kept: Kept) -> Cache:
-        return keep("lstm", (self.sizes(), self.ragged, self.order, self.lengths), self.operands(), kept)
+        return keep(
+            "lstm", (self.sizes(), self.ragged, self.order, self.lengths), self.operands(), kept
+        )
 
     def kept(self, cache: Cache | None) -> Kept:
         """Gates and cells: from the caller's cache, if that is of this call, or from another forward pass."""
@@ -439,7 +481,8 @@ class LSTMCall:
         (sizes, ragged, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
         _caches.expect_shape("(dtype, T, B, H)", sizes, self.sizes())
         if ragged != self.ragged or (
-            ragged and not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order))
+            ragged
+            and not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order))
         ):
             raise ValueError("cache is of a call with other lengths")
         _caches.expect_operands(_NAMES[:7], checksums, self.operands())
@@ -466,13 +509,23 @@ class LSTMCall:
     def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,), from the kernels' [units][columns][gate][lanes]."""
         units, lanes = self.kernel.lstm_units(self.hidden)
-        sums = self.kernel.lstm_weight_sums(abar, self.x, h, self.h0, self.order, self.lengths, self.hidden)
+        sums = self.kernel.lstm_weight_sums(
+            abar, self.x, h, self.h0, self.order, self.lengths, self.hidden
+        )
 
         def unpacked(packed: NDArray, columns: int) -> NDArray:
-            rows = packed.reshape(units, columns, 4, lanes).transpose(2, 0, 3, 1).reshape(4, units * lanes, columns)
+            rows = (
+                packed.reshape(units, columns, 4, lanes)
+                .transpose(2, 0, 3, 1)
+                .reshape(4, units * lanes, columns)
+            )
             return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
 
-        return unpacked(sums[0], self.inputs), unpacked(sums[1], self.hidden), unpacked(sums[2], 1)[:, 0]
+        return (
+            unpacked(sums[0], self.inputs),
+            unpacked(sums[1], self.hidden),
+            unpacked(sums[2], 1)[:, 0],
+        )
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:

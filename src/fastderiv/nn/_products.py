@@ -37,7 +37,9 @@ def stacked(matrices: Sequence[NDArray]) -> NDArray:
     """The matrices one above the other, in C order."""
     if matrices[0].size + matrices[-1].size <= _FEW // 2:
         return np.ascontiguousarray(np.concatenate(matrices))
-    stack = empty("a copy of the weights", (sum(map(len, matrices)), matrices[0].shape[1]), matrices[0].dtype)
+    stack = empty(
+        "a copy of the weights", (sum(map(len, matrices)), matrices[0].shape[1]), matrices[0].dtype
+    )
     first = 0
     for matrix in matrices:
         assign(stack[first : first + len(matrix)], matrix)
@@ -63,7 +65,9 @@ def product(a: NDArray, b: NDArray, out: NDArray | None = None) -> NDArray:
         return np.matmul(a, b, out=out)
     for rows in _blocks(a.shape[0], float(a.size) * b.shape[1]):
         part = a[rows]
-        for columns in _blocks(b.shape[1], float(part.size) * b.shape[1]):  # one, but for weights of half a gigabyte
+        for columns in _blocks(
+            b.shape[1], float(part.size) * b.shape[1]
+        ):  # one, but for weights of half a gigabyte
             np.matmul(part, b[:, columns], out=out[rows, columns])
     return out
 

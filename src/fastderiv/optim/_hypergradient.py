@@ -107,11 +107,17 @@ def hypergradient(
     larger
     smaller
     """
-    for name, callback in ("loss_grad", loss_grad), ("train_grad", train_grad), ("train_hvp", train_hvp):
+    for name, callback in (
+        ("loss_grad", loss_grad),
+        ("train_grad", train_grad),
+        ("train_hvp", train_hvp),
+    ):
         expect_callable(name, callback)
     steps = index("n_steps", n_steps, least=0)
     momentum = ReversibleMomentum(theta, alpha=alpha, beta=beta)
-    return _there_and_back(momentum, as_caller(loss_grad), as_caller(train_grad), as_caller(train_hvp), steps)
+    return _there_and_back(
+        momentum, as_caller(loss_grad), as_caller(train_grad), as_caller(train_hvp), steps
+    )
 
 
 @undisturbed
@@ -135,7 +141,9 @@ def _there_and_back(
         dtheta -= alpha * _like("train_hvp(theta, v)", train_hvp(momentum.theta, dp.copy()), start)
         dp *= beta
     if momentum.information_bits or momentum.p.any() or not np.array_equal(momentum.theta, start):
-        raise ValueError("train_grad has returned other bits on the way back than on the way there, for the same theta")
+        raise ValueError(
+            "train_grad has returned other bits on the way back than on the way there, for the same theta"
+        )
     return Hypergradients(dtheta, dp, dalpha, dbeta)
 
 

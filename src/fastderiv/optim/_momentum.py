@@ -9,7 +9,18 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F32, F64, as_array, as_dtype, empty, in_place, number, overlap, pieces, working
+from .._core.arrays import (
+    F32,
+    F64,
+    as_array,
+    as_dtype,
+    empty,
+    in_place,
+    number,
+    overlap,
+    pieces,
+    working,
+)
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
 from .._core.fpstate import ieee
@@ -38,7 +49,9 @@ def expect_like(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {array.shape}; expected that of theta, {shape}")
 
 
-def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: float, beta: float) -> None:
+def momentum_step(
+    theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: float, beta: float
+) -> None:
     """One step of gradient descent with momentum, in place: ``p = beta*p - alpha*grad``, then ``theta = theta + p``.
 
     Parameters
@@ -87,14 +100,20 @@ def momentum_step(theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: f
     (array([ 0.4375, -0.875 ]), array([-0.3125,  0.625 ]))
     """
     alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
-    if plain(theta, (p, grad), ()) and plain(p, (grad,), ()) and theta.shape == p.shape == grad.shape:  # type: ignore[union-attr]
+    if (
+        plain(theta, (p, grad), ())
+        and plain(p, (grad,), ())
+        and theta.shape == p.shape == grad.shape
+    ):  # type: ignore[union-attr]
         given = cast(np.ndarray, grad)
     else:
         theta, p, given = _checked(theta, p, grad)
     _update(theta, p, given, alpha, beta, back=False)
 
 
-def momentum_unstep(theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alpha: float, beta: float) -> None:
+def momentum_unstep(
+    theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alpha: float, beta: float
+) -> None:
     """The inverse of `momentum_step`, in place: ``theta = theta - p``, then ``p = (p + alpha*grad_fn(theta)) / beta``.
 
     Every step backwards multiplies rounding errors by up to 1/beta: some hundreds of steps later they may be all there is
@@ -226,7 +245,9 @@ def _jacobian(H: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     J = empty("the jacobian", (2 * D, 2 * D), H.dtype)
     one, zero = beta * np.array([1, 0], H.dtype)
     for part in pieces(H.shape):
-        J[:D, :D][part] = J[D:, :D][part] = 0 - alpha * H[part]  # not -alpha * H, which has zeros with a sign
+        J[:D, :D][part] = J[D:, :D][part] = (
+            0 - alpha * H[part]
+        )  # not -alpha * H, which has zeros with a sign
         J[:D, D:][part] = J[D:, D:][part] = zero
     i = np.arange(D)
     J[i, i] += 1
@@ -245,7 +266,9 @@ def _check_state(theta: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return theta, p
 
 
-def _checked(theta: np.ndarray, p: np.ndarray, grad: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(
+    theta: np.ndarray, p: np.ndarray, grad: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three as base arrays, with whatever is wrong with them raised."""
     theta, p = _check_state(theta, p)
     given = as_array("grad", grad)
@@ -260,7 +283,9 @@ def _native(array: np.ndarray) -> np.dtype:
     return F32 if array.dtype.itemsize == 4 else F64
 
 
-def _update(theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, beta: float, *, back: bool) -> None:
+def _update(
+    theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, beta: float, *, back: bool
+) -> None:
     if theta.size == 0:
         return
     dtype = _native(theta)

@@ -108,7 +108,9 @@ class ReversibleMomentum:
         self._rate = _bits_per_step(self._n)
         start = as_dtype(as_array("theta", theta), F64)
         self._shape = start.shape
-        self._state = empty("the state", (3, _padded(start.size)), _I64, np.zeros)  # θ, p, and the buffers as float64
+        self._state = empty(
+            "the state", (3, _padded(start.size)), _I64, np.zeros
+        )  # θ, p, and the buffers as float64
         self._state[0, : start.size] = _units(start).reshape(-1)
         self._count = np.zeros(1, np.int64)
         self._stack: list[np.ndarray] = []  # spilled words, uint16
@@ -118,14 +120,28 @@ class ReversibleMomentum:
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Copies of what is updated in place; spilled words never are."""
-        return self._alpha, self._n, self._rate, self._shape, self._state.copy(), self._count.copy(), list(self._stack)
+        return (
+            self._alpha,
+            self._n,
+            self._rate,
+            self._shape,
+            self._state.copy(),
+            self._count.copy(),
+            list(self._stack),
+        )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Checked whole, since a file may be damaged or not ours; and copies, since its arrays may be shared with another object."""
         if not isinstance(state, tuple) or len(state) != 7:
-            raise TypeError(f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns")
+            raise TypeError(
+                f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns"
+            )
         alpha, n, rate, shape, numbers, count, stack = state
-        alpha, n, shape = finite_number("state: alpha", alpha), _state_numerator(n), _state_shape(shape)
+        alpha, n, shape = (
+            finite_number("state: alpha", alpha),
+            _state_numerator(n),
+            _state_shape(shape),
+        )
         _check_rate(rate, n)
         size = math.prod(shape)
         numbers = _own("theta, p and buffers", numbers, _I64, (3, _padded(size)))
@@ -159,7 +175,9 @@ class ReversibleMomentum:
     @property
     def information_bits(self) -> int:
         size = math.prod(self._shape)
-        digits = np.frexp(self._state[2].view(F64))[1]  # of a positive integer: its bit length; 0 of 0
+        digits = np.frexp(self._state[2].view(F64))[
+            1
+        ]  # of a positive integer: its bit length; 0 of 0
         return 16 * size * len(self._stack) + int(digits.sum())
 
     def step(self, grad: ArrayLike) -> None:
@@ -232,7 +250,9 @@ class ReversibleMomentum:
             # kernels of narrow vectors leave the end of the padding as it is
             words = empty("the words", self._state.shape[1:], _U16, np.zeros)
         kernel = _kernels[array.dtype]
-        if not kernel.fixed_step(self._state, self._count, self._stack, array, self._alpha, self._n, words):
+        if not kernel.fixed_step(
+            self._state, self._count, self._stack, array, self._alpha, self._n, words
+        ):
             self._refuse(name, array, "the step would leave")
 
     def _unstep(self, name: str, grad_fn: Function) -> None:
@@ -245,8 +265,14 @@ class ReversibleMomentum:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
         spilled = self._spills(steps - 1) < len(self._stack)
         kernel = _kernels[array.dtype]
-        if not kernel.fixed_unstep(self._state, self._count, self._stack, array, self._alpha, self._n, spilled):
-            self._refuse(name, array, "no step with this gradient has led here: the one before would be outside")
+        if not kernel.fixed_unstep(
+            self._state, self._count, self._stack, array, self._alpha, self._n, spilled
+        ):
+            self._refuse(
+                name,
+                array,
+                "no step with this gradient has led here: the one before would be outside",
+            )
 
     def _gradient(self, name: str, grad: ArrayLike) -> np.ndarray:
         """`grad` as a contiguous float32 or float64 array."""
@@ -283,7 +309,9 @@ def _units(start: np.ndarray) -> np.ndarray:
     if nan.any():
         raise ValueError(f"theta{_first(nan)} is nan; expected numbers")
     if not inside.all():
-        raise OverflowError(f"theta{_first(~inside)} is {start[~inside][0]}; expected numbers in {_INTERVAL}")
+        raise OverflowError(
+            f"theta{_first(~inside)} is {start[~inside][0]}; expected numbers in {_INTERVAL}"
+        )
     return units
 
 
@@ -292,7 +320,9 @@ def _numerator(beta: float) -> int:
     """n of β = n/d."""
     n = round(beta * _D) if abs(beta) < 2 else 0
     if not 0 < n < _D:
-        raise ValueError(f"beta is {beta}; expected a number that rounds to a multiple of 2**-16 in (0, 1)")
+        raise ValueError(
+            f"beta is {beta}; expected a number that rounds to a multiple of 2**-16 in (0, 1)"
+        )
     return n
 
 
@@ -357,7 +387,9 @@ def _state_words(stack: Any, spills: int, size: int) -> list[np.ndarray]:
         raise TypeError(f"state: words are a {type(stack).__name__}; expected a list")
     stack = [*stack]  # a subclass may say another length than it has
     if len(stack) != spills:
-        raise ValueError(f"state: there are {len(stack)} arrays of words; expected {spills}, as often as the buffers have spilled")
+        raise ValueError(
+            f"state: there are {len(stack)} arrays of words; expected {spills}, as often as the buffers have spilled"
+        )
     own = [_own("words", words, _U16, (_padded(size),)) for words in stack]
     if any(words[size:].any() for words in own):
         raise ValueError("state: words behind the last parameter are not 0")
@@ -374,7 +406,9 @@ def _check_numbers(numbers: np.ndarray, size: int, steps: int, rate: int) -> Non
     for name, row in ("theta", numbers[0]), ("p", numbers[1]):
         outside = (row < -edge) | (row >= edge)
         if outside.any():
-            raise ValueError(f"state: {name}{_first(outside)} is {row[outside][0]} units; expected integers in [-2**62, 2**62)")
+            raise ValueError(
+                f"state: {name}{_first(outside)} is {row[outside][0]} units; expected integers in [-2**62, 2**62)"
+            )
     _check_buffers(numbers[2].view(F64), steps, rate)
 
 
@@ -386,9 +420,13 @@ def _check_buffers(buffers: np.ndarray, steps: int, rate: int) -> None:
     """
     bits = 34 + (steps * rate - _spills(steps, rate) * (16 << _PARTS)) / (1 << _PARTS)
     bound = 1.25 * 2.0 ** min(bits, 50)
-    wrong = ~((buffers >= 0) & (buffers < bound) & (buffers == np.floor(buffers)) & ~np.signbit(buffers))
+    wrong = ~(
+        (buffers >= 0) & (buffers < bound) & (buffers == np.floor(buffers)) & ~np.signbit(buffers)
+    )
     if wrong.any():
-        raise ValueError(f"state: buffer{_first(wrong)} is {buffers[wrong][0]}; expected integers in [0, {bound:.0f})")
+        raise ValueError(
+            f"state: buffer{_first(wrong)} is {buffers[wrong][0]}; expected integers in [0, {bound:.0f})"
+        )
 
 
 def _first(flags: np.ndarray) -> str:

@@ -91,7 +91,9 @@ class ExponentialSum:
         if net.n_outputs == 1:
             self._d, self._dc = [Fraction(x) for x in v[:, 0]], Fraction(c[0])
         else:
-            self._d = [Fraction(x) - Fraction(y) for x, y in zip(*v[:, list(outputs)].T, strict=True)]
+            self._d = [
+                Fraction(x) - Fraction(y) for x, y in zip(*v[:, list(outputs)].T, strict=True)
+            ]
             self._dc = Fraction(c[outputs[0]]) - Fraction(c[outputs[1]])
         self._subsets = [[i for i in range(len(v)) if mask >> i & 1] for mask in range(2 ** len(v))]
 
@@ -107,7 +109,9 @@ class ExponentialSum:
         return np.array([float(self._coefficient(S)) for S in self._subsets])
 
     def frequencies(self, coordinate: int) -> NDArray:
-        return np.array([-float(sum(Fraction(self._w[coordinate, i]) for i in S)) for S in self._subsets])
+        return np.array(
+            [-float(sum(Fraction(self._w[coordinate, i]) for i in S)) for S in self._subsets]
+        )
 
     def root_bound(self, coordinate: int) -> int:
         """Changes of sign in order of frequency, for every choice of signs that the other inputs may decide."""
@@ -163,8 +167,15 @@ def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *
 
         root, converged, *work = _one_root(f, lambda t, at=at: net.margin_gradient(at(t), outputs)[0, coordinate],
                                            a, b, method, xtol, rtol, maxiter)  # fmt: skip
-        rows.append((root, converged and _changes_sign(f, seen, root, xtol + rtol * abs(root)), *work))
-    return RootResults(*(np.array([row[k] for row in rows], kind) for k, kind in enumerate((float, bool, int, int))))
+        rows.append(
+            (root, converged and _changes_sign(f, seen, root, xtol + rtol * abs(root)), *work)
+        )
+    return RootResults(
+        *(
+            np.array([row[k] for row in rows], kind)
+            for k, kind in enumerate((float, bool, int, int))
+        )
+    )
 
 
 def _changes_sign(f, seen, x, reach):
@@ -182,10 +193,14 @@ def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
         if f(end) == 0:
             return end, True, 0, 2
     if f(a) * f(b) > 0:
-        raise ValueError(f"bracket has no change of sign: the margin is {f(a)} at {a} and {f(b)} at {b}")
+        raise ValueError(
+            f"bracket has no change of sign: the margin is {f(a)} at {a} and {f(b)} at {b}"
+        )
     if method == "chandrupatla":
         tolerances = {"xatol": xtol, "xrtol": rtol}
-        r = optimize.elementwise.find_root(np.vectorize(f), (a, b), tolerances=tolerances, maxiter=maxiter)
+        r = optimize.elementwise.find_root(
+            np.vectorize(f), (a, b), tolerances=tolerances, maxiter=maxiter
+        )
         return r.x, r.success, r.nit, r.nfev
     options = {"rtol": rtol, "maxiter": maxiter, "full_output": True, "disp": False}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -230,18 +245,31 @@ def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, output
         w = net.weights[0][coordinate]
         s = x @ net.weights[0] + net.biases[0]
         t = np.append((np.linspace(-40, 40, 201)[:, None] - s[w != 0]) / w[w != 0], 0)
-        t = np.unique(np.append(t[(t > bounds[0]) & (t < bounds[1])], [end for end in bounds if np.isfinite(end)]))
+        t = np.unique(
+            np.append(
+                t[(t > bounds[0]) & (t < bounds[1])], [end for end in bounds if np.isfinite(end)]
+            )
+        )
 
         def margin(t, x=x):
             return net.margin([np.where(np.arange(len(x)) == coordinate, t, x)], outputs)[0]
 
         f = np.array([margin(p) for p in t])
         cells = np.flatnonzero(f[:-1] * f[1:] < 0)
-        rows.append(sorted([*t[f == 0], *(optimize.brentq(margin, t[k], t[k + 1], xtol=xtol / 8) for k in cells)]))
+        rows.append(
+            sorted(
+                [
+                    *t[f == 0],
+                    *(optimize.brentq(margin, t[k], t[k + 1], xtol=xtol / 8) for k in cells),
+                ]
+            )
+        )
     indptr = np.cumsum([0, *map(len, rows)])
     x = np.array([t for row in rows for t in row])
     half = xtol / 2 * np.maximum(1, abs(x))
-    return Crossings(indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool))
+    return Crossings(
+        indptr, x, x - half, x + half, np.ones(len(x), bool), np.zeros(len(rows), bool)
+    )
 
 
 class BoundaryCurves(NamedTuple):
@@ -273,14 +301,19 @@ def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *,
         if i < n and above[i, j] != above[i + 1, j]:
             zero[i, j, 0] = optimize.brentq(f, x[i], x[i + 1], args=(y[j],), xtol=tol), y[j]
         if j < n and above[i, j] != above[i, j + 1]:
-            zero[i, j, 1] = x[i], optimize.brentq(lambda v, i=i: f(x[i], v), y[j], y[j + 1], xtol=tol)
+            zero[i, j, 1] = (
+                x[i],
+                optimize.brentq(lambda v, i=i: f(x[i], v), y[j], y[j + 1], xtol=tol),
+            )
     joined = defaultdict[Any, list](list)
     for i, j in itertools.product(range(n), repeat=2):
         bottom, right, top, left = (i, j, 0), (i + 1, j, 1), (i, j + 1, 0), (i, j, 1)
         hit = [e for e in (bottom, right, top, left) if e in zero]
         if len(hit) == 4:  # the middle tells which two corners belong together
             middle = f((x[i] + x[i + 1]) / 2, (y[j] + y[j + 1]) / 2) >= 0
-            hit = [bottom, right, top, left] if middle == above[i, j] else [left, bottom, right, top]
+            hit = (
+                [bottom, right, top, left] if middle == above[i, j] else [left, bottom, right, top]
+            )
         for a, b in zip(hit[::2], hit[1::2], strict=True):
             joined[a].append(b)
             joined[b].append(a)
@@ -360,7 +393,9 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
         return at(p)[0]
 
     p0, size = start[plane], abs(length)
-    way = integrate.solve_ivp(field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True).sol
+    way = integrate.solve_ivp(
+        field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True
+    ).sol
     end = size
     if stop_when_closed:
         s = np.linspace(0, size, 20001)
@@ -410,16 +445,27 @@ def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | 
     """One input at a time, the nearest of all changes of sign between the leading output and another."""
     x = np.asarray(x, np.float64)
     if x.ndim == 2:
-        rows = [counterfactuals(net, row, features=features, outputs=outputs, bounds=bounds) for row in x]
+        rows = [
+            counterfactuals(net, row, features=features, outputs=outputs, bounds=bounds)
+            for row in x
+        ]
         return Counterfactuals(*(np.stack(field) for field in zip(*rows, strict=True)))
     chosen = range(len(x)) if features is None else features
     found = [_along(net, x, j, outputs, lo, hi)
              for j, (lo, hi) in zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)]  # fmt: skip
     value, lower, upper, status, output, decisive = (
-        np.array([f[k] for f in found], kind) for k, kind in enumerate((float, float, float, "U7", int, bool))
+        np.array([f[k] for f in found], kind)
+        for k, kind in enumerate((float, float, float, "U7", int, bool))
     )
     return Counterfactuals(
-        value, value - x[list(chosen)], lower, upper, status, output, decisive, np.zeros(len(value), bool)
+        value,
+        value - x[list(chosen)],
+        lower,
+        upper,
+        status,
+        output,
+        decisive,
+        np.zeros(len(value), bool),
     )
 
 
@@ -455,8 +501,13 @@ def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] | NDArr
     box = np.broadcast_to((-np.inf, np.inf) if bounds is None else bounds, (len(x), 2))
     middle, rng = np.clip(x, *box.T), np.random.default_rng(1)
     best = NearestTie(np.full(len(x), np.nan), np.nan, np.nan, np.nan, False, -1, False)
-    for v, pair in itertools.product(rng.standard_normal((10, len(x))), _lead(net, middle, outputs)):
-        line = SigmoidMLP((v[None] @ net.weights[0], *net.weights[1:]), (net.biases[0] + middle @ net.weights[0], *net.biases[1:]))
+    for v, pair in itertools.product(
+        rng.standard_normal((10, len(x))), _lead(net, middle, outputs)
+    ):
+        line = SigmoidMLP(
+            (v[None] @ net.weights[0], *net.weights[1:]),
+            (net.biases[0] + middle @ net.weights[0], *net.biases[1:]),
+        )
         for t in solve_x1(line, np.zeros((1, 0)), outputs=pair).x:
             tie = _slsqp(net, x, np.clip(middle + t * v, *box.T), pair, box)
             if tie.converged and not tie.distance >= best.distance:
@@ -470,11 +521,31 @@ def _slsqp(net, x, start, pair, box):
 
     constraint = {"type": "eq", "fun": lambda y: net.margin([y], pair)[0],
                   "jac": lambda y: net.margin_gradient([y], pair)[0]}  # fmt: skip
-    y = optimize.minimize(off, start, jac=True, method="SLSQP", bounds=box, constraints=constraint, options={"ftol": 1e-14}).x
-    margin, g, distance = net.margin([y], pair)[0], net.margin_gradient([y], pair)[0], np.linalg.norm(y - x)
+    y = optimize.minimize(
+        off,
+        start,
+        jac=True,
+        method="SLSQP",
+        bounds=box,
+        constraints=constraint,
+        options={"ftol": 1e-14},
+    ).x
+    margin, g, distance = (
+        net.margin([y], pair)[0],
+        net.margin_gradient([y], pair)[0],
+        np.linalg.norm(y - x),
+    )
     pull = np.clip(x + g * (g @ (y - x)) / (g @ g), *box.T)
     residual = float(np.linalg.norm(y - pull) / distance)
-    return NearestTie(y, float(distance), float(margin), residual, bool(abs(margin) < 1e-9), pair[1], _decisive(net, y, pair))
+    return NearestTie(
+        y,
+        float(distance),
+        float(margin),
+        residual,
+        bool(abs(margin) < 1e-9),
+        pair[1],
+        _decisive(net, y, pair),
+    )
 
 
 class DecisionIntervals:
@@ -491,7 +562,9 @@ class DecisionIntervals:
     def __getitem__(self, row: int) -> DecisionIntervals:
         part = slice(*self.indptr[row : row + 2])
         rows, ends = np.array([0, part.stop - part.start]), (self.lower[part], self.upper[part])
-        return DecisionIntervals(rows, *ends, self.output[part], self.complete[row : row + 1], self.proven[part])
+        return DecisionIntervals(
+            rows, *ends, self.output[part], self.complete[row : row + 1], self.proven[part]
+        )
 
 
 def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0,
@@ -519,7 +592,12 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
             return [(b, largest(b))] if c in (a, b) else changes(a, c) + changes(c, b)
 
         t = np.unique(np.clip(np.sinh(np.linspace(-20, 20, 801)), lo, hi))
-        rows.append([(lo, largest(t[0])), *itertools.chain(*itertools.starmap(changes, itertools.pairwise(t)))])
+        rows.append(
+            [
+                (lo, largest(t[0])),
+                *itertools.chain(*itertools.starmap(changes, itertools.pairwise(t))),
+            ]
+        )
     indptr = np.cumsum([0, *map(len, rows)])
     uppers = [[*(at for at, _ in row[1:]), hi] for row in rows]
     flat = [pair for row in rows for pair in row]

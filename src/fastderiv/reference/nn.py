@@ -46,7 +46,10 @@ class _Cache:
 
     def of(self, arguments: Sequence[Any]) -> Any:
         for then, now in zip(self.arguments, arguments, strict=True):
-            if (then is None) != (now is None) or (then is not None and not np.array_equal(then, np.asarray(now, np.float64), equal_nan=True)):
+            if (then is None) != (now is None) or (
+                then is not None
+                and not np.array_equal(then, np.asarray(now, np.float64), equal_nan=True)
+            ):
                 raise ValueError("cache is of another call")
         return self.value
 
@@ -76,7 +79,13 @@ def dense(
 
 
 def dense_vjp(
-    dY: ArrayLike, X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, cache: Any = None
+    dY: ArrayLike,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    cache: Any = None,
 ) -> DenseGrads:
     _, slope = _pair(activation)
     x, w = np.asarray(X, float), np.asarray(W, float)
@@ -178,9 +187,16 @@ def _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     x = x if x.ndim == 3 else x[:, None]
     T, B, _ = x.shape
     H = U.shape[1]
-    b = sum((np.asarray(bias, np.float64) for bias in (bias_ih, bias_hh) if bias is not None), np.zeros(4 * H))
+    b = sum(
+        (np.asarray(bias, np.float64) for bias in (bias_ih, bias_hh) if bias is not None),
+        np.zeros(4 * H),
+    )
     ends = np.full(B, T) if lengths is None else np.reshape(lengths, B)
-    h0, c0 = (np.zeros((B, H)),) * 2 if initial_state is None else (np.reshape(np.asarray(s, np.float64), (B, H)) for s in initial_state)
+    h0, c0 = (
+        (np.zeros((B, H)),) * 2
+        if initial_state is None
+        else (np.reshape(np.asarray(s, np.float64), (B, H)) for s in initial_state)
+    )
     return W, U, b, [(x[: ends[k], k], h0[k], c0[k]) for k in range(B)]
 
 
@@ -209,7 +225,9 @@ def _adjoints(steps, dh, hbar, cbar, U):
         hbar = dh[t] + hbar
         cbar = hbar * o * 4 * _slope(2 * c) + cbar
         obar, gbar, ibar, fbar = hbar * np.tanh(c), cbar * i, cbar * g, cbar * c_before
-        abar = np.concatenate([ibar * _slope(ai), fbar * _slope(af), gbar * 4 * _slope(2 * ag), obar * _slope(ao)])
+        abar = np.concatenate(
+            [ibar * _slope(ai), fbar * _slope(af), gbar * 4 * _slope(2 * ag), obar * _slope(ao)]
+        )
         yield t, hbar, cbar, abar
         hbar, cbar = U.T @ abar, cbar * f
     yield -1, hbar, cbar, None
@@ -218,7 +236,9 @@ def _adjoints(steps, dh, hbar, cbar, U):
 def lstm(x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None,
          bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
          lengths: ArrayLike | None = None, return_cache: bool = False) -> Any:  # fmt: skip
-    W, U, b, sequences = _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths)
+    W, U, b, sequences = _sequences(
+        x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    )
     T, batched = np.shape(x)[0], np.ndim(x) == 3
     h = np.zeros((T, len(sequences), U.shape[1]))
     h_n, c_n, cache = np.zeros(h.shape[1:]), np.zeros(h.shape[1:]), []
@@ -244,19 +264,35 @@ class LSTMGrads(NamedTuple):
 
 def _last_adjoints(dlast_state, batch, hidden):
     dlast = (None, None) if dlast_state is None else dlast_state
-    return [np.zeros((batch, hidden)) if d is None else np.reshape(np.asarray(d, np.float64), (batch, hidden)) for d in dlast]
+    return [
+        np.zeros((batch, hidden))
+        if d is None
+        else np.reshape(np.asarray(d, np.float64), (batch, hidden))
+        for d in dlast
+    ]
 
 
 def lstm_vjp(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None,
              bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
              lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
              cache: Any = None) -> LSTMGrads:  # fmt: skip
-    W, U, b, sequences = _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths)
+    W, U, b, sequences = _sequences(
+        x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    )
     arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     kept = None if cache is None else cache.of(arguments)
     B, H = len(sequences), U.shape[1]
-    dh, dlast = np.asarray(dh, np.float64).reshape(np.shape(x)[0], B, H), _last_adjoints(dlast_state, B, H)
-    dx, dW, dU, db, dfirst = np.zeros((np.shape(x)[0], B, W.shape[1])), np.zeros(W.shape), np.zeros(U.shape), np.zeros(4 * H), np.zeros((2, B, H))
+    dh, dlast = (
+        np.asarray(dh, np.float64).reshape(np.shape(x)[0], B, H),
+        _last_adjoints(dlast_state, B, H),
+    )
+    dx, dW, dU, db, dfirst = (
+        np.zeros((np.shape(x)[0], B, W.shape[1])),
+        np.zeros(W.shape),
+        np.zeros(U.shape),
+        np.zeros(4 * H),
+        np.zeros((2, B, H)),
+    )
     for k, (xk, h0, c0) in enumerate(sequences):
         steps = _steps(xk, h0, c0, W, U, b) if kept is None else kept[k]
         for t, hbar, cbar, abar in _adjoints(steps, dh[:, k], dlast[0][k], dlast[1][k], U):
@@ -278,7 +314,9 @@ def lstm_state_adjoints(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weigh
                         bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
                         lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
                         cache: Any = None) -> tuple[NDArray, NDArray]:  # fmt: skip
-    W, U, b, sequences = _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths)
+    W, U, b, sequences = _sequences(
+        x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
+    )
     arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     kept = None if cache is None else cache.of(arguments)
     T, B, H = np.shape(x)[0], len(sequences), U.shape[1]

@@ -12,12 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 Function = Callable[[NDArray], ArrayLike]
 
 
-def momentum_step(theta: NDArray, p: NDArray, grad: ArrayLike, *, alpha: float, beta: float) -> None:
+def momentum_step(
+    theta: NDArray, p: NDArray, grad: ArrayLike, *, alpha: float, beta: float
+) -> None:
     p[...] = beta * p - alpha * np.asarray(grad)
     theta += p
 
 
-def momentum_unstep(theta: NDArray, p: NDArray, grad_fn: Function, *, alpha: float, beta: float) -> None:
+def momentum_unstep(
+    theta: NDArray, p: NDArray, grad_fn: Function, *, alpha: float, beta: float
+) -> None:
     if beta == 0:
         raise ValueError("beta is 0")
     before = theta - p
@@ -84,7 +88,10 @@ class ReversibleMomentum:
         return 16 * len(self._theta) * len(self._words) + sum(i.bit_length() for i in self._i)
 
     def step(self, grad: ArrayLike) -> None:
-        increments, spill = self._increments(grad), self._spills(self.steps + 1) > self._spills(self.steps)
+        increments, spill = (
+            self._increments(grad),
+            self._spills(self.steps + 1) > self._spills(self.steps),
+        )
         theta, p, buffers, words = [], [], [], []
         for t, q, i, k in zip(self._theta, self._p, self._i, increments, strict=True):
             i, s = divmod(i, self.n)
@@ -101,7 +108,9 @@ class ReversibleMomentum:
         if self.steps == 0:
             raise ValueError("no step is left to undo")
         before = [self._check(t - q) for t, q in zip(self._theta, self._p, strict=True)]
-        increments = self._increments(grad_fn(np.array(before, np.float64).reshape(self.shape) * self.unit))
+        increments = self._increments(
+            grad_fn(np.array(before, np.float64).reshape(self.shape) * self.unit)
+        )
         p: list[int] = []
         buffers: list[int] = []
         spilled = self._spills(self.steps) > self._spills(self.steps - 1)

@@ -54,7 +54,21 @@ def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C
     u, delta, A = (np.asarray(a, np.float64) for a in (u, delta, A))
     batched = u.ndim == 3
     if cu_seqlens is not None:
-        return _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, cu_seqlens, out)
+        return _packed(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            delta_softplus,
+            return_last_state,
+            initial_state,
+            cu_seqlens,
+            out,
+        )
     if not batched:
         u, delta = u[None], delta[None]
     batch, channels, steps = u.shape
@@ -81,7 +95,21 @@ def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C
     return (y, h) if return_last_state else y
 
 
-def _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, cu_seqlens, out):
+def _packed(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    delta_softplus,
+    return_last_state,
+    initial_state,
+    cu_seqlens,
+    out,
+):
     """Every sequence by itself."""
     result = np.empty(u.shape) if out is None else out
     last = np.empty((len(cu_seqlens) - 1, *A.shape))
@@ -119,9 +147,17 @@ def selective_scan_vjp(dout: ArrayLike, u: ArrayLike, delta: ArrayLike, A: Array
     if arrays[1].ndim == 3:
         return _batched_vjp(arrays, delta_softplus)
     of_a_batch = [np.ndim(a) > 1 for a in arrays]
-    of_a_batch[3:6] = False, np.ndim(arrays[4]) == 3, np.ndim(arrays[5]) == 3  # A, B, C: (D, N) is everybody's
-    grads = _batched_vjp([a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)], delta_softplus)
-    return SelectiveScanGrads(*(d[0] if b else d for d, b in zip(grads, of_a_batch[1:-1], strict=True)))
+    of_a_batch[3:6] = (
+        False,
+        np.ndim(arrays[4]) == 3,
+        np.ndim(arrays[5]) == 3,
+    )  # A, B, C: (D, N) is everybody's
+    grads = _batched_vjp(
+        [a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)], delta_softplus
+    )
+    return SelectiveScanGrads(
+        *(d[0] if b else d for d, b in zip(grads, of_a_batch[1:-1], strict=True))
+    )
 
 
 def _batched_vjp(arrays, delta_softplus):
@@ -180,7 +216,11 @@ def _packed_vjp(arrays, delta_softplus, cu_seqlens):
     total = SelectiveScanGrads(*(None if a is None else np.zeros(a.shape) for a in arrays[1:-1]))
     _, u, _, _, B, C, *_ = arrays
     for k, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):
-        piece, all_of_it, state = np.s_[..., start:stop], np.s_[...], np.s_[k : k + 1] if u.ndim == 3 else np.s_[k]
+        piece, all_of_it, state = (
+            np.s_[..., start:stop],
+            np.s_[...],
+            np.s_[k : k + 1] if u.ndim == 3 else np.s_[k],
+        )
         b, c = (all_of_it if a.ndim == 2 else piece for a in (B, C))
         where = (piece, piece, piece, all_of_it, b, c, all_of_it, piece, all_of_it, state, state)
         *here, h0, dlast = (None if a is None else a[w] for a, w in zip(arrays, where, strict=True))
@@ -240,7 +280,9 @@ def chunk_summary(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, de
     return ChunkSummary(*last)
 
 
-def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> ChunkSummary:
+def combine_summaries(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
+) -> ChunkSummary:
     (P1, q1), (P2, q2) = ([np.asarray(a, np.float64) for a in pair] for pair in (first, second))
     return ChunkSummary(P2 * P1, P2 * q1 + q2)
 
@@ -259,7 +301,9 @@ def scan_attention(delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, d
     rows = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
     attention = np.zeros((batch, channels, len(rows), steps))
     for i, l in enumerate(rows):
-        w = np.broadcast_to(_at(C, l), (batch, channels, A.shape[1]))  # C[l] times the transitions after j
+        w = np.broadcast_to(
+            _at(C, l), (batch, channels, A.shape[1])
+        )  # C[l] times the transitions after j
         for j in range(l, -1, -1):
             dt = step[:, :, j, None]
             attention[:, :, i, j] = (w * dt * _at(B, j)).sum(-1)
@@ -280,18 +324,28 @@ class S6Grads(NamedTuple):
 class S6:
     """δ = x W_Δ + b_Δ, B = W_B x, C = W_C x, and the recurrence."""
 
-    def __init__(self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike) -> None:
-        self.W_delta, self.b_delta, self.A, self.W_B, self.W_C = (np.array(w, np.float64) for w in (W_delta, b_delta, A, W_B, W_C))
+    def __init__(
+        self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike
+    ) -> None:
+        self.W_delta, self.b_delta, self.A, self.W_B, self.W_C = (
+            np.array(w, np.float64) for w in (W_delta, b_delta, A, W_B, W_C)
+        )
 
     def _projected(self, x):
         """u and δ (..., E, L), B and C (..., 1, N, L): what the scan takes."""
         x = np.asarray(x, np.float64)
-        u, delta, B, C = (_turned(a) for a in (x, x @ self.W_delta + self.b_delta, x @ self.W_B.T, x @ self.W_C.T))
+        u, delta, B, C = (
+            _turned(a) for a in (x, x @ self.W_delta + self.b_delta, x @ self.W_B.T, x @ self.W_C.T)
+        )
         return u, delta, B[..., None, :, :], C[..., None, :, :]
 
-    def __call__(self, x: ArrayLike, initial_state: ArrayLike | None = None, return_last_state: bool = False) -> Any:
+    def __call__(
+        self, x: ArrayLike, initial_state: ArrayLike | None = None, return_last_state: bool = False
+    ) -> Any:
         u, delta, B, C = self._projected(x)
-        y, h = selective_scan(u, delta, self.A, B, C, None, None, None, True, True, initial_state=initial_state)
+        y, h = selective_scan(
+            u, delta, self.A, B, C, None, None, None, True, True, initial_state=initial_state
+        )
         return (_turned(y), h) if return_last_state else _turned(y)
 
     def vjp(self, dy: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None,
@@ -301,7 +355,9 @@ class S6:
                                   initial_state=initial_state, dlast_state=dlast_state)  # fmt: skip
         ddelta, dB, dC = scan.ddelta, scan.dB[..., 0, :, :], scan.dC[..., 0, :, :]
         dx = scan.du + self.W_delta @ ddelta + self.W_B.T @ dB + self.W_C.T @ dC
-        dW_delta, dW_B, dW_C = (_summed(a @ _turned(b), 2) for a, b in ((u, ddelta), (dB, u), (dC, u)))
+        dW_delta, dW_B, dW_C = (
+            _summed(a @ _turned(b), 2) for a, b in ((u, ddelta), (dB, u), (dC, u))
+        )
         db_delta = _summed(ddelta.sum(-1), 1)
         return S6Grads(_turned(dx), dW_delta, db_delta, scan.dA, dW_B, dW_C, scan.dinitial_state)
 

@@ -23,7 +23,9 @@ def subset_sums(x: ArrayLike, *, out: NDArray | None = None) -> NDArray:
     return out
 
 
-def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Any = None) -> Iterator[tuple[int, NDArray]]:
+def iter_subset_sums(
+    x: ArrayLike, *, block: int = 1 << 16, progress: Any = None
+) -> Iterator[tuple[int, NDArray]]:
     x = np.array(x, float)
     if block < 1 or x.ndim != 1 or x.size > 62:
         raise ValueError("block >= 1, x (n,), n <= 62")
@@ -34,7 +36,10 @@ def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Any = None
 
     def blocks():
         for first in range(0, total, block):
-            sums = [sum(x[i] for i in range(x.size) if mask >> i & 1) for mask in range(first, first + block)]
+            sums = [
+                sum(x[i] for i in range(x.size) if mask >> i & 1)
+                for mask in range(first, first + block)
+            ]
             if callable(progress):
                 progress(first + block, total)
             yield first, np.array(sums, float)
@@ -42,7 +47,9 @@ def iter_subset_sums(x: ArrayLike, *, block: int = 1 << 16, progress: Any = None
     return blocks()
 
 
-def subset_logsumexp(x: ArrayLike, *, method: Literal["closed", "enumerate"] = "closed", progress: Any = None) -> Any:
+def subset_logsumexp(
+    x: ArrayLike, *, method: Literal["closed", "enumerate"] = "closed", progress: Any = None
+) -> Any:
     x = np.asarray(x, float)
     if method not in ("closed", "enumerate"):
         raise ValueError(f"method is {method!r}; expected 'closed' or 'enumerate'")

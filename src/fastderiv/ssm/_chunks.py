@@ -108,7 +108,9 @@ def chunk_summary(
     return ChunkSummary(power(total, call.A), q)
 
 
-def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> ChunkSummary:
+def combine_summaries(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
+) -> ChunkSummary:
     r"""Compose the summaries of two chunks that follow each other.
 
     .. math::
@@ -144,7 +146,11 @@ def combine_summaries(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLik
     >>> fd.combine_summaries(([0.5], [1.0]), ([0.25], [3.0]))
     ChunkSummary(P=array([0.125]), q=array([3.25]))
     """
-    pairs = [array for name, pair in (("first", first), ("second", second)) for array in _pair(name, pair)]
+    pairs = [
+        array
+        for name, pair in (("first", first), ("second", second))
+        for array in _pair(name, pair)
+    ]
     P1, q1, P2, q2 = common(as_arrays(("first", "first", "second", "second"), pairs))
     for name, array in ("first", q1), ("second", P2), ("second", q2):
         expect(name, array, P1.shape, "shape of P in first")
@@ -166,5 +172,7 @@ def _pair(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, Arra
     try:
         P, q = pair
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is a {type(pair).__name__}; expected a ChunkSummary or another pair (P, q)") from None
+        raise TypeError(
+            f"{name} is a {type(pair).__name__}; expected a ChunkSummary or another pair (P, q)"
+        ) from None
     return P, q

@@ -124,7 +124,9 @@ class S6:
 
     __slots__ = ("__weakref__", "_weights")
 
-    def __init__(self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike) -> None:
+    def __init__(
+        self, W_delta: ArrayLike, b_delta: ArrayLike, A: ArrayLike, W_B: ArrayLike, W_C: ArrayLike
+    ) -> None:
         given = _Weights(*working(W_delta=W_delta, b_delta=b_delta, A=A, W_B=W_B, W_C=W_C))
         _check_weights(given)
         self._weights = _Weights(*map(_copy, _Weights._fields, given))
@@ -153,11 +155,18 @@ class S6:
 
     @overload
     def __call__(
-        self, x: ArrayLike, initial_state: ArrayLike | None = None, return_last_state: Literal[False] = False
+        self,
+        x: ArrayLike,
+        initial_state: ArrayLike | None = None,
+        return_last_state: Literal[False] = False,
     ) -> NDArray: ...
     @overload
     def __call__(
-        self, x: ArrayLike, initial_state: ArrayLike | None = None, *, return_last_state: Literal[True]
+        self,
+        x: ArrayLike,
+        initial_state: ArrayLike | None = None,
+        *,
+        return_last_state: Literal[True],
     ) -> tuple[NDArray, NDArray]: ...
     @overload
     def __call__(
@@ -212,7 +221,11 @@ class S6:
         return (y, result[1]) if isinstance(result, tuple) else y
 
     def vjp(
-        self, dy: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None, dlast_state: ArrayLike | None = None
+        self,
+        dy: ArrayLike,
+        x: ArrayLike,
+        initial_state: ArrayLike | None = None,
+        dlast_state: ArrayLike | None = None,
     ) -> S6Grads:
         """The gradients of Σ dy ⊙ y + Σ dlast_state ⊙ last_state.
 
@@ -327,10 +340,14 @@ class S6:
         (array([[0.028921]]), array([[0.028921]]))
         """
         call = _Call(self._weights, x)
-        first, last = (None if i is None else index(name, i) for name, i in (("start", start), ("stop", stop)))
+        first, last = (
+            None if i is None else index(name, i) for name, i in (("start", start), ("stop", stop))
+        )
         delta = _turned(call.preactivations(slice(first, last)))
         if method == "subsets" and delta.shape[-1] > 62:
-            raise ValueError(f"start:stop = {first}:{last} has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'")
+            raise ValueError(
+                f"start:stop = {first}:{last} has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'"
+            )
         return transition_product(delta, call.w.A, method=method)
 
     def attention(self, x: ArrayLike) -> NDArray:
@@ -401,7 +418,9 @@ class _Call:
     def _check(self) -> None:
         x, (channels, states) = self.x, self.w.A.shape
         if x.ndim not in (2, 3) or x.shape[-1] != channels:
-            raise ValueError(f"x has shape {x.shape}; expected (L, E) or (batch, L, E) with E = {channels}")
+            raise ValueError(
+                f"x has shape {x.shape}; expected (L, E) or (batch, L, E) with E = {channels}"
+            )
         batch, symbol = x.shape[:-2], "batch, " * (x.ndim - 2)
         if self.dy is not None:
             expect("dy", self.dy, x.shape, f"({symbol}L, E)")
@@ -421,13 +440,23 @@ class _Call:
         """u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x in the scan's layout, as views."""
         x, w = self.x, self.w
         delta, B, C = (_product(x, W) for W in (w.W_delta, w.W_B.T, w.W_C.T))
-        return _turned(x), _turned(delta), w.A, _turned(B)[..., None, :, :], _turned(C)[..., None, :, :]  # one group
+        return (
+            _turned(x),
+            _turned(delta),
+            w.A,
+            _turned(B)[..., None, :, :],
+            _turned(C)[..., None, :, :],
+        )  # one group
 
     @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
         """The layer's gradients from those of the scan: x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C, W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
         x, w = self.x, self.w
-        ddelta, dB, dC = _turned(scan.ddelta), _turned(scan.dB[..., 0, :, :]), _turned(scan.dC[..., 0, :, :])
+        ddelta, dB, dC = (
+            _turned(scan.ddelta),
+            _turned(scan.dB[..., 0, :, :]),
+            _turned(scan.dC[..., 0, :, :]),
+        )
         dx = _product(ddelta, w.W_delta.T)
         for more in _product(dB, w.W_B), _product(dC, w.W_C), _turned(scan.du):
             dx += more

@@ -7,7 +7,17 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, as_dtype, check_out, common, copy_back, empty, expect, flag, integers
+from .._core.arrays import (
+    as_arrays,
+    as_dtype,
+    check_out,
+    common,
+    copy_back,
+    empty,
+    expect,
+    flag,
+    integers,
+)
 from .._core.dispatch import kernels
 from .._core.plain import alike, widest
 
@@ -185,9 +195,15 @@ class ScanCall:
         self.starts, self.longest = None, self.shape[-1]
         if cu_seqlens is not None:
             self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
-        self.state_shape, meaning = (*self.shape[:-1], states), "(batch, D, N)" if self.batched else "(D, N)"
+        self.state_shape, meaning = (
+            (*self.shape[:-1], states),
+            "(batch, D, N)" if self.batched else "(D, N)",
+        )
         if self.starts is not None:
-            self.state_shape, meaning = (len(self.starts) - 1, self.shape[-2], states), "(sequences, D, N)"
+            self.state_shape, meaning = (
+                (len(self.starts) - 1, self.shape[-2], states),
+                "(sequences, D, N)",
+            )
         for name, state in ("initial_state", self.first), ("dlast_state", self.dlast):
             if state is not None:
                 expect(name, state, self.state_shape, meaning)
@@ -224,7 +240,18 @@ class ScanCall:
     def inputs(self, softplus: bool) -> tuple[Any, ...]:
         """The scan's arguments as kernels take them."""
         u, delta, z = self.signal(self.u), self.signal(self.delta), self.signal(self.z)
-        return u, delta, self.A, self.B, self.C, self.D, z, self.bias, softplus, self.state(self.first)
+        return (
+            u,
+            delta,
+            self.A,
+            self.B,
+            self.C,
+            self.D,
+            z,
+            self.bias,
+            softplus,
+            self.state(self.first),
+        )
 
     def signal(self, a: NDArray | None) -> NDArray | None:
         """An array of u's shape, with the batch axis that kernels want."""
@@ -256,7 +283,11 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     grouped = a if batch else a[None]
     if grouped.ndim == 4:
         groups = grouped.shape[1]
-        if grouped.shape == (*(batch or (1,)), groups, states, steps) and groups and channels % groups == 0:
+        if (
+            grouped.shape == (*(batch or (1,)), groups, states, steps)
+            and groups
+            and channels % groups == 0
+        ):
             return grouped
     whole = f"(batch, N, L) = {(*batch, states, steps)}, (batch, G, N, L)" if batch else "(G, N, L)"
     at = ", ".join(map(str, (*batch, "G", states, steps)))
@@ -270,7 +301,9 @@ def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArra
     starts = integers("cu_seqlens", cu_seqlens)
     steps = shape[-1]
     if len(shape) == 3 and shape[0] != 1:
-        raise ValueError(f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}")
+        raise ValueError(
+            f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}"
+        )
     if starts.ndim != 1 or starts.size == 0:
         raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
     longest = 0

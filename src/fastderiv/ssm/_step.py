@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import F32, F64, as_arrays, as_dtype, check_out, copy_back, empty, expect, flag, in_place
+from .._core.arrays import (
+    F32,
+    F64,
+    as_arrays,
+    as_dtype,
+    check_out,
+    copy_back,
+    empty,
+    expect,
+    flag,
+    in_place,
+)
 from .._core.dispatch import kernels
 from .._core.plain import plain
 from ._scan import check_parameters
@@ -88,7 +99,9 @@ def selective_state_update(
     dtype = F32 if h.itemsize == 4 else F64
     try:
         out = np.empty(base.shape[:-1], dtype)
-        _kernels[dtype].step(h, *arrays, flag("dt_softplus", dt_softplus), out)  # compares shapes by itself
+        _kernels[dtype].step(
+            h, *arrays, flag("dt_softplus", dt_softplus), out
+        )  # compares shapes by itself
     except (MemoryError, TypeError, ValueError):
         _check_shapes(base.shape, *arrays)
         empty("the result", base.shape[:-1], dtype)
@@ -97,13 +110,19 @@ def selective_state_update(
     return out
 
 
-def _converted(state: np.ndarray, arguments: tuple[ArrayLike | None, ...]) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
+def _converted(
+    state: np.ndarray, arguments: tuple[ArrayLike | None, ...]
+) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
     """The base view of the state, and the state and the arguments as arrays of one dtype, whatever they were."""
     base = in_place("state", state)
     dtype = F32 if base.dtype.itemsize == 4 else F64
     given = as_arrays(_STEP, arguments, optional=_STEP[5:])
     check_out(base, base.shape, base.dtype, zip(_STEP, given, strict=True), name="state")
-    return base, as_dtype(base, dtype), tuple(None if a is None else as_dtype(a, dtype) for a in given)
+    return (
+        base,
+        as_dtype(base, dtype),
+        tuple(None if a is None else as_dtype(a, dtype) for a in given),
+    )
 
 
 def _check_shapes(shape: tuple[int, ...], x: NDArray, dt: NDArray, A: NDArray, B: NDArray, C: NDArray,

@@ -67,9 +67,13 @@ def transition_product(
     if delta.ndim < 2:
         raise ValueError(f"preactivation has shape {delta.shape}; expected (..., D, L)")
     if method == "subsets" and delta.shape[-1] > 62:
-        raise ValueError(f"preactivation has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'")
+        raise ValueError(
+            f"preactivation has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'"
+        )
     check_parameters(rates, delta.shape[-2])
-    return power(subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates)
+    return power(
+        subset_logsumexp(delta, method="closed" if method == "closed" else "enumerate"), rates
+    )
 
 
 @undisturbed

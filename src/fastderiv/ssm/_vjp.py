@@ -118,7 +118,9 @@ def selective_scan_vjp(
     >>> grads.du
     array([[0.125, 0.25 , 0.5  , 1.   ]])
     """
-    call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state))
+    call = ScanCall(
+        (u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state)
+    )
     # in one piece: allocators give several large ones back to the system, and fetching them anew costs a quarter of the time
     count = 2 if call.z is None else 3
     du, ddelta, *gate = empty("the gradients", (count, *call.shape), call.dtype)

@@ -9,14 +9,26 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._core.arrays import F64, as_array, as_dtype, check_fits, check_out, copy_back, empty, index, working
+from .._core.arrays import (
+    F64,
+    as_array,
+    as_dtype,
+    check_fits,
+    check_out,
+    copy_back,
+    empty,
+    index,
+    working,
+)
 from .._core.dispatch import kernels
 from .._core.floats import as_caller, undisturbed
 from .._core.progress import Progress, reporting
 
 _kernels = kernels("subsets")
 _MAX_N = 62
-_SPAN_BITS: int = next(iter(_kernels.values())).SPAN_BITS  # the subsets that one task enumerates, as a power of two
+_SPAN_BITS: int = next(
+    iter(_kernels.values())
+).SPAN_BITS  # the subsets that one task enumerates, as a power of two
 _CHUNK_BITS = _SPAN_BITS + 8  # the subsets between two reports of progress: tens of milliseconds
 
 Report = Callable[[int], object] | None
@@ -91,7 +103,9 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     source = as_array("x", x)
     x = _rows(source)
     shape = (*x.shape[:-1], _masks(x))
-    base = _empty(shape, x.dtype) if out is None else check_out(out, shape, x.dtype, [("x", source)])
+    base = (
+        _empty(shape, x.dtype) if out is None else check_out(out, shape, x.dtype, [("x", source)])
+    )
     target = as_dtype(base, x.dtype)
     _kernels[x.dtype].sums(x, target, 0, out is not None)
     copy_back(target, base)
@@ -157,7 +171,9 @@ def iter_subset_sums(
     return blocks
 
 
-def _blocks(x: np.ndarray, block: int, total: int, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(
+    x: np.ndarray, block: int, total: int, progress: Progress
+) -> Iterator[tuple[int, np.ndarray]]:
     with reporting(progress, total, "subset sums") as report:
         yield 0, np.empty(0, x.dtype)  # iter_subset_sums takes this one
         for first in range(0, total, block):
