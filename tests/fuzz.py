@@ -30,7 +30,7 @@ import fastderiv as fd
 import fuzz_arguments as fa
 import fuzz_calls as fc
 from fastderiv import reference
-from machines import control_register
+from helpers.machines import control_register
 
 CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl")
 SILENCE = 120  # seconds after which a call counts as one that never ends

@@ -21,12 +21,12 @@ from scipy import optimize
 from scipy.special import expit
 
 import fastderiv as fd
-import floating_point
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference as ref
 from fastderiv.boundary import _roots
 from fastderiv.boundary._roots import METHODS, _kernels
-from interrupt import ALLOWED, seconds_until_answered
+from helpers import floating_point
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
 
 SHAPES = [
     (2, 2),

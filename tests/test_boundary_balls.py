@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from adversaries import KINDS, adversary
+from helpers.adversaries import KINDS, adversary
 
 pytest.importorskip("flint")
-from balls import judge
+from helpers.balls import judge
 
 ROWS = 8  # of a network
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
-from classifiers import trained
 from fastderiv import reference as ref
 from fastderiv.boundary import _counterfactuals
 from fastderiv.boundary._counterfactuals import _in_cluster
 from fastderiv.boundary._points import leads
-from floating_point import AVAILABLE, STATES, in_state, word
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.classifiers import trained
+from helpers.floating_point import AVAILABLE, STATES, in_state, word
+from helpers.machines import assert_levels_agree, by_threads
 from test_boundary import five_roots, inputs, network, twin
 from test_boundary_sensitivity import centred
 

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import fastderiv as fd
-import floating_point
-import machines
-from awkward import layouts, same_bits, snapshot
 from fastderiv.boundary._solve import _kernels, _solver
 from fastderiv.boundary._units import distinct_units
-from interrupt import ALLOWED, seconds_until_answered
-from oracle_ties import Slice, judge
+from helpers import floating_point, machines
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.oracle_ties import Slice, judge
 
 INF = np.inf
 LINE = (-INF, INF)

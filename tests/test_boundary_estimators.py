@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import same_bits
-from floating_point import AVAILABLE, STATES, in_state, word
+from helpers.awkward import same_bits
+from helpers.floating_point import AVAILABLE, STATES, in_state, word
 from test_boundary import inputs, network
 
 RNG = np.random.default_rng(0)

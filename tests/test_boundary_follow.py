@@ -5,11 +5,11 @@ import pytest
 from scipy.optimize import brentq
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
 from fastderiv import reference as ref
 from fastderiv.boundary import _follow
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree
 from test_boundary import twin
 from test_boundary_sensitivity import centred
 

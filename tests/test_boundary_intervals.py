@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
-from classifiers import trained
 from fastderiv import reference as ref
 from fastderiv.boundary import _intervals
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.classifiers import trained
+from helpers.machines import assert_levels_agree, by_threads
 from test_boundary import inputs, network, twin
 
 FIELDS = ("indptr", "lower", "upper", "output", "complete", "proven")

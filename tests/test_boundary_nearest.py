@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
-from classifiers import trained
 from fastderiv import reference as ref
 from fastderiv.boundary._nearest import _hessian, _Search
-from floating_point import AVAILABLE, STATES, environment, in_state, word
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.classifiers import trained
+from helpers.floating_point import AVAILABLE, STATES, environment, in_state, word
 from test_boundary import inputs, network, twin
 from test_boundary_follow import ring
 from test_boundary_sensitivity import centred

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
-from classifiers import trained
 from fastderiv import reference as ref
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.classifiers import trained
 from test_boundary import network, twin
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import layouts, snapshot
-from certificates import EXTENDED, check
 from fastderiv import reference
-from floating_point import AVAILABLE, STATES, in_state
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import layouts, snapshot
+from helpers.certificates import EXTENDED, check
+from helpers.floating_point import AVAILABLE, STATES, in_state
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 
 INF = np.inf
 FIELDS = ("indptr", "x", "lower", "upper", "unique", "complete")

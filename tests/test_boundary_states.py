@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import same_bits
 from fastderiv.boundary import _roots
-from interrupt import ALLOWED, seconds_until_answered
-from machines import control_register
+from helpers.awkward import same_bits
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import control_register
 from test_boundary import network
 from test_boundary_follow import on_axis, ring
 from test_boundary_sensitivity import centred

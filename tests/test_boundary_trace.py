@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
 from fastderiv import reference as ref
 from fastderiv.boundary import _trace
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 
 BOX = ((-3.0, 3.0), (-3.0, 3.0))
 DIAGONAL = 6 * np.sqrt(2)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import snapshot
 from fastderiv import reference
+from helpers.awkward import snapshot
 
 CONFIGURATION = {"get_num_threads", "set_num_threads", "show_config"}
 PUBLIC = [name for name in fd.__all__ if name not in CONFIGURATION]

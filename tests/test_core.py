@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awkward import layouts, overlapping_views, same_bits
 from fastderiv._core import arrays, maths, plain
+from helpers.awkward import layouts, overlapping_views, same_bits
 
 # largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
 ULP = {

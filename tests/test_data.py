@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastderiv.data import load_iris_pair, load_network, load_sunspots
-from floating_point import AVAILABLE, STATES, in_state
+from helpers.floating_point import AVAILABLE, STATES, in_state
 
 
 def test_iris_pair_is_scikit_learns_copy():

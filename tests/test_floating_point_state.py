@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import same_bits
-from floating_point import AVAILABLE, STATES, in_state, word
-from machines import by_threads
+from helpers.awkward import same_bits
+from helpers.floating_point import AVAILABLE, STATES, in_state, word
+from helpers.machines import by_threads
 
 glibc = pytest.mark.skipif(not AVAILABLE, reason="needs glibc's fenv on x86-64 or AArch64")
 RNG = np.random.default_rng(5)
@@ -325,7 +325,7 @@ import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import fastderiv as fd
-from floating_point import in_state
+from helpers.floating_point import in_state
 rng = np.random.default_rng(0)
 u, delta, z = rng.normal(size=(3, 96, 400))
 A, B = -rng.random((96, 16)), rng.normal(size=(1, 16, 400))

@@ -9,8 +9,8 @@ import pytest
 from scipy.spatial import cKDTree
 
 import fastderiv as fd
-from awkward import same_bits
-from floating_point import AVAILABLE, STATES, in_state, word
+from helpers.awkward import same_bits
+from helpers.floating_point import AVAILABLE, STATES, in_state, word
 from test_boundary_estimators import classifier, fitted, typed
 
 matplotlib = pytest.importorskip("matplotlib")

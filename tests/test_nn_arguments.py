@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
-from layers import CALLS, IN_PLACE, RATES, arrays, call
+from helpers.awkward import layouts, same_bits, snapshot
+from helpers.layers import CALLS, IN_PLACE, RATES, arrays, call
 
 EACH = [(name, argument) for name in CALLS for argument in CALLS[name][0]]
 

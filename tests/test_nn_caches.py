@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import layouts, same_bits
 from fastderiv import reference
 from fastderiv._core.cache import Cache, checksums, keep
-from layers import flat
-from machines import by_threads
+from helpers.awkward import layouts, same_bits
+from helpers.layers import flat
+from helpers.machines import by_threads
 
 RNG = np.random.default_rng(0)
 DENSE = {"X": RNG.normal(size=(6, 4)), "W": RNG.normal(size=(4, 3)), "b": RNG.normal(size=3)}

@@ -10,10 +10,10 @@ import pytest
 from scipy.special import erf
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import error, layouts, same_bits
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 
 REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 2e-14}

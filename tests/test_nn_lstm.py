@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 
 TOLERANCE = {np.float32: 5e-6, np.float64: 1e-13}
 SHAPES = [

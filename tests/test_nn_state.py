@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import same_bits
-from layers import CALLS, PAIR, RATES, arrays, call, rough
-from machines import by_threads
+from helpers.awkward import same_bits
+from helpers.layers import CALLS, PAIR, RATES, arrays, call, rough
+from helpers.machines import by_threads
 
 LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 needs_the_register = pytest.mark.skipif(

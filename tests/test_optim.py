@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import error, layouts, overlapping_views, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads, run_at_level
+from helpers.awkward import error, layouts, overlapping_views, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads, run_at_level
 
 DTYPES = [np.float32, np.float64]
 RATES = {"alpha": 0.1, "beta": 0.9}

@@ -125,7 +125,7 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
         "pyproject.toml",
         "setup.py",
         "tests/smoke.py",
-        "tests/awkward.py",
+        "tests/helpers/awkward.py",
         "tests/fuzz_corpus.jsonl",
         "SECURITY.md",
     }

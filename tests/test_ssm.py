@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 
 TOLERANCE = {np.float32: 5e-6, np.float64: 2e-14}
 REALS = [np.float32, np.float64]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import by_threads
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import by_threads
 from test_ssm import REALS, TOLERANCE, problem
 
 ARGUMENTS = ("u", "delta", "A", "B", "delta_bias", "delta_softplus")

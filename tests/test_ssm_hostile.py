@@ -9,10 +9,10 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fastderiv as fd
-from awkward import layouts, same_bits, snapshot
 from fastderiv._core import arrays
 from fastderiv._core.dispatch import kernels
 from fastderiv.ssm import _scan
+from helpers.awkward import layouts, same_bits, snapshot
 
 RNG = np.random.default_rng(11)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits
 from fastderiv import reference
 from fastderiv._core import arrays
-from interrupt import ALLOWED, seconds_until_answered
+from helpers.awkward import error, layouts, same_bits
+from helpers.interrupt import ALLOWED, seconds_until_answered
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
 

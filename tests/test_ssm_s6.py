@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
 from fastderiv.ssm import _s6
-from machines import by_threads
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.machines import by_threads
 
 REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
-from machines import assert_levels_agree, by_threads
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
+from helpers.machines import assert_levels_agree, by_threads
 from test_ssm import REALS, problem
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}  # the numerical contract

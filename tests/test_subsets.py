@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastderiv as fd
-from awkward import error, layouts, same_bits, snapshot
 from fastderiv import reference
-from interrupt import ALLOWED, seconds_until_answered
+from helpers.awkward import error, layouts, same_bits, snapshot
+from helpers.interrupt import ALLOWED, seconds_until_answered
 
 DTYPES = [np.float32, np.float64]
 METHODS = ["closed", "enumerate"]

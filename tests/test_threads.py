@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from interrupt import ALLOWED, seconds_until_answered
+from helpers.interrupt import ALLOWED, seconds_until_answered
 
 LINUX = sys.platform.startswith("linux")
 CASE = """
