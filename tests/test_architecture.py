@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: who may import whom, what a kernel file says, how large things are.
+"""The house rules that a reader relies on: who imports whom, what kernel files say, how long they are.
 
 ``python tests/test_architecture.py ROOM`` prints the `# needs:` lines of the room's files as they
 should be; with ``--write`` it puts them in place of those that are there.
