@@ -145,8 +145,8 @@ class Kernels(Protocol):
     Listing: _Listing
     Isolator: _Isolator
     DeepNet: _DeepNet
-    @staticmethod
     def judge_boxes(
+        self,
         program: _Packed,
         errors: np.ndarray,
         boxes: np.ndarray,
