@@ -1,11 +1,11 @@
 # A plane of two inputs: ranges of f, ∂f/∂x and ∂f/∂y over boxes.
 #
-# Lanes are boxes [x0, x1] × [y0, y1].  Every number below is an end of an interval that holds the exact
-# range, whatever the rounding: docs/rounding.md §3.  A sum is wrong by `error` at most, its value at a
-# point by `value_error`; ends are moved out by 32u of them and LEAST; sums of n slopes are wrong by
-# (n + 4) u of their terms' magnitudes.
+# Lanes are boxes [x0, x1] × [y0, y1].  Every number below is an end of an interval that holds the
+# exact range, whatever the rounding: docs/rounding.md §3.  A sum is wrong by `error` at most, its
+# value at a point by `value_error`; ends are moved out by 32u of them and LEAST; sums of n slopes
+# are wrong by (n + 4) u of their terms' magnitudes.
 # docs/derivations.md §2.
-# needs:
+# needs: Layer, LEAST, Net, padded, ROUND, WIDE (_net.pxi)
 
 cdef enum:
     UP = VL                             # from the lower end of an interval to its upper end
@@ -17,7 +17,7 @@ cdef enum:
 
 cdef struct Boxes:
     const Net *net                      # two inputs, one output
-    const real *errors                  # layer by layer: of sums, then of values at a point; padded to GL
+    const real *errors                  # of each layer: its sums, then its values at a point
     const real *box                     # (4, m): x0, x1, y0, y1
     real *out                           # (4, m), see `judge_vector`
     ix m, task_boxes                    # multiples of GL
@@ -33,7 +33,7 @@ cdef struct UnitSum:                    # bias + Σ w y over n terms
     real bias
     real error, value_error             # what rounding does to the sum, and to its value at a point
 
-cdef struct SumRange:                   # of a sum: its ends, those of its slopes, its value at the centre
+cdef struct SumRange:                   # ends of a sum and of its slopes, its value at the centre
     vf z0, z1, x0, x1, y0, y1, c
 
 

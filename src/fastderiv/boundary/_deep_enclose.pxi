@@ -4,13 +4,13 @@
 #
 # (docs/derivations.md §2).  An enclosure of f on X = [l, r] around m runs two things side by side
 # through the layers, units in lanes: the point (z, z') at m, whose radii are rounding only, and
-# ranges of (z, z', z'') on X.  Sums pass between layers as mid ± radius.  Behind every linear map the
-# ranges are cut by the centred forms, h = max(r − m, m − l):
+# ranges of (z, z', z'') on X.  Sums pass between layers as mid ± radius.  Behind every linear map
+# the ranges are cut by the centred forms, h = max(r − m, m − l):
 #
 #     z' ∈ z'(m) ± h |z''(X)|        z ∈ z(m) ± min(h |z'(X)|, h |z'(m)| + h²/2 |z''(X)|)
 #
 # Radii and ends hold the exact values, whatever the rounding: docs/rounding.md §2.
-# needs:
+# needs: Layer, Net, padded, ROUND (_net.pxi)
 
 cdef extern from "flow.h" nogil:
     enum: STREAMS, POINT, CELL, TOGETHER
@@ -28,8 +28,8 @@ cdef struct Unit:                       # one vector of units
     vf g, ge                            # its slope
     vf lo, hi, lo1, hi1, lo2, hi2       # on the interval: z, z', z''
 
-cdef struct Toll:                       # what a map of n inputs loses: of its radii, of values, of slopes
-    vf sums, values, slopes
+cdef struct Toll:                       # what a map of n inputs loses
+    vf sums, values, slopes             # of its radii, of values, of slopes and curvatures
 
 cdef struct Interval:
     double lo, hi
@@ -51,7 +51,7 @@ cdef struct Flow:                       # one row on its way, in a worker's scra
     real *es
     real *y                             # streams, CELL numbers for every GL units
     real *z
-    Worker *watch                       # whom to ask for interrupts on the way; NULL: a pass is short
+    Worker *watch                       # to ask for interrupts; NULL where a pass is short
     double scale                        # 1 / max |a|: below it, f is smooth in t
     double spread                       # 1 / rms a
 
@@ -96,7 +96,7 @@ cdef inline void store_range(real *y, vf lo, vf hi, vf extra, vf k, const Toll *
 
 
 cdef inline void load_sums(const real *z, vf h, Unit *unit, const bint ranged) noexcept nogil:
-    """OUT unit: a layer's pre-activations from its sums, the plain ranges cut by the centred forms."""
+    """OUT unit: pre-activations from a layer's sums, plain ranges cut by the centred forms."""
     cdef vf curve, rise, rho
     unit.z, unit.e = vload(z), vload(z + GL)
     unit.g, unit.ge = vload(z + 2 * GL), vload(z + 3 * GL)
@@ -145,7 +145,7 @@ cdef inline vf times_down(vf least, vf most, vf x) noexcept nogil:
 
 
 cdef inline void activate_range(const Unit *unit, real *y, const Toll *pay) noexcept nogil:
-    """OUT y: the ranges of σ(z), σ'(z) z' and σ''(z) z'² + σ'(z) z''; rounding as rounding.md §2.5."""
+    """OUT y: ranges of σ(z), σ'(z) z' and σ''(z) z'² + σ'(z) z''; rounding by rounding.md §2.5."""
     cdef vf zero = vset1(0), one = vset1(1), lo = unit.lo, hi = unit.hi
     cdef vf tl = vabs(vtail(lo)), th = vabs(vtail(hi)), pl = tl * (one - tl), ph = th * (one - th)
     cdef vf least = vmin(pl, ph) * vset1(1 - 16 * ROUND)
@@ -155,15 +155,17 @@ cdef inline void activate_range(const Unit *unit, real *y, const Toll *pay) noex
     store_range(y, vsel_lt(lo, zero, tl, one - tl), vsel_lt(hi, zero, th, one - th), zero,
                 pay.values, pay)
     most = vsel_lt(lo, zero, vsel_lt(zero, hi, vset1(0.25), most), most)
-    store_range(y + 2 * GL, times_down(least, most, unit.lo1), times_up(least, most, unit.hi1), zero,
-                pay.slopes, pay)
+    store_range(y + 2 * GL, times_down(least, most, unit.lo1), times_up(least, most, unit.hi1),
+                zero, pay.slopes, pay)
     # 2. the range of σ'', whose extremes are at ∓1.31696
     err = vset1(16 * ROUND) * most + vset1(4e-308)
     cl = vcopysign(pl * (one - (tl + tl)), zero - lo)
     ch = vcopysign(ph * (one - (th + th)), zero - hi)
     top, bottom = vmax(cl, ch) + err, vmin(cl, ch) - err
-    top = vsel_lt(lo, vset1(-1.3169), vsel_lt(vset1(-1.3171), hi, vset1(0.0962251), top), top)
-    bottom = vsel_lt(lo, vset1(1.3171), vsel_lt(vset1(1.3169), hi, vset1(-0.0962251), bottom), bottom)
+    a = vsel_lt(vset1(-1.3171), hi, vset1(0.0962251), top)
+    b = vsel_lt(vset1(1.3169), hi, vset1(-0.0962251), bottom)
+    top = vsel_lt(lo, vset1(-1.3169), a, top)
+    bottom = vsel_lt(lo, vset1(1.3171), b, bottom)
     # 3. the range of z'², then the sum
     a, b = unit.lo1 * unit.lo1, unit.hi1 * unit.hi1
     most2, least2 = vmax(a, b) * vset1(1 + 4 * ROUND), vmin(a, b) * vset1(1 - 4 * ROUND)
@@ -199,7 +201,9 @@ cdef inline void first_units(const Flow *flow, ix i, const Where *at, Unit *unit
         unit.lo1, unit.hi1, unit.lo2, unit.hi2 = a, a, vset1(0), vset1(0)
 
 
-cdef inline void activate(const Unit *unit, real *y, const Toll *pay, const bint ranged) noexcept nogil:
+cdef inline void activate(const Unit *unit, real *y, const Toll *pay,
+                          const bint ranged) noexcept nogil:
+    """OUT y: the streams of σ(z)."""
     activate_point(unit, y, pay)
     if ranged:
         activate_range(unit, y + POINT * GL, pay)
@@ -225,7 +229,7 @@ cdef inline ix cell(ix v) noexcept nogil:
 
 cdef inline void map_layer(const Layer *layer, const real *y, real *z, Worker *watch,
                            const bint ranged) noexcept nogil:
-    """IN y, streams of n_in units; OUT z, of n_out sums, or anything if `watch` sees an interrupt."""
+    """IN y, streams of n_in units; OUT z, of n_out sums, or anything after an interrupt."""
     cdef ix v = 0, end, vectors = padded(layer.n_out) // VL
     cdef FlowMap map
     map.panel, map.n = layer.n_in * GL, layer.n_in
@@ -246,7 +250,8 @@ cdef inline void map_layer(const Layer *layer, const real *y, real *z, Worker *w
                 v += 1
 
 
-cdef inline void enclose_as(const Flow *flow, const Where *at, Margin *f, const bint ranged) noexcept nogil:
+cdef inline void enclose_as(const Flow *flow, const Where *at, Margin *f,
+                            const bint ranged) noexcept nogil:
     """OUT f at m and, if `ranged`, on [l, r].
 
     1. the first layer  2. map, centred forms and σ, layer by layer  3. the output

@@ -1,12 +1,14 @@
 # One row of a network of any depth: its roots and clusters, as they are found and proven.
 # docs/derivations.md §2; docs/rounding.md §2.6.
-# needs:
+# needs: Net, ROUND (_net.pxi)
+# needs: CLUSTER, Found, inside, UNIQUE (_enclosures.pxi)
+# needs: Ball, enclose, evaluate, Flow, Margin (_deep_enclose.pxi)
 
 cdef enum:
     WORK = 20000                        # enclosures a row may take
     HARD = 1000                         # ordinary rows take fewer; from here on a row's rest counts
 
-cdef double FIRST_SPLIT = 0.0371        # of the widest unit's scale: symmetric networks have roots at 0
+cdef double FIRST_SPLIT = 0.0371        # of `scale`, not 0: symmetric networks have roots there
 
 cdef struct Deep:                       # a call
     const Net *net
@@ -177,7 +179,10 @@ cdef void narrow_root(Search *search, Root *root, Margin *f) noexcept nogil:
 
 
 cdef void probe_root(Search *search, Root *root, double reach, int way) noexcept nogil:
-    """Cut the enclosure about where f begins to have a sign: x ± reach, x ± 4 reach, …, then nearer."""
+    """Cut the enclosure about where f begins to have a sign.
+
+    First at x ± reach, x ± 4 reach and so on, then nearer.
+    """
     cdef double x = root.x, inner = x, t = x + way * reach
     cdef int i
     while root.lower < t < root.upper and not cut_off(search, root, t, way):

@@ -5,7 +5,11 @@
 # ends; it holds one root if f' has one sign and f opposite signs there; it is a cluster if f is
 # rounding on all of it, or if it is too narrow.  Else it is halved, without the parts close to its
 # ends and its middle where f cannot reach 0.
-# needs:
+# needs: ROUND (_net.pxi)
+# needs: CLUSTER, UNIQUE (_enclosures.pxi)
+# needs: enclose, evaluate, HUGE, Margin (_deep_enclose.pxi)
+# needs: cut_at, Deep, End, end_at, found_cluster, found_root, HARD, least_slope, list_enclosure,
+#        resolution, Search, settle, Span, WORK (_deep_roots.pxi)
 
 cdef enum:
     SPANS = 2048                        # undecided at once: halving floats goes at most 1100 deep
@@ -150,7 +154,8 @@ cdef void solve_row(Search *search, Span *stack) noexcept nogil:
 cdef void solve_linear(Search *search) noexcept nogil:
     """No hidden layer: f = a t + s, a and s differences of two numbers."""
     cdef const Deep *call = search.call
-    cdef double a = search.flow.a[0], s = search.flow.s[0], es = search.flow.es[0], x, radius, lower, upper
+    cdef double a = search.flow.a[0], s = search.flow.s[0], es = search.flow.es[0]
+    cdef double x, radius, lower, upper
     search.work = 1
     if a == 0 or not (isfinite(a) and fabs(s) + es < HUGE):
         if not (a == 0 and fabs(s) > es):

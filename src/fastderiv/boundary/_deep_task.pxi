@@ -1,6 +1,10 @@
 # A task of the search in networks of any depth: a few rows, their first layers, their roots.
 # docs/derivations.md §2.
-# needs:
+# needs: Layer, Net, padded, ROUND (_net.pxi)
+# needs: expect_length, expect_reals (_door.pxi)
+# needs: enclose, Flow, Margin, STREAMS, TINY (_deep_enclose.pxi)
+# needs: Deep, Search, Span (_deep_roots.pxi)
+# needs: solve_linear, solve_row, SPANS (_deep_search.pxi)
 
 cdef enum:
     DEEP_QUICK = 1 << 17                # multiply–adds of a network that is enclosed within a ms
@@ -52,11 +56,23 @@ cdef double deep_scratch(const Net *net) noexcept nogil:
 
 
 cdef real *lay_flow(const Net *net, real *at, Flow *flow) noexcept nogil:
-    """OUT flow: where everything of it lies in the scratch from `at` on; returns what lies behind."""
+    """OUT flow: where it lies in the scratch, from `at` on; returns where the rest begins."""
     cdef ix n = net.widest + GL
     flow.net, flow.a, flow.s, flow.es = net, at, at + n, at + 2 * n
     flow.y, flow.z = at + 3 * n, at + (3 + STREAMS) * n
     return at + (3 + 2 * STREAMS) * n
+
+
+cdef int take_other_rows(const Net *net, ix coordinate, cnp.ndarray X, Deep *call) except -1:
+    """OUT call: the rows X (m, n_in − 1), float64 of any strides, and nothing else."""
+    memset(call, 0, sizeof(Deep))
+    expect_reals("X", X, 2, False)
+    expect_length("X.shape[1]", X.shape[1], net.layers[0].n_in - 1)
+    call.net, call.coordinate = net, coordinate
+    call.m, call.x_other = X.shape[0], <const real *>cnp.PyArray_DATA(X)
+    call.x_row = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real)
+    call.x_col = cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
+    return 0
 
 
 cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:

@@ -1,5 +1,5 @@
 # What stands between Python and the kernels: memory, checks of arrays, packing of a network.
-# needs:
+# needs: Batch, Layer, Net, padded (_net.pxi)
 
 cdef real *aligned(cnp.ndarray store) noexcept:
     """The first cache line that begins in `store`."""

@@ -1,12 +1,11 @@
 # Enclosures of ties: as a task finds them, in order, and listed for all rows of a call.
 # docs/derivations.md §2.
-# needs:
 
 cdef enum:
-    CLUSTER, UNIQUE                     # what an enclosure is known to hold: any roots, or exactly one, simple
+    CLUSTER, UNIQUE                     # an enclosure holds any roots, or exactly one, simple
     SMALL = 1024                        # enclosures that are copied, not handed over
 
-cdef struct Sink:                       # enclosures of one task in any order; all are reals, for vcompress
+cdef struct Sink:                       # a task's enclosures in any order, all reals for vcompress
     real *row
     real *lower
     real *upper
@@ -14,7 +13,7 @@ cdef struct Sink:                       # enclosures of one task in any order; a
     real *kind
     ix n, cap                           # nothing is stored beyond cap, but n counts on
 
-cdef struct Found:                      # OUT of a call: task i's enclosures begin at i·cap, in order
+cdef struct Found:                      # OUT of a call: task i's begin at i·cap, in order
     real *lower
     real *upper
     real *x
@@ -40,7 +39,7 @@ cdef inline real inside(real lower, real upper) noexcept nogil:
 
 
 cdef void sort_by_lower(const Sink *sink, ix *order, ix n) noexcept nogil:
-    """Sort the enclosures that `order` (n,) names, by Shell's method: rows rarely have thousands."""
+    """INOUT order (n,), the enclosures of a row: sorted by Shell's method, as there are few."""
     cdef ix gap = 1, i, k, one
     while gap < n // 3:
         gap = 3 * gap + 1
@@ -60,7 +59,7 @@ cdef struct TaskRows:                   # the rows of a task
 
 cdef void count_rows(const Sink *sink, const TaskRows *rows, ix *start, ix *order,
                      Found *found) noexcept nogil:
-    """OUT found.count; order (n,): the enclosures row by row; start (rows + 1,): where each begins."""
+    """OUT found.count; order (n,), enclosures row by row; start (rows + 1,), each row's first."""
     cdef ix *count = &found.count[rows.first]
     cdef ix i, row
     memset(start, 0, (rows.n + 1) * sizeof(ix))
@@ -95,7 +94,7 @@ cdef ix list_row(const Sink *sink, const ix *order, ix n, ix begin, Found *found
 
 cdef void order_rows(const Sink *sink, const TaskRows *rows, ix *start, ix *order,
                      Found *found) noexcept nogil:
-    """OUT found: the enclosures of the task's rows, each row's ascending, clusters that touch as one.
+    """OUT found: the enclosures of the task's rows, ascending, clusters that touch as one.
 
     start (rows + 1,) and order (cap,) are scratch.
     """

@@ -1,6 +1,9 @@
 # Clusters, once more: those that reach to ±∞ are cut, and some prove to be one root or none.
 # docs/rounding.md §1.5.
-# needs:
+# needs: ROUND (_net.pxi)
+# needs: Found, inside, TaskRows (_enclosures.pxi)
+# needs: dsigma, preactivation, Sigmoids, slope_error, Task (_isolate_terms.pxi)
+# needs: narrow, Point, visit (_isolate_newton.pxi)
 
 cdef bint decided_beyond(const Task *task, ix row, real t, ix side) noexcept nogil:
     """Whether f has one sign from t to ±∞ (side 1 or 0).

@@ -1,5 +1,8 @@
 # From a bracket to an enclosure: Newton's method, with a proof.  docs/rounding.md §1.4.
-# needs:
+# needs: ROUND (_net.pxi)
+# needs: Sink, UNIQUE (_enclosures.pxi)
+# needs: bend, Bracket, count_units, dsigma, error, Isolate, preactivation, real_row, sigma,
+#        Sigmoids, slope_error, Stack, Task (_isolate_terms.pxi)
 
 cdef enum:
     STEPS = 100                         # of Newton's method; bisections among them
@@ -132,7 +135,8 @@ cdef inline void load_bracket(const Stack *stack, ix i, Bracket *at) noexcept no
     at.x, at.least = vload(p + 3 * stack.cap), vload(p + 4 * stack.cap)
 
 
-cdef inline void store_bracket(Stack *stack, ix i, const Bracket *at, unsigned lanes) noexcept nogil:
+cdef inline void store_bracket(Stack *stack, ix i, const Bracket *at,
+                               unsigned lanes) noexcept nogil:
     """The brackets of the lanes, close together from i on."""
     cdef real *p = stack.p + i
     vcompress(p, at.row, lanes)

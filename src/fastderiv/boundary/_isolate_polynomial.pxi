@@ -1,6 +1,8 @@
 # Intervals of rows whose units nearly cancel: a polynomial of f, with its rest, decides them.
 # docs/rounding.md §1.6.
-# needs:
+# needs: ROUND (_net.pxi)
+# needs: dsigma, emit_clusters, error, Pieces, push_bracket, sigma, Sigmoids, Task,
+#        Verdict (_isolate_terms.pxi)
 
 cdef struct Taylor:                     # of f at t, in τ = (x − t)/h, |τ| ≤ 1
     vf c0, c1, c2, c3, c4
@@ -39,7 +41,7 @@ cdef inline void expand(const Task *task, const Pieces *at, const real *q, vf h,
 
 
 cdef unsigned decide_whole(Task *task, const Pieces *at, vf t, unsigned live) noexcept nogil:
-    """The lanes whose interval f's polynomial of degree 4 at t (its q are in task.points) decides."""
+    """The lanes that f's polynomial of degree 4 at t decides; the q of t are in task.points."""
     cdef const Sigmoids *f = task.call.f
     cdef vf h = vmax(at.r - t, t - at.l) * (1 + 4 * ROUND), zero = vset1(0)
     cdef vf c0, c1, c2, c3, c4, E, low, wrong

@@ -1,5 +1,9 @@
-# All roots between the bounds: from a few points of every row, by splitting, until none is undecided.
-# needs:
+# All roots between the bounds: from a few points of every row, by splitting what is undecided.
+# needs: count_units, emit_clusters, Isolate, MOST_BREAKS, Pieces, preactivation, real_row,
+#        Sigmoids, Stack, Task (_isolate_terms.pxi)
+# needs: decide (_isolate_verdicts.pxi)
+# needs: middle, refine (_isolate_newton.pxi)
+# needs: decide_whole (_isolate_polynomial.pxi)
 
 cdef enum:
     BUDGET = 4000                       # splits of a row; what is undecided then is a cluster

@@ -1,5 +1,11 @@
 # A task of the isolation: a few rows, their offsets, their roots.  docs/derivations.md §2.
-# needs:
+# needs: Layer, padded, ROUND (_net.pxi)
+# needs: dense, load_rows (_tiles.pxi)
+# needs: order_rows, TaskRows (_enclosures.pxi)
+# needs: Isolate, MOST_BREAKS, Sigmoids, Task (_isolate_terms.pxi)
+# needs: refine (_isolate_newton.pxi)
+# needs: begin, split (_isolate_search.pxi)
+# needs: sharpen (_isolate_clusters.pxi)
 
 cdef void offsets(Task *task, ix first) noexcept nogil:
     """OUT task.s and task.es, what rounding may do to s (docs/rounding.md §1.7)."""
@@ -31,7 +37,7 @@ cdef void offsets(Task *task, ix first) noexcept nogil:
 
 
 cdef inline real *carve(real *scratch, double size, double *at) noexcept nogil:
-    """The next `size` numbers of the scratch, in cache lines of their own; INOUT at: where it begins.
+    """The next `size` numbers of the scratch, cache lines of their own; INOUT at: where it begins.
 
     NULL without scratch, when only `at` counts.
     """

@@ -1,15 +1,16 @@
-# One hidden layer along a line, f(t) = c + Σ d_i σ(a_i t + s_i) for many rows s: the sum itself, and
-# what a task that isolates its roots holds.  docs/derivations.md §2.
+# One hidden layer along a line, f(t) = c + Σ d_i σ(a_i t + s_i) for many rows s: the sum itself,
+# and what a task that isolates its roots holds.  docs/derivations.md §2.
 #
-# Lanes are (row, interval).  At a point t only q_i = σ(−|z_i|) with the sign of z_i = a_i t + s_i is
-# kept: σ and σ' at t come from it, and so do the ranges of every term of f (monotone) and of f'
+# Lanes are (row, interval).  At a point t only q_i = σ(−|z_i|) with the sign of z_i = a_i t + s_i
+# is kept: σ and σ' at t come from it, and so do the ranges of every term of f (monotone) and of f'
 # (unimodal) on an interval, from its two ends.  t = ±∞ is a point like others.  An interval is
 # excluded, or a bracket of exactly one simple root, or a cluster, or it is split.
 #
 # Every statement clears what rounding can do to it (docs/rounding.md §1):
 #     |f̂ − f| ≤ E + E_s es,    |f̂' − f'| ≤ `slope_error`,    |f''| ≤ curvature · widest
 # Everything is scaled so that the largest of |d_i| and |c| is about 1.
-# needs:
+# needs: Batch, Layer (_net.pxi)
+# needs: CLUSTER, emit, Found, inside, Sink (_enclosures.pxi)
 
 cdef struct Sigmoids:
     ix units
@@ -135,7 +136,7 @@ cdef inline void emit_clusters(Task *task, const Pieces *at, unsigned lanes) noe
 
 cdef inline void push_bracket(Task *task, const Pieces *at, const Verdict *v,
                               unsigned lanes) noexcept nogil:
-    """The lanes whose interval holds one simple root: f of opposite signs at the ends, |f'| ≥ slope."""
+    """The lanes whose interval holds one simple root, to the stack of brackets."""
     cdef Stack *stack = &task.bracket
     cdef vf l = at.l, r = at.r
     push(stack, 0, at.row, lanes)

@@ -1,5 +1,7 @@
 # What is known about an interval of f from its two ends: docs/rounding.md §1.4.
-# needs:
+# needs: ROUND (_net.pxi)
+# needs: count_units, dsigma, emit_clusters, error, Isolate, Pieces, push, push_bracket, sigma,
+#        Sigmoids, slope_error, Stack, Task, Verdict (_isolate_terms.pxi)
 
 cdef struct Ranges:                     # over an interval, in lanes
     vf fl, fr                           # f at the ends
@@ -47,7 +49,7 @@ cdef inline unsigned clear_of_zero(const Ranges *f, vf w, vf E) noexcept nogil:
 
 cdef inline void judge(const Isolate *call, const Pieces *at, Verdict *v,
                        const int H) noexcept nogil:
-    """OUT v: the lanes whose interval holds no root, exactly one simple root, or stays a cluster."""
+    """OUT v: the lanes whose interval holds no root, one simple root, or stays a cluster."""
     cdef const Sigmoids *f = call.f
     cdef Ranges to
     cdef vf E, Ep, w = at.r - at.l, zero = vset1(0)

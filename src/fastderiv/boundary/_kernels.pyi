@@ -1,7 +1,8 @@
 """What the compiled kernels of this room offer to Python.  All numbers are float64.
 
 m is the number of rows, n_in and n_out are a network's inputs and outputs, H its hidden units, k a
-number of enclosures.  Arrays are C-contiguous where nothing else is said.  OUT arguments are filled.
+number of enclosures.  Arrays are C-contiguous unless the docstring says otherwise.  OUT arguments
+are filled.
 """
 
 from typing import Protocol

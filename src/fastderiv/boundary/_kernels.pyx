@@ -1,7 +1,7 @@
 """Sigmoid networks and where their outputs tie: the door to the kernels of this room.
 
-What Python calls is below; _kernels.pyi declares it, with shapes.  The arithmetic is in the files that
-are included here, each of which sees what stands above it:
+What Python calls is below; _kernels.pyi declares it, with shapes.  The arithmetic is in the files
+that are included here, each of which sees what stands above it:
 
     a network      _net (structs)  _tiles (many rows)  _line (one row)  _door (checks, packing)
     enclosures     _enclosures (as they are found, and in order)
@@ -9,9 +9,9 @@ are included here, each of which sees what stands above it:
     any depth      _deep_enclose (layer by layer)  _deep_roots  _deep_search  _deep_task
     a plane        _boxes (ranges of the margin and its gradient)
 
-A `Program` packs the weights once into panels of GL outputs (panels.h).  Every sum starts from the bias
-and runs over the inputs in ascending order with vfma: a row has the same bits wherever and however it
-is computed.  What rounding can do to a certificate is in docs/rounding.md.
+A `Program` packs the weights once into panels of GL outputs (panels.h).  Every sum starts from the
+bias and runs over the inputs in ascending order with vfma: a row has the same bits wherever and
+however it is computed.  What rounding can do to a certificate is in docs/rounding.md.
 """
 import numpy as np
 
@@ -25,8 +25,8 @@ from fastderiv._core.fpstate cimport fp_enter, fp_leave, fp_word
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     GL, NS, VL, ix, real, vabs, vall_lt, vcompress, vcopysign, vcount, vf, vfirst, vfma, vfma_once,
-    vgather, vget, vload, vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad, vstore,
-    vtail, vxor,
+    vgather, vget, vload, vlt, vmax, vmin, vsel_lt, vsel_neg, vset1, vsigmoid, vsigmoid_grad,
+    vstore, vtail, vxor,
 )
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 
@@ -51,7 +51,7 @@ include "_deep_task.pxi"
 include "_boxes.pxi"
 
 
-# ---- networks -------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 cdef class Program:
     """A network packed for the kernels: weights[k] (n_in, n_out), biases[k] (n_out,), float64."""
@@ -64,7 +64,8 @@ cdef class Program:
         cdef double size = 0
         cdef real *at
         if depth < 1 or len(biases) != depth:
-            raise ValueError(f"there are {depth} weights and {len(biases)} biases; expected as many")
+            counts = f"{depth} weights and {len(biases)} biases"
+            raise ValueError(f"there are {counts}; expected as many")
         net.depth = depth
         self.table = np.zeros(depth * sizeof(Layer), np.uint8)
         net.layers = <Layer *>cnp.PyArray_DATA(self.table)
@@ -79,7 +80,7 @@ cdef class Program:
         net.zeros = at
 
     def evaluate(self, cnp.ndarray X not None, cnp.ndarray out not None, bint squash):
-        """OUT out (m, n_out), or any shape of that size: the outputs at X (m, n_in) of any strides."""
+        """OUT out (m, n_out), or of that size: the outputs at X (m, n_in) of any strides."""
         cdef Batch call
         take_rows(&self.net, X, &call)
         take_out(out, self.net.outputs, &call)
@@ -97,10 +98,7 @@ cdef class Program:
 
     def along(self, cnp.ndarray X not None, cnp.ndarray pick not None, cnp.ndarray t not None,
               ix coordinate, cnp.ndarray out not None):
-        """OUT out (k, n_out) or (k,): the outputs at the rows pick (k,) of X.
-
-        Their input `coordinate` is replaced by t (k,).
-        """
+        """OUT out (k, n_out) or (k,): the outputs at rows pick of X, their `coordinate` being t."""
         cdef Batch call
         cdef cnp.ndarray own            # a copy that nobody else can change during the call
         take_rows(&self.net, X, &call)
@@ -155,7 +153,7 @@ cdef class Line:
         return call.out
 
 
-# ---- all ties along one input ----------------------------------------------------------------------
+# ---- all ties along one input --------------------------------------------------------------------
 
 cdef class Listing:
     """The enclosures of all rows of a call, row after row, in arrays that grow."""
@@ -168,11 +166,6 @@ cdef class Listing:
         self.lower, self.upper, self.x = (np.empty(self.cap) for _ in range(3))
         self.unique = np.empty(self.cap, np.bool_)
 
-    cdef int reserve(self, ix more) except -1:
-        if self.n + more > self.cap:
-            self.resize(self.n + more + self.cap // 2)
-        return 0
-
     cdef int resize(self, ix cap) except -1:
         for array in (self.lower, self.upper, self.x, self.unique):
             try:
@@ -182,13 +175,16 @@ cdef class Listing:
         self.cap = cap
         return 0
 
-    cdef void add(self, const Found *found, ix first, ix n) noexcept:
-        """Add `n` enclosures from `first` on; there is room for them."""
+    cdef int add(self, const Found *found, ix first, ix n) except -1:
+        """Add `n` enclosures from `first` on."""
+        if self.n + n > self.cap:
+            self.resize(self.n + n + self.cap // 2)
         memcpy(<real *>cnp.PyArray_DATA(self.lower) + self.n, found.lower + first, n * sizeof(real))
         memcpy(<real *>cnp.PyArray_DATA(self.upper) + self.n, found.upper + first, n * sizeof(real))
         memcpy(<real *>cnp.PyArray_DATA(self.x) + self.n, found.x + first, n * sizeof(real))
         memcpy(<char *>cnp.PyArray_DATA(self.unique) + self.n, found.unique + first, n)
         self.n += n
+        return 0
 
     def arrays(self):
         """indptr (m + 1,), x, lower, upper, unique (k,).  Nothing can be listed any more."""
@@ -220,7 +216,8 @@ cdef class Buffers:
         found.needed = <ix *>cnp.PyArray_DATA(self.needed)
         found.lower = <real *>cnp.PyArray_DATA(self.lower)
         found.upper = <real *>cnp.PyArray_DATA(self.upper)
-        found.x, found.unique = <real *>cnp.PyArray_DATA(self.x), <char *>cnp.PyArray_DATA(self.unique)
+        found.x = <real *>cnp.PyArray_DATA(self.x)
+        found.unique = <char *>cnp.PyArray_DATA(self.unique)
 
     cdef void reset(self, ix rows, Listing listing) noexcept:
         self.rows, self.tasks = rows, ceil_div(rows, self.task_rows)
@@ -240,7 +237,6 @@ cdef class Buffers:
             n = 0
             for row in range(i * self.task_rows, min(self.rows, (i + 1) * self.task_rows)):
                 n += self.found.count[row]
-            listing.reserve(n)
             listing.add(&self.found, i * self.found.cap, n)
         listing.rows += self.rows
         return 0
@@ -257,7 +253,7 @@ cdef class Solver:
         raise NotImplementedError
 
     def buffers(self, ix rows, ix cap=0):
-        """Memory for so many rows at a time; without `cap`, for eight enclosures a row on average."""
+        """Memory for so many rows; without `cap`, for eight enclosures a row on average."""
         return Buffers(rows, self.task_rows(), cap or 8 * self.task_rows())
 
     def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers buffers,
@@ -277,12 +273,7 @@ cdef class Solver:
 
 
 cdef class Isolator(Solver):
-    """The ties of a network with one hidden layer along one input, packed once.
-
-    a, d (H,), c: f(t) = c + Σ d_i σ(a_i t + s_i).  error: what rounding has done to d and c (edc).
-    limits: the signs of f(±∞), exactly.  offsets: the network of one layer that makes s from the
-    other inputs; magnitudes: the same of absolute values.
-    """
+    """The ties along one input of a network with one hidden layer, f = c + Σ d_i σ(a_i t + s_i)."""
     cdef Sigmoids f
     cdef Program net, sizes
     cdef cnp.ndarray store
@@ -324,11 +315,7 @@ cdef class Isolator(Solver):
 
 
 cdef class DeepNet(Solver):
-    """The ties of a network of any depth along one input.
-
-    The program's only output is the margin; the numbers of its last layer are differences of two,
-    correctly rounded.
-    """
+    """The ties of a network of any depth along one input; the only output is the margin."""
     cdef Program program
     cdef ix coordinate
 
@@ -338,15 +325,15 @@ cdef class DeepNet(Solver):
         self.coordinate = expect_index("coordinate", coordinate, program.net.layers[0].n_in)
 
     def enclosure(self, cnp.ndarray X not None, double l, double m, double r):
-        """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r], for one row."""
+        """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r]."""
         cdef Deep call
         cdef OneSpan one
         cdef Margin *f = &one.f
         cdef cnp.ndarray store = reals(deep_scratch(&self.program.net) / sizeof(real))
         if self.program.net.depth < 2 or not l <= m <= r:
-            raise ValueError(f"there are {self.program.net.depth - 1} hidden layers, and points {l}, "
-                             f"{m}, {r}; expected a layer, and ascending points")
-        self.take(X, &call)
+            given = f"{self.program.net.depth - 1} hidden layers, and points {l}, {m}, {r}"
+            raise ValueError(f"there are {given}; expected a layer, and ascending points")
+        take_other_rows(&self.program.net, self.coordinate, X, &call)
         expect_length("X.shape[0]", call.m, 1)
         one.call, one.l, one.m, one.r = &call, l, m, r
         lay_flow(call.net, aligned(store), &one.flow)
@@ -362,17 +349,6 @@ cdef class DeepNet(Solver):
         self.run_rows(X, lo, hi, xtol, buffers, <ix *>cnp.PyArray_DATA(work))
         return work
 
-    cdef int take(self, cnp.ndarray X, Deep *call) except -1:
-        """OUT call: the rows X (m, n_in − 1), float64 of any strides, and nothing else."""
-        memset(call, 0, sizeof(Deep))
-        expect_reals("X", X, 2, False)
-        expect_length("X.shape[1]", X.shape[1], self.program.net.layers[0].n_in - 1)
-        call.net, call.coordinate = &self.program.net, self.coordinate
-        call.m, call.x_other = X.shape[0], <const real *>cnp.PyArray_DATA(X)
-        call.x_row = cnp.PyArray_STRIDE(X, 0) // <ix>sizeof(real)
-        call.x_col = cnp.PyArray_STRIDE(X, 1) // <ix>sizeof(real)
-        return 0
-
     cdef ix task_rows(self) noexcept:
         return max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / deep_seconds(&self.program.net))))
 
@@ -383,7 +359,7 @@ cdef class DeepNet(Solver):
                       ix *work) except -1:
         """OUT the enclosures of the rows X and, unless it is NULL, work (m,)."""
         cdef Deep call
-        self.take(X, &call)
+        take_other_rows(&self.program.net, self.coordinate, X, &call)
         if out.rows != call.m or out.tasks * out.task_rows < call.m:
             raise ValueError(f"there is room for {out.rows} rows; expected {call.m}")
         call.lo, call.hi, call.xtol = lo, hi, xtol
@@ -392,14 +368,14 @@ cdef class DeepNet(Solver):
                    call.m * deep_seconds(call.net))
 
 
-# ---- a plane of two inputs -------------------------------------------------------------------------
+# ---- a plane of two inputs -----------------------------------------------------------------------
 
 def judge_boxes(Program program, cnp.ndarray errors, cnp.ndarray boxes, bint slopes=False):
     """(4, n): what the only output f of two inputs does on boxes (4, n): x0, x1, y0, y1, finite.
 
-    Signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y, and the largest |f|; or if `slopes`
-    the least and largest ∂f/∂x, and those of ∂f/∂y.  errors: float64, layer after layer what its
-    units' sums may be off by, padded to GL = 8, then what their values at a point may be off by.
+    Signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y, and the largest |f|; or if
+    `slopes` the least and largest ∂f/∂x, and those of ∂f/∂y.  errors: float64, layer after layer
+    what its units' sums may be off by, padded to GL = 8, then what their values at a point may be.
     """
     cdef Boxes call
     cdef const Net *net = &program.net
@@ -408,7 +384,8 @@ def judge_boxes(Program program, cnp.ndarray errors, cnp.ndarray boxes, bint slo
     cdef cnp.ndarray out = np.empty((4, m))
     cdef double seconds = (2.5e-9 * net.macs + 35e-9 * net.sigmoids + 50e-9) / VL
     box[:, :n] = boxes
-    call.net, call.errors, call.m, call.slopes = net, <const real *>cnp.PyArray_DATA(errors), m, slopes
+    call.net, call.m, call.slopes = net, m, slopes
+    call.errors = <const real *>cnp.PyArray_DATA(errors)
     call.box, call.out = <const real *>cnp.PyArray_DATA(box), <real *>cnp.PyArray_DATA(out)
     call.task_boxes = max(<ix>1, <ix>(50e-6 / (seconds * GL))) * GL
     run(boxes_task, &call, ceil_div(m, call.task_boxes),

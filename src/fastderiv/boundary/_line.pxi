@@ -1,12 +1,13 @@
 # One row at a time, units in lanes: the margin along one input, for scalar root finders.
 # docs/derivations.md §2.
-# needs:
+# needs: Layer, Net, padded, PANELS, units_block (_net.pxi)
+# needs: logistic, logistic_and_slope, times (_tiles.pxi)
 
 cdef struct Row:                        # a network along one input, the others fixed
     const Net *net
     ix coordinate
     real *x                             # (n_in,)
-    real *prefix                        # (n_out of layer 0,): bias and the inputs before `coordinate`
+    real *prefix                        # (layer 0's n_out,): bias and inputs before `coordinate`
     real *y                             # (widest,) twice, for values
     real *z
     real *dy                            # and for tangents
@@ -18,7 +19,7 @@ cdef struct LineCall:                   # what a `Line` is asked
     real t, out                         # the others: OUT the value or the slope at t
 
 cdef enum:
-    ROW_QUICK = 1 << 21                 # multiply–adds of a row that needs no look for signals: a ms
+    ROW_QUICK = 1 << 21                 # multiply–adds of a row that needs no look for signals
 
 
 cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out,
@@ -46,7 +47,7 @@ cdef inline void next_layer(const Layer *layer, const real *b, const real *y, re
 
 
 cdef inline void first_layer(const Row *row, real t, real *z, Worker *watch) noexcept nogil:
-    """OUT z: the first layer's sums, resumed at `coordinate`: another order would change the bits."""
+    """OUT z: the first layer's sums, resumed at `coordinate`; their order makes the bits."""
     cdef const Layer *layer = &row.net.layers[0]
     cdef ix c = row.coordinate
     row.x[c] = t
@@ -93,7 +94,8 @@ cdef void slope_task(void *args, ix i, Worker *watch) noexcept nogil:
     cdef real one = 1
     cdef ix k
     first_layer(row, call.t, y, watch)
-    units(layer.w + row.coordinate * GL, layer.n_in * GL, net.zeros, &one, dy, 1, layer.n_out, watch)
+    units(layer.w + row.coordinate * GL, layer.n_in * GL, net.zeros, &one, dy, 1, layer.n_out,
+          watch)
     for k in range(1, net.depth):
         layer = &net.layers[k]
         logistic_and_slope(y, z, padded(layer.n_in))
@@ -105,10 +107,10 @@ cdef void slope_task(void *args, ix i, Worker *watch) noexcept nogil:
 
 
 cdef int run_once(const Net *net, task_t task, void *args) except -1:
-    """task(args, 0, …) in the default floating-point state; with looks for signals if `net` is large.
+    """task(args, 0, …) in the default floating-point state.
 
-    The pointer is volatile: the compiler cannot inline the task, and then move its arithmetic to
-    where the state is the caller's.
+    Signals interrupt it if `net` is large.  The pointer is volatile: the compiler cannot inline
+    the task, and then move its arithmetic to where the state is the caller's.
     """
     cdef volatile task_t opaque = task
     cdef fp_word state

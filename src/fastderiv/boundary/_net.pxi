@@ -27,7 +27,7 @@ cdef struct Net:
     double macs, sigmoids               # per row
     ix outputs                          # of the last layer
 
-cdef struct Batch:                      # IN X (…, n_in); OUT out (m, n_out), or the gradient (m, n_in)
+cdef struct Batch:                      # IN X (…, n_in); OUT out (m, n_out) or (m, n_in)
     const Net *net
     const real *X
     ix m, x_row, x_col                  # strides in elements

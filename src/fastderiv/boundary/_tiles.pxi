@@ -1,19 +1,19 @@
 # Logits and gradients of many rows, tile by tile: docs/derivations.md §2.
 #
-# Activations of a tile are (unit, row) with the rows in lanes.  The whole network runs over one tile
-# before the next is read, so that nothing of size (m, H) exists.
-# needs:
+# Activations of a tile are (unit, row) with the rows in lanes.  The whole network runs over one
+# tile before the next is read, so that nothing of size (m, H) exists.
+# needs: AT_ONCE, Batch, dense_block, Layer, Net, padded, Panel (_net.pxi)
 
 cdef enum:
-    STEP = 16                           # a tile's rows are a multiple: two vectors of the widest level
+    STEP = 16                           # a tile's rows: a multiple, for two vectors at any level
     MAX_ROWS = 128
-    TILE_BYTES = 32768                  # of one layer's activations: the first-level cache holds them
-    QUICK = 1 << 24                     # multiply–adds of a tile that needs no look for signals: some ms
+    TILE_BYTES = 32768                  # of one layer's activations, for the first-level cache
+    QUICK = 1 << 24                     # multiply–adds of a tile that needs no look for signals
 
 
 cdef inline void panel_times(const Panel *panel, const real *y, real *z, ix ts, ix outputs,
                              const bint turned) noexcept nogil:
-    """IN y (n, ts); OUT z (outputs ≤ GL, ts).  Rows of z from `outputs` to GL may be overwritten."""
+    """IN y (n, ts); OUT z (outputs ≤ GL, ts), whose rows up to GL may be overwritten."""
     cdef Panel second
     cdef ix r = 0
     while r < ts:

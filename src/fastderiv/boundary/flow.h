@@ -12,7 +12,7 @@ enum {
     STREAMS = 10,
     POINT = 4,                      /* the streams of a point, without ranges */
     CELL = STREAMS * GL,
-    TOGETHER = VL == 8 ? 2 : 1      /* vectors of outputs that 32 or 16 registers hold with all streams */
+    TOGETHER = VL == 8 ? 2 : 1      /* vectors of outputs: 32 or 16 registers hold all streams */
 };
 
 /* The weights from n inputs to some outputs, in panels as panels.h describes them. */
@@ -25,7 +25,8 @@ typedef struct {
 } FlowMap;
 
 /* IN y, streams of n units; OUT z, of NV vectors of sums.  NP pairs of streams share one look at w.
- * Pairs 0 and 2 are values and have the bias.  Mids are summed GL by GL: few roundings meet a term. */
+ * Pairs 0 and 2 are values and have the bias.  Mids are summed GL by GL, so that few roundings meet
+ * a term. */
 VINL void flow_block(const FlowMap *map, const real *y, real *z, const int NV, const int NP)
 {
     const real *w = map->w;

@@ -10,8 +10,8 @@
 #include "simd.h"
 
 enum {
-    AT_ONCE = VL == 8 ? 8 : 4,      /* outputs of a block: what 32 or 16 registers hold beside two rows */
-    PANELS = NS < 8 ? 8 / NS : 1    /* panels of a row at once: eight accumulators hide the latency */
+    AT_ONCE = VL == 8 ? 8 : 4,      /* outputs of a block, for 32 or 16 registers */
+    PANELS = NS < 8 ? 8 / NS : 1    /* of a row at once: eight accumulators hide the latency */
 };
 
 /* The weights from n inputs to some outputs of one panel. */
