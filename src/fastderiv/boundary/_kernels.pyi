@@ -61,6 +61,9 @@ class Listing:
 class Buffers:
     """Memory for the enclosures of a limited number of rows: made by `Solver.buffers`."""
 
+    def __init__(self, rows: int, task_rows: int, cap: int) -> None:
+        """Tasks of `task_rows` rows, each with room for `cap` enclosures."""
+
 class Solver:
     """Finds all ties along one input."""
 
