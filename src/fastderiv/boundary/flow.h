@@ -10,18 +10,18 @@
 
 enum {
     STREAMS = 10,
-    POINT = 4,                      /* the streams of a point, without ranges */
+    POINT = 4, /* the streams of a point, without ranges */
     CELL = STREAMS * GL,
-    TOGETHER = VL == 8 ? 2 : 1      /* vectors of outputs: 32 or 16 registers hold all streams */
+    TOGETHER = VL == 8 ? 2 : 1 /* vectors of outputs: 32 or 16 registers hold all streams */
 };
 
 /* The weights from n inputs to some outputs, in panels as panels.h describes them. */
 typedef struct {
     const real *w;
     const real *b;
-    ptrdiff_t panel;                /* the way from one panel of GL outputs to the next */
+    ptrdiff_t panel; /* the way from one panel of GL outputs to the next */
     ptrdiff_t n;
-    real k, tiny;                   /* a bias b is wrong by k |b|; each radius starts with tiny */
+    real k, tiny; /* a bias b is wrong by k |b|; each radius starts with tiny */
 } FlowMap;
 
 /* IN y, streams of n units; OUT z, of NV vectors of sums.  NP pairs of streams share one look at w.
@@ -47,9 +47,10 @@ VINL void flow_block(const FlowMap *map, const real *y, real *z, const int NV, c
     for (; n > 0; n -= GL, y += CELL) {
         const int c = n < GL ? (int)n : GL;
         UNROLLED
-        for (v = 0; v < NV; v++)
+        for (v = 0; v < NV; v++) {
             UNROLLED
             for (p = 0; p < NP; p++) m[v][p] = vset1(0);
+        }
         for (i = 0; i < c; i++, w += GL) {
             UNROLLED
             for (v = 0; v < NV; v++) {
@@ -67,14 +68,16 @@ VINL void flow_block(const FlowMap *map, const real *y, real *z, const int NV, c
             }
         }
         UNROLLED
-        for (v = 0; v < NV; v++)
+        for (v = 0; v < NV; v++) {
             UNROLLED
             for (p = 0; p < NP; p++) vstore(AT(2 * p), vload(AT(2 * p)) + m[v][p]);
+        }
     }
     UNROLLED
-    for (v = 0; v < NV; v++)
+    for (v = 0; v < NV; v++) {
         UNROLLED
         for (p = 0; p < NP; p++) vstore(AT(2 * p + 1), r[v][p]);
+    }
 #undef AT
 }
 

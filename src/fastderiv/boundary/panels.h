@@ -10,16 +10,16 @@
 #include "simd.h"
 
 enum {
-    AT_ONCE = VL == 8 ? 8 : 4,      /* outputs of a block, for 32 or 16 registers */
-    PANELS = NS < 8 ? 8 / NS : 1    /* of a row at once: eight accumulators hide the latency */
+    AT_ONCE = VL == 8 ? 8 : 4,   /* outputs of a block, for 32 or 16 registers */
+    PANELS = NS < 8 ? 8 / NS : 1 /* of a row at once: eight accumulators hide the latency */
 };
 
 /* The weights from n inputs to some outputs of one panel. */
 typedef struct {
     const real *w;
-    const real *b;      /* the biases of these outputs */
+    const real *b; /* the biases of these outputs */
     ptrdiff_t n;
-    ptrdiff_t next;     /* the way from the weights of GL inputs to those of the next GL */
+    ptrdiff_t next; /* the way from the weights of GL inputs to those of the next GL */
 } Panel;
 
 /* IN y (n, ts); OUT z (NO, ts) for two vectors of rows, in lanes.
