@@ -1,4 +1,19 @@
-"""The fully connected layer, the LSTM and the grid RNN, each with its adjoint: docs/derivations.md §3–5."""
+"""The fully connected layer, the LSTM and the grid RNN, each with its adjoint: docs/derivations.md §3–5.
+
+The path of one call, ``lstm(x, weight_ih, …)``:
+
+    _lstm.py             `lstm` makes an LSTMCall, which checks the arguments, brings them to one dtype
+                         and layout and sorts the sequences by length
+    _kernels.pyi, .pyx   the door: `lstm` checks sizes once more, packs the weights and fills a struct
+    _lstm_forward.pxi    `lstm_forward`, a task of the thread pool: some sequences, all steps
+    gemm.h               the products of that task; simd.h has the vectors and σ and tanh
+    _lstm.py             wraps the results, and what the adjoint needs as a cache
+
+`dense` goes by _dense.py (its product by _core/products.py and NumPy's BLAS) and _dense.pxi, `grid_rnn` by
+_grid.py and _grid_sweeps.pxi.  _lstm_problem.pxi and _grid_problem.pxi have the structs and explain how
+work is cut into tasks.  _activations.py, _activations.pxi and activations.h have φ and φ′; _caches.py
+tells whether a cache is of the call whose adjoint is asked for.
+"""
 
 from ._dense import DenseGrads, dense, dense_vjp
 from ._grid import GridRNNGrads, grid_rnn, grid_rnn_vjp

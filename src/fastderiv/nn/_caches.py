@@ -1,4 +1,4 @@
-"""Whether a cache that a caller passes is of the call that its adjoint is asked for."""
+"""Checks that a cache is of the call whose adjoint is asked for."""
 
 from __future__ import annotations
 

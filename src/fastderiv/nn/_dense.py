@@ -1,21 +1,24 @@
-"""`dense` and `dense_vjp`: the fully connected layer, its products by BLAS and all the rest in one compiled pass."""
+"""`dense` and `dense_vjp`: the fully connected layer and its adjoint."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, assign, check_out, common, empty, expect, flag
+from .._core.arrays import F64, as_arrays, assign, check_out, common, empty, expect, flag
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
+from .._core.products import packed, product, summed_product
 from . import _activations, _caches
-from ._activations import Activation
-from ._products import column_sums, packed, product, summed_product, total_of
+from ._activations import NONE, Activation
 
-_kernels = kernels("nn")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
 _OPERANDS = "X", "W", "b"
 
 
@@ -245,39 +248,35 @@ class _DenseCall:
         for a in dY:
             expect("dY", a, self.shape, "(K, m)")
         self.kernel = _kernels[self.dtype]
-        self.X, self.W, self.b = (
-            packed("X", X),
-            packed("W", W),
-            None if b is None else packed("b", b),
-        )
+        self.X, self.W = packed("X", X), packed("W", W)
+        self.b = None if b is None else packed("b", b)
         self.dY = [packed("dY", a) for a in dY]
 
     @undisturbed
     def forward(self, Y: NDArray | None, return_cache: bool) -> tuple[NDArray, Cache | None]:
-        """Y = φ(X W + b), in `Y` if there is one, and what the adjoint needs."""
+        """Y = φ(X W + b), in `Y` if it is given, and a cache for the adjoint if it is asked for."""
         if Y is None:
             Y = empty("the result", self.shape, self.dtype)
-        # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
-        # do: where φ saturates, it has no digits left to make φ′ of.
-        kept = (
-            empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
-        )
-        # a callable may raise: `out` is as it was then
-        XW = product(
-            self.X, self.W, kept if kept is not None else None if self.pair is not None else Y
-        )
-        # before a callable can change the arguments
-        cache = (
-            keep("dense", (self.sizes(), self.curve), self.operands(), (kept,))
-            if return_cache
-            else None
-        )
+        kept = None
+        if return_cache and self.curve != NONE:
+            # X W is kept, and the adjoint adds the bias where it reads it: that costs nothing, and to
+            # write N would cost a pass over memory.  Y would not do: where φ saturates, it has too few
+            # digits left for φ′.
+            kept = empty("the cache", self.shape, self.dtype)
+        into = kept
+        if (
+            kept is None and self.pair is None
+        ):  # a callable may raise, and then leaves `Y` unchanged
+            into = Y
+        XW = product(self.X, self.W, into)
+        cache = None
+        if return_cache:  # now, since a callable could change the arguments
+            cache = keep("dense", (self.sizes(), self.curve), self.operands(), (kept,))
         if self.pair is not None:
-            Y[...] = _activations.evaluate(
-                self.pair, 0, self.biased(XW, XW if kept is None else None)
-            )
-        elif self.curve or self.b is not None:
-            self.kernel.activate(XW, self.b, self.curve, Y)
+            N = self.biased(XW, XW if kept is None else None)
+            Y[...] = _activations.evaluate(self.pair, 0, N)
+        elif self.curve != NONE or self.b is not None:
+            self.kernel.activate(XW, self.b, self.curve, out=Y)
         return Y, cache
 
     @undisturbed
@@ -285,14 +284,18 @@ class _DenseCall:
         (dY,) = self.dY
         kept = self.kept(cache)
         dN, groups = dY, None
-        if self.curve != 0:
+        if self.curve != NONE:
             XW = product(self.X, self.W) if kept is None else kept
             if self.pair is not None:
                 dN = np.multiply(dY, _activations.evaluate(self.pair, 1, self.biased(XW)))
             else:
                 dN = XW if kept is None else np.empty_like(XW)
-                groups = self.kernel.activate_vjp(dY, XW, self.b, self.curve, dN)
-        db = total_of(groups) if groups is not None else None if self.b is None else column_sums(dN)
+                groups = self.kernel.activate_vjp(dY, XW, self.b, curve=self.curve, out=dN)
+        db = None
+        if self.b is not None:
+            if groups is None:
+                groups = self.kernel.column_groups(dN)
+            db = groups.sum(axis=0, dtype=F64).astype(self.dtype)
         return DenseGrads(product(dN, self.W.T), summed_product(self.X, dN), db)
 
     def kept(self, cache: Cache | None) -> NDArray | None:
@@ -314,8 +317,8 @@ class _DenseCall:
         return self.X, self.W, self.b
 
     def biased(self, XW: NDArray, N: NDArray | None = None) -> NDArray:
-        """X W + b, in N, which may be XW, or an array of its own."""
+        """X W + b, in `N`, which may be XW; in a new array if that is None."""
         if N is None:
             N = np.empty_like(XW)
-        self.kernel.activate(XW, self.b, 0, N)
+        self.kernel.activate(XW, self.b, NONE, out=N)
         return N

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,12 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from .._core.arrays import F64, as_arrays, common, empty, expect, pieces
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
+from .._core.products import contiguous, packed, stacked
 from . import _activations
 from ._activations import Activation
-from ._products import contiguous, packed, stacked
 
-_kernels = kernels("nn")
-_FEW = 1 << 20  # numbers that are added up within milliseconds
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
+_SMALL_SUM = 1 << 20  # elements that NumPy adds up within milliseconds
 
 
 class GridRNNGrads(NamedTuple):
@@ -225,17 +228,12 @@ class _GridCall:
         self.shape = (*x.shape[:-1], self.H)
         for a in dh:
             expect("dh", a, self.shape, "(batch, G1, G2, H)" if x.ndim == 4 else "(G1, G2, H)")
-        self.dtype, self.given = x.dtype, x.shape
-        self.W_in, self.W_west, self.W_north, self.b = (
-            packed("W_in", W_in),
-            packed("W_west", W_west),
-            packed("W_north", W_north),
-            None if b is None else packed("b", b),
-        )
-        self.x, *self.dh = (
-            packed(name, a if a.ndim == 4 else a[None])
-            for name, a in (("x", x), *(("dh", a) for a in dh))
-        )
+        self.dtype, self.x_shape = x.dtype, x.shape
+        self.W_in, self.W_west = packed("W_in", W_in), packed("W_west", W_west)
+        self.W_north = packed("W_north", W_north)
+        self.b = None if b is None else packed("b", b)
+        self.x = packed("x", x if x.ndim == 4 else x[None])
+        self.dh = [packed("dh", a if a.ndim == 4 else a[None]) for a in dh]
 
     @undisturbed
     def forward(self) -> NDArray:
@@ -243,12 +241,12 @@ class _GridCall:
         if self.pair is not None:
             self.sweep_pair(self.pair, h, None)
         elif h.size:
-            _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, h, self.curve)
+            _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, curve=self.curve, h=h)
         return h.reshape(self.shape)
 
     def stacked(self) -> NDArray:
         """The weights (D + 2H, H) of a row [x | west | north]."""
-        return stacked([self.W_in.T, self.W_west.T, self.W_north.T])
+        return stacked("a copy of the weights", [self.W_in.T, self.W_west.T, self.W_north.T])
 
     @undisturbed
     def adjoint(self) -> GridRNNGrads:
@@ -259,17 +257,16 @@ class _GridCall:
             self.sweep_pair(self.pair, h, slope)
             shares = self.sweep_back_pair(h, slope, dx)
         elif dh.size:
-            given = (
+            shares = _kernels[self.dtype].grid_adjoint(
                 dh,
                 self.x,
                 self.stacked(),
-                self.b,
-                self.W_in,
-                stacked([self.W_west, self.W_north]),
-                dx,
-                self.curve,
+                bias=self.b,
+                W_in=self.W_in,
+                turned=stacked("a copy of the weights", [self.W_west, self.W_north]),
+                curve=self.curve,
+                dx=dx,
             )
-            shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
             shares = empty("the gradients", (1, self.H, self.D + 2 * self.H + 1), F64, np.zeros)
         D, H, sums = self.D, self.H, self.added_up(shares)
@@ -278,7 +275,7 @@ class _GridCall:
             for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
         )
         return GridRNNGrads(
-            dx.reshape(self.given),
+            dx.reshape(self.x_shape),
             dW_in,
             dW_west,
             dW_north,
@@ -287,14 +284,14 @@ class _GridCall:
 
     def added_up(self, shares: NDArray) -> NDArray:
         """The sum over shares (tasks, H, columns) in float64, rounded once."""
-        if shares.size <= _FEW:
+        if shares.size <= _SMALL_SUM:
             return shares.sum(axis=0).astype(self.dtype)
         total = empty("the gradients", shares.shape[1:], self.dtype)
         for part in pieces(total.shape):
             total[part] = shares[(slice(None), *part)].sum(axis=0)
         return total
 
-    # ---- the same with callables, in NumPy: what the kernels do, written with arrays of a diagonal's cells ---------------
+    # ---- the same for a pair of callables, in NumPy, a diagonal's cells at a time ----------------
 
     def diagonals(self) -> Iterator[tuple[NDArray, NDArray]]:
         """The rows and columns of the cells of every anti-diagonal."""

@@ -1,9 +1,9 @@
-"""`lstm` and its adjoint as users call them."""
+"""`lstm`, `lstm_vjp` and `lstm_state_adjoints`: the LSTM layer and its adjoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,25 +12,18 @@ from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, i
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.fpstate import ieee
+from .._core.products import contiguous
 from . import _caches
-from ._products import contiguous
 
-_kernels = kernels("nn")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
 _STATES = ("initial_state[0]", "initial_state[1]", "dlast_state[0]", "dlast_state[1]")
 _NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *_STATES[:2], "dh", *_STATES[2:])
-_ATTRIBUTES = (
-    "x",
-    "weight_ih",
-    "weight_hh",
-    "bias_ih",
-    "bias_hh",
-    "h0",
-    "c0",
-    "dh",
-    "dh_n",
-    "dc_n",
-)  # of those, in a call
-_MANY = 1 << 26  # numbers that are looked at before they are promised
+# the attributes of LSTMCall that hold them
+_ATTRIBUTES = (*_NAMES[:5], "h0", "c0", "dh", "dh_n", "dc_n")
+_CHECKED_SIZE = 1 << 26  # elements: larger arrays are checked against the memory there is
 _OPTIONAL = ("bias_ih", "bias_hh", *_STATES[2:])
 
 State = Sequence[ArrayLike] | NDArray
@@ -252,7 +245,7 @@ def lstm_vjp(
     dx, h = empty("dx", call.x.shape, call.dtype), call.over_time("h")
     gates, cells = call.kept(cache)
     abar = gates if cache is None else call.aligned("the gates' adjoints", gates.size)
-    dfirst = call.adjoint((gates, cells), abar, h, dx)
+    dinitial = call.adjoint((gates, cells), abar=abar, h=h, dx=dx)
     dweight_ih, dweight_hh, dbias = call.weight_sums(abar, h)
     return LSTMGrads(
         call.squeeze(dx),
@@ -260,7 +253,7 @@ def lstm_vjp(
         dweight_hh,
         None if call.bias_ih is None else dbias,
         None if call.bias_hh is None else dbias.copy(),
-        None if call.h0 is None else call.state(dfirst),
+        None if call.h0 is None else call.state(dinitial),
     )
 
 
@@ -328,7 +321,7 @@ def lstm_state_adjoints(
         (x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state)
     )
     hbar, cbar = call.over_time("hbar"), call.over_time("cbar")
-    call.adjoint(call.kept(cache), None, None, None, hbar, cbar)
+    call.adjoint(call.kept(cache), hbar=hbar, cbar=cbar)
     return call.squeeze(hbar), call.squeeze(cbar)
 
 
@@ -346,21 +339,9 @@ class LSTMCall:
         if adjoints:
             values = *values, adjoints[0], *_pair("dlast_state", adjoints[1], "(dh_n, dc_n)")
         optional = (*_OPTIONAL, *_STATES[:2]) if initial_state is None else _OPTIONAL
-        arrays = common(as_arrays(_NAMES[: len(values)], values, optional)) + [None] * (
-            len(_NAMES) - len(values)
-        )
-        (
-            self.x,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.h0,
-            self.c0,
-            self.dh,
-            self.dh_n,
-            self.dc_n,
-        ) = arrays
+        arrays = common(as_arrays(_NAMES[: len(values)], values, optional))
+        self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = arrays[:5]
+        self.h0, self.c0, self.dh, self.dh_n, self.dc_n = (arrays[5:] + [None] * 3)[:5]
         self.dtype = self.x.dtype
         self._check_shapes()
         self._one_layout()
@@ -395,7 +376,7 @@ class LSTMCall:
 
     def _sort(self, given: ArrayLike | None) -> None:
         """Rows by descending length: those that still run are then the first ones."""
-        if self.batch > _MANY:
+        if self.batch > _CHECKED_SIZE:
             check_fits("the order of the sequences", 16 * self.batch)
         self.ragged = False
         if given is None:
@@ -429,7 +410,7 @@ class LSTMCall:
             self.dh = self.dh.reshape(self.steps, self.batch, self.hidden)
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Kernels:
         return _kernels[self.dtype]
 
     def squeeze(self, a: NDArray) -> NDArray:
@@ -445,7 +426,7 @@ class LSTMCall:
         return empty(name, (self.steps, self.batch, self.hidden), self.dtype)
 
     def aligned(self, what: str, size: int) -> NDArray:
-        if size > _MANY:
+        if size > _CHECKED_SIZE:
             check_fits(what, size * self.dtype.itemsize)
         return self.kernel.aligned(size)
 
@@ -459,12 +440,26 @@ class LSTMCall:
         """OUT h, kept; the last states (2, B, H)."""
         bias = empty("the biases", (4 * self.hidden, 1), self.dtype, np.zeros)
         with ieee(), np.errstate(all="ignore"):
-            for given in self.bias_ih, self.bias_hh:
-                if given is not None:
-                    bias[:, 0] += given
+            for one in self.bias_ih, self.bias_hh:
+                if one is not None:
+                    bias[:, 0] += one
         last = empty("the last states", (2, self.batch, self.hidden), self.dtype)
-        self.kernel.lstm(self.x, self.weight_ih, self.weight_hh, bias, self.h0, self.c0, self.order, self.lengths,
-                         h, last[0], last[1], *(kept or (None, None)))  # fmt: skip
+        gates, cells = kept or (None, None)
+        self.kernel.lstm(
+            self.x,
+            self.weight_ih,
+            self.weight_hh,
+            bias=bias,
+            h0=self.h0,
+            c0=self.c0,
+            order=self.order,
+            lengths=self.lengths,
+            h=h,
+            h_n=last[0],
+            c_n=last[1],
+            gates=gates,
+            cells=cells,
+        )
         return last
 
     def cache(self, kept: Kept) -> Cache:
@@ -498,34 +493,63 @@ class LSTMCall:
             x = x[np.arange(self.steps)[:, None] < self.lengths[np.argsort(self.order)]]
         return x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0
 
-    def adjoint(self, kept: Kept, abar: NDArray | None, h: NDArray | None, dx: NDArray | None,
-                hbar: NDArray | None = None, cbar: NDArray | None = None) -> NDArray:  # fmt: skip
-        """OUT abar, h, dx, hbar, cbar; the initial states' adjoints (2, B, H)."""
-        dfirst = empty("dinitial_state", (2, self.batch, self.hidden), self.dtype)
-        self.kernel.lstm_adjoint(self.dh, self.dh_n, self.dc_n, self.weight_ih, self.weight_hh, self.c0, self.order, self.lengths,
-                                 *kept, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
-        return dfirst
+    def adjoint(
+        self,
+        kept: Kept,
+        *,
+        abar: NDArray | None = None,
+        h: NDArray | None = None,
+        dx: NDArray | None = None,
+        hbar: NDArray | None = None,
+        cbar: NDArray | None = None,
+    ) -> NDArray:
+        """OUT abar, h and dx, or hbar and cbar; returns the initial states' adjoints (2, B, H)."""
+        dinitial = empty("dinitial_state", (2, self.batch, self.hidden), self.dtype)
+        gates, cells = kept
+        self.kernel.lstm_adjoint(
+            self.dh,
+            self.dh_n,
+            self.dc_n,
+            weight_ih=self.weight_ih,
+            weight_hh=self.weight_hh,
+            c0=self.c0,
+            order=self.order,
+            lengths=self.lengths,
+            gates=gates,
+            cells=cells,
+            abar=abar,
+            h=h,
+            dx=dx,
+            dh0=dinitial[0],
+            dc0=dinitial[1],
+            hbar=hbar,
+            cbar=cbar,
+        )
+        return dinitial
 
     def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,), from the kernels' [units][columns][gate][lanes]."""
-        units, lanes = self.kernel.lstm_units(self.hidden)
-        sums = self.kernel.lstm_weight_sums(
-            abar, self.x, h, self.h0, self.order, self.lengths, self.hidden
+        """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,)."""
+        input_sums, recurrent_sums, sums = self.kernel.lstm_weight_sums(
+            abar,
+            self.x,
+            h,
+            h0=self.h0,
+            order=self.order,
+            lengths=self.lengths,
+            hidden=self.hidden,
         )
-
-        def unpacked(packed: NDArray, columns: int) -> NDArray:
-            rows = (
-                packed.reshape(units, columns, 4, lanes)
-                .transpose(2, 0, 3, 1)
-                .reshape(4, units * lanes, columns)
-            )
-            return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
-
         return (
-            unpacked(sums[0], self.inputs),
-            unpacked(sums[1], self.hidden),
-            unpacked(sums[2], 1)[:, 0],
+            self._unpacked(input_sums, self.inputs),
+            self._unpacked(recurrent_sums, self.hidden),
+            self._unpacked(sums, 1)[:, 0],
         )
+
+    def _unpacked(self, packed: NDArray, columns: int) -> NDArray:
+        """[unit vector][columns][gate][lane] as (4H, columns)."""
+        vectors, lanes = self.kernel.lstm_units(self.hidden)
+        gates_first = packed.reshape(vectors, columns, 4, lanes).transpose(2, 0, 3, 1)
+        rows = gates_first.reshape(4, vectors * lanes, columns)
+        return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
