@@ -1,10 +1,10 @@
 """Matrix products by NumPy's BLAS, and arrays in the layout that they need.
 
-BLAS chooses its routine by the strides of the operands, and routines differ in rounding.  Operands are
-therefore brought to C order first, so that a result has the same bits for any strides.  Copies and
-products of much data are made in pieces: Python looks for signals between two pieces, so that Ctrl-C is
-answered within about a tenth of a second.  Pieces of a product are whole numbers of the rows that BLAS
-takes at a time.
+BLAS chooses its routine by the strides of the operands, and routines differ in rounding.  Operands
+are therefore brought to C order first, so that a result has the same bits for any strides.  Copies
+and products of much data are made in pieces: Python looks for signals between two pieces, so that
+Ctrl-C is answered within about a tenth of a second.  Pieces of a product are whole numbers of the
+rows that BLAS takes at a time.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def product(a: NDArray, b: NDArray, out: NDArray | None = None) -> NDArray:
 
 
 def summed_product(a: NDArray, b: NDArray) -> NDArray:
-    """a.T @ b, a sum over the rows of both; the sums over blocks of rows are added up in float64."""
+    """a.T @ b, a sum over the rows of both; sums over blocks of rows are added up in float64."""
     work = float(a.size) * b.shape[1]
     if work <= _WORK or a.size == 0 or b.size == 0:
         return product(a.T, b)

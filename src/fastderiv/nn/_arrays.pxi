@@ -3,7 +3,8 @@
 cdef cnp.ndarray new_array(ix size, bint zeros):
     """A new array of `size` reals.
 
-    It is made by NumPy's C interface, because a call of np.empty compiles to four times as much code.
+    It is made by NumPy's C interface, because a call of np.empty compiles to four times as much
+    code.
     """
     cdef cnp.npy_intp n = size
     cdef int kind = cnp.NPY_FLOAT if sizeof(real) == 4 else cnp.NPY_DOUBLE

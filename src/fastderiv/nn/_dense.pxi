@@ -7,6 +7,7 @@
 # float64.
 #
 # needs: expect, holds, may_hold, new_array, ranked, reals_of (_arrays.pxi)
+# needs: Curve, GELU, IDENTITY, RELU, SIGMOID, SILU, SOFTPLUS, TANH, phi, phi_vjp (_activations.pxi)
 
 cdef enum:
     TASK_COLUMNS = 256                  # of one task, where rows are longer
@@ -72,7 +73,8 @@ cdef void with_curve(const Layer *a, ix i, ix n, ix j) noexcept nogil:
 cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
     """n elements from the i-th on; bias[j] belongs to the first element.
 
-    The last elements, too few for a vector, are copied into one, so that the code holds each φ once.
+    The last elements are too few for a vector.  They are copied into one, so that the code holds
+    each φ once.
     """
     cdef ix tail = n % VL
     cdef Layer last

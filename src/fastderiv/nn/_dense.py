@@ -70,12 +70,14 @@ def dense(
     W : array_like, shape (n, m)
     b : array_like, shape (m,), optional
         Added to every row.
-    activation : {"sigmoid", "tanh", "relu", "softplus", "silu", "gelu"} or tuple of two callables, optional
-        φ, element by element; None for none.  "sigmoid" is the logistic function, "gelu" the exact x·Φ(x).  A pair (φ,
-        φ′) of callables is given the pre-activations (K, m), an array of its own that it may overwrite, and returns as
-        many numbers.
+    activation : {"sigmoid", "tanh", "relu", "softplus", "silu", "gelu"} or tuple of two callables,
+    optional
+        φ, element by element; None for none.  "sigmoid" is the logistic function, "gelu" the exact
+        x·Φ(x).  A pair (φ, φ′) of callables is given the pre-activations (K, m), an array of its
+        own that it may overwrite, and returns as many numbers.
     out : ndarray, shape (K, m), optional
-        Where to put the result: of the result's dtype, writeable, any strides, no memory shared with an argument.
+        Where to put the result: of the result's dtype, writeable, any strides, no memory shared
+        with an argument.
     return_cache : bool, optional
         Whether to return what `dense_vjp` needs, which otherwise computes the product once more.
 
@@ -84,12 +86,14 @@ def dense(
     Y : ndarray, shape (K, m)
         float32 if all arrays are, else float64.  `out` if it was given.
     cache : object
-        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
+        Only if `return_cache`: opaque, immutable, usable any number of times with the same
+        arguments, not to be pickled.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
+        unknown activation.
 
     See Also
     --------
@@ -97,11 +101,12 @@ def dense(
 
     Notes
     -----
-    The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result, with no memory of
-    their own.  A cache takes K·m numbers, without an activation none, and a checksum of the arguments at the speed of
-    memory, by which `dense_vjp` knows it from one of other numbers.  The bits of the result depend neither on strides
-    nor on fastderiv's threads; on those of BLAS they may.  Activations are within 4 units in the last place (gelu 7),
-    far into their tails, and raise no floating-point warnings.
+    The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result,
+    with no memory of their own.  A cache takes K·m numbers, without an activation none, and a
+    checksum of the arguments at the speed of memory, by which `dense_vjp` knows it from one of
+    other numbers.  The bits of the result depend neither on strides nor on fastderiv's threads; on
+    those of BLAS they may.  Activations are within 4 units in the last place (gelu 7), far into
+    their tails, and raise no floating-point warnings.
 
     References
     ----------
@@ -169,18 +174,20 @@ def dense_vjp(
     X, W, b, activation
         As they were passed to `dense`.
     cache : object, optional
-        What `dense` returned for the same arguments.  Without it their product is computed once more.
+        What `dense` returned for the same arguments.  Without it their product is computed once
+        more.
 
     Returns
     -------
     grads : DenseGrads
-        ``dX`` (K, n), ``dW`` (n, m) and ``db`` (m,), None where b was None.  float32 if all arrays are, else float64.
+        ``dX`` (K, n), ``dW`` (n, m) and ``db`` (m,), None where b was None.  float32 if all arrays
+        are, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, or a cache of another call, naming the argument, what was expected and what
-        came; an unknown activation.
+        A shape or dtype that does not fit, or a cache of another call, naming the argument, what
+        was expected and what came; an unknown activation.
 
     See Also
     --------
@@ -188,11 +195,13 @@ def dense_vjp(
 
     Notes
     -----
-    Three products of K·n·m multiply–adds, two with a cache or without an activation.  Memory beyond inputs and results:
-    one array (K, m), and a sixty-fourth of it for the sums that ``db`` is made of, which are added up in float64.
+    Three products of K·n·m multiply–adds, two with a cache or without an activation.  Memory beyond
+    inputs and results: one array (K, m), and a sixty-fourth of it for the sums that ``db`` is made
+    of, which are added up in float64.
 
-    φ′ is a closed form of its own, not made from φ: σ′, softplus′ and silu′ have all their digits down to the smallest
-    normal number, where σ(1 − σ) has none for x > 17 in float32.  relu′(0) = 0.
+    φ′ is a closed form of its own, not made from φ: σ′, softplus′ and silu′ have all their digits
+    down to the smallest normal number, where σ(1 − σ) has none for x > 17 in float32.  relu′(0) =
+    0.
 
     References
     ----------
@@ -259,9 +268,9 @@ class _DenseCall:
             Y = empty("the result", self.shape, self.dtype)
         kept = None
         if return_cache and self.curve != NONE:
-            # X W is kept, and the adjoint adds the bias where it reads it: that costs nothing, and to
-            # write N would cost a pass over memory.  Y would not do: where φ saturates, it has too few
-            # digits left for φ′.
+            # X W is kept, and the adjoint adds the bias where it reads it: that costs nothing, and
+            # to write N would cost a pass over memory.  Y would not do: where φ saturates, it has
+            # too few digits left for φ′.
             kept = empty("the cache", self.shape, self.dtype)
         into = kept
         if (

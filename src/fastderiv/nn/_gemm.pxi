@@ -1,4 +1,5 @@
-# Matrix products for the recurrent layers; gemm.h has the micro-kernel and says how sums are formed.
+# Matrix products for the recurrent layers; gemm.h has the micro-kernel and says how sums are
+# formed.
 
 cdef extern from "gemm.h" nogil:
     enum: MR                            # rows of a register tile of panels

@@ -52,19 +52,18 @@ def grid_rnn(
     r"""The recurrent network over a grid: a cell sees its input and the states of its western and northern neighbours.
 
     .. math::
-        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1} + W_\text{north} h_{i-1,j} + b),
+        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1} + W_\text{north} h_{i-1,j} +
+        b),
 
     the state outside the grid being 0.
 
     Parameters
     ----------
-    x : array_like, shape (G1, G2, D) or (batch, G1, G2, D)
-    W_in : array_like, shape (H, D)
-    W_west, W_north : array_like, shape (H, H)
-    b : array_like, shape (H,), optional
-    activation : {"tanh", "sigmoid", "relu", "softplus", "silu", "gelu"}, tuple of two callables, or None
-        φ, as in `dense`.  A pair (φ, φ′) is called once a diagonal, with pre-activations (batch, cells, H); the sweep
-        is NumPy's then.
+    x : array_like, shape (G1, G2, D) or (batch, G1, G2, D) W_in : array_like, shape (H, D) W_west,
+    W_north : array_like, shape (H, H) b : array_like, shape (H,), optional activation : {"tanh",
+    "sigmoid", "relu", "softplus", "silu", "gelu"}, tuple of two callables, or None
+        φ, as in `dense`.  A pair (φ, φ′) is called once a diagonal, with pre-activations (batch,
+        cells, H); the sweep is NumPy's then.
 
     Returns
     -------
@@ -74,7 +73,8 @@ def grid_rnn(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
+        unknown activation.
 
     See Also
     --------
@@ -82,14 +82,14 @@ def grid_rnn(
 
     Notes
     -----
-    A cell costs DH + 2H² multiply–adds.  Cells on one anti-diagonal i + j do not depend on each other: a sweep is G1 +
-    G2 − 1 steps one after the other, each the product of a matrix of all its cells with one of all weights.  Batch
-    items are shared out among threads.  Memory beyond inputs and result: a copy of the weights, and sums for 48 rows a
-    thread.
+    A cell costs DH + 2H² multiply–adds.  Cells on one anti-diagonal i + j do not depend on each
+    other: a sweep is G1 + G2 − 1 steps one after the other, each the product of a matrix of all its
+    cells with one of all weights.  Batch items are shared out among threads.  Memory beyond inputs
+    and result: a copy of the weights, and sums for 48 rows a thread.
 
-    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here calls BLAS, but for
-    a pair of callables: there the bits are those of NumPy's products.  The zeros outside the grid are multiplied too: a
-    weight that is not finite makes NaN at the rim.
+    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here
+    calls BLAS, but for a pair of callables: there the bits are those of NumPy's products.  The
+    zeros outside the grid are multiplied too: a weight that is not finite makes NaN at the rim.
 
     References
     ----------
@@ -142,8 +142,8 @@ def grid_rnn_vjp(
     With the pre-activations :math:`a`, their adjoints are, from the last cell to the first,
 
     .. math::
-        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1} + W_\text{north}^T \bar a_{i+1,j}) \odot
-        \varphi'(a_{i,j}),
+        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1} + W_\text{north}^T \bar
+        a_{i+1,j}) \odot \varphi'(a_{i,j}),
 
     from which every gradient is a product or a sum.
 
@@ -157,13 +157,15 @@ def grid_rnn_vjp(
     Returns
     -------
     grads : GridRNNGrads
-        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each of the shape of its argument, those of the
-        weights summed over the batch; ``db`` None where b was None.  float32 if all arrays are, else float64.
+        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each of the shape of its argument,
+        those of the weights summed over the batch; ``db`` None where b was None.  float32 if all
+        arrays are, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
+        unknown activation.
 
     See Also
     --------
@@ -171,18 +173,19 @@ def grid_rnn_vjp(
 
     Notes
     -----
-    The states are computed again, with φ′ beside them, and swept backwards, which takes about three times as long as
-    `grid_rnn`: DH + 2H² multiply–adds a cell for the states, as many for the weights' gradients, and again for
-    adjoints and ``dx``.  Memory beyond inputs and results: 2 G1 G2 H numbers for each item
-    that a thread works on, no more than a sixteenth of the batch at a time or what makes 24 cells an average diagonal;
-    shares of the weights' gradients in float64, a quarter of all states, or two if these are more; and scratch of the
-    size of the weights per thread.
+    The states are computed again, with φ′ beside them, and swept backwards, which takes about three
+    times as long as `grid_rnn`: DH + 2H² multiply–adds a cell for the states, as many for the
+    weights' gradients, and again for adjoints and ``dx``.  Memory beyond inputs and results: 2 G1
+    G2 H numbers for each item that a thread works on, no more than a sixteenth of the batch at a
+    time or what makes 24 cells an average diagonal; shares of the weights' gradients in float64, a
+    quarter of all states, or two if these are more; and scratch of the size of the weights per
+    thread.
 
-    The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of the result do not
-    depend on strides or threads, those of ``dx`` neither on the rest of the batch.  Nothing here calls BLAS, but for a
-    pair of callables, which takes memory for all cells' states, slopes, adjoints and operands at once, too.
-    As in `grid_rnn` the zeros outside the grid are multiplied: a weight, or an adjoint at the rim, that is not finite
-    makes NaN of them.
+    The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of
+    the result do not depend on strides or threads, those of ``dx`` neither on the rest of the
+    batch.  Nothing here calls BLAS, but for a pair of callables, which takes memory for all cells'
+    states, slopes, adjoints and operands at once, too.  As in `grid_rnn` the zeros outside the grid
+    are multiplied: a weight, or an adjoint at the rim, that is not finite makes NaN of them.
 
     References
     ----------

@@ -1,8 +1,9 @@
 # The adjoints of one strip, and what it adds to the weights' gradients: docs/derivations.md §4,
-#     ā = (h̄ + W_westᵀ ā_east + W_northᵀ ā_south) ⊙ φ',  x̄ = W_inᵀ ā,  W̄ = Σ ā [x | west | north | 1]ᵀ.
+#     ā = (h̄ + W_westᵀ ā_east + W_northᵀ ā_south) ⊙ φ',
+#     x̄ = W_inᵀ ā,  W̄ = Σ ā [x | west | north | 1]ᵀ.
 #
-# A strip adds to every gradient while its rows are in the cache.  Products of BLAS over all cells at
-# the end took longer than both sweeps.
+# A strip adds to every gradient while its rows are in the cache.  Products of BLAS over all cells
+# at the end took longer than both sweeps.
 #
 # needs: STRIP (_gemm.pxi)
 # needs: Grid, SLOW_WEIGHTS, Strip, cell_at, prefetch_cell (_grid_problem.pxi)

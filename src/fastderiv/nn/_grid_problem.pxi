@@ -5,10 +5,10 @@
 #     _grid_adjoint.pxi         the adjoints of one strip, and its share of the weights' gradients
 #     _grid_sweeps.pxi          tasks: all diagonals of a few batch items, there and back
 #
-# A task carries a few batch items over the whole grid, so that nothing waits for another task.  On an
-# anti-diagonal every cell of these items is one row of a product.  A strip is up to STRIP of these
-# rows.  They are read in place through pointers, [x | west | north], with weights that were packed
-# once; a BLAS would only add copies.
+# A task carries a few batch items over the whole grid, so that nothing waits for another task.  On
+# an anti-diagonal every cell of these items is one row of a product.  A strip is up to STRIP of
+# these rows.  They are read in place through pointers, [x | west | north], with weights that were
+# packed once; a BLAS would only add copies.
 #
 # needs: reals_of (_arrays.pxi)
 # needs: Curve (_activations.pxi)

@@ -3,7 +3,7 @@
 # Functions that take a worker leave their result incomplete when the call was interrupted.
 #
 # needs: new_array, reals_of (_arrays.pxi)
-# needs: STRIP, TALL, WIDE, multiply_outer, multiply_rows (_gemm.pxi)
+# needs: TALL, WIDE, multiply_outer, multiply_rows (_gemm.pxi)
 # needs: Panels, SLOW_WEIGHTS (_grid_problem.pxi)
 
 # ---- rows times weights --------------------------------------------------------------------------

@@ -37,7 +37,8 @@ cdef void grid_forward_task(void *args, ix task, Worker *worker) noexcept nogil:
 cdef void grid_adjoint_task(void *args, ix task, Worker *worker) noexcept nogil:
     """OUT dx and a share of the weights' gradients.
 
-    The states of the task's items are computed again, into the scratch, where a cache may hold them.
+    The states of the task's items are computed again, into the scratch, where a cache may hold
+    them.
     """
     cdef Grid g = (<const Grid *>args)[0]
     cdef Strip *s = set_strip(&g, worker)

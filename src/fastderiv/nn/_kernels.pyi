@@ -1,7 +1,7 @@
 """What the compiled module of this room offers, for every CPU level and real type.
 
-All arrays are C-contiguous and of the module's real type, but for those of indices (intp).  OUT marks
-what a function writes.  An array of another rank, size or type is a ValueError.
+All arrays are C-contiguous and of the module's real type, but for those of indices (intp).  OUT
+marks what a function writes.  An array of another rank, size or type is a ValueError.
 """
 
 from typing import Protocol
@@ -23,14 +23,15 @@ class Kernels(Protocol):
     ) -> NDArray | None:
         """OUT out (K, m) = dy ⊙ φ'(x + bias); it may be x.
 
-        dy (K, m), x (K, m), bias (m,) or None.  Returns the `column_groups` of out, or None without a
-        bias.
+        dy (K, m), x (K, m), bias (m,) or None.  Returns the `column_groups` of out, or None without
+        a bias.
         """
 
     def column_groups(self, x: NDArray) -> NDArray:
         """The sums (groups, m) of x (K, m) over groups of 64 rows."""
 
-    # ---- LSTM: [unit vector] counts the vectors that hold the hidden units, [lane] a vector's lanes ----
+    # ---- LSTM ------------------------------------------------------------------------------------
+    # [unit vector] counts the vectors that hold the hidden units, [lane] the lanes of a vector.
 
     def aligned(self, size: int) -> NDArray:
         """A new array (size,) that begins on a cache line."""
@@ -57,11 +58,11 @@ class Kernels(Protocol):
         """The layer forwards.
 
         x (T, B, D), weight_ih (4H, D), weight_hh (4H, H), bias (4H, 1), h0 and c0 (B, H) or None:
-        zeros.  order (B,) are the rows of the batch by descending length, lengths (B,) their lengths in
-        this order.
+        zeros.  order (B,) are the rows of the batch by descending length, lengths (B,) their
+        lengths in this order.
 
-        OUT h (T, B, H) or None, h_n and c_n (B, H), and for the adjoint gates [unit vector][T·B][gate]
-        [lane] and cells [unit vector][T·B][lane], or None.
+        OUT h (T, B, H) or None; h_n and c_n (B, H); and what the adjoint needs, or None:
+        gates [unit vector][T·B][gate][lane] and cells [unit vector][T·B][lane].
         """
 
     def lstm_adjoint(
@@ -86,10 +87,11 @@ class Kernels(Protocol):
     ) -> None:
         """The layer backwards, but for the sums that the gradients of weights are.
 
-        dh (T, B, H), dh_n and dc_n (B, H) or None: zeros; the others are arguments and results of `lstm`.
+        dh (T, B, H), dh_n and dc_n (B, H) or None: zeros; the others are arguments and results of
+        `lstm`.
 
-        OUT abar as gates, which it may be, h (T·B, H) in sorted rows and dx (T, B, D), all three or none;
-        dh0 and dc0 (B, H); hbar and cbar (T, B, H), both or none.
+        OUT abar as gates, which it may be, h (T·B, H) in sorted rows and dx (T, B, D), all three or
+        none; dh0 and dc0 (B, H); hbar and cbar (T, B, H), both or none.
         """
 
     def lstm_weight_sums(
@@ -131,7 +133,7 @@ class Kernels(Protocol):
     ) -> NDArray:
         """OUT dx (batch, G1, G2, D); returns the gradient of [W_in | W_west | W_north | b].
 
-        dh (batch, G1, G2, H); x, weights and bias as for `grid_forward`; W_in (H, D); turned (2H, H):
-        W_west above W_north.  The gradient is in float64 shares (tasks, H, at least D + 2H + 1) that are
-        still to be added up.
+        dh (batch, G1, G2, H); x, weights and bias as for `grid_forward`; W_in (H, D); turned (2H,
+        H): W_west above W_north.  The gradient is in float64 shares (tasks, H, at least D + 2H + 1)
+        that are still to be added up.
         """

@@ -80,13 +80,15 @@ def lstm(
 ) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], Cache]:
     r"""A long short-term memory layer over whole sequences.
 
-    With pre-activations :math:`a = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}` of the gates i, f, g, o, in this order,
+    With pre-activations :math:`a = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}` of the gates i,
+    f, g, o, in this order,
 
     .. math::
         i, f, o = \sigma(a_i), \sigma(a_f), \sigma(a_o), \quad g = \tanh(a_g), \qquad
         c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t).
 
-    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())`` takes the weights of one layer.
+    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())``
+    takes the weights of one layer.
 
     Parameters
     ----------
@@ -99,8 +101,8 @@ def lstm(
     initial_state : pair of array_like, shape (B, H), optional
         h and c before the first step; zeros by default.
     lengths : array_like of int, shape (B,), optional
-        Steps of each sequence, from 0 to T, in any order; T by default.  Behind a sequence's end `x` is not read and h is 0;
-        its last state is the one after its last step.
+        Steps of each sequence, from 0 to T, in any order; T by default.  Behind a sequence's end
+        `x` is not read and h is 0; its last state is the one after its last step.
     return_cache : bool, optional
         Whether to return what `lstm_vjp` needs, which otherwise runs the layer once more.
 
@@ -111,7 +113,8 @@ def lstm(
     last_state : pair of ndarray, shape (B, H)
         h and c after the last step.
     cache : object
-        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
+        Only if `return_cache`: opaque, immutable, usable any number of times with the same
+        arguments, not to be pickled.
 
     Raises
     ------
@@ -120,18 +123,20 @@ def lstm(
 
     Notes
     -----
-    T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs: the weights once more, in the kernels' order; copies of
-    arguments that are not C-contiguous; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
-    A cache takes 5·T·B·H numbers, H rounded up to whole vectors (64 bytes at most), and a checksum of the arguments at the
-    speed of memory, by which `lstm_vjp` knows it from one of other numbers.
+    T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs: the weights once more, in the
+    kernels' order; copies of arguments that are not C-contiguous; and scratch of about 1 MiB per
+    thread up to D = H = 1000, in proportion to them beyond.  A cache takes 5·T·B·H numbers, H
+    rounded up to whole vectors (64 bytes at most), and a checksum of the arguments at the speed of
+    memory, by which `lstm_vjp` knows it from one of other numbers.
 
-    Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
-    of the result do not depend on the number of threads, on strides, nor on the sequences that share the batch.  So NaN and
-    infinities stay in their sequence.
+    Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for
+    each other, and the bits of the result do not depend on the number of threads, on strides, nor
+    on the sequences that share the batch.  So NaN and infinities stay in their sequence.
 
     References
     ----------
-    S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997; docs/derivations.md §4.
+    S.  Hochreiter, J.  Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997;
+    docs/derivations.md §4.
 
     Examples
     --------
@@ -178,8 +183,9 @@ def lstm_vjp(
 ) -> LSTMGrads:
     r"""The adjoint of `lstm`: gradients of a scalar from those with respect to the layer's results.
 
-    With :math:`\bar h_t`, :math:`\bar c_t` the gradients with respect to the state after step t (as `lstm_state_adjoints` returns
-    them) and :math:`\bar a_t` that with respect to the gates' pre-activations, backwards in time:
+    With :math:`\bar h_t`, :math:`\bar c_t` the gradients with respect to the state after step t (as
+    `lstm_state_adjoints` returns them) and :math:`\bar a_t` that with respect to the gates'
+    pre-activations, backwards in time:
 
     .. math::
         \bar h_t = \mathrm{dh}_t + W_{hh}^T \bar a_{t+1}, \qquad
@@ -201,25 +207,29 @@ def lstm_vjp(
     Returns
     -------
     grads : LSTMGrads
-        ``dx``, ``dweight_ih``, ``dweight_hh``, ``dbias_ih``, ``dbias_hh`` and ``dinitial_state``, each of the shape of its argument,
-        None where the argument was None.  Behind a sequence's end ``dx`` is 0.  float32 if every floating argument is, else float64.
+        ``dx``, ``dweight_ih``, ``dweight_hh``, ``dbias_ih``, ``dbias_hh`` and ``dinitial_state``,
+        each of the shape of its argument, None where the argument was None.  Behind a sequence's
+        end ``dx`` is 0.  float32 if every floating argument is, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, or a cache of another call, naming the argument, what was expected and what came.
+        A shape or dtype that does not fit, or a cache of another call, naming the argument, what
+        was expected and what came.
 
     Notes
     -----
-    Twice the multiply–adds of `lstm`, three times without a cache.  Memory beyond inputs and outputs: 6·T·B·H numbers without
-    a cache, 5·T·B·H beside one, H rounded up to whole vectors; the weights, and the gradients of both, once more in the kernels'
-    order; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
+    Twice the multiply–adds of `lstm`, three times without a cache.  Memory beyond inputs and
+    outputs: 6·T·B·H numbers without a cache, 5·T·B·H beside one, H rounded up to whole vectors; the
+    weights, and the gradients of both, once more in the kernels' order; and scratch of about 1 MiB
+    per thread up to D = H = 1000, in proportion to them beyond.
 
-    The gates' derivatives are formed from σ(−|a|) and tanh's from its exponential, so that saturated units lose no accuracy.
-    Sums over steps and sequences are taken in a fixed order: the bits of the result do not depend on the number of threads,
-    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude, where
-    the layer itself is no worse conditioned: pre-activations in the hundreds magnify rounding, and recurrent weights that make
-    gradients explode magnify it from step to step.
+    The gates' derivatives are formed from σ(−|a|) and tanh's from its exponential, so that
+    saturated units lose no accuracy.  Sums over steps and sequences are taken in a fixed order: the
+    bits of the result do not depend on the number of threads, nor on strides.  float64 is within
+    1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude, where the
+    layer itself is no worse conditioned: pre-activations in the hundreds magnify rounding, and
+    recurrent weights that make gradients explode magnify it from step to step.
 
     References
     ----------
@@ -282,8 +292,8 @@ def lstm_state_adjoints(
     Returns
     -------
     hbar, cbar : ndarray, shape (T, B, H)
-        Gradients with respect to :math:`h_t` and :math:`c_t`, including all that later steps make of them; 0 behind a
-        sequence's end.  float32 if every floating argument is, else float64.
+        Gradients with respect to :math:`h_t` and :math:`c_t`, including all that later steps make
+        of them; 0 behind a sequence's end.  float32 if every floating argument is, else float64.
 
     Raises
     ------
@@ -292,11 +302,12 @@ def lstm_state_adjoints(
 
     Notes
     -----
-    T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs: the weights, and scratch as for `lstm_vjp`; without a
-    cache 5·T·B·H numbers more.
+    T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs: the weights, and scratch
+    as for `lstm_vjp`; without a cache 5·T·B·H numbers more.
 
-    Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`: the gradient neither
-    vanishes nor explodes, however many steps it travels.  ``examples/lstm_carousel.py`` draws it.
+    Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`:
+    the gradient neither vanishes nor explodes, however many steps it travels.
+    ``examples/lstm_carousel.py`` draws it.
 
     References
     ----------

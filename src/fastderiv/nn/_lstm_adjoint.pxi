@@ -1,7 +1,7 @@
 # The LSTM backwards: docs/derivations.md §4, the equations of h̄, c̄, ā and x̄.
 #
-# Steps bear the numbers of _lstm_forward.pxi.  Only W_hhᵀ ā must wait for the step after it; x̄ is one
-# product for each chunk.
+# Steps bear the numbers of _lstm_forward.pxi.  Only W_hhᵀ ā must wait for the step after it; x̄ is
+# one product for each chunk.
 #
 # needs: PW, product (_gemm.pxi)
 # needs: copy_or_zero, load_some, offset, out_offset, store_some (_rows.pxi)
@@ -27,7 +27,8 @@ cdef struct LstmAdjoint:
 cdef struct AdjointTask:                # a task's rows, where they are in time, and its scratch
     ix start, rows                      # sorted rows from `start` on
     ix t, running                       # the step, and how many of the rows have it
-    ix later_running, later_at          # the rows that have step t + 1, and where in `a` theirs begin
+    ix later_running                    # the number of rows that have step t + 1
+    ix later_at                         # the entry of `a` where their ā begin
     real *a                             # [rows + chunk][gate][stride]: ā of the step after the
                                         # chunk, then of the chunk, its last step first
     real *hbar                          # [rows][h_panels·PW]

@@ -4,12 +4,12 @@
 #                               sequences never wait for each other
 #     _lstm_adjoint.pxi         the same tasks backwards: the adjoints of the gates' pre-activations
 #                               ā, and from them h̄, c̄ and x̄
-#     _lstm_weight_sums.pxi     W̄ = Σ ā ⊗ input over all steps and sequences: a task is a part of W̄
+#     _lstm_weight_sums.pxi W̄ = Σ ā ⊗ input over all steps and sequences: a task is a part of W̄
 #
-# A row is a sequence of the batch.  Rows are sorted by descending length, so that the rows that still
-# run at a step are the first ones.  An entry is one step of one sorted row, number t·batch + row.
-# What the forward pass keeps for the adjoint, and ā, lie as [unit vector][entry][gate][VL]: they are
-# written in one piece, and read as a panel.
+# A row is a sequence of the batch.  Rows are sorted by descending length, so that the rows that
+# still run at a step are the first ones.  An entry is one step of one sorted row, number t·batch +
+# row.  What the forward pass keeps for the adjoint, and ā, lie as [unit vector][entry][gate][VL]:
+# they are written in one piece, and read as a panel.
 #
 # needs: aligned_array, expect, holds, ranked, reals_of (_arrays.pxi)
 # needs: PW (_gemm.pxi)
@@ -17,8 +17,8 @@
 cdef enum:
     TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
     SMALL_TASK_ROWS = 6                 # the same for a small batch, which has no more than
-    SMALL_TASKS = 8                     # so many of these tasks: they keep more threads busy, and one
-                                        # register tile of rows costs at most a twentieth more
+    SMALL_TASKS = 8                     # of these tasks: they keep more threads busy, and cost at most
+                                        # a twentieth more than large ones
     CHUNK_ENTRIES = 48                  # entries whose inputs are projected in one product
     CHUNK_BYTES = 1 << 19               # of their pre-activations, unless one step takes more
 
