@@ -23,7 +23,9 @@ _OPERANDS = "X", "W", "b"
 
 
 class DenseGrads(NamedTuple):
-    """Gradients with respect to the arguments of `dense`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `dense`.
+
+    Each has the shape of its argument; it is None where the argument was None.
 
     Examples
     --------
@@ -40,19 +42,34 @@ class DenseGrads(NamedTuple):
 
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: Literal[False] = False,
-) -> NDArray: ...  # fmt: skip
+) -> NDArray: ...
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: Literal[True],
-) -> tuple[NDArray, Cache]: ...  # fmt: skip
+) -> tuple[NDArray, Cache]: ...
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: bool = False,
-) -> NDArray | tuple[NDArray, Cache]: ...  # fmt: skip
+) -> NDArray | tuple[NDArray, Cache]: ...
 def dense(
     X: ArrayLike,
     W: ArrayLike,
@@ -70,30 +87,31 @@ def dense(
     W : array_like, shape (n, m)
     b : array_like, shape (m,), optional
         Added to every row.
-    activation : {"sigmoid", "tanh", "relu", "softplus", "silu", "gelu"} or tuple of two callables,
-    optional
-        φ, element by element; None for none.  "sigmoid" is the logistic function, "gelu" the exact
-        x·Φ(x).  A pair (φ, φ′) of callables is given the pre-activations (K, m), an array of its
-        own that it may overwrite, and returns as many numbers.
+    activation : str or tuple of two callables, optional
+        φ, applied element by element: "sigmoid" (the logistic function), "tanh", "relu",
+        "softplus", "silu" or "gelu" (the exact x·Φ(x)); None for no activation.  The callables of a
+        pair (φ, φ′) are given the pre-activations (K, m) in an array of their own, which they may
+        overwrite, and return as many numbers.
     out : ndarray, shape (K, m), optional
-        Where to put the result: of the result's dtype, writeable, any strides, no memory shared
-        with an argument.
+        Where to put the result.  It has the result's dtype, is writeable, shares no memory with an
+        argument, and may have any strides.
     return_cache : bool, optional
-        Whether to return what `dense_vjp` needs, which otherwise computes the product once more.
+        Whether to return also what `dense_vjp` needs.  Without a cache it computes the product once
+        more.
 
     Returns
     -------
     Y : ndarray, shape (K, m)
         float32 if all arrays are, else float64.  `out` if it was given.
     cache : object
-        Only if `return_cache`: opaque, immutable, usable any number of times with the same
-        arguments, not to be pickled.
+        Only if `return_cache`.  It is opaque and immutable, can be used any number of times with
+        the same arguments, and cannot be pickled.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
-        unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -101,12 +119,12 @@ def dense(
 
     Notes
     -----
-    The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result,
-    with no memory of their own.  A cache takes K·m numbers, without an activation none, and a
-    checksum of the arguments at the speed of memory, by which `dense_vjp` knows it from one of
-    other numbers.  The bits of the result depend neither on strides nor on fastderiv's threads; on
-    those of BLAS they may.  Activations are within 4 units in the last place (gelu 7), far into
-    their tails, and raise no floating-point warnings.
+    The product, K·n·m multiply–adds, is NumPy's.  Bias and activation are one pass over its result
+    and need no memory.  A cache takes K·m numbers, or none without an activation, and a checksum of
+    the arguments, which is computed at the speed of memory; by the checksum `dense_vjp` recognises
+    a cache of other arguments.  The bits of the result depend neither on strides nor on fastderiv's
+    threads; they may depend on the threads of BLAS.  Activations are within 4 units in the last
+    place (gelu 7), far into their tails, and raise no floating-point warnings.
 
     References
     ----------
@@ -129,7 +147,7 @@ def dense(
     >>> fd.dense(X, W, b, activation=square)[0]
     array([4., 0.])
 
-    Where the columns are samples, Y = W X + b, transposed views do, with no copy of the result:
+    If the columns are samples, Y = W X + b, pass transposed views; the result is not copied:
 
     >>> Wc, Xc = W.T, X.T
     >>> Y = fd.dense(Xc.T, Wc.T, b).T
@@ -137,11 +155,10 @@ def dense(
     True
     """
     call = _DenseCall(_OPERANDS, (X, W, b), activation)
-    base = (
-        None
-        if out is None
-        else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
-    )
+    base = None
+    if out is not None:
+        operands = zip(_OPERANDS, call.given, strict=True)
+        base = check_out(out, call.shape, call.dtype, operands)
     direct = base is not None and base.flags.c_contiguous and base.flags.aligned
     Y, cache = call.forward(base if direct else None, flag("return_cache", return_cache))
     if base is not None and not direct:
@@ -159,10 +176,10 @@ def dense_vjp(
     activation: Activation = None,
     cache: Cache | None = None,
 ) -> DenseGrads:
-    r"""The adjoint of `dense`: gradients of a scalar from that with respect to the layer's result.
+    r"""The adjoint of `dense`: the gradients of a scalar, given that with respect to the result.
 
-    With the pre-activations :math:`N = X W + b`, which are computed again without a cache, and
-    :math:`\bar N = \bar Y \odot \varphi'(N)`,
+    With the pre-activations :math:`N = X W + b` and
+    :math:`\bar N = \bar Y \odot \varphi'(N)`, the gradients are
 
     .. math::
         \bar X = \bar N W^T, \qquad \bar W = X^T \bar N, \qquad \bar b = \textstyle\sum_k \bar N_k.
@@ -174,8 +191,7 @@ def dense_vjp(
     X, W, b, activation
         As they were passed to `dense`.
     cache : object, optional
-        What `dense` returned for the same arguments.  Without it their product is computed once
-        more.
+        What `dense` returned for the same arguments.  Without it, X W is computed once more.
 
     Returns
     -------
@@ -186,8 +202,8 @@ def dense_vjp(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, or a cache of another call, naming the argument, what
-        was expected and what came; an unknown activation.
+        If a shape or dtype does not fit, the cache is of another call, or the activation is
+        unknown.  The message names the argument, what was expected and what came.
 
     See Also
     --------
@@ -195,13 +211,13 @@ def dense_vjp(
 
     Notes
     -----
-    Three products of K·n·m multiply–adds, two with a cache or without an activation.  Memory beyond
-    inputs and results: one array (K, m), and a sixty-fourth of it for the sums that ``db`` is made
-    of, which are added up in float64.
+    The adjoint takes three products of K·n·m multiply–adds, or two with a cache or without an
+    activation.  Memory beyond inputs and results is one array (K, m), and a sixty-fourth of it for
+    the sums over groups of rows from which ``db`` is added up in float64.
 
-    φ′ is a closed form of its own, not made from φ: σ′, softplus′ and silu′ have all their digits
-    down to the smallest normal number, where σ(1 − σ) has none for x > 17 in float32.  relu′(0) =
-    0.
+    φ′ is not made from φ, but has a closed form of its own: σ′, softplus′ and silu′ have all their
+    digits down to the smallest normal number, where σ(1 − σ) has none for x > 17 in float32.
+    relu′(0) is 0.
 
     References
     ----------
@@ -221,18 +237,20 @@ def dense_vjp(
     >>> bool(np.allclose(grads.dW, X.T @ dN) and np.allclose(grads.db, dN.sum(0)))
     True
 
-    Nothing is computed twice where the layer's cache is passed on:
+    With the layer's cache, nothing is computed twice:
 
     >>> Y, cache = fd.dense(X, W, b, activation="tanh", return_cache=True)
     >>> again = fd.dense_vjp(Y, X, W, b, activation="tanh", cache=cache)
     >>> bool((again.dW == grads.dW).all())
     True
 
-    Columns as samples, Y = W X + b: the results are transposes too.
+    If the columns are samples, Y = W X + b, the results are transposed, too:
 
     >>> dYc, Wc, Xc = Y.T, W.T, X.T
     >>> dX, dW, db = fd.dense_vjp(dYc.T, Xc.T, Wc.T, b)
-    >>> bool(np.allclose(dX.T, Wc.T @ dYc) and np.allclose(dW.T, dYc @ Xc.T) and np.allclose(db, dYc.sum(1)))
+    >>> bool(np.allclose(dX.T, Wc.T @ dYc) and np.allclose(dW.T, dYc @ Xc.T))
+    True
+    >>> bool(np.allclose(db, dYc.sum(axis=1)))
     True
     """
     return _DenseCall(("dY", "X", "W", "b"), (dY, X, W, b), activation).adjoint(cache)

@@ -23,12 +23,15 @@ _SMALL_SUM = 1 << 20  # elements that NumPy adds up within milliseconds
 
 
 class GridRNNGrads(NamedTuple):
-    """Gradients with respect to the arguments of `grid_rnn`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `grid_rnn`.
+
+    Each has the shape of its argument; it is None where the argument was None.
 
     Examples
     --------
     >>> import fastderiv as fd
-    >>> grads = fd.grid_rnn_vjp([[[0.0], [1.0]]], [[[1.0], [1.0]]], [[2.0]], [[0.5]], [[0.0]], activation="relu")
+    >>> dh, x = [[[0.0], [1.0]]], [[[1.0], [1.0]]]
+    >>> grads = fd.grid_rnn_vjp(dh, x, [[2.0]], [[0.5]], [[0.0]], activation="relu")
     >>> grads.dx.tolist(), grads.dW_west.tolist(), grads.db
     ([[[1.0], [2.0]]], [[2.0]], None)
     """
@@ -49,21 +52,25 @@ def grid_rnn(
     *,
     activation: Activation = "tanh",
 ) -> NDArray:
-    r"""The recurrent network over a grid: a cell sees its input and the states of its western and northern neighbours.
+    r"""The recurrent network over a grid.
+
+    A cell sees its input and the states of its western and northern neighbours,
 
     .. math::
-        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1} + W_\text{north} h_{i-1,j} +
-        b),
+        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1}
+        + W_\text{north} h_{i-1,j} + b),
 
-    the state outside the grid being 0.
+    where the states outside the grid are 0.
 
     Parameters
     ----------
-    x : array_like, shape (G1, G2, D) or (batch, G1, G2, D) W_in : array_like, shape (H, D) W_west,
-    W_north : array_like, shape (H, H) b : array_like, shape (H,), optional activation : {"tanh",
-    "sigmoid", "relu", "softplus", "silu", "gelu"}, tuple of two callables, or None
-        φ, as in `dense`.  A pair (φ, φ′) is called once a diagonal, with pre-activations (batch,
-        cells, H); the sweep is NumPy's then.
+    x : array_like, shape (G1, G2, D) or (batch, G1, G2, D)
+    W_in : array_like, shape (H, D)
+    W_west, W_north : array_like, shape (H, H)
+    b : array_like, shape (H,), optional
+    activation : str, tuple of two callables, or None
+        φ, as in `dense`; "tanh" by default.  A pair (φ, φ′) is called once for each anti-diagonal,
+        with pre-activations (batch, cells, H); NumPy then does the sweep.
 
     Returns
     -------
@@ -73,8 +80,8 @@ def grid_rnn(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
-        unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -82,14 +89,14 @@ def grid_rnn(
 
     Notes
     -----
-    A cell costs DH + 2H² multiply–adds.  Cells on one anti-diagonal i + j do not depend on each
-    other: a sweep is G1 + G2 − 1 steps one after the other, each the product of a matrix of all its
-    cells with one of all weights.  Batch items are shared out among threads.  Memory beyond inputs
-    and result: a copy of the weights, and sums for 48 rows a thread.
+    A cell costs DH + 2H² multiply–adds.  The cells of one anti-diagonal i + j do not depend on each
+    other: a sweep has G1 + G2 − 1 steps, and each step is the product of a matrix of all its cells
+    with a matrix of all weights.  Batch items are shared out among threads.  Memory beyond inputs
+    and result is a copy of the weights, and for each thread sums for 48 cells.
 
-    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here
-    calls BLAS, but for a pair of callables: there the bits are those of NumPy's products.  The
-    zeros outside the grid are multiplied too: a weight that is not finite makes NaN at the rim.
+    The bits of the result do not depend on strides, threads or the rest of the batch.  BLAS is
+    called only for a pair of callables, whose results then have the bits of NumPy's products.  The
+    zeros outside the grid are multiplied, too: a weight that is not finite makes NaN at the rim.
 
     References
     ----------
@@ -110,7 +117,7 @@ def grid_rnn(
            [ 1.,  3.,  6., 10., 15.],
            [ 1.,  4., 10., 20., 35.]])
 
-    It takes G1 + G2 − 1 steps, which a pair of callables can watch, for (G1, G2) = (4, 5):
+    A pair of callables can watch the G1 + G2 − 1 steps, here for (G1, G2) = (4, 5):
 
     >>> cells = []
     >>> def phi(a):
@@ -137,15 +144,15 @@ def grid_rnn_vjp(
     *,
     activation: Activation = "tanh",
 ) -> GridRNNGrads:
-    r"""The adjoint of `grid_rnn`: gradients of a scalar from that with respect to all states.
+    r"""The adjoint of `grid_rnn`: the gradients of a scalar, given that with respect to all states.
 
-    With the pre-activations :math:`a`, their adjoints are, from the last cell to the first,
+    The adjoints of the pre-activations :math:`a` are, from the last cell to the first,
 
     .. math::
-        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1} + W_\text{north}^T \bar
-        a_{i+1,j}) \odot \varphi'(a_{i,j}),
+        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1}
+        + W_\text{north}^T \bar a_{i+1,j}) \odot \varphi'(a_{i,j}),
 
-    from which every gradient is a product or a sum.
+    and every gradient is a product with them or a sum of them.
 
     Parameters
     ----------
@@ -157,15 +164,15 @@ def grid_rnn_vjp(
     Returns
     -------
     grads : GridRNNGrads
-        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each of the shape of its argument,
-        those of the weights summed over the batch; ``db`` None where b was None.  float32 if all
-        arrays are, else float64.
+        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each in the shape of its argument;
+        ``db`` is None if b was None.  The gradients of the weights are summed over the batch.
+        float32 if all arrays are, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an
-        unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -173,19 +180,22 @@ def grid_rnn_vjp(
 
     Notes
     -----
-    The states are computed again, with φ′ beside them, and swept backwards, which takes about three
-    times as long as `grid_rnn`: DH + 2H² multiply–adds a cell for the states, as many for the
-    weights' gradients, and again for adjoints and ``dx``.  Memory beyond inputs and results: 2 G1
-    G2 H numbers for each item that a thread works on, no more than a sixteenth of the batch at a
-    time or what makes 24 cells an average diagonal; shares of the weights' gradients in float64, a
-    quarter of all states, or two if these are more; and scratch of the size of the weights per
-    thread.
+    The states and φ′ are computed again and then swept backwards, which takes about three times as
+    long as `grid_rnn`: DH + 2H² multiply–adds for the states of a cell, as many for the weights'
+    gradients, and as many again for adjoints and ``dx``.  Memory beyond inputs and results is
 
-    The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of
-    the result do not depend on strides or threads, those of ``dx`` neither on the rest of the
-    batch.  Nothing here calls BLAS, but for a pair of callables, which takes memory for all cells'
-    states, slopes, adjoints and operands at once, too.  As in `grid_rnn` the zeros outside the grid
-    are multiplied: a weight, or an adjoint at the rim, that is not finite makes NaN of them.
+    - 2 G1 G2 H numbers for each batch item that a thread works on: the batch is cut into up to 16
+      parts, and into fewer if a part would have less than 24 cells on an average diagonal;
+    - for each part a share of the weights' gradients in float64: together at most a quarter of the
+      size of all states, or two shares, if these are more;
+    - scratch of the size of the weights for each thread.
+
+    The weights' gradients are sums over groups of 48 to 1536 cells, which are added up in float64.
+    The bits of the result do not depend on strides or threads; those of ``dx`` do not depend on the
+    rest of the batch either.  BLAS is called only for a pair of callables, which also takes memory
+    for the states, slopes, adjoints and operands of all cells at once.  As in `grid_rnn` the zeros
+    outside the grid are multiplied: a weight, or an adjoint at the rim, that is not finite makes
+    NaN of them.
 
     References
     ----------
@@ -193,7 +203,7 @@ def grid_rnn_vjp(
 
     Examples
     --------
-    How the last state depends on the inputs of a 2 × 3 grid: by the number of paths.
+    The last state of a 2 × 3 grid depends on each input by the number of paths between them:
 
     >>> import numpy as np
     >>> import fastderiv as fd

@@ -17,8 +17,8 @@
 cdef enum:
     TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
     SMALL_TASK_ROWS = 6                 # the same for a small batch, which has no more than
-    SMALL_TASKS = 8                     # of these tasks: they keep more threads busy, and cost at most
-                                        # a twentieth more than large ones
+    SMALL_TASKS = 8                     # of these tasks: they keep more threads busy, and cost at
+                                        # most a twentieth more than large ones
     CHUNK_ENTRIES = 48                  # entries whose inputs are projected in one product
     CHUNK_BYTES = 1 << 19               # of their pre-activations, unless one step takes more
 
