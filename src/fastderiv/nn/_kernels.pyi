@@ -4,14 +4,16 @@ All arrays are C-contiguous and of the module's real type, but for those of indi
 marks what a function writes.  An array of another rank, size or type is a ValueError.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 class Kernels(Protocol):
     # ---- dense -----------------------------------------------------------------------------------
 
-    def activate(self, x: NDArray, bias: NDArray | None, curve: int, out: NDArray) -> None:
+    def activate(self, x: Array, bias: Array | None, curve: int, out: Array) -> None:
         """OUT out (K, m) = φ(x + bias); it may be x.
 
         x (K, m) pre-activations, bias (m,) or None.  `curve` is the number of φ, as
@@ -19,21 +21,21 @@ class Kernels(Protocol):
         """
 
     def activate_vjp(
-        self, dy: NDArray, x: NDArray, bias: NDArray | None, curve: int, out: NDArray
-    ) -> NDArray | None:
+        self, dy: Array, x: Array, bias: Array | None, curve: int, out: Array
+    ) -> Array | None:
         """OUT out (K, m) = dy ⊙ φ'(x + bias); it may be x.
 
         dy (K, m), x (K, m), bias (m,) or None.  Returns the `column_groups` of out, or None without
         a bias.
         """
 
-    def column_groups(self, x: NDArray) -> NDArray:
+    def column_groups(self, x: Array) -> Array:
         """The sums (groups, m) of x (K, m) over groups of 64 rows."""
 
     # ---- LSTM ------------------------------------------------------------------------------------
     # [unit vector] counts the vectors that hold the hidden units, [lane] the lanes of a vector.
 
-    def aligned(self, size: int) -> NDArray:
+    def aligned(self, size: int) -> Array:
         """A new array (size,) that begins on a cache line."""
 
     def lstm_units(self, hidden: int) -> tuple[int, int]:
@@ -41,19 +43,19 @@ class Kernels(Protocol):
 
     def lstm(
         self,
-        x: NDArray,
-        weight_ih: NDArray,
-        weight_hh: NDArray,
-        bias: NDArray,
-        h0: NDArray | None,
-        c0: NDArray | None,
-        order: NDArray,
-        lengths: NDArray,
-        h: NDArray | None,
-        h_n: NDArray,
-        c_n: NDArray,
-        gates: NDArray | None,
-        cells: NDArray | None,
+        x: Array,
+        weight_ih: Array,
+        weight_hh: Array,
+        bias: Array,
+        h0: Array | None,
+        c0: Array | None,
+        order: Array,
+        lengths: Array,
+        h: Array | None,
+        h_n: Array,
+        c_n: Array,
+        gates: Array | None,
+        cells: Array | None,
     ) -> None:
         """The layer forwards.
 
@@ -67,23 +69,23 @@ class Kernels(Protocol):
 
     def lstm_adjoint(
         self,
-        dh: NDArray,
-        dh_n: NDArray | None,
-        dc_n: NDArray | None,
-        weight_ih: NDArray,
-        weight_hh: NDArray,
-        c0: NDArray | None,
-        order: NDArray,
-        lengths: NDArray,
-        gates: NDArray,
-        cells: NDArray,
-        abar: NDArray | None,
-        h: NDArray | None,
-        dx: NDArray | None,
-        dh0: NDArray,
-        dc0: NDArray,
-        hbar: NDArray | None,
-        cbar: NDArray | None,
+        dh: Array,
+        dh_n: Array | None,
+        dc_n: Array | None,
+        weight_ih: Array,
+        weight_hh: Array,
+        c0: Array | None,
+        order: Array,
+        lengths: Array,
+        gates: Array,
+        cells: Array,
+        abar: Array | None,
+        h: Array | None,
+        dx: Array | None,
+        dh0: Array,
+        dc0: Array,
+        hbar: Array | None,
+        cbar: Array | None,
     ) -> None:
         """The layer backwards, but for the sums that the gradients of weights are.
 
@@ -96,14 +98,14 @@ class Kernels(Protocol):
 
     def lstm_weight_sums(
         self,
-        abar: NDArray,
-        x: NDArray,
-        h: NDArray,
-        h0: NDArray | None,
-        order: NDArray,
-        lengths: NDArray,
+        abar: Array,
+        x: Array,
+        h: Array,
+        h0: Array | None,
+        order: Array,
+        lengths: Array,
         hidden: int,
-    ) -> tuple[NDArray, NDArray, NDArray]:
+    ) -> tuple[Array, Array, Array]:
         """Σ ā ⊗ x, Σ ā ⊗ h[t−1] and Σ ā, flat, as [unit vector][columns][gate][lane].
 
         abar and h are results of `lstm_adjoint`, the others arguments of `lstm`.
@@ -112,7 +114,7 @@ class Kernels(Protocol):
     # ---- grid RNN: no axis but D is empty --------------------------------------------------------
 
     def grid_forward(
-        self, x: NDArray, weights: NDArray, bias: NDArray | None, curve: int, h: NDArray
+        self, x: Array, weights: Array, bias: Array | None, curve: int, h: Array
     ) -> None:
         """OUT h (batch, G1, G2, H).
 
@@ -122,15 +124,15 @@ class Kernels(Protocol):
 
     def grid_adjoint(
         self,
-        dh: NDArray,
-        x: NDArray,
-        weights: NDArray,
-        bias: NDArray | None,
-        W_in: NDArray,
-        turned: NDArray,
+        dh: Array,
+        x: Array,
+        weights: Array,
+        bias: Array | None,
+        W_in: Array,
+        turned: Array,
         curve: int,
-        dx: NDArray,
-    ) -> NDArray:
+        dx: Array,
+    ) -> Array:
         """OUT dx (batch, G1, G2, D); returns the gradient of [W_in | W_west | W_north | b].
 
         dh (batch, G1, G2, H); x, weights and bias as for `grid_forward`; W_in (H, D); turned (2H,
