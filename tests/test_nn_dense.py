@@ -522,10 +522,11 @@ def test_levels_agree():
         import hashlib, numpy as np, fastderiv as fd
         rng = np.random.default_rng(0)
         for dtype in np.float32, np.float64:
-            X, W, b, dY = (rng.normal(size=s).astype(dtype) for s in ((90, 9), (9, 37), 37, (90,
-            37))) for name in "sigmoid", "tanh", "relu", "softplus", "silu", "gelu":
-                for y in fd.dense(3 * X, W, b, activation=name), *fd.dense_vjp(dY, 3 * X, W, b,
-                activation=name):
+            shapes = (90, 9), (9, 37), 37, (90, 37)
+            X, W, b, dY = (rng.normal(size=s).astype(dtype) for s in shapes)
+            for name in "sigmoid", "tanh", "relu", "softplus", "silu", "gelu":
+                Y = fd.dense(3 * X, W, b, activation=name)
+                for y in Y, *fd.dense_vjp(dY, 3 * X, W, b, activation=name):
                     print(hashlib.sha256(y.tobytes()).hexdigest(), np.abs(y).sum())
         """)
 

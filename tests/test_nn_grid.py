@@ -279,11 +279,13 @@ def test_levels_agree():
         rng = np.random.default_rng(0)
         for dtype in np.float32, np.float64:
             for B, G1, G2, D, H in (9, 7, 5, 3, 21), (2, 3, 30, 17, 70):
-                shapes = (B, G1, G2, H), (B, G1, G2, D), (H, D), (H, H), (H, H), (H,) dh, x, Wi, Ww,
-                Wn, b = ((rng.normal(size=s) / max(1, s[-1]) ** 0.5).astype(dtype) for s in shapes)
+                shapes = (B, G1, G2, H), (B, G1, G2, D), (H, D), (H, H), (H, H), (H,)
+                arrays = (rng.normal(size=s) / max(1, s[-1]) ** 0.5 for s in shapes)
+                dh, x, Wi, Ww, Wn, b = (a.astype(dtype) for a in arrays)
                 for name in "tanh", "sigmoid", "relu":
-                    rest = x, Wi, Ww / 2, Wn / 2, b for y in fd.grid_rnn(*rest, activation=name),
-                    *fd.grid_rnn_vjp(dh, *rest, activation=name):
+                    rest = x, Wi, Ww / 2, Wn / 2, b
+                    h = fd.grid_rnn(*rest, activation=name)
+                    for y in h, *fd.grid_rnn_vjp(dh, *rest, activation=name):
                         print(hashlib.sha256(y.tobytes()).hexdigest(), np.abs(y).sum())
         """)
 
