@@ -119,9 +119,9 @@ def train(model, train_set, test_set, epochs, rng, report=lambda *_: None):
 
 
 def plot(losses, accuracies, model, test_set, file):
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, (left, middle, right) = plt.subplots(

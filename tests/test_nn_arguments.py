@@ -263,7 +263,7 @@ def test_callables_that_are_not_are_type_errors_with_a_name(wrong):
             lambda X, W, activation: fd.grid_rnn(X[None], W, W, W, activation=activation),
         ):
             with pytest.raises(
-                TypeError, match="^activation is .*; expected None, 'sigmoid', .* or a pair"
+                TypeError, match=r"^activation is .*; expected None, 'sigmoid', .* or a pair"
             ):
                 f(np.ones((2, 2)), np.ones((2, 2)), activation=pair)
     assert (theta == 1).all() and momentum.steps == 1

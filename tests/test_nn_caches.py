@@ -75,7 +75,7 @@ def test_a_dense_cache_is_refused_with_any_other_argument(name, activation):
         with pytest.raises(ValueError, match=f"^cache is of a call with another {name}$"):
             dense(fd, cache, activation=activation, **{**DENSE, name: other})
     if name == "b":
-        with pytest.raises(ValueError, match="^cache is of a call with another b$"):
+        with pytest.raises(ValueError, match=r"^cache is of a call with another b$"):
             dense(fd, cache, activation=activation, **{**DENSE, "b": None})
 
 
@@ -100,7 +100,7 @@ def test_an_lstm_cache_is_refused_with_any_other_argument(name, function):
         ),
     }
     if name[:4] in ("bias", "init"):
-        with pytest.raises(ValueError, match="^cache is of a call with another "):
+        with pytest.raises(ValueError, match=r"^cache is of a call with another "):
             lstm(fd, cache, function=function, **without)
 
 
@@ -171,7 +171,7 @@ def test_nobody_reaches_into_a_cache():
         assert not hasattr(cache, attribute)
     for attempt in (
         lambda: pickle.dumps(cache),
-        lambda: kind(),
+        kind,
         lambda: kind("lstm", (), (), ()),
         lambda: type("Own", (kind,), {}),
         lambda: setattr(kind, "gates", 1),

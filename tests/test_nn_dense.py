@@ -154,7 +154,7 @@ def test_pytorch_agrees(name, dtype):
 
 
 def test_columns_as_samples_are_transposed_views():
-    """derivations §5: Y = W X + b, dX = Wᵀ dY, dW = dY Xᵀ, db summed over the columns."""
+    """docs/derivations.md §5.1: Y = W X + b, dX = Wᵀ dY, dW = dY Xᵀ, db summed over the columns."""
     dY, X, W, b = (a.T for a in problem(7, 5, 3))
     grads = fd.dense_vjp(dY.T, X.T, W.T, b)
     assert error(fd.dense(X.T, W.T, b).T, W @ X + b[:, None]) < 1e-15
@@ -308,7 +308,7 @@ EXACT = {  # φ, φ′
 }
 # The largest errors in units of the last place over millions of numbers at every CPU level, rounded
 # up.
-ULP = {name: (4, 4) for name in NAMES} | {
+ULP = dict.fromkeys(NAMES, (4, 4)) | {
     "sigmoid": (4, 5),
     "tanh": (4, 6),
     "silu": (4, 7),

@@ -43,7 +43,7 @@ def problem(batch=2, G1=3, G2=4, D=2, H=5, dtype=np.float64, seed=0):
 
 
 def page(x, W_in, W_west, W_north, b):
-    """derivations §4, tanh, number by number; any argument may be complex."""
+    """docs/derivations.md §4.4 with tanh, number by number; any argument may be complex."""
     G1, G2, D = x.shape
     h = np.zeros((G1, G2, len(b)), np.result_type(x, W_in, W_west, W_north, b))
     for i in range(G1):

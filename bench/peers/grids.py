@@ -138,7 +138,7 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
         h = project(x, W_in, b)
         west, north = W_west.t(), W_north.t()
         h[:1].tanh_()
-        for d, (lo, hi, plo, w, n) in enumerate(plan, start=1):
+        for d, (lo, _, plo, w, n) in enumerate(plan, start=1):
             a, prev = h[starts[d] : starts[d + 1]], h[starts[d - 1] : starts[d]]
             a[w[0] - lo : w[1] - lo].view(-1, H).addmm_(
                 prev[w[0] - plo : w[1] - plo].view(-1, H), west

@@ -1,4 +1,4 @@
-# The activations and their derivatives by number: docs/derivations.md §3.
+# The activations and their derivatives by number: docs/derivations.md §3.2.
 #
 # `curve` is a constant wherever these functions are used, so that a loop holds one of them and no
 # branch.  The functions that simd.h does not have are in activations.h.

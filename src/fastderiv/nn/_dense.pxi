@@ -1,5 +1,5 @@
 # Bias and activation over the pre-activations of a fully connected layer, and their adjoint:
-# docs/derivations.md §3 and §5.
+# docs/derivations.md §3.2 and §5.1.
 #
 # A task works on a block of rows and columns, whose size depends on the shape alone.  The bias is
 # repeated past its end, so that rows too short for a vector are one stretch of memory.  Column sums
@@ -7,7 +7,7 @@
 # float64.
 #
 # needs: expect, holds, may_hold, new_array, ranked, reals_of (_arrays.pxi)
-# needs: Curve, GELU, IDENTITY, RELU, SIGMOID, SILU, SOFTPLUS, TANH, phi, phi_vjp (_activations.pxi)
+# needs: Curve, GELU, IDENTITY, phi, phi_vjp, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
 
 cdef enum:
     TASK_COLUMNS = 256                  # of one task, where rows are longer

@@ -128,7 +128,7 @@ def dense(
 
     References
     ----------
-    docs/derivations.md §3 and §5.
+    docs/derivations.md §3.1, §3.2 and §5.1.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def dense_vjp(
 
     References
     ----------
-    docs/derivations.md §3 and §5.
+    docs/derivations.md §3.1, §3.2 and §5.1.
 
     Examples
     --------

@@ -100,7 +100,7 @@ def grid_rnn(
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.4.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def grid_rnn_vjp(
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.4.
 
     Examples
     --------

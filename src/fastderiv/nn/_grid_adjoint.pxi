@@ -1,4 +1,4 @@
-# The adjoints of one strip, and what it adds to the weights' gradients: docs/derivations.md §4,
+# The adjoints of one strip, and what it adds to the weights' gradients: docs/derivations.md §4.4,
 #     ā = (h̄ + W_westᵀ ā_east + W_northᵀ ā_south) ⊙ φ',
 #     x̄ = W_inᵀ ā,  W̄ = Σ ā [x | west | north | 1]ᵀ.
 #
@@ -6,7 +6,7 @@
 # at the end took longer than both sweeps.
 #
 # needs: STRIP (_gemm.pxi)
-# needs: Grid, SLOW_WEIGHTS, Strip, cell_at, prefetch_cell (_grid_problem.pxi)
+# needs: cell_at, Grid, prefetch_cell, SLOW_WEIGHTS, Strip (_grid_problem.pxi)
 # needs: add_outer, rows_times (_grid_products.pxi)
 
 cdef inline void multiply_slopes(const real *z, const real *slope, real *da, ix n) noexcept nogil:

@@ -1,10 +1,10 @@
-# The states of one strip: docs/derivations.md §4,
+# The states of one strip: docs/derivations.md §4.4,
 #     a = W_in x + W_west h_west + W_north h_north + b,  h = φ(a).
 #
-# needs: Curve, GELU, IDENTITY, RELU, SIGMOID, SILU, SOFTPLUS, TANH, phi_slope (_activations.pxi)
+# needs: Curve, GELU, IDENTITY, phi_slope, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
 # needs: STRIP (_gemm.pxi)
 # needs: store_some (_rows.pxi)
-# needs: Grid, Strip, cell_at, prefetch_cell (_grid_problem.pxi)
+# needs: cell_at, Grid, prefetch_cell, Strip (_grid_problem.pxi)
 # needs: rows_times (_grid_products.pxi)
 
 cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,

@@ -1,4 +1,4 @@
-# The grid RNN's problem and the strips that its sweeps work on: docs/derivations.md §4.
+# The grid RNN's problem and the strips that its sweeps work on: docs/derivations.md §4.4.
 #
 #     _grid_products.pxi        products of a strip's rows with packed weights, and sums over rows
 #     _grid_forward.pxi         the states of one strip
@@ -15,8 +15,9 @@
 # needs: STRIP (_gemm.pxi)
 
 cdef enum:
-    SLOW_WEIGHTS = 1 << 18              # reals of weights from which a strip takes a millisecond or
-                                        # more: its products then look for signals themselves
+    # Products with more weights than these take a millisecond or more for a strip, and look for
+    # signals themselves.
+    SLOW_WEIGHTS = 1 << 18
 
 
 cdef struct Panels:                     # weights (k, units) cut into panels of WIDE vectors, then 1

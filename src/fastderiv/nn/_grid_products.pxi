@@ -1,9 +1,9 @@
-# Products of a strip's rows with packed weights, and sums over its rows: docs/derivations.md §4.
+# Products of a strip's rows with packed weights, and sums over its rows: docs/derivations.md §4.4.
 #
 # Functions that take a worker leave their result incomplete when the call was interrupted.
 #
 # needs: new_array, reals_of (_arrays.pxi)
-# needs: TALL, WIDE, multiply_outer, multiply_rows (_gemm.pxi)
+# needs: multiply_outer, multiply_rows, TALL, WIDE (_gemm.pxi)
 # needs: Panels, SLOW_WEIGHTS (_grid_problem.pxi)
 
 # ---- rows times weights --------------------------------------------------------------------------

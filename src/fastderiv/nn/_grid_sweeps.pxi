@@ -1,10 +1,10 @@
 # The grid RNN's tasks: all diagonals of a few batch items, forwards, or there and back
-# (docs/derivations.md §4).
+# (docs/derivations.md §4.4).
 #
 # needs: expect, holds, may_hold, new_array, ranked, reals_of (_arrays.pxi)
 # needs: Curve (_activations.pxi)
 # needs: STRIP (_gemm.pxi)
-# needs: Grid, Strip, next_strip, set_cells, set_strip (_grid_problem.pxi)
+# needs: Grid, next_strip, set_cells, set_strip, Strip (_grid_problem.pxi)
 # needs: set_panels (_grid_products.pxi)
 # needs: forward_strip (_grid_forward.pxi)
 # needs: add_to_share, add_weight_gradients, adjoint_strip, input_adjoint_strip (_grid_adjoint.pxi)

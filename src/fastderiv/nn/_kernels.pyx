@@ -41,7 +41,7 @@ def activate(cnp.ndarray x, cnp.ndarray bias, int curve, cnp.ndarray out):
     expect_layer(x, bias, out)
     if cnp.PyArray_SIZE(x) == 0:
         return
-    owner = set_bias(&layer, bias)
+    _owner = set_bias(&layer, bias)
     layer.x, layer.out = reals_of(x), reals_of(out)
     layer.dy, layer.sums, layer.curve = NULL, NULL, <Curve>curve
     run_layer(&layer, x)
@@ -57,7 +57,7 @@ def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, int curve, cnp
         sums = set_sums(&layer, x)
     if cnp.PyArray_SIZE(x) == 0:
         return sums
-    owner = set_bias(&layer, bias)
+    _owner = set_bias(&layer, bias)
     layer.x, layer.out = reals_of(x), reals_of(out)
     layer.dy, layer.curve = reals_of(dy), <Curve>curve
     run_layer(&layer, x)
@@ -163,7 +163,7 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
 
 def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, int curve, cnp.ndarray h):
     cdef Grid g
-    owners = set_grid(&g, x, weights, bias, <Curve>curve)
+    _owners = set_grid(&g, x, weights, bias, <Curve>curve)
     expect(holds(h, count_cells(x) * g.H))
     g.h.p = reals_of(h)
     g.task_items = items_of_task(&g)
@@ -173,8 +173,8 @@ def grid_forward(cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias, int curve
 def grid_adjoint(cnp.ndarray dh, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bias,
                  cnp.ndarray W_in, cnp.ndarray turned, int curve, cnp.ndarray dx):
     cdef Grid g
-    owners = set_grid(&g, x, weights, bias, <Curve>curve)
-    panels, shares = set_grid_adjoint(&g, dh, W_in, turned, dx)
+    _owners = set_grid(&g, x, weights, bias, <Curve>curve)
+    _panels, shares = set_grid_adjoint(&g, dh, W_in, turned, dx)
     cdef double states = 2. * g.task_items * g.h.item * sizeof(real)
     run(grid_adjoint_task, &g, ceil_div(g.batch, g.task_items), grid_scratch(&g) + states,
         3 * grid_seconds(&g))

@@ -162,7 +162,7 @@ def lstm(
     References
     ----------
     S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997;
-    docs/derivations.md §4.
+    docs/derivations.md §4.1 and §4.2.
 
     Examples
     --------
@@ -262,7 +262,7 @@ def lstm_vjp(
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.1 and §4.2.
 
     Examples
     --------
@@ -334,8 +334,8 @@ def lstm_state_adjoints(
 
     Notes
     -----
-    The call takes T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs is a copy of
-    the weights and scratch as for `lstm_vjp`; without a cache 5·T·B·H numbers more.
+    The call takes T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs is a copy
+    of the weights and scratch as for `lstm_vjp`; without a cache 5·T·B·H numbers more.
 
     Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`:
     the gradient neither vanishes nor explodes, however many steps it travels.
@@ -343,7 +343,7 @@ def lstm_state_adjoints(
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.1 and §4.3.
 
     Examples
     --------

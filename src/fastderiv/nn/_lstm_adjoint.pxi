@@ -1,11 +1,11 @@
-# The LSTM backwards: docs/derivations.md §4, the equations of h̄, c̄, ā and x̄.
+# The LSTM backwards: docs/derivations.md §4.1, the equations of h̄, c̄, ā and x̄.
 #
 # Steps bear the numbers of _lstm_forward.pxi.  Only W_hhᵀ ā must wait for the step after it; x̄ is
 # one product for each chunk.
 #
-# needs: PW, product (_gemm.pxi)
+# needs: product, PW (_gemm.pxi)
 # needs: copy_or_zero, load_some, offset, out_offset, store_some (_rows.pxi)
-# needs: Lstm, first_row, sigma, sigma_grad, still_running (_lstm_problem.pxi)
+# needs: first_row, Lstm, sigma, sigma_grad, still_running (_lstm_problem.pxi)
 
 cdef struct LstmAdjoint:
     Lstm f                              # sizes, c0, gates and cells; no inputs, results or weights
@@ -29,8 +29,8 @@ cdef struct AdjointTask:                # a task's rows, where they are in time,
     ix t, running                       # the step, and how many of the rows have it
     ix later_running                    # the number of rows that have step t + 1
     ix later_at                         # the entry of `a` where their ā begin
-    real *a                             # [rows + chunk][gate][stride]: ā of the step after the
-                                        # chunk, then of the chunk, its last step first
+    # ā of the step after the chunk, then of the chunk, its last step first
+    real *a                             # [rows + chunk][gate][stride]
     real *hbar                          # [rows][h_panels·PW]
     real *carry                         # [rows][stride]: c̄ ⊙ f of step t + 1
     real *dx                            # [chunk][PW]

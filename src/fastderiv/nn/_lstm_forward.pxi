@@ -1,12 +1,12 @@
-# The LSTM forwards: docs/derivations.md §4, the equations of a, i, f, g, o, c and h.
+# The LSTM forwards: docs/derivations.md §4.1, the equations of a, i, f, g, o, c and h.
 #
 # A chunk is as many consecutive steps as CHUNK_ENTRIES allow: the product of their inputs with W_ih
 # does not depend on the states, so it is one product for the chunk.  The products with W_hh are one
 # for each step.
 #
-# needs: PW, product (_gemm.pxi)
+# needs: product, PW (_gemm.pxi)
 # needs: copy_or_zero, offset, out_offset, store_some (_rows.pxi)
-# needs: Lstm, first_row, sigma, still_running (_lstm_problem.pxi)
+# needs: first_row, Lstm, sigma, still_running (_lstm_problem.pxi)
 
 cdef struct ForwardTask:                # a task's rows, where they are in time, and its scratch
     ix start, rows                      # sorted rows from `start` on

@@ -1,4 +1,4 @@
-# The LSTM's problem: sizes, packed weights and the order of the sequences (docs/derivations.md §4).
+# The LSTM's problem: sizes, packed weights and the order of sequences (docs/derivations.md §4.1).
 #
 #     _lstm_forward.pxi         a task carries up to TASK_ROWS sequences through all of time:
 #                               sequences never wait for each other
@@ -16,9 +16,10 @@
 
 cdef enum:
     TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
-    SMALL_TASK_ROWS = 6                 # the same for a small batch, which has no more than
-    SMALL_TASKS = 8                     # of these tasks: they keep more threads busy, and cost at
-                                        # most a twentieth more than large ones
+    # A batch that makes no more than SMALL_TASKS tasks of SMALL_TASK_ROWS rows is cut into these.
+    # They keep more threads busy, and cost at most a twentieth more than large ones.
+    SMALL_TASK_ROWS = 6
+    SMALL_TASKS = 8
     CHUNK_ENTRIES = 48                  # entries whose inputs are projected in one product
     CHUNK_BYTES = 1 << 19               # of their pre-activations, unless one step takes more
 
@@ -41,12 +42,12 @@ cdef struct Lstm:
     real *h                             # (T, B, H), or NULL
     real *h_n                           # (B, H)
     real *c_n                           # (B, H)
-    real *gates                         # [unit vector][entry][gate][VL], or NULL: `vtail` of i, f
-                                        # and o, the pre-activation of g
+    # what the adjoint needs, or NULL: `vtail` of i, f and o, the pre-activation of g (§4.2); and c
+    real *gates                         # [unit vector][entry][gate][VL]
     real *cells                         # [unit vector][entry][VL]
 
 
-# ---- σ and σ' from what the forward pass keeps ---------------------------------------------------
+# ---- σ and σ' from what the forward pass keeps: §4.2 ---------------------------------------------
 
 cdef inline vf sigma(vf tail) noexcept nogil:
     """σ(a) from `tail`, which is σ(−|a|) with the sign of a; a zero has a sign, too."""

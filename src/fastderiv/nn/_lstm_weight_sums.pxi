@@ -1,8 +1,8 @@
-# The gradients of the LSTM's weights, sums over all steps and rows: docs/derivations.md §4, the
+# The gradients of the LSTM's weights, sums over all steps and rows: docs/derivations.md §4.1, the
 # equations of W̄ and b̄.
 #
 # needs: aligned_array, reals_of (_arrays.pxi)
-# needs: MR, PW, multiply_panel (_gemm.pxi)
+# needs: MR, multiply_panel, PW (_gemm.pxi)
 # needs: copy_or_zero, offset (_rows.pxi)
 # needs: Lstm (_lstm_problem.pxi)
 

@@ -1,6 +1,6 @@
 /* activations.h: silu', gelu, gelu' and relu, each relatively accurate far into both tails.
  *
- * docs/derivations.md §3.  Each is a closed form in e = exp(-|x|) or exp(-x²/2) that cancels only
+ * docs/derivations.md §3.2.  Each is a closed form in e = exp(-|x|) or exp(-x²/2) that cancels only
  * around a zero of its own (silu' and gelu' have one).  Where e is below the smallest normal number
  * and the result is not, the power of two is applied last.
  *

@@ -54,7 +54,7 @@ class _Cache:
         return self.value
 
 
-# ---- fully connected: §3 and §5 ------------------------------------------------------------------
+# ---- fully connected: §3.1 and §5.1---------------------------------------------------------------
 
 
 class DenseGrads(NamedTuple):
@@ -99,7 +99,7 @@ def dense_vjp(
     return DenseGrads(dN @ w.T, x.T @ dN, None if b is None else dN.sum(0))
 
 
-# ---- grid RNN: §4 --------------------------------------------------------------------------------
+# ---- grid RNN: §4.4 ------------------------------------------------------------------------------
 
 
 class GridRNNGrads(NamedTuple):
@@ -183,7 +183,7 @@ def grid_rnn_vjp(
     return GridRNNGrads(dx.reshape(shape), dW_in, dW_west, dW_north, None if b is None else db)
 
 
-# ---- LSTM ----------------------------------------------------------------------------------------
+# ---- LSTM: §4.1 ----------------------------------------------------------------------------------
 
 
 def _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths):
