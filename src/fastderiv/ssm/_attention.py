@@ -89,15 +89,19 @@ def scan_attention(
     >>> fd.scan_attention(delta, -np.log(2) * one, one, one, rows=[-1]).round(12)
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
-    call = ScanCall((None, delta, A, B, C, None, None, delta_bias, None), without="u")
+    call = ScanCall(
+        None, delta, A, B, C, delta_bias=delta_bias, required=("delta", "A", "B", "C")
+    )
     steps = call.shape[-1]
     wanted = None if rows is None else _positions(rows, steps)
     shape = (*call.shape[:-1], steps if wanted is None else len(wanted), steps)
     attention = empty("attention", shape, call.dtype, np.zeros)
     if attention.size:
-        call.kernel.attention(
-            call.signal(call.delta), call.A, call.B, call.C, call.bias, flag("delta_softplus", delta_softplus),
-            np.arange(steps) if wanted is None else wanted, call.signal(attention),
+        call.kernels.attention(
+            call.delta, call.A, call.B, C=call.C, delta_bias=call.delta_bias,
+            delta_softplus=flag("delta_softplus", delta_softplus),
+            rows=np.arange(steps) if wanted is None else wanted,
+            out=attention if call.batched else attention[None],
         )  # fmt: skip
     return attention
 

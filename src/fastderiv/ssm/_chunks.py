@@ -100,11 +100,13 @@ def chunk_summary(
     >>> bool(np.allclose(P * state + q, last))
     True
     """
-    call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
+    call = ScanCall(u, delta, A, B, None, delta_bias=delta_bias, required=("u", "delta", "A", "B"))
     total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
     softplus = flag("delta_softplus", delta_softplus)
-    call.run(None, q, softplus)
-    call.kernel.step_sum(call.signal(call.delta), call.bias, softplus, call.signal(total))
+    call.scan(None, q, softplus)
+    call.kernels.step_sum(
+        call.delta, call.delta_bias, softplus, total=total if call.batched else total[None]
+    )
     return ChunkSummary(power(total, call.A), q)
 
 
