@@ -476,18 +476,25 @@ def doors(kernel):
         return np.zeros(shape, real)
 
     u, A, B, C, D, h = of(2, 4, 6), of(4, 3), of(2, 1, 3, 6), of(2, 2, 3, 6), of(4), of(2, 4, 3)
-    inputs = [u, u, A, B, C, D, u, D, False, h]
-    yield kernel.scan, [*inputs, h, None, u]
-    one = [u[:1], u[:1], A, B[:1], C[:1], D, u[:1], D, False, h]
-    starts = np.array([0, 2, 6])
-    yield kernel.scan, [*one, h, starts, u[:1]]
-    yield kernel.adjoint, [u, *inputs, None, h, 6, u, u, u, h, B, C]
-    yield kernel.adjoint, [u[:1], *one, starts, h, 4, u[:1], u[:1], u[:1], h, B[:1], C[:1]]
+    inputs = dict(
+        u=u, delta=u, A=A, B=B, C=C, D=D, z=u, delta_bias=D, delta_softplus=False, initial_state=h,
+        cu_seqlens=None,
+    )  # fmt: skip
+    one = inputs | dict(u=u[:1], delta=u[:1], B=B[:1], C=C[:1], z=u[:1], cu_seqlens=np.array([0, 2, 6]))
+    yield kernel.scan, inputs | dict(last_state=h, out=u)
+    yield kernel.scan, one | dict(last_state=h, out=u[:1])
+    grads = dict(dlast_state=h, du=u, ddelta=u, dz=u, dinitial_state=h, dB=B, dC=C)
+    yield kernel.adjoint, dict(dout=u, longest=6) | inputs | grads
+    grads |= dict(du=u[:1], ddelta=u[:1], dz=u[:1], dB=B[:1], dC=C[:1])
+    yield kernel.adjoint, dict(dout=u[:1], longest=4) | one | grads
     x, b, g = of(2, 4), of(2, 3), of(2, 2, 3)
-    yield kernel.step, [h, x, x, A, b, g, D, x, D, False, x.copy()]
-    yield kernel.step, [h[0], x[0], x[0], A, b[0], g[0], D, x[0], D, False, x[0].copy()]
-    yield kernel.step_sum, [u, D, False, of(2, 4)]
-    yield kernel.attention, [u, A, B, C, D, False, np.array([1, 5]), of(2, 4, 2, 6)]
+    rest = dict(A=A, D=D, dt_bias=D, dt_softplus=False)
+    yield kernel.step, rest | dict(state=h, x=x, dt=x, B=b, C=g, z=x, out=x.copy())
+    rest |= dict(state=h[0], x=x[0], dt=x[0], B=b[0], C=g[0], z=x[0], out=x[0].copy())
+    yield kernel.step, rest
+    yield kernel.step_sum, dict(delta=u, delta_bias=D, delta_softplus=False, total=of(2, 4))
+    inputs = dict(delta=u, A=A, B=B, C=C, delta_bias=D, delta_softplus=False)
+    yield kernel.attention, inputs | dict(rows=np.array([1, 5]), out=of(2, 4, 2, 6))
     subsets = kernels("subsets")[real]
     y, partial = of(2, 3, 5), np.zeros((6, 1))
     yield subsets.sums, [y, of(2, 3, 32), 0, False]
@@ -497,27 +504,42 @@ def doors(kernel):
         yield getattr(kernels("_core")[real], function), [u, u.copy()]
 
 
+def call_door(function, arguments):
+    return function(**arguments) if isinstance(arguments, dict) else function(*arguments)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_refuse_what_does_not_fit(kernel):
     for function, arguments in doors(kernel):
-        function(*arguments)
-        for i, argument in enumerate(arguments):
+        call_door(function, arguments)
+        named = isinstance(arguments, dict)
+        for key, argument in list(arguments.items() if named else enumerate(arguments)):
             if not isinstance(argument, np.ndarray):
                 continue
             for other in wrong(argument):
                 alike = other.dtype == argument.dtype and other.flags.aligned
-                if alike and free(function.__name__, i, other.size == argument.size):
+                if alike and free(function.__name__, key, other.size == argument.size):
                     continue
+                bad = arguments.copy()
+                bad[key] = other
                 with pytest.raises(TypeError, match="handed"):
-                    function(*arguments[:i], other, *arguments[i + 1 :])
+                    call_door(function, bad)
 
 
-def free(function, position, same_size):
+def free(function, key, same_size):
     """Whether a kernel takes this argument in another shape: there is nothing it must agree with."""
     if function in {"exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad", "closed"}:
-        return same_size or (function == "closed" and position == 0)
-    return (function, position, same_size) in {
-        ("step", 4, True),  # (N,) is (1, N)
-        ("step_sum", 0, False),  # of any number of steps
+        return same_size or (function == "closed" and key == 0)
+    return (function, key, same_size) in {
+        ("step", "B", True),  # (N,) is (1, N)
+        ("step_sum", "delta", False),  # of any number of steps
         ("enumerate_rows", 0, False),
     }
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_refuse_gradients_that_are_not_contiguous(kernel):
+    arguments = next(a for function, a in doors(kernel) if function.__name__ == "adjoint")
+    for name in "dB", "dC":
+        with pytest.raises(TypeError, match="handed"):
+            kernel.adjoint(**arguments | {name: np.asfortranarray(arguments[name])})

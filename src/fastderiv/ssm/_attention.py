@@ -101,7 +101,7 @@ def scan_attention(
             call.delta, call.A, call.B, C=call.C, delta_bias=call.delta_bias,
             delta_softplus=flag("delta_softplus", delta_softplus),
             rows=np.arange(steps) if wanted is None else wanted,
-            out=attention if call.batched else attention[None],
+            out=call.signal(attention),
         )  # fmt: skip
     return attention
 

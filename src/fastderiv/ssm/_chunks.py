@@ -104,9 +104,7 @@ def chunk_summary(
     total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
     softplus = flag("delta_softplus", delta_softplus)
     call.scan(None, q, softplus)
-    call.kernels.step_sum(
-        call.delta, call.delta_bias, softplus, total=total if call.batched else total[None]
-    )
+    call.kernels.step_sum(call.delta, call.delta_bias, softplus, total=call.signal(total))
     return ChunkSummary(power(total, call.A), q)
 
 

@@ -169,7 +169,7 @@ def selective_scan(
 
 
 class ScanCall:
-    """The checked arguments of one call, for a scan, its adjoint, or what takes some of theirs.
+    """The checked arguments of one call: of a scan, its adjoint, or what takes some of theirs.
 
     They are arrays of one dtype as kernels take them: signals (Bt, D, L), states (segments, D, N), B
     and C (D, N) or (Bt, G, N, L).  Those that are not `required` may be None and stay None.
@@ -267,6 +267,10 @@ class ScanCall:
     def kernels(self) -> Kernels:
         return _kernels[self.dtype]
 
+    @overload
+    def signal(self, a: NDArray) -> NDArray: ...
+    @overload
+    def signal(self, a: NDArray | None) -> NDArray | None: ...
     def signal(self, a: NDArray | None) -> NDArray | None:
         """An array in the caller's shape, with the batch axis that kernels want."""
         return a if a is None or self.batched else a[None]

@@ -96,7 +96,8 @@ def selective_state_update(
     [0.25]
     """
     required, optional = (x, dt, A, B, C), (D, z, dt_bias)
-    base, h, arrays = state, state, (*required, *optional)
+    arrays: tuple[Any, ...] = (*required, *optional)
+    base, h = state, state
     if not plain(state, required, optional):
         base, h, arrays = _converted(state, arrays)
     dtype = F32 if h.itemsize == 4 else F64

@@ -84,7 +84,7 @@ def power(total: NDArray, A: NDArray) -> NDArray:
         return product
     rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, A.shape[0])
     for part in pieces(rows.shape):
-        item, channel, state = (*part, *(slice(None),) * (3 - len(part)))
+        item, channel, state = part + (slice(None),) * (3 - len(part))
         piece = rows[item, channel, state]
         np.multiply(totals[item, channel, None], A[channel, state], out=piece)
         maths.exp_in_place(piece)
