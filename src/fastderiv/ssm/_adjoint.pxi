@@ -1,12 +1,12 @@
-# The adjoint of the scan (docs/derivations.md §1, "Adjoints of the scan"): a channel_block goes through
-# a segment forward once, keeping the state before every INTERVAL steps, then back block by block.
-# Steps bear the numbers that they have in scan_block: 1. step sizes, 2. recurrence, 3. gate.
-# Included by _kernels.pyx.
+# The adjoint of the scan (docs/derivations.md §1, "Adjoints of the scan"): a channel_block goes
+# through a segment forward once, keeping the state before every INTERVAL steps, then back block by
+# block.  Steps bear the numbers that they have in scan_block: 1. step sizes, 2. recurrence, 3.
+# gate.  Included by _kernels.pyx.
 
 cdef enum:
     PLANS = 7                           # arrays of which a block prefetches lines
 
-cdef enum:                              # results take the place of what only they were computed from
+cdef enum:                              # results replace what only they were computed from
     DDELTA = DT
     DU = HB
     DZ = GATE
@@ -16,7 +16,8 @@ cdef struct Adjoint:
     Signal dout, du, ddelta, dz
     State dlast_state, dinitial_state
     CoefficientGradient dB, dC
-    real *sums                          # (ranges, rows, D): dA, constant dB and dC state by state, dD, dbias
+    real *sums                          # (ranges, rows, D): dA, constant dB and dC state by state,
+                                        # dD, dbias
     ix rows
     ix slices, ranges                   # of the channel_blocks, and of the segments
     ix intervals                        # of the longest segment
@@ -27,12 +28,12 @@ cdef ix slice_start(const Adjoint *adj, ix slice) noexcept nogil:
     return slice * adj.scan.blocks.count // adj.slices
 
 
-# ---- a block ------------------------------------------------------------------------------------
+# ---- a block ----------------------------------------------------------------------------------
 
 cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
                                const bint softplus) noexcept nogil:
-    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero.  Whether every Δ·A of the block is
-    well inside the range of exp."""
+    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero.  Whether every Δ·A of the block
+    is well inside the range of exp."""
     cdef vf bias = vload(lanes.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
     cdef ix t
@@ -57,8 +58,8 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
 cdef inline bint prepare_gate(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
                               const bint gate) noexcept nogil:
     """3. IN DY = dout, GATE = z, U; OUT DY = ȳ, GATE = dout·silu'(z), Y = D·u; without a gate DY is
-    only looked at.  Whether ȳ is finite.  This is a loop of its own: in one with `prepare_steps` too
-    few steps are in flight at once."""
+    only looked at.  Whether ȳ is finite.  This is a loop of its own: in one with `prepare_steps`
+    too few steps are in flight at once."""
     cdef vf skip = vload(lanes.D)
     cdef vf dout, dy, slope, odd = vset1(0)
     cdef ix t
@@ -87,7 +88,8 @@ cdef inline void finish_steps(const Lanes *lanes, const Back *back, ix rows, ix 
     cdef vf u, hb, dy, ddelta, du
     cdef ix t
     for t in range(T):
-        u, hb, dy = vload(tiles + U + t * VL), vload(tiles + HB + t * VL), vload(tiles + DY + t * VL)
+        u, hb = vload(tiles + U + t * VL), vload(tiles + HB + t * VL)
+        dy = vload(tiles + DY + t * VL)
         ddelta = vfma(vload(tiles + HA + t * VL), vset1(1 / LOG2E), hb * u)
         if softplus:
             ddelta = ddelta * vload(tiles + SLOPE + t * VL)
@@ -154,15 +156,15 @@ cdef void adjoint_block(const Adjoint *adj, const Block *block, AdjointLoop *loo
     loop.safe = prepare_block(adj, block, lanes, plans, tiles) and loop.safe
     loop.safe = loop.safe and all_finite(lanes, loop.back.g, scan.states)
     adjoint_states(loop)                # 2.
-    finish_steps(lanes, loop.back, adj.rows, block.steps, tiles, scan.D.p is not NULL, scan.softplus,
-                 loop.gate)
+    finish_steps(lanes, loop.back, adj.rows, block.steps, tiles, scan.D.p is not NULL,
+                 scan.softplus, loop.gate)
     store_signal(&adj.du, lanes, block, tiles + DU)
     store_signal(&adj.ddelta, lanes, block, tiles + DDELTA)
     if loop.gate:
         store_signal(&adj.dz, lanes, block, tiles + DZ)
 
 
-# ---- a channel_block through a segment ----------------------------------------------------------
+# ---- a channel_block through a segment --------------------------------------------------------
 
 cdef inline real *checkpoint(const Back *back, ix N, ix t) noexcept nogil:
     """The state t steps into a segment, t a multiple of INTERVAL."""
@@ -171,8 +173,8 @@ cdef inline real *checkpoint(const Back *back, ix N, ix t) noexcept nogil:
 
 cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelBlock *carried,
                             Back *backs) noexcept nogil:
-    """Forward through a segment; False if interrupted.  The last interval is left out: it is replayed
-    from the state before it, and no step needs the state after it."""
+    """Forward through a segment; False if interrupted.  The last interval is left out: it is
+    replayed from the state before it, and no step needs the state after it."""
     cdef Scan forward = adj.scan
     cdef ix N = forward.states, t = segment.start, i, size
     cdef CoefficientRows B, C
@@ -200,8 +202,8 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
 
 
 cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix T) noexcept nogil:
-    """Whether a block of a time-varying B or C has neither NaN nor inf; True of a constant one, which
-    `tame` tells of."""
+    """Whether a block of a time-varying B or C has neither NaN nor inf; True of a constant one,
+    which `tame` tells of."""
     cdef vf odd = vset1(0)
     cdef real rest = 0
     cdef const real *p

@@ -2,8 +2,8 @@
 # after the other, through one range of the segments.  Included by _kernels.pyx.
 
 cdef enum:
-    LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C, and
-                                        # one addition to dB and dC
+    LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C,
+                                        # and one addition to dB and dC
     MOST_TASKS = 32                     # of an adjoint
 
 
@@ -53,7 +53,8 @@ cdef void store_sums(const Adjoint *adj, ix i, const Lanes *lanes, const Back *b
         if row % MANY == 0 and stopped(lanes, row):
             return
         sum, low = vload(back.sums + row * VL), vload(back.low + row * VL)
-        sum = vsel_lt(vabs(low), vset1(1e30), sum + low, sum)   # an infinite sum has NaN for its low part
+        # an infinite sum has NaN for its low part
+        sum = vsel_lt(vabs(low), vset1(1e30), sum + low, sum)
         vstore(back.sums + row * VL, sum)
         copy(back.sums + row * VL, 1, to + row * adj.scan.channels, 1, lanes.rows)
 
@@ -98,7 +99,7 @@ cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
             join(scan, &adj.dC, slice, first, batch, n, worker)
 
 
-# ---- dividing the work --------------------------------------------------------------------------
+# ---- dividing the work ------------------------------------------------------------------------
 
 cdef double adjoint_seconds(const Scan *scan) noexcept nogil:
     cdef double batch = scan.batch, N = scan.states
@@ -115,9 +116,9 @@ cdef double adjoint_scratch(const Adjoint *adj) noexcept nogil:
 
 
 cdef void set_slices(Adjoint *adj, ix wanted) noexcept:
-    """Slices of the channels, and lane_groups of a channel_block.  What slices put into shared rows of
-    dB and dC takes at most a twelfth of inputs and outputs; checkpoints of two threads take at most a
-    sixteenth, where those of one lane_group leave the choice."""
+    """Slices of the channels, and lane_groups of a channel_block.  What slices put into shared rows
+    of dB and dC takes at most a twelfth of inputs and outputs; checkpoints of two threads take at
+    most a sixteenth, where those of one lane_group leave the choice."""
     cdef Scan *scan = &adj.scan
     cdef ix lane_groups
     cdef double N = scan.states, varying = N * ((not scan.B.constant) + (not scan.C.constant))
@@ -135,19 +136,20 @@ cdef void divide_adjoint(Adjoint *adj, ix longest, double seconds) noexcept:
     """Ranges and slices, by the size of the call alone."""
     cdef Scan *scan = &adj.scan
     cdef ix tasks = 1 + <ix>min(<double>(MOST_TASKS - 1), seconds / 100e-6)
+    # so few that their sums take at most a twentieth of inputs and outputs
     cdef ix few = 1 + <ix>(<double>scan.batch * scan.steps / (4. * adj.rows))
     scan.block = TB
     # rows of a long sequence lie on a page each: every block is copied
     scan.B.gather, scan.C.gather = not scan.B.constant, not scan.C.constant
     adj.intervals = ceil_div(longest, TB) * (TB // INTERVAL)
-    adj.ranges = min(scan.segments, tasks, few)         # their sums take a twentieth of in- and outputs
+    adj.ranges = min(scan.segments, tasks, few)
     set_slices(adj, ceil_div(tasks, adj.ranges))
 
 
 cdef object set_coefficient_gradient(const Adjoint *adj, const Coefficient *coefficient,
                                      cnp.ndarray a, CoefficientGradient *gradient):
-    """OUT gradient: a (Bt, G, N, L), or None if the coefficient is constant.  The array of its shared
-    rows, to be kept alive."""
+    """OUT gradient: a (Bt, G, N, L), or None if the coefficient is constant.  The array of its
+    shared rows, to be kept alive."""
     cdef const Scan *scan = &adj.scan
     gradient.p, gradient.shared = NULL, NULL
     expect_varying(scan, a, True)

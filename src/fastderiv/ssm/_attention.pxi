@@ -1,17 +1,18 @@
-# Rows of the hidden attention (docs/derivations.md §1, "Expanded recurrence"), the time j in the lanes:
+# Rows of the hidden attention (docs/derivations.md §1, "Expanded recurrence"), the time j in the
+# lanes:
 #
 #     α[l, j] = Σ_n C[l, n]·exp(A[n]·x[l, j])·Δ[j]·B[j, n],      x[l, j] = Δ[j+1] + … + Δ[l]
 #
-# Columns are taken in blocks of AB.  With the gap g between a block's end e and a row, the sum of the
-# Δ behind e up to l, exp(A·x[l, j]) = exp(A·g)·exp(A·x[e, j]): the rows below a block are a matrix
-# product, (rows, N) times (N, AB), and each factor takes one exponential an entry.  Where A ≤ 0 ≤ Δ no
-# factor grows, so that none overflows and nothing is lost.  Elsewhere, and in the block that holds
-# the diagonal, exp(A·x) is formed directly, with x summed backwards from row l.
+# Columns are taken in blocks of AB.  With the gap g between a block's end e and a row, the sum of
+# the Δ behind e up to l, exp(A·x[l, j]) = exp(A·g)·exp(A·x[e, j]): the rows below a block are a
+# matrix product, (rows, N) times (N, AB), and each factor takes one exponential an entry.  Where A
+# ≤ 0 ≤ Δ no factor grows, so that none overflows and nothing is lost.  Elsewhere, and in the block
+# that holds the diagonal, exp(A·x) is formed directly, with x summed backwards from row l.
 # Included by _kernels.pyx.
 
 cdef enum:
-    AB = 64                             # columns of a block: fewer cost more exp(A·g), more make the
-                                        # diagonal dearer
+    AB = 64                             # columns of a block: fewer take more exp(A·g), more make
+                                        # the diagonal dearer
     RB = 64                             # rows of a task, at most: they share exp(A·x)·Δ·B
 
 cdef struct Attention:
@@ -27,7 +28,7 @@ cdef struct Columns:                    # a block of columns of one channel, in 
     real *x_row                         # [time]: Σ Δ behind it, up to a row
     real *b                             # [N, time]: B
     real *decayed                       # [N, time]: exp(A·x)·Δ·B
-    real *y                             # [time]: what a row has of the block that holds its diagonal
+    real *y                             # [time]: a row in the block that holds its diagonal
     double total                        # Σ Δ of the block
     ix states
     bint decays                         # whether -inf < A <= 0

@@ -1,10 +1,10 @@
-# The gradients of time-varying B and C, which are sums over channels (docs/derivations.md §1, "Adjoints
-# of the scan": B̅[l] += h̄·Δ·u, C̅[l] += ȳ·h).  Lanes are summed within 128-bit parts as the way back
-# goes, Lanes by Lanes; parts are summed once a block, in an order that no vector length changes.
-# Included by _kernels.pyx.
+# The gradients of time-varying B and C, which are sums over channels (docs/derivations.md §1,
+# "Adjoints of the scan": B̅[l] += h̄·Δ·u, C̅[l] += ȳ·h).  Lanes are summed within 128-bit parts as
+# the way back goes, Lanes by Lanes; parts are summed once a block, in an order that no vector
+# length changes.  Included by _kernels.pyx.
 
 cdef enum:
-    TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB, then of dC: [vector of results, time]
+    TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB, then of dC: [vector, time]
     JOINED = 1 << 20                    # steps of dB or dC joined between two looks for signals
     SOME = 256                          # states between two looks for signals where each takes long
 
@@ -55,7 +55,8 @@ cdef void add_row(const real *parts, real *to, ix n) noexcept nogil:
 
 
 cdef inline void turn_parts(const real *terms, ix count, real *square) noexcept nogil:
-    """OUT square [part, time]: VL steps of terms [time, part]; those of Lanes behind `count` are zero."""
+    """OUT square [part, time]: VL steps of terms [time, part]; those of Lanes behind `count` are
+    zero."""
     cdef ix m
     for m in range(NS):
         if m < count:
@@ -66,8 +67,8 @@ cdef inline void turn_parts(const real *terms, ix count, real *square) noexcept 
 
 cdef void add_terms(const ChannelBlock *carried, const real *terms, ix N, ix T, real *to,
                     ix L) noexcept nogil:
-    """to[n, t] += the terms of a block, summed over all Lanes of a channel_block; rows of `to` are L
-    apart."""
+    """to[n, t] += the terms of a block, summed over all Lanes of a channel_block; rows of `to` are
+    L apart."""
     cdef real square[NS * VL * VL]
     cdef ix slot, n, rows, i, t, m
     for slot in range(slots(N)):
@@ -85,7 +86,8 @@ cdef void add_terms(const ChannelBlock *carried, const real *terms, ix N, ix T, 
 
 
 cdef void prefetch_rows(const real *p, ix row, ix N, ix T) noexcept nogil:
-    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as caches hold."""
+    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as caches
+    hold."""
     cdef ix n, t
     for n in range(min(N, <ix>MANY)):
         t = 0
@@ -94,15 +96,16 @@ cdef void prefetch_rows(const real *p, ix row, ix N, ix T) noexcept nogil:
             t += GL
 
 
-# ---- slices: tasks that have different channels of one channel_group ----------------------------
+# ---- slices: tasks that have different channels of one channel_group --------------------------
 
 cdef real *gradient_rows(const Scan *scan, const CoefficientGradient *gradient, ix slice, ix first,
                          ix batch, ix channel) noexcept nogil:
-    """Where a slice, whose first channel is `first`, adds its terms of dB or dC for a channel: [N, L].
+    """Where a slice, whose first channel is `first`, adds its terms of dB or dC for a channel: [N,
+    L].
 
     That is in the gradient itself, but for a channel_group that begins in an earlier slice: two
-    threads may be at work on it, and so the later slice has shared rows of its own, which `join` adds
-    when all are done."""
+    threads may be at work on it, and so the later slice has shared rows of its own, which `join`
+    adds when all are done."""
     cdef ix group = channel // gradient.channels
     if first > 0 and group == (first - 1) // gradient.channels:
         return gradient.shared + ((slice - 1) * scan.batch + batch) * scan.states * scan.steps

@@ -1,6 +1,6 @@
-# From arrays to structs.  A mistake in Python must not become a read of foreign memory: an array that
-# does not have the shape, type and alignment that a kernel counts on is a TypeError.
-# Included by _kernels.pyx.
+# From arrays to structs.  A mistake in Python must not become a read of foreign memory: an array
+# that does not have the shape, type and alignment that a kernel counts on is a TypeError.  Included
+# by _kernels.pyx.
 
 cdef enum:
     ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works
@@ -8,11 +8,13 @@ cdef enum:
 
 cdef int refuse(cnp.ndarray a, shape) except -1:
     raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of shape "
-                    f"{(<object>a).shape} and dtype {a.dtype}; expected an aligned one of shape {shape}")
+                    f"{(<object>a).shape} and dtype {a.dtype}; expected an aligned one of shape "
+                    f"{shape}")
 
 
 cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
-    """Pass None, and an array of this shape and the kernel's type that can be read, or `written`."""
+    """Pass None, and an array of this shape and the kernel's type that can be read, or
+    `written`."""
     cdef int i
     cdef bint good
     if a is None:
@@ -54,7 +56,8 @@ cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
 
 
 cdef int expect_varying(const Scan *scan, cnp.ndarray a, bint written) except -1:
-    """Pass a time-varying B or C, or the gradient of one: (Bt, G, N, L) with G dividing D, or None."""
+    """Pass a time-varying B or C, or the gradient of one: (Bt, G, N, L) with G dividing D, or
+    None."""
     cdef ix shape[4]
     if a is None:
         return 0
@@ -79,7 +82,7 @@ cdef inline real *data(cnp.ndarray a):
     return <real *>cnp.PyArray_DATA(a)
 
 
-# ---- one array ----------------------------------------------------------------------------------
+# ---- one array --------------------------------------------------------------------------------
 
 cdef int set_signal(const Scan *scan, cnp.ndarray a, bint written, Signal *signal) except -1:
     """OUT signal: a (Bt, D, L), or None."""
@@ -134,7 +137,7 @@ cdef int set_coefficient(const Scan *scan, cnp.ndarray a, Coefficient *coefficie
     return 0
 
 
-# ---- the arguments of a scan, in this order -----------------------------------------------------
+# ---- the arguments of a scan, in this order ---------------------------------------------------
 
 cdef int set_inputs(Scan *scan, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray z) except -1:
     """Sizes of batch, channels and steps, and the signals."""
@@ -194,7 +197,7 @@ cdef int set_segments(Scan *scan, cnp.ndarray starts, cnp.ndarray initial_state)
     return set_state(scan, initial_state, False, &scan.initial_state)
 
 
-# ---- running ------------------------------------------------------------------------------------
+# ---- running ----------------------------------------------------------------------------------
 
 cdef ix counted(double n) except -1:
     """A number of tasks, as an integer."""

@@ -1,8 +1,10 @@
-"""What the compiled kernels of this room offer: `_core.dispatch.kernels("ssm")` returns them by dtype.
+"""What the compiled kernels of this room offer: `_core.dispatch.kernels("ssm")` returns them by
+dtype.
 
-Arrays have the dtype of the kernels and any strides; shapes and types are checked by the kernels, and
-a mistake in them is a TypeError.  ``cu_seqlens`` are (segments + 1,) contiguous intp, non-decreasing
-from 0 to L, which the kernels do not check; without them every batch item is one segment.
+Arrays have the dtype of the kernels and any strides; shapes and types are checked by the kernels,
+and a mistake in them is a TypeError.  ``cu_seqlens`` are (segments + 1,) contiguous intp,
+non-decreasing from 0 to L, which the kernels do not check; without them every batch item is one
+segment.
 """
 
 from typing import Protocol
@@ -59,9 +61,10 @@ class Kernels(Protocol):
     ) -> NDArray:
         """The adjoint of `scan` (docs/derivations.md §1, "Adjoints of the scan").
 
-        IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of steps
-        of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given; dinitial_state
-        (segments, D, N); dB, dC (Bt, G, N, L), contiguous and zero before, where B or C varies.
+        IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
+        steps of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given;
+        dinitial_state (segments, D, N); dB, dC (Bt, G, N, L), contiguous and zero before, where B
+        or C varies.
 
         Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges.  Rows
         are dA state by state, then dB and dC likewise where they are constant, dD, and dbias.
@@ -83,8 +86,8 @@ class Kernels(Protocol):
     ) -> None:
         """One step of the scan (docs/derivations.md §1), never interrupted.
 
-        IN x, dt, z (Bt, D); A (D, N); B, C (Bt, N) or (Bt, G, N) with G dividing D; D, dt_bias (D,).
-        IN OUT state (Bt, D, N).  OUT out (Bt, D).  Without Bt, it is missing everywhere.
+        IN x, dt, z (Bt, D); A (D, N); B, C (Bt, N) or (Bt, G, N) with G dividing D; D, dt_bias
+        (D,).  IN OUT state (Bt, D, N).  OUT out (Bt, D).  Without Bt, it is missing everywhere.
         """
 
     def step_sum(

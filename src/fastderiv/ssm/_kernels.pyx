@@ -17,11 +17,11 @@ this order; nothing sees what stands further down:
     _step_sum.pxi            sums of step sizes
     _attention.pxi           rows of the expanded recurrence
 
-VL channels lie in the lanes of a vector.  A task carries a few such vectors through time in blocks of
-TB steps: a block of each input is transposed into a tile [time, lane], every four states run through
-the block with h in registers, and the finished tile of y is transposed out.  No array of D·L·N
-elements exists.  Every output is computed by the same operations in the same order whatever the
-strides, the blocks, the tasks and the threads are.
+VL channels lie in the lanes of a vector.  A task carries a few such vectors through time in blocks
+of TB steps: a block of each input is transposed into a tile [time, lane], every four states run
+through the block with h in registers, and the finished tile of y is transposed out.  No array of
+D·L·N elements exists.  Every output is computed by the same operations in the same order whatever
+the strides, the blocks, the tasks and the threads are.
 """
 from libc.math cimport INFINITY, isfinite
 from libc.string cimport memcpy, memset

@@ -64,7 +64,7 @@ cdef bint all_finite(const Lanes *lanes, const real *h, ix N) noexcept nogil:
     return vall_lt(odd, vset1(1))
 
 
-# ---- setting up ---------------------------------------------------------------------------------
+# ---- setting up -------------------------------------------------------------------------------
 
 cdef double lanes_size(double N) noexcept nogil:
     """Scratch of one Lanes, in reals."""
@@ -126,7 +126,7 @@ cdef void set_up_channel_block(const Scan *scan, ix number, real *scratch,
         carried.count += 1
 
 
-# ---- states of segments -------------------------------------------------------------------------
+# ---- states of segments -----------------------------------------------------------------------
 
 cdef void load_state(const State *state, ix segment, const Lanes *lanes, ix N,
                      real *h) noexcept nogil:
@@ -149,7 +149,7 @@ cdef void load_initial_state(const Scan *scan, ix segment, Lanes *lanes) noexcep
     lanes.finite = all_finite(lanes, lanes.h, scan.states)
 
 
-# ---- B and C ------------------------------------------------------------------------------------
+# ---- B and C ----------------------------------------------------------------------------------
 
 cdef inline ix gathered_row(const Scan *scan) noexcept nogil:
     """From one row of a copied block of B or C to the next."""
@@ -164,8 +164,8 @@ cdef double gathered_size(const Scan *scan) noexcept nogil:
 cdef CoefficientRows coefficient_rows(const Scan *scan, const Coefficient *coefficient,
                                       const Lanes *lanes, const Block *block,
                                       real *gathered) noexcept nogil:
-    """A block of a time-varying B or C: in place where time is contiguous, else copied to `gathered`.
-    That of a constant one is NULL: each Lanes has its own."""
+    """A block of a time-varying B or C: in place where time is contiguous, else copied to
+    `gathered`.  That of a constant one is NULL: each Lanes has its own."""
     cdef CoefficientRows rows
     cdef const real *p
     cdef ix n = 0, m, N = scan.states

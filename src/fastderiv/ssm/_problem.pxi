@@ -3,12 +3,12 @@
 
 cdef enum:
     TB = 128                            # steps in a block
-    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of them fits
-                                        # the first-level cache
+    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of them
+                                        # fits the first-level cache
     MANY = 4096                         # states between two looks for signals, a multiple of 4
 
 
-# ---- arrays -------------------------------------------------------------------------------------
+# ---- arrays -----------------------------------------------------------------------------------
 
 cdef struct Signal:                     # u, delta, z, out (Bt, D, L): strides in elements
     real *p
@@ -30,9 +30,9 @@ cdef struct PerChannel:                 # D or delta_bias (D,)
     ix d
 
 
-# ---- the division of channels -------------------------------------------------------------------
+# ---- the division of channels -----------------------------------------------------------------
 
-cdef struct ChannelBlocks:              # no channel_block reaches from one channel_group into another
+cdef struct ChannelBlocks:              # each lies within one channel_group
     ix channels
     ix group                            # channels of a channel_group
     ix carry                            # Lanes of a channel_block, at most
@@ -57,7 +57,7 @@ cdef ix end_channel(const ChannelBlocks *blocks, ix channel) noexcept nogil:
     return min(channel + blocks.carry * VL, (channel // blocks.group + 1) * blocks.group)
 
 
-# ---- a call -------------------------------------------------------------------------------------
+# ---- a call -----------------------------------------------------------------------------------
 
 cdef struct Scan:
     Signal u, delta, z, out
@@ -88,7 +88,7 @@ cdef Segment segment_of(const Scan *scan, ix number) noexcept nogil:
     return segment
 
 
-# ---- what a task works on -----------------------------------------------------------------------
+# ---- what a task works on ---------------------------------------------------------------------
 
 cdef struct Lanes:                      # VL neighbouring channels and their state, in scratch
     real *a                             # [N, lane]: A·log2(e)

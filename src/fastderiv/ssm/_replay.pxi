@@ -1,6 +1,6 @@
-# Between two checkpoints of the adjoint: the states of an interval are replayed forward, keeping what
-# the way back needs of every step, then their adjoints run back (docs/derivations.md §1, "Adjoints of
-# the scan": h̄[l] = C·ȳ[l] + Ā[l+1]·h̄[l+1]).  Included by _kernels.pyx.
+# Between two checkpoints of the adjoint: the states of an interval are replayed forward, keeping
+# what the way back needs of every step, then their adjoints run back (docs/derivations.md §1,
+# "Adjoints of the scan": h̄[l] = C·ȳ[l] + Ā[l+1]·h̄[l+1]).  Included by _kernels.pyx.
 
 cdef enum:
     KEPT_TILE = INTERVAL * VL + 7 * GL
@@ -19,7 +19,7 @@ cdef enum:                              # tiles of a block of one Lanes, [time, 
     TILES = 9 * TILE
 
 cdef struct Back:                       # what the way back adds to a Lanes, in scratch
-    real *checkpoints                   # [interval, N, lane]: states before every interval, and the last
+    real *checkpoints                   # [interval, N, lane]: states before every interval
     real *g                             # [N, lane]: Ā·h̄ of the step behind
     real *sums                          # [row, lane]: over time, as in Adjoint
     real *low                           # [row, lane]: what rounding took from them
@@ -27,7 +27,7 @@ cdef struct Back:                       # what the way back adds to a Lanes, in 
     bint full                           # whether there is one in every lane
     bint tame                           # whether constant B and C are finite
 
-cdef struct AdjointLoop:                # a block of one Lanes, or an interval of it, on its way back
+cdef struct AdjointLoop:                # a block of one Lanes on its way back, or an interval of it
     Lanes *lanes
     Back *back
     real *tiles
@@ -37,7 +37,7 @@ cdef struct AdjointLoop:                # a block of one Lanes, or an interval o
     real *terms                         # of dB and dC, summed over the lanes of each 128-bit part
     ix states, steps
     bint add                            # whether terms has those of other Lanes already
-    bint safe                           # whether every Δ·A is inside the range of exp, B and C finite
+    bint safe                           # whether every Δ·A is in the range of exp, B and C finite
     bint gate
 
 cdef struct Row:                        # one state, in registers
@@ -53,7 +53,7 @@ cdef struct BackStep:                   # one step of up to four states, in regi
     vf dC[4]
 
 
-# ---- forward ------------------------------------------------------------------------------------
+# ---- forward ----------------------------------------------------------------------------------
 
 cdef inline void start_row(const AdjointLoop *loop, ix n, real *kept, Row *row) noexcept nogil:
     """OUT row: state n before the interval."""
@@ -106,7 +106,7 @@ cdef inline bint replay(const AdjointLoop *loop, Row *row, const ix rows, const 
     return rows_finite(row, rows)
 
 
-# ---- back ---------------------------------------------------------------------------------------
+# ---- back -------------------------------------------------------------------------------------
 
 cdef inline void back_step(Row *row, BackStep *step, ix t, const ix i, const bint careful,
                            const bint gate, const bint B_constant,
@@ -128,7 +128,7 @@ cdef inline void back_step(Row *row, BackStep *step, ix t, const ix i, const bin
     step.hb = vfma(g, coefficient(row.B, t, B_constant), step.hb)
     g = g * vload(row.kept + t * VL)
     row.g = vfma(vload(row.kept + KEPT_TILE + t * VL), g, g)
-    if careful:                         # rest may be negative: inf − inf is not what IEEE says of Ā·inf
+    if careful:                         # rest may be negative, and Ā·inf is not inf − inf
         row.g = vsel_lt(vabs(g), vset1(<real>INFINITY), row.g, g)
     row.h = vload(row.kept + 2 * KEPT_TILE + t * VL)
     q = row.g * row.h
@@ -195,7 +195,7 @@ cdef inline void end_row(const AdjointLoop *loop, ix n, const Row *row, const bi
         add_exactly(row.dC, sums, low)
 
 
-# ---- both ways ----------------------------------------------------------------------------------
+# ---- both ways --------------------------------------------------------------------------------
 
 cdef inline void start_rows(const AdjointLoop *loop, ix n, const ix rows, Row *row) noexcept nogil:
     """OUT row: states n … n+rows−1 before the interval."""
@@ -208,8 +208,8 @@ cdef inline void start_rows(const AdjointLoop *loop, ix n, const ix rows, Row *r
 
 cdef inline bint replay_rows(const AdjointLoop *loop, ix n, Row *row, const ix rows,
                              const bint B_constant) noexcept nogil:
-    """Forward through an interval, again with care where a state overflows.  Whether the way back may
-    do without that care."""
+    """Forward through an interval, again with care where a state overflows.  Whether the way back
+    may do without that care."""
     start_rows(loop, n, rows, row)
     if loop.safe and replay(loop, row, rows, True, B_constant):
         return True

@@ -15,7 +15,7 @@ cdef struct Loop:                       # a block of one Lanes, as its states ru
     bint safe                           # whether every Δ·A is well inside the range of exp
 
 
-# ---- the recurrence, step 2 of a block ----------------------------------------------------------
+# ---- the recurrence, step 2 of a block --------------------------------------------------------
 
 cdef inline vf advance(vf dt, vf a, vf h, vf du, vf b, const bint safe) noexcept nogil:
     """exp(Δ·A)·h + Δ·u·B."""
@@ -143,14 +143,15 @@ cdef void advance_block(const Loop *loop, real *checkpoints) noexcept nogil:
     loop.lanes.finite = all_finite(loop.lanes, loop.lanes.h, loop.states)
 
 
-# ---- a block ------------------------------------------------------------------------------------
+# ---- a block ----------------------------------------------------------------------------------
 
 cdef inline bint step_sizes(const Lanes *lanes, real *dt, real *du, real *y, ix T,
                             const Prefetch *plans, const bint softplus) noexcept nogil:
-    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well
-    inside the range of exp."""
+    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is
+    well inside the range of exp."""
     cdef vf bias = vload(lanes.bias), skip = vload(lanes.D)
-    cdef vf d, x, top = vset1(0), odd = vset1(0)        # odd becomes NaN with any Δ that is NaN or inf
+    cdef vf d, x, top = vset1(0)
+    cdef vf odd = vset1(0)              # becomes NaN with any Δ that is NaN or inf
     cdef ix t
     for t in range(T):
         prefetch(plans, t)
@@ -183,7 +184,8 @@ cdef void skip_connection(const Scan *scan, const Lanes *lanes, const Block *blo
 
 cdef bint start_block(const Scan *scan, Lanes *lanes, const Block *block, real *dt, real *du,
                       real *y) noexcept nogil:
-    """1. OUT dt, du and y as `step_sizes` leaves them; whether all Δ·A are inside the range of exp."""
+    """1. OUT dt, du and y as `step_sizes` leaves them; whether all Δ·A are inside the range of
+    exp."""
     cdef Prefetch plans[3]
     cdef const Signal *third = &scan.u if scan.z.p is NULL else &scan.z
     plan_prefetch(&scan.delta, block.batch, lanes, block.after, plans)
@@ -229,10 +231,11 @@ cdef void scan_block(const Scan *scan, const Block *block, Lanes *lanes, const C
     store_signal(&scan.out, lanes, block, y)
 
 
-# ---- a work_item: a channel_block through a segment ---------------------------------------------
+# ---- a work_item: a channel_block through a segment -------------------------------------------
 
 cdef Block block_at(const Segment *segment, ix start, ix size) noexcept nogil:
-    """The block of at most `size` steps that begins at `start`, and its successor to be prefetched."""
+    """The block of at most `size` steps that begins at `start`, and its successor to be
+    prefetched."""
     cdef Block block
     block.batch, block.start = segment.batch, start
     block.steps = min(size, segment.stop - start)
@@ -262,8 +265,8 @@ cdef bint scan_segment(const Scan *scan, ix number, ChannelBlock *carried) noexc
 
 
 cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """A few work_items.  Neighbouring ones share what is worth most: B and C among the channel_blocks
-    of a long segment, the set-up of channels among short segments."""
+    """A few work_items.  Neighbouring ones share what is worth most: B and C among the
+    channel_blocks of a long segment, the set-up of channels among short segments."""
     cdef const Scan *scan = <const Scan *>args
     cdef Lanes lanes[CARRY]
     cdef ChannelBlock carried

@@ -1,4 +1,4 @@
-"""`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
+"""`selective_scan`, and `ScanCall`: the checked arguments of functions over whole sequences."""
 
 from __future__ import annotations
 
@@ -32,32 +32,72 @@ _LOOK = 1 << 24  # boundaries checked between two looks for signals
 
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    return_last_state: Literal[False] = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray: ...  # fmt: skip
+) -> NDArray: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    *, return_last_state: Literal[True], initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None,
-    z: ArrayLike | None, delta_bias: ArrayLike | None, delta_softplus: bool,
-    return_last_state: Literal[True], *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None,
+    z: ArrayLike | None,
+    delta_bias: ArrayLike | None,
+    delta_softplus: bool,
+    return_last_state: Literal[True],
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    return_last_state: bool = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray | tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> NDArray | tuple[NDArray, NDArray]: ...
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -76,10 +116,12 @@ def selective_scan(
 ) -> NDArray | tuple[NDArray, NDArray]:
     r"""The selective scan of Mamba (S6), in one fused pass.
 
-    For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)` (or :math:`\delta_l + b`),
+    For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)`
+    (or :math:`\delta_l + b`),
 
     .. math::
-        h_l = e^{\Delta_l A} \odot h_{l-1} + \Delta_l B_l u_l, \qquad y_l = (C_l \cdot h_l + D u_l)\,\mathrm{silu}(z_l).
+        h_l = e^{\Delta_l A} \odot h_{l-1} + \Delta_l B_l u_l, \qquad
+        y_l = (C_l \cdot h_l + D u_l)\,\mathrm{silu}(z_l).
 
     Argument names, order and semantics are those of ``mamba_ssm``'s ``selective_scan_fn``.
 
@@ -92,8 +134,9 @@ def selective_scan(
     A : array_like, shape (D, N)
         Continuous-time transition; negative where the state is to decay.
     B, C : array_like, shape (D, N), (batch, N, L) or (batch, G, N, L)
-        Input and output coefficients: constant, varying in time, or shared by groups of ``D // G`` consecutive channels.
-        Unbatched: a 2-D array is always the constant (D, N); one varying in time is (G, N, L), ``G = 1`` included.
+        Input and output coefficients: constant, varying in time, or shared by groups of ``D // G``
+        consecutive channels.  Unbatched: a 2-D array is always the constant (D, N); one varying in
+        time is (G, N, L), ``G = 1`` included.
     D : array_like, shape (D,), optional
         Skip connection.
     z : array_like, shape of `u`, optional
@@ -107,10 +150,11 @@ def selective_scan(
     initial_state : array_like, shape (batch, D, N), optional
         State before the first step; zeros by default.
     cu_seqlens : array_like of int, shape (k + 1,), optional
-        Boundaries of k sequences packed along L with batch 1, from 0 to L, non-decreasing.  The state restarts at each of
-        them; `initial_state` and the last state are then (k, D, N).
+        Boundaries of k sequences packed along L with batch 1, from 0 to L, non-decreasing.  The
+        state restarts at each of them; `initial_state` and the last state are then (k, D, N).
     out : ndarray, optional
-        Where to write the result: exact shape and dtype, any strides, no memory shared with an input.
+        Where to write the result: exact shape and dtype, any strides, no memory shared with an
+        input.
 
     Returns
     -------
@@ -128,18 +172,21 @@ def selective_scan(
 
     Notes
     -----
-    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread, growing by 320 bytes with
-    N, by up to 4 KiB where B or C varies in time and is not contiguous along it: no array of batch·D·L·N elements is formed,
-    and inputs of any strides are read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
+    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per
+    thread, growing by 320 bytes with N, by up to 4 KiB where B or C varies in time and is not
+    contiguous along it: no array of batch·D·L·N elements is formed, and inputs of any strides are
+    read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
     through a copy).  The bits of the result do not depend on strides or threads.
 
-    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest magnitude; typically 1e-15 and
-    3e-7.  The state itself has the working precision: where it decays by less than 1e-3 a step and its increments all have one
-    sign, their rounding errors may add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
+    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest
+    magnitude; typically 1e-15 and 3e-7.  The state itself has the working precision: where it
+    decays by less than 1e-3 a step and its increments all have one sign, their rounding errors may
+    add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
 
     References
     ----------
-    A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv:2312.00752.
+    A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
+    arXiv:2312.00752.
 
     Examples
     --------
@@ -155,8 +202,9 @@ def selective_scan(
 
     The same in two halves, carrying the state:
 
-    >>> first, state = fd.selective_scan(u[:, :2], delta[:, :2], -one, one, one, return_last_state=True)
-    >>> second = fd.selective_scan(u[:, 2:], delta[:, 2:], -one, one, one, initial_state=state)
+    >>> rest = (-one, one, one)
+    >>> first, state = fd.selective_scan(u[:, :2], delta[:, :2], *rest, return_last_state=True)
+    >>> second = fd.selective_scan(u[:, 2:], delta[:, 2:], *rest, initial_state=state)
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
@@ -171,8 +219,8 @@ def selective_scan(
 class ScanCall:
     """The checked arguments of one call: of a scan, its adjoint, or what takes some of theirs.
 
-    They are arrays of one dtype as kernels take them: signals (Bt, D, L), states (segments, D, N), B
-    and C (D, N) or (Bt, G, N, L).  Those that are not `required` may be None and stay None.
+    They are arrays of one dtype as kernels take them: signals (Bt, D, L), states (segments, D, N),
+    B and C (D, N) or (Bt, G, N, L).  Those that are not `required` may be None and stay None.
     """
 
     def __init__(
@@ -310,7 +358,8 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     whole = f"(batch, N, L) = {(*batch, states, steps)}, (batch, G, N, L)" if batch else "(G, N, L)"
     at = ", ".join(map(str, (*batch, "G", states, steps)))
     raise ValueError(
-        f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, or (D, N) = {(channels, states)}"
+        f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, "
+        f"or (D, N) = {(channels, states)}"
     )
 
 

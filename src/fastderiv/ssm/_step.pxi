@@ -1,8 +1,8 @@
 # One step of the scan (docs/derivations.md §1), as a decoder takes it.  Included by _kernels.pyx.
 #
 # States that lie contiguous go into the lanes as they are, and only the new ones are transposed, so
-# that C·h is added in the order in which the scan adds it; other layouts go through tiles.  The scan's
-# bits come out either way: all operations are those of single lanes.
+# that C·h is added in the order in which the scan adds it; other layouts go through tiles.  The
+# scan's bits come out either way: all operations are those of single lanes.
 
 cdef enum:
     STEP_CARRY = 8                      # Lanes of a work_item of a single step
@@ -14,21 +14,22 @@ cdef enum:
 cdef struct Square:                     # VL channels times WIDTH states, or what is left of them
     const real *dt                      # [lane]: Δ
     const real *du                      # [lane]: Δ·u
-    const real *a                       # A: [channel, state] if by_rows, else [state, lane]; rows lda apart
+    const real *a                       # A, [channel, state] if by_rows, else [state, lane]
     const real *h                       # the old states, likewise
     const real *B                       # [state]
     const real *C
     real *rows                          # [channel, state]: the new states, if by_rows
     real *turned                        # [state, lane]: the new states
-    ix lda, ldh, B_n, C_n, channels, states
+    ix lda, ldh                         # from one row of a and of h to the next
+    ix B_n, C_n, channels, states
     bint by_rows
 
 
-# ---- a square -----------------------------------------------------------------------------------
+# ---- a square ---------------------------------------------------------------------------------
 
 cdef inline vf advance_rows(const Square *square, const bint safe) noexcept nogil:
-    """OUT turned = exp(Δ·A)·h + Δ·u·B, states in the lanes.  The maximum of |Δ·A| log2(e) in each lane,
-    NaN left out."""
+    """OUT turned = exp(Δ·A)·h + Δ·u·B, states in the lanes.  The maximum of |Δ·A| log2(e) in each
+    lane, NaN left out."""
     cdef const real *dt = square.dt
     cdef const real *du = square.du
     cdef const real *a = square.a
@@ -62,8 +63,8 @@ cdef inline vf advance_columns(const Square *square, const bint safe) noexcept n
 
 
 cdef inline bint advance_square(const Square *square, real *y, const bint safe) noexcept nogil:
-    """y += C·h.  False, and y left as it was, if `safe` turns out to be wrong: if a Δ·A is outside the
-    range of exp, or a new state is infinite or NaN, which makes y so too."""
+    """y += C·h.  False, and y left as it was, if `safe` turns out to be wrong: if a Δ·A is outside
+    the range of exp, or a new state is infinite or NaN, which makes y so too."""
     cdef const real *C = square.C
     cdef const real *turned = square.turned
     cdef ix C_n = square.C_n, n
@@ -114,7 +115,7 @@ cdef inline void step_square(const Scan *scan, Square *square, const real *a, re
             n += VL
 
 
-# ---- a work_item: up to SLOTS channels of a batch item ------------------------------------------
+# ---- a work_item: up to SLOTS channels of a batch item ----------------------------------------
 
 cdef void load_lanes(const real *src, ix stride, ix n, real *lanes) noexcept nogil:
     """lanes[i] = src[i·stride], zero up to a whole vector; zero everywhere without src."""
@@ -246,7 +247,7 @@ cdef double divide_step(Scan *scan) noexcept:
     return seconds * scan.work_items
 
 
-# ---- from arrays to the struct: as in _door.pxi, without time -----------------------------------
+# ---- from arrays to the struct: as in _door.pxi, without time ---------------------------------
 
 cdef int set_step_signal(cnp.ndarray a, int axes, const ix *shape, bint written,
                          Signal *signal) except -1:

@@ -1,8 +1,8 @@
 # Sums of step sizes, Σ Δ of a channel, from which the product of a chunk's transitions follows
 # (docs/derivations.md §1, "Chunks": P = exp(A·ΣΔ)).  Included by _kernels.pyx.
 
-cdef struct Sum:                        # compensated: a step that is repeated very often would be rounded
-    double value, lost                  # the same way each time
+cdef struct Sum:                        # compensated: of equal steps, each would be rounded alike
+    double value, lost
 
 
 cdef inline void accumulate(Sum *sum, double x) noexcept nogil:
@@ -47,6 +47,7 @@ cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef Block block
     cdef ix t = 0, lane
     cdef real *tile = <real *>worker.scratch
+    cdef real *to = sums.total + segment.batch * scan.channels
     lanes.channel, lanes.bias = first_channel(&scan.blocks, i % scan.blocks.count), tile + TILE
     lanes.rows = end_channel(&scan.blocks, lanes.channel) - lanes.channel
     memset(lanes.bias, 0, VL * sizeof(real))
@@ -59,5 +60,6 @@ cdef void step_sum_task(void *args, ix i, Worker *worker) noexcept nogil:
         block = block_at(&segment, t, TB)
         step_sum_block(scan, &lanes, &block, tile, total)
         t += TB
+    to += lanes.channel
     for lane in range(lanes.rows):
-        sums.total[segment.batch * scan.channels + lanes.channel + lane] = <real>sum_of(&total[lane])
+        to[lane] = <real>sum_of(&total[lane])

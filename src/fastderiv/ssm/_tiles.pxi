@@ -68,7 +68,8 @@ cdef inline void store_tile(const real *src, ix ld, real *dst, ix si, ix sj, ix 
         j += 1
 
 
-cdef inline real *signal_at(const Signal *signal, ix batch, const Lanes *lanes, ix t) noexcept nogil:
+cdef inline real *signal_at(const Signal *signal, ix batch, const Lanes *lanes,
+                            ix t) noexcept nogil:
     """Where the first lane's channel has step t."""
     return signal.p + batch * signal.b + lanes.channel * signal.d + t * signal.t
 
@@ -89,9 +90,9 @@ cdef void store_signal(const Signal *signal, const Lanes *lanes, const Block *bl
     store_tile(tile, VL, dst, signal.d, signal.t, lanes.rows, block.steps)
 
 
-# ---- prefetching --------------------------------------------------------------------------------
+# ---- prefetching ------------------------------------------------------------------------------
 
-cdef struct Prefetch:                   # one cache line of a later block with every step of this one
+cdef struct Prefetch:                   # with every step of a block, one cache line of another
     const real *p
     ix mask, lane, shift, line
 

@@ -14,7 +14,8 @@ from ._scan import ScanCall
 
 
 class SelectiveScanGrads(NamedTuple):
-    """Gradients with respect to the arguments of `selective_scan`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `selective_scan`, each of its argument's shape;
+    None where that was None.
 
     Examples
     --------
@@ -55,10 +56,12 @@ def selective_scan_vjp(
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
 ) -> SelectiveScanGrads:
-    r"""The adjoint of `selective_scan`: gradients of a scalar from those with respect to the scan's results.
+    r"""The adjoint of `selective_scan`: gradients of a scalar from those with respect to the scan's
+    results.
 
-    With :math:`\bar h_l` the gradient with respect to the state after step l, and :math:`\bar y_l` that with respect to
-    :math:`C_l \cdot h_l`, backwards in time from :math:`\bar h_L` = `dlast_state`:
+    With :math:`\bar h_l` the gradient with respect to the state after step l, and :math:`\bar y_l`
+    that with respect to :math:`C_l \cdot h_l`, backwards in time from :math:`\bar h_L` =
+    `dlast_state`:
 
     .. math::
         \bar h_l = C_l \bar y_l + e^{\Delta_{l+1} A} \odot \bar h_{l+1}
@@ -72,15 +75,17 @@ def selective_scan_vjp(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens
         As they were passed to `selective_scan`.
     dlast_state : array_like, shape (batch, D, N), optional
-        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` (sequences, D, N).
+        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` (sequences, D,
+        N).
 
     Returns
     -------
     grads : SelectiveScanGrads
-        ``du``, ``ddelta``, ``dA``, ``dB``, ``dC``, ``dD``, ``dz``, ``ddelta_bias`` and ``dinitial_state``, each of the shape of
-        its argument, None where the argument was None.  Those of B and C that channels share are summed over these channels.
-        ``du``, ``ddelta`` and ``dz`` lie in one piece of memory, which lives as long as any of them.
-        float32 if every floating argument is, else float64.
+        ``du``, ``ddelta``, ``dA``, ``dB``, ``dC``, ``dD``, ``dz``, ``ddelta_bias`` and
+        ``dinitial_state``, each of the shape of its argument, None where the argument was None.
+        Those of B and C that channels share are summed over these channels.  ``du``, ``ddelta`` and
+        ``dz`` lie in one piece of memory, which lives as long as any of them.  float32 if every
+        floating argument is, else float64.
 
     Raises
     ------
@@ -91,16 +96,19 @@ def selective_scan_vjp(
 
     Notes
     -----
-    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by division: the scan runs
-    once more, leaving its state every 32 steps, and is replayed from there on the way back.  Memory beyond inputs and outputs:
-    these checkpoints, of 64 to 256 bytes of channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with
-    `cu_seqlens` L is that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a twelfth of
-    inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a channel each, or 3N + 2 where B and C
-    are constant; and scratch of about 1/4 MiB per thread at N = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
+    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by
+    division: the scan runs once more, leaving its state every 32 steps, and is replayed from there
+    on the way back.  Memory beyond inputs and outputs: these checkpoints, of 64 to 256 bytes of
+    channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens` L is
+    that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a
+    twelfth of inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a
+    channel each, or 3N + 2 where B and C are constant; and scratch of about 1/4 MiB per thread at N
+    = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
 
-    Sums are taken in a fixed order: the bits of the result do not depend on the number of threads, nor on strides.  float64 is
-    within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude; typically 1e-15 and 5e-7.
-    NaN and infinities stay in their channel; a gradient that overflows on the way may become NaN instead of an infinity.
+    Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
+    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to
+    its largest magnitude; typically 1e-15 and 5e-7.  NaN and infinities stay in their channel; a
+    gradient that overflows on the way may become NaN instead of an infinity.
 
     References
     ----------
@@ -170,8 +178,8 @@ def _total(shares: NDArray) -> NDArray:
 def _collect(call: ScanCall, sums: NDArray, results: _Results) -> SelectiveScanGrads:
     """The kernel's results in the arguments' shapes.
 
-    Rows of `sums` (rows, D) are dA state by state, then dB and dC likewise where they are constant, dD,
-    and ddelta_bias.
+    Rows of `sums` (rows, D) are dA state by state, then dB and dC likewise where they are constant,
+    dD, and ddelta_bias.
     """
     N = call.A.shape[1]
     states = range(1 + (results.dB is None) + (results.dC is None))
