@@ -1,7 +1,16 @@
-# The adjoint of the scan (docs/derivations.md §1, "Adjoints of the scan"): a channel_block goes
-# through a segment forward once, keeping the state before every INTERVAL steps, then back block by
-# block.  Steps bear the numbers that they have in scan_block: 1. step sizes, 2. recurrence, 3.
-# gate.  Included by _kernels.pyx.
+# The adjoint of the scan (docs/derivations.md §1.4): a channel_block goes through a segment forward
+# once, keeping the state before every INTERVAL steps, then back block by block.  Steps have the
+# numbers that they have in scan_block: 1. step sizes, 2. recurrence, 3. gate.
+# Included by _kernels.pyx.
+# needs: Block, ChannelBlock, CoefficientRows, first_channel, INTERVAL, Lanes, MANY, Scan, Segment,
+#        segment_of, Signal, State, TB (_problem.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)
+# needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
+#        stopped, store_state (_lanes.pxi)
+# needs: block_at, scan_block (_scan.pxi)
+# needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows, TERMS (_coefficient_sums.pxi)
+# needs: add_exactly, adjoint_states, AdjointLoop, Back, DT, DTU, DY, GATE, HA, HB, KEPT, SLOPE,
+#        TILES, U, Y (_replay.pxi)
 
 cdef enum:
     PLANS = 7                           # arrays of which a block prefetches lines

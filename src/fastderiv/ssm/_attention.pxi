@@ -1,5 +1,4 @@
-# Rows of the hidden attention (docs/derivations.md §1, "Expanded recurrence"), the time j in the
-# lanes:
+# Rows of the hidden attention (docs/derivations.md §1.2), with the time j in the lanes:
 #
 #     α[l, j] = Σ_n C[l, n]·exp(A[n]·x[l, j])·Δ[j]·B[j, n],      x[l, j] = Δ[j+1] + … + Δ[l]
 #
@@ -9,6 +8,10 @@
 # ≤ 0 ≤ Δ no factor grows, so that none overflows and nothing is lost.  Elsewhere, and in the block
 # that holds the diagonal, exp(A·x) is formed directly, with x summed backwards from row l.
 # Included by _kernels.pyx.
+# needs: Coefficient, MANY, Scan, Signal (_problem.pxi)
+# needs: copy, load_tile (_tiles.pxi)
+# needs: piece_at (_lanes.pxi)
+# needs: accumulate, Sum, sum_of (_step_sum.pxi)
 
 cdef enum:
     AB = 64                             # columns of a block: fewer take more exp(A·g), more make

@@ -73,7 +73,7 @@ def scan_attention(
     References
     ----------
     A. Ali, I. Zimerman, L. Wolf, "The Hidden Attention of Mamba Models", 2024, arXiv:2403.01590;
-    docs/derivations.md §1.
+    docs/derivations.md §1.2.
 
     Examples
     --------

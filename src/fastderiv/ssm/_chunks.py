@@ -85,7 +85,7 @@ def chunk_summary(
 
     References
     ----------
-    docs/derivations.md §1.
+    docs/derivations.md §1.7.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def combine_summaries(
 
     References
     ----------
-    docs/derivations.md §1.
+    docs/derivations.md §1.7.
 
     Examples
     --------

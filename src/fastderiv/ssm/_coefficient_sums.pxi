@@ -1,7 +1,10 @@
-# The gradients of time-varying B and C, which are sums over channels (docs/derivations.md §1,
-# "Adjoints of the scan": B̅[l] += h̄·Δ·u, C̅[l] += ȳ·h).  Lanes are summed within 128-bit parts as
-# the way back goes, Lanes by Lanes; parts are summed once a block, in an order that no vector
-# length changes.  Included by _kernels.pyx.
+# The gradients of time-varying B and C, which are sums over channels (docs/derivations.md §1.4:
+# B̅[l] += h̄·Δ·u, C̅[l] += ȳ·h).  Every step of the way back sums the lanes of a vector within parts
+# of 128 bits; once a block, these sums are added up in an order that no vector length changes.
+# Included by _kernels.pyx.
+# needs: ChannelBlock, MANY, Scan (_problem.pxi)
+# needs: TILE (_tiles.pxi)
+# needs: stopped (_lanes.pxi)
 
 cdef enum:
     TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB, then of dC: [vector, time]

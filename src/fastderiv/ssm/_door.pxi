@@ -1,6 +1,7 @@
 # From arrays to structs.  A mistake in Python must not become a read of foreign memory: an array
-# that does not have the shape, type and alignment that a kernel counts on is a TypeError.  Included
-# by _kernels.pyx.
+# that does not have the shape, type and alignment that a kernel counts on is a TypeError.
+# Included by _kernels.pyx.
+# needs: Coefficient, PerChannel, Scan, Signal, State (_problem.pxi)
 
 cdef enum:
     ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works

@@ -29,7 +29,7 @@ class Kernels(Protocol):
         last_state: NDArray | None,
         out: NDArray | None,
     ) -> None:
-        """The selective scan (docs/derivations.md §1).
+        """The selective scan (docs/derivations.md §1.1).
 
         IN u, delta, z (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L) with G dividing D; D,
         delta_bias (D,); initial_state (segments, D, N).  OUT last_state (segments, D, N); out
@@ -59,7 +59,7 @@ class Kernels(Protocol):
         dB: NDArray | None,
         dC: NDArray | None,
     ) -> NDArray:
-        """The adjoint of `scan` (docs/derivations.md §1, "Adjoints of the scan").
+        """The adjoint of `scan` (docs/derivations.md §1.4).
 
         IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
         steps of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given;
@@ -84,7 +84,7 @@ class Kernels(Protocol):
         dt_softplus: bool,
         out: NDArray,
     ) -> None:
-        """One step of the scan (docs/derivations.md §1), never interrupted.
+        """One step of the scan (docs/derivations.md §1.1), never interrupted.
 
         IN x, dt, z (Bt, D); A (D, N); B, C (Bt, N) or (Bt, G, N) with G dividing D; D, dt_bias
         (D,).  IN OUT state (Bt, D, N).  OUT out (Bt, D).  Without Bt, it is missing everywhere.
@@ -97,7 +97,7 @@ class Kernels(Protocol):
         delta_softplus: bool,
         total: NDArray,
     ) -> None:
-        """The sum of all step sizes of a channel.
+        """The sum of all step sizes of a channel (docs/derivations.md §1.7).
 
         IN delta (Bt, D, L); delta_bias (D,).  OUT total (Bt, D) = Σ Δ, contiguous.
         """
@@ -113,7 +113,7 @@ class Kernels(Protocol):
         rows: NDArray[np.intp],
         out: NDArray,
     ) -> None:
-        """Rows of the hidden attention (docs/derivations.md §1, "Expanded recurrence").
+        """Rows of the hidden attention (docs/derivations.md §1.2).
 
         IN delta, A, B, C and delta_bias as of `scan`; rows (R,) contiguous, in [0, L), which is not
         checked.  OUT out (Bt, D, R, L), contiguous and zero before.

@@ -1,6 +1,9 @@
 # Lanes: the parameters and the state of VL channels, [N, lane], in scratch.  However many states
 # there are, they are taken in pieces of MANY with a look for signals between two of them; what an
 # interrupted function leaves behind is never used.  Included by _kernels.pyx.
+# needs: Block, ChannelBlock, Coefficient, CoefficientRows, end_channel, first_channel, Lanes, MANY,
+#        Scan, State (_problem.pxi)
+# needs: copy, load_tile, store_tile (_tiles.pxi)
 
 cdef inline bint stopped(const Lanes *lanes, ix n) noexcept nogil:
     """Whether to leave at the n-th state: never at the first, so that few states cost nothing."""

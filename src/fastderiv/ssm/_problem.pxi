@@ -1,5 +1,5 @@
 # A call as structs: its arrays, how its channels and segments are divided among tasks, and what a
-# task carries through time (docs/derivations.md §1).  Included by _kernels.pyx.
+# task carries through time (docs/derivations.md §1.1).  Included by _kernels.pyx.
 
 cdef enum:
     TB = 128                            # steps in a block

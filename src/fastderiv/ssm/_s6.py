@@ -1,4 +1,4 @@
-"""`S6`: the layer of derivations §1, its projections by matrix products and its recurrence by the
+"""`S6`: the layer of derivations §1.1, its projections by matrix products and its recurrence by the
 scan's kernels."""
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class S6:
 
     References
     ----------
-    docs/derivations.md §1.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective
+    docs/derivations.md §1.1 and §1.5.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective
     State Spaces", 2023, arXiv:2312.00752.
 
     Examples
@@ -477,7 +477,7 @@ class _Call:
 
     @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
-        """The layer's gradients from those of the scan: x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C,
+        """The layer's gradients from those of the scan (derivations §1.5): x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C,
         W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
         x, w = self.x, self.w
         ddelta, dB, dC = (

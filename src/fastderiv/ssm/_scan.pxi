@@ -1,6 +1,12 @@
-# The scan forward: h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h (docs/derivations.md §1), one block
-# through the recurrence, a segment block by block, a task of several work_items.
-# Included by _kernels.pyx.
+# The scan forward (docs/derivations.md §1.1): h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h.  A block
+# runs through the recurrence, a segment block by block, a task through several work_items; how the
+# recurrence is rounded, says §1.6.  Included by _kernels.pyx.
+# needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
+#        Segment, segment_of, Signal, TB (_problem.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)
+# needs: all_finite, coefficient, copy_states, gathered_size, lanes_size, load_coefficients,
+#        load_initial_state, own_rows, piece_at, set_up_channel_block, stopped,
+#        store_state (_lanes.pxi)
 
 cdef enum:
     CARRY = 4                           # Lanes of a task, where they share copies of B and C

@@ -1,8 +1,13 @@
-# One step of the scan (docs/derivations.md §1), as a decoder takes it.  Included by _kernels.pyx.
+# One step of the scan (docs/derivations.md §1.1), as a decoder takes it.  Included by _kernels.pyx.
 #
 # States that lie contiguous go into the lanes as they are, and only the new ones are transposed, so
 # that C·h is added in the order in which the scan adds it; other layouts go through tiles.  The
 # scan's bits come out either way: all operations are those of single lanes.
+# needs: Coefficient, divide_channels, end_channel, first_channel, PerChannel, Scan, Signal,
+#        State (_problem.pxi)
+# needs: load_tile, store_tile (_tiles.pxi)
+# needs: data, expect_array, group_channels, refuse, stride (_door.pxi)
+# needs: advance (_scan.pxi)
 
 cdef enum:
     STEP_CARRY = 8                      # Lanes of a work_item of a single step

@@ -84,7 +84,7 @@ def selective_state_update(
 
     References
     ----------
-    docs/derivations.md §1.
+    docs/derivations.md §1.1.
 
     Examples
     --------

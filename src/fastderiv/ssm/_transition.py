@@ -51,7 +51,7 @@ def transition_product(
 
     References
     ----------
-    docs/derivations.md §1, "Theorem".
+    docs/derivations.md §1.3.
 
     Examples
     --------

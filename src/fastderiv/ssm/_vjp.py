@@ -112,7 +112,7 @@ def selective_scan_vjp(
 
     References
     ----------
-    docs/derivations.md §1, "Adjoints of the scan".
+    docs/derivations.md §1.4.
 
     Examples
     --------
