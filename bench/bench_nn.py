@@ -2,8 +2,8 @@
 
     python bench/bench_nn.py [--json] [--rounds N] [--threads 1,2] [--only dense,grid,lstm]
 
-Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch included, and NumPy's BLAS where
-threadpoolctl is installed.
+Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch
+included, and NumPy's BLAS where threadpoolctl is installed.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def agree(ours, theirs, name, tolerance):
         )
 
 
-# ---- dense ---------------------------------------------------------------------------------------------------------------
+# ---- dense ---------------------------------------------------------------------------------------
 
 
 def dense_peers(X, W, b, dY):
-    """The layer with σ, by name; and what else computes it or its products, by name, with the name of what to compare it to."""
+    """The layer with σ and its peers by name; for each peer the name of its counterpart."""
     products = [np.empty_like(X) for _ in range(3)]
 
     def forward():
@@ -90,7 +90,9 @@ def dense_peers(X, W, b, dY):
 
 
 def dense_results(rounds: int, threads: int) -> Iterator[Result]:
-    """With a cache against the three products of a layer that keeps what it needs, without one against the four that there are.
+    """The dense layer against the products in it.
+
+    With a cache these are the three of a layer that keeps what it needs, without one all four.
 
     In place: into memory that exists, where `dense` and `dense_vjp` return new arrays.
     """
@@ -116,7 +118,7 @@ def dense_results(rounds: int, threads: int) -> Iterator[Result]:
             yield compare(f"{counterpart} {label}", t, counterpart, name, "call", 1)
 
 
-# ---- grid RNN --------------------------------------------------------------------------------------------------------------
+# ---- grid RNN ------------------------------------------------------------------------------------
 
 
 def grid_problem(G, batch, D, H, dtype=np.float32):
@@ -146,8 +148,10 @@ def grid_results(rounds: int, threads: int) -> Iterator[Result]:
             return fd.grid_rnn(*p), *fd.grid_rnn_vjp(dh, *p)
 
         peers = {"NumPy, cell by cell": grids.numpy_forward(p)}
-        both_peers = {"NumPy, cell by cell": grids.numpy_gradient(p, dh),
-                      "NumPy, weights by sample": grids.numpy_gradient_by_sample(p, dh)}  # fmt: skip
+        both_peers = {
+            "NumPy, cell by cell": grids.numpy_gradient(p, dh),
+            "NumPy, weights by sample": grids.numpy_gradient_by_sample(p, dh),
+        }
         if torch:
             peers["PyTorch, by diagonals"] = grids.torch_forward(p)
             both_peers["PyTorch, by diagonals"] = grids.torch_gradient(p, dh)
@@ -161,7 +165,7 @@ def grid_results(rounds: int, threads: int) -> Iterator[Result]:
                 yield compare(f"{what} {label}", t, "fastderiv", name, "cell", cells, memory)
 
 
-# ---- LSTM ----------------------------------------------------------------------------------------------------------------
+# ---- LSTM ----------------------------------------------------------------------------------------
 
 SEQUENCES = [(128, 32, 256, 256), (512, 1, 64, 64), (64, 64, 512, 512)]  # (T, B, D, H)
 

@@ -2,9 +2,10 @@
 
     python examples/grid_rnn_digits.py [--epochs N] [--plot FILE]
 
-scikit-learn's digits: 1797 real scans of 8×8 pixels.  A grid RNN sweeps each image from its north-western corner; another sweeps
-it from the south-eastern one; the states of the two last cells, which have seen every pixel, go through a dense layer to ten
-scores.  Every gradient is from `grid_rnn_vjp` and `dense_vjp`; backward steps bear the numbers of the forward ones.
+scikit-learn's digits: 1797 real scans of 8×8 pixels.  A grid RNN sweeps each image from its
+north-western corner; another sweeps it from the south-eastern one; the states of the two last
+cells, which have seen every pixel, go through a dense layer to ten scores.  Every gradient is from
+`grid_rnn_vjp` and `dense_vjp`; backward steps bear the numbers of the forward ones.
 """
 
 import argparse
@@ -24,7 +25,7 @@ CELLS = "W_in", "W_west", "W_north", "b"
 
 
 def load(seed=0):
-    """((images, labels) to train on, the same to test on), images (n, 8, 8, 1) in [−1, 1]; a quarter is for the test."""
+    """(images, labels) to train on, a quarter of all to test on; images (n, 8, 8, 1) in [−1, 1]."""
     digits = load_digits()
     images, labels = (digits.images / 8 - 1).astype(np.float32)[..., None], digits.target
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -105,7 +106,7 @@ def accuracy(model, images, labels):
 
 
 def train(model, train_set, test_set, epochs, rng, report=lambda *_: None):
-    """Trains `model` in place; (losses of every step, accuracy on the test images after every epoch)."""
+    """Trains `model` in place; the losses of every step, the test accuracy after every epoch."""
     images, labels = train_set
     adam, losses, accuracies = Adam(model), [], []
     steps = epochs * (len(labels) // BATCH)
@@ -122,9 +123,9 @@ def train(model, train_set, test_set, epochs, rng, report=lambda *_: None):
 
 
 def plot(losses, accuracies, model, test_set, file):
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, (left, middle, right) = plt.subplots(
@@ -147,8 +148,15 @@ def plot(losses, accuracies, model, test_set, file):
     for k, t in enumerate(shown):
         r, c = divmod(k, 4)
         tiles[r * 11 : r * 11 + 8, c * 9 : c * 9 + 8] = images[t, ..., 0]
-        right.text(c * 9 + 3.5, r * 11 + 9.6, str(guesses[t]) if k >= len(wrong) else f"{guesses[t]}, is {labels[t]}", ha="center",
-                   va="center", fontsize=8, color="C3" if k < len(wrong) else "0.2")  # fmt: skip
+        right.text(
+            c * 9 + 3.5,
+            r * 11 + 9.6,
+            str(guesses[t]) if k >= len(wrong) else f"{guesses[t]}, is {labels[t]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="C3" if k < len(wrong) else "0.2",
+        )
     right.imshow(tiles, cmap="gray_r")
     right.set(title="What it reads (red: and what it is)")
     right.axis("off")
@@ -173,7 +181,8 @@ def main():
     def report(epoch, loss, accurate):
         if epoch == 1 or epoch % 5 == 0:
             print(
-                f"epoch {epoch:3d}: loss {loss:.4f}, test accuracy {accurate:6.2%}, {time.perf_counter() - start:.0f} s",
+                f"epoch {epoch:3d}: loss {loss:.4f}, test accuracy {accurate:6.2%}, "
+                f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
 

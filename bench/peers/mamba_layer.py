@@ -1,4 +1,4 @@
-"""The Mamba layer of a 130M model as transformers computes it without CUDA, and the same with fastderiv in it."""
+"""The Mamba layer of a 130M model in transformers without CUDA, plain and with fastderiv."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Call = Callable[[], np.ndarray]
 
 
 def layer(steps: int) -> dict[str, tuple[Call, Call]]:
-    """What is computed -> (with fastderiv, the slow path), each a call; nothing where transformers or PyTorch is missing."""
+    """What is computed -> calls (with fastderiv, the slow path); empty without transformers."""
     try:
         import torch
         from transformers import MambaConfig

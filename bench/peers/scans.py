@@ -1,7 +1,8 @@
-"""How others compute the scan of bench_ssm.py, and its gradients: NumPy, Numba, PyTorch, JAX, AVX-512 intrinsics.
+"""The scan of bench_ssm.py and its gradients in NumPy, Numba, PyTorch, JAX and AVX-512 intrinsics.
 
-A peer's `forward(problem)` and `gradient(problem, dout)` return a function of no arguments that computes y, or y and the
-gradients with respect to the eight arguments; None where it has none.  `peers()` leaves out what is not installed.
+A peer's `forward(problem)` and `gradient(problem, dout)` return a function of no arguments that
+computes y, or y and the gradients with respect to the eight arguments; None where it has none.
+`peers()` leaves out what is not installed.
 """
 
 import ctypes
@@ -58,7 +59,7 @@ def by_hand() -> Peer | None:
     return Peer(forward)
 
 
-# ---- NumPy -----------------------------------------------------------------------------------------------------------
+# ---- NumPy ---------------------------------------------------------------------------------------
 
 
 def sigmoid(x):
@@ -106,7 +107,7 @@ def by_numpy() -> Peer:
     )
 
 
-# ---- Numba -----------------------------------------------------------------------------------------------------------
+# ---- Numba ---------------------------------------------------------------------------------------
 
 
 def by_numba() -> Peer | None:
@@ -199,11 +200,14 @@ def by_numba() -> Peer | None:
     return Peer(forward, gradient)
 
 
-# ---- PyTorch ---------------------------------------------------------------------------------------------------------
+# ---- PyTorch -------------------------------------------------------------------------------------
 
 
 def by_torch() -> Peer | None:
-    """mamba's `selective_scan_ref`: decays and inputs of all steps materialised, then a loop; autograd through it."""
+    """mamba's `selective_scan_ref`, and autograd through it.
+
+    It materialises the decays and inputs of all steps, then loops over the steps.
+    """
     try:
         import torch
     except ImportError:
@@ -242,7 +246,7 @@ def by_torch() -> Peer | None:
     return Peer(forward, gradient)
 
 
-# ---- JAX -------------------------------------------------------------------------------------------------------------
+# ---- JAX -----------------------------------------------------------------------------------------
 
 
 def by_jax(associative: bool) -> Peer | None:
