@@ -18,7 +18,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import numpy
+import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -162,7 +162,7 @@ def extension(
     ext = Extension(
         module,
         [str(source)],
-        include_dirs=[str(source.parent), str(SRC / "_core"), numpy.get_include()],
+        include_dirs=[str(source.parent), str(SRC / "_core"), np.get_include()],
         define_macros=[*macros, *init, *defines],
         depends=sorted(map(str, {*HEADERS, *source.parent.glob("*.h"), flags_file()})),
         extra_compile_args=FLAGS + flags,

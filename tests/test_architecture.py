@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,20 @@ def sources(room, *suffixes):
     return sorted(path for path in found if "__pycache__" not in path.parts)
 
 
+@cache
+def tree(path):
+    return ast.parse(read(path))
+
+
+@cache
+def blocks(path):
+    return cython_source.blocks(read(path))
+
+
 def python_imports(path):
     """Absolute names of the modules that a Python file imports, with the names taken from each."""
     package = ["fastderiv", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(read(path))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -158,24 +169,28 @@ def test_nothing_imports_the_integrations():
 
 @pytest.mark.parametrize("room", [*BELOW, "integrations"])
 def test_every_room_says_what_it_is(room):
-    assert ast.get_docstring(ast.parse(read(ROOT / room / "__init__.py")))
+    assert ast.get_docstring(tree(ROOT / room / "__init__.py"))
 
 
 def private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
-def names_defined(tree):
-    """Private names that a Python file gives to its functions, classes, attributes and fields."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield node.attr
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # __slots__
-            yield node.value
+@cache
+def private_names_defined(room):
+    """Private names that a room gives to its functions, classes, attributes and fields."""
+    names = set()
+    for path in sources(room, ".py"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # __slots__
+                names.add(node.value)
+    return set(filter(private, names))
 
 
 @pytest.mark.parametrize("room", [*BELOW, "integrations", "_cli", "data"])
@@ -188,16 +203,13 @@ def test_no_room_uses_private_names_of_another(room):
                 path_of = module.split(".")[2:] if module.count(".") else []
                 hidden = [name for name in [*path_of, *names] if private(name) and name != "_core"]
                 wrong += [f"{path}: {name} of {module}" for name in hidden]
-    trees = {path: ast.parse(read(path)) for path in sources(room, ".py")}
-    own = {"_fields", "_replace", "_asdict", "_make", "_field_defaults"}  # public, of NamedTuple
-    own |= {name for tree in trees.values() for name in names_defined(tree)}
-    foreign = set()
-    for other in {*BELOW, "integrations", "_cli", "data"} - {room}:
-        for path in sources(other, ".py"):
-            foreign |= set(filter(private, names_defined(ast.parse(read(path)))))
-    for path, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr in foreign - own:
+    of_named_tuples = {"_fields", "_replace", "_asdict", "_make", "_field_defaults"}
+    others = {*BELOW, "integrations", "_cli", "data"} - {room}
+    foreign = set().union(*map(private_names_defined, others))
+    foreign -= private_names_defined(room) | of_named_tuples
+    for path in sources(room, ".py"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and node.attr in foreign:
                 wrong.append(f"{path}:{node.lineno} uses {ast.unparse(node)}")
     judge(room, "private names", wrong)
 
@@ -220,7 +232,7 @@ def expected_needs(room):
     door = ROOT / room / "_kernels.pyx"
     home, at = {}, {}
     for path in [door, *(path for _, path in order)]:
-        for block in cython_source.blocks(read(path)):
+        for block in blocks(path):
             home |= dict.fromkeys(block.defines, path)
             at |= dict.fromkeys(block.defines, block.lines[0].number)
     for _, names in cython_source.imports(read(door)):
@@ -229,7 +241,7 @@ def expected_needs(room):
     files = [door, *(path for _, path in order)]
     needed, wrong = {}, []
     for line, path in order:
-        names = set().union(*(block.uses for block in cython_source.blocks(read(path))))
+        names = set().union(*(block.uses for block in blocks(path)))
         by_file = defaultdict(set)
         for name in sorted(names & home.keys()):
             source = home[name]
@@ -333,7 +345,7 @@ def test_the_stub_of_a_room_is_its_door(room):
     stub = ROOT / room / "_kernels.pyi"
     declared = {}
     if stub.is_file():
-        for node in ast.parse(read(stub)).body:
+        for node in tree(stub).body:
             if isinstance(node, ast.ClassDef):
                 owner = "" if node.name == "Kernels" else node.name
                 for method in node.body:
@@ -347,6 +359,43 @@ def test_the_stub_of_a_room_is_its_door(room):
         if compiled.get(name) != declared.get(name)
     ]
     judge(room, "stub", wrong)
+
+
+SOURCE = """
+from fastderiv._core.simd cimport vf, vload
+
+cdef extern from "loops.h" nogil:
+    enum: WIDE, TALL
+    void tile(const real *a, ix step)
+
+ctypedef enum Curve:
+    EXP, TANH
+
+cdef struct Loop:
+    Tile *tile[TALL]
+    ix n
+
+
+cdef inline void advance(const Loop *loop, void (*f)(ix), ix n=WIDE) noexcept nogil:
+    \"\"\"Uses nothing of `unused`.\"\"\"
+    cdef ix unused = helper(n)                      # and not `comment`
+    tile(loop.other, step=unused)
+
+
+def door(cnp.ndarray x not None, bint flag):
+    text = f"{named} but not unnamed"
+"""
+
+
+def test_the_parser_tells_what_sources_define_and_use():
+    found = cython_source.blocks(SOURCE)
+    defined = set().union(*(block.defines for block in found))
+    assert defined == {"WIDE", "TALL", "tile", "Curve", "EXP", "TANH", "Loop", "advance", "door"}
+    used = set().union(*(block.uses for block in found))
+    assert {"Tile", "TALL", "WIDE", "helper", "tile", "named", "Loop"} <= used
+    assert not used & {"unused", "comment", "other", "step", "unnamed", "but", "n", "loop", "text"}
+    functions = {function.name: function.parameters for function in cython_source.functions(SOURCE)}
+    assert functions["advance"] == ["loop", "f", "n"] and functions["door"] == ["x", "flag"]
 
 
 # ---- how the text looks ------------------------------------------------------------------------

@@ -148,7 +148,7 @@ CALLS = {
     ),
     "find_x1": lambda f, a: f(odd_network(), a((5,)), (-50, 50)).x,
     "trace_boundary": lambda f, a: f(
-        odd_network(), np.sort(a((2, 2))) + [-1, 1], at=a((2,))
+        odd_network(), np.sort(a((2, 2))) + np.array([-1, 1]), at=a((2,))
     ).points[0],
     "counterfactuals": lambda f, a: f(odd_network(), a((2,)), features=[0])[:4],
     "decision_intervals": lambda f, a: f(odd_network(), a((5,))).lower,
@@ -213,7 +213,7 @@ def test_inputs_are_never_modified_and_results_are_new(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_integers_count_as_float64(name):
     result = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape, np.int32))
-    expected = CALLS[name](getattr(fd, name), lambda shape: np.ones(shape))
+    expected = CALLS[name](getattr(fd, name), np.ones)
     if name == "iter_subset_sums":
         result, expected = result[0][1], expected[0][1]
     for r, e in (

@@ -126,7 +126,9 @@ def function_of(line: Line) -> Function | None:
     """The function that a line opens or declares, if it does."""
     header = _HEADER.match(line.text)
     words = line.text.split()
-    if not header or words[1].rstrip(":") in _NO_FUNCTION or "(*" in line.text.split(")")[0]:
+    if not header or words[1].rstrip(":") in _NO_FUNCTION:
+        return None
+    if line.text[header.end() :].lstrip().startswith("*"):  # cdef void (*f)(ix)
         return None
     if "=" in line.text[: header.end()]:  # cdef int x = f(…)
         return None

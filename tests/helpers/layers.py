@@ -89,7 +89,7 @@ def _hypergradient(a):
     return fd.hypergradient(*callbacks, a["theta"], n_steps=12, **RATES)
 
 
-PAIR = (lambda x: np.sin(x), lambda x: np.cos(x))
+PAIR = (np.sin, np.cos)
 NAMES = (None, "sigmoid", "tanh", "relu", "softplus", "silu", "gelu")
 BASE = {"X": (6, 4), "W": (4, 3), "b": (3,)}
 DENSE_BACK = {**BASE, "dY": (6, 3)}

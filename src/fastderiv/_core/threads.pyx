@@ -58,8 +58,7 @@ cdef enum:
 cdef struct Seat:
     PyThread_type_lock wake
     Job *job                            # what to work on once awake; NULL: nothing any more
-    bint posted                         # wake is released and its owner not yet awake: it must not
-                                        # be released again
+    bint posted                         # wake is released, its owner not yet awake: never twice
 
 cdef struct Pool:
     PyThread_type_lock mutex            # guards everything in the pool and in jobs
