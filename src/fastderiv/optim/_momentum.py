@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,8 +26,11 @@ from .._core.floats import undisturbed
 from .._core.fpstate import ieee
 from .._core.plain import plain
 
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
 Function = Callable[[np.ndarray], ArrayLike]
-_kernels = kernels("optim")
+_kernels: dict[np.dtype, Kernels] = kernels("optim")
 _FEW = 1 << 20  # numbers that NumPy subtracts within milliseconds
 
 
@@ -289,9 +292,10 @@ def _update(
     if theta.size == 0:
         return
     dtype = _native(theta)
-    t, q, g = (as_dtype(a, dtype) for a in (theta, p, grad))
+    t, q, g = as_dtype(theta, dtype), as_dtype(p, dtype), as_dtype(grad, dtype)
     copies = () if t is theta and q is p else ((theta, t), (p, q))
-    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back, copies)
+    t, q, g = _rows(t, q, g)
+    _kernels[dtype].update(t, q, g, alpha=alpha, beta=beta, back=back, copies=copies)
 
 
 def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:

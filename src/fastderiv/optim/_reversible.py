@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +13,10 @@ from .._core.dispatch import kernels
 from .._core.floats import undisturbed
 from ._momentum import Function, expect_callable, expect_like, finite_number
 
-_kernels = kernels("optim")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("optim")
 _UNITS = 2.0**44  # θ and p are whole numbers of these parts of 1 …
 _EDGE = 2.0**62  # … in [−2**62, 2**62)
 _INTERVAL = f"[-{_EDGE / _UNITS:.0f}, {_EDGE / _UNITS:.0f})"
@@ -249,9 +252,14 @@ class ReversibleMomentum:
         if self._spills(self.steps + 1) > len(self._stack):
             # kernels of narrow vectors leave the end of the padding as it is
             words = empty("the words", self._state.shape[1:], _U16, np.zeros)
-        kernel = _kernels[array.dtype]
-        if not kernel.fixed_step(
-            self._state, self._count, self._stack, array, self._alpha, self._n, words
+        if not _kernels[array.dtype].fixed_step(
+            self._state,
+            self._count,
+            self._stack,
+            grad=array,
+            alpha=self._alpha,
+            n=self._n,
+            words=words,
         ):
             self._refuse(name, array, "the step would leave")
 
@@ -264,9 +272,14 @@ class ReversibleMomentum:
         if self.steps != steps:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
         spilled = self._spills(steps - 1) < len(self._stack)
-        kernel = _kernels[array.dtype]
-        if not kernel.fixed_unstep(
-            self._state, self._count, self._stack, array, self._alpha, self._n, spilled
+        if not _kernels[array.dtype].fixed_unstep(
+            self._state,
+            self._count,
+            self._stack,
+            grad=array,
+            alpha=self._alpha,
+            n=self._n,
+            spilled=spilled,
         ):
             self._refuse(
                 name,
@@ -293,7 +306,7 @@ class ReversibleMomentum:
     def _positions(self, row: int, *, before: bool = False) -> np.ndarray:
         """θ (row 0), p (row 1), or θ as it was before the last step."""
         out = empty("theta" if row == 0 else "p", self._state.shape[1:], F64)
-        _kernels[F64].positions(self._state, row, before, out)
+        _kernels[F64].positions(self._state, row, before=before, out=out)
         return out[: math.prod(self._shape)].reshape(self._shape)
 
 

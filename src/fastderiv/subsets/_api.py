@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,12 +24,13 @@ from .._core.dispatch import kernels
 from .._core.floats import as_caller, undisturbed
 from .._core.progress import Progress, reporting
 
-_kernels = kernels("subsets")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("subsets")
 _MAX_N = 62
-_SPAN_BITS: int = next(
-    iter(_kernels.values())
-).SPAN_BITS  # the subsets that one task enumerates, as a power of two
-_CHUNK_BITS = _SPAN_BITS + 8  # the subsets between two reports of progress: tens of milliseconds
+_MASKS_PER_TASK = _kernels[F64].MASKS_PER_TASK
+_MASKS_PER_REPORT = _MASKS_PER_TASK << 8  # between two calls of `progress`: tens of milliseconds
 
 Report = Callable[[int], object] | None
 
@@ -107,7 +108,7 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
         _empty(shape, x.dtype) if out is None else check_out(out, shape, x.dtype, [("x", source)])
     )
     target = as_dtype(base, x.dtype)
-    _kernels[x.dtype].sums(x, target, 0, out is not None)
+    _kernels[x.dtype].sums(x, target, first=0, reused=out is not None)
     copy_back(target, base)
     return base if out is None else out
 
@@ -178,7 +179,7 @@ def _blocks(
         yield 0, np.empty(0, x.dtype)  # iter_subset_sums takes this one
         for first in range(0, total, block):
             sums = _empty((block,), x.dtype)
-            _kernels[x.dtype].sums(x, sums, first, False)
+            _kernels[x.dtype].sums(x, sums, first=first, reused=False)
             if report:
                 report(first + block)
             yield first, sums
@@ -268,38 +269,39 @@ def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
     masks, rows = _masks(x), math.prod(x.shape[:-1])
     result = empty("the result", x.shape[:-1], x.dtype)
     with reporting(progress, rows * masks, "subsets") as report:
-        if x.shape[-1] <= _SPAN_BITS:
+        if masks <= _MASKS_PER_TASK:
             _enumerate_short_rows(x, result, report)
         else:
             for done, row in enumerate(np.ndindex(result.shape)):
-                result[row] = _enumerate_row(x[row], masks, report, done * masks)
+                result[row] = _enumerate_long_row(x[row], masks, report, done * masks)
     return result
 
 
 def _enumerate_short_rows(x: np.ndarray, result: np.ndarray, report: Report) -> None:
-    """Rows of at most 2**_SPAN_BITS subsets; without `report` in one call, else a chunk of rows in each."""
+    """Rows whose subsets are one task or less: in one call, or in one for each report."""
     kernel, masks, rows = _kernels[x.dtype], 1 << x.shape[-1], result.size
     if report is None:
         kernel.enumerate_rows(x, result)
         return
     x, flat = x.reshape(rows, x.shape[-1]), result.reshape(rows)
-    step = max(1, (1 << _CHUNK_BITS) // (masks + 32))
+    step = max(1, _MASKS_PER_REPORT // (masks + 32))
     for first in range(0, rows, step):
         kernel.enumerate_rows(x[first : first + step], flat[first : first + step])
         report(min(rows, first + step) * masks)
 
 
-def _enumerate_row(x: np.ndarray, masks: int, report: Report, done: int) -> float:
-    """One row of more; `done` subsets of earlier rows are behind us."""
+def _enumerate_long_row(x: np.ndarray, masks: int, report: Report, done: int) -> float:
+    """One row of several tasks; `done` subsets of earlier rows have been reported."""
     kernel = _kernels[x.dtype]
     peak, total = kernel.peak(x), 0.0
-    parts = np.empty(min(masks, 1 << _CHUNK_BITS) >> _SPAN_BITS)
-    for first in range(0, masks if math.isfinite(peak) else 0, parts.size << _SPAN_BITS):
-        kernel.enumerate_span(x, first, parts)
-        for part in parts.tolist():
+    at_once = min(masks, _MASKS_PER_REPORT)
+    partial = np.empty(at_once // _MASKS_PER_TASK)
+    for first in range(0, masks if math.isfinite(peak) else 0, at_once):
+        kernel.enumerate_masks(x, first, partial)
+        for part in partial.tolist():
             total += part
         if report:
-            report(done + first + (parts.size << _SPAN_BITS))
+            report(done + first + at_once)
     if not math.isfinite(peak) and report:
         report(done + masks)
     return peak + math.log1p(total)
