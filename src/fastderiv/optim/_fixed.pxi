@@ -53,11 +53,19 @@ cdef struct Fixed:                      # θ, p and i have whole vectors of the 
     relaxed bad                         # set by any thread that finds a reason to refuse
 
 
+cdef inline void advance(Parameters *at, ix by) noexcept nogil:
+    """IN OUT at: so many parameters further on."""
+    at.theta += by
+    at.p += by
+    at.buffer += by
+    if at.words is not NULL:
+        at.words += by
+
+
 cdef inline Parameters parameters(const Fixed *f, ix j) noexcept nogil:
     """The LANES parameters from j on."""
-    cdef Parameters at
-    at.theta, at.p, at.buffer = f.first.theta + j, f.first.p + j, f.first.buffer + j
-    at.words = NULL if f.first.words is NULL else f.first.words + j
+    cdef Parameters at = f.first
+    advance(&at, j)
     return at
 
 
@@ -75,8 +83,10 @@ cdef inline vd gradient(const Fixed *f, ix j) noexcept nogil:
 cdef inline void step_piece(Fixed *f, ix j, ix end, const bint spill) noexcept nogil:
     cdef vu bad = all_u(0)
     cdef Rates rates = rates_of(f.alpha, f.n)
+    cdef Parameters at = parameters(f, j)
     while j < end:
-        step_lanes(parameters(f, j), gradient(f, j), &rates, &bad, spill)
+        step_lanes(at, gradient(f, j), &rates, &bad, spill)
+        advance(&at, LANES)
         j += LANES
     if any_top(bad):
         put(&f.bad, True)
@@ -84,8 +94,10 @@ cdef inline void step_piece(Fixed *f, ix j, ix end, const bint spill) noexcept n
 
 cdef inline void unstep_piece(Fixed *f, ix j, ix end, const bint spilled) noexcept nogil:
     cdef Rates rates = rates_of(f.alpha, f.n)
+    cdef Parameters at = parameters(f, j)
     while j < end:
-        unstep_lanes(parameters(f, j), gradient(f, j), &rates, spilled)
+        unstep_lanes(at, gradient(f, j), &rates, spilled)
+        advance(&at, LANES)
         j += LANES
 
 
@@ -113,8 +125,10 @@ cdef void check_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef ix j = i * PIECE, end = min(f.size, j + PIECE)
     cdef vu bad = all_u(0)
     cdef Rates rates = rates_of(f.alpha, f.n)
+    cdef Parameters at = parameters(f, j)
     while j < end:
-        bad |= cannot_unstep(parameters(f, j), gradient(f, j), &rates)
+        bad |= cannot_unstep(at, gradient(f, j), &rates)
+        advance(&at, LANES)
         j += LANES
     if any_top(bad):
         put(&f.bad, True)

@@ -43,10 +43,9 @@ cdef inline void update_vectors(real *theta, real *p, const real *g, ix n, const
         i += VL
 
 
-cdef inline void gather_padded(const char *source, ix stride, ix n, real *tile) noexcept nogil:
-    """OUT tile (n,), and zeros up to a whole vector, as all its lanes are computed with."""
+cdef inline void pad(real *tile, ix n) noexcept nogil:
+    """OUT zeros behind tile (n,) up to a whole vector, as all its lanes are computed with."""
     memset(tile + n, 0, (round_up(n, VL) - n) * sizeof(real))
-    gather(source, stride, n, tile)
 
 
 cdef inline void update_piece(const Update *u, const Piece *piece, real *tiles,
@@ -63,9 +62,12 @@ cdef inline void update_piece(const Update *u, const Piece *piece, real *tiles,
         update_vectors(<real *>piece.theta, <real *>piece.p, <const real *>piece.grad, done, u, back)
     while done < piece.size:
         m = min(<ix>TILE, piece.size - done)
-        gather_padded(piece.theta + done * ts, ts, m, theta)
-        gather_padded(piece.p + done * ps, ps, m, p)
-        gather_padded(piece.grad + done * gs, gs, m, g)
+        pad(theta, m)
+        pad(p, m)
+        pad(g, m)
+        gather(piece.theta + done * ts, ts, m, theta)
+        gather(piece.p + done * ps, ps, m, p)
+        gather(piece.grad + done * gs, gs, m, g)
         update_vectors(theta, p, g, round_up(m, VL), u, back)
         scatter(theta, ts, m, piece.theta + done * ts)
         scatter(p, ps, m, piece.p + done * ps)

@@ -249,7 +249,7 @@ class ReversibleMomentum:
         """`step`, where errors call the gradient `name`."""
         array = self._gradient(name, grad)
         words = None
-        if self._spills(self.steps + 1) > len(self._stack):
+        if _spills(self.steps + 1, self._rate) > len(self._stack):
             # kernels of narrow vectors leave the end of the padding as it is
             words = empty("the words", self._state.shape[1:], _U16, np.zeros)
         if not _kernels[array.dtype].fixed_step(
@@ -271,7 +271,7 @@ class ReversibleMomentum:
         array = self._gradient(name, grad_fn(self._positions(0, before=True)))
         if self.steps != steps:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
-        spilled = self._spills(steps - 1) < len(self._stack)
+        spilled = _spills(steps - 1, self._rate) < len(self._stack)
         if not _kernels[array.dtype].fixed_unstep(
             self._state,
             self._count,
