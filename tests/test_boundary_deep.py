@@ -494,7 +494,7 @@ def test_one_hidden_layer_in_this_kernel_is_as_narrow():
     a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
     net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
     solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
-    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
+    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, x, lower, upper, unique = listing.arrays()
     assert unique.all()
     assert np.all(upper - lower <= [1.5 * rounding_allows(net, t) for t in x])
@@ -561,7 +561,7 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
     )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
     solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
-    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.room(1), listing)
+    solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
     assert lower[k] <= 0.75 <= upper[k]
@@ -651,8 +651,8 @@ def test_kernels_refuse_arrays_that_do_not_fit():
     solver = _kernels.DeepNet(program, 0)
 
     def solve(X, rows=2):
-        room = solver.room(rows)
-        solver.solve(X, -1.0, 1.0, 1e-9, room, _kernels.Listing(len(X)))
+        buffers = solver.buffers(rows)
+        solver.solve(X, -1.0, 1.0, 1e-9, buffers, _kernels.Listing(len(X)))
 
     bad = (X[:, :1], X[0], X[None], X.astype(np.float32), X.astype(">f8"), None)
     calls = [
@@ -691,7 +691,7 @@ def test_every_floating_point_state_gives_the_same_bits(state):
         results = []
         for solver, x in zip(solvers, inputs, strict=True):
             listing = _kernels.Listing(len(x))
-            solver.solve(x, -INF, INF, 1e-12, solver.room(len(x)), listing)
+            solver.solve(x, -INF, INF, 1e-12, solver.buffers(len(x)), listing)
             results += listing.arrays()
         return [*results, *map(np.array, solvers[0].enclosure(inputs[0][:1], -0.5, 0.1, 0.3))]
 

@@ -129,7 +129,7 @@ cdef class Listing:
         return self.count, self.x, self.lower, self.upper, self.unique
 
 
-cdef class Segments:
+cdef class Buffers:
     """Memory for the enclosures of up to so many rows, in tasks of `task_rows`, `cap` for each task."""
     cdef Found found
     cdef ix tasks, rows, task_rows
@@ -146,9 +146,9 @@ cdef class Segments:
         self.found.x, self.found.unique = <real *>cnp.PyArray_DATA(self.x), <char *>cnp.PyArray_DATA(self.unique)
         self.found.cap = cap
 
-    cdef void reset(self, ix rows, Listing to) noexcept:
+    cdef void reset(self, ix rows, Listing listing) noexcept:
         self.rows, self.tasks = rows, (rows + self.task_rows - 1) // self.task_rows
-        self.found.count = <ix *>cnp.PyArray_DATA(to.count) + to.rows + 1
+        self.found.count = <ix *>cnp.PyArray_DATA(listing.count) + listing.rows + 1
 
     cdef ix most(self) noexcept:
         """What the greediest task needed."""
@@ -157,7 +157,7 @@ cdef class Segments:
             most = max(most, self.found.needed[i])
         return most
 
-    cdef int append(self, Listing to) except -1:
+    cdef int append(self, Listing listing) except -1:
         """List the segments, one behind the other."""
         cdef const Found *f = &self.found
         cdef ix i, n, row
@@ -165,13 +165,13 @@ cdef class Segments:
             n = 0
             for row in range(i * self.task_rows, min(self.rows, (i + 1) * self.task_rows)):
                 n += f.count[row]
-            to.reserve(n)
-            memcpy(<real *>cnp.PyArray_DATA(to.lower) + to.n, f.lower + i * f.cap, n * sizeof(real))
-            memcpy(<real *>cnp.PyArray_DATA(to.upper) + to.n, f.upper + i * f.cap, n * sizeof(real))
-            memcpy(<real *>cnp.PyArray_DATA(to.x) + to.n, f.x + i * f.cap, n * sizeof(real))
-            memcpy(<char *>cnp.PyArray_DATA(to.unique) + to.n, f.unique + i * f.cap, n)
-            to.n += n
-        to.rows += self.rows
+            listing.reserve(n)
+            memcpy(<real *>cnp.PyArray_DATA(listing.lower) + listing.n, f.lower + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(listing.upper) + listing.n, f.upper + i * f.cap, n * sizeof(real))
+            memcpy(<real *>cnp.PyArray_DATA(listing.x) + listing.n, f.x + i * f.cap, n * sizeof(real))
+            memcpy(<char *>cnp.PyArray_DATA(listing.unique) + listing.n, f.unique + i * f.cap, n)
+            listing.n += n
+        listing.rows += self.rows
         return 0
 
 
@@ -181,24 +181,24 @@ cdef class Solver:
     cdef ix task_rows(self) noexcept:
         return 1
 
-    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers out) except -1:
         """OUT the enclosures of the rows X (m, n_in − 1)."""
         raise NotImplementedError
 
-    def room(self, ix rows, ix cap=0):
-        """Segments for so many rows at a time; without `cap`, for eight enclosures a row on average."""
-        return Segments(rows, self.task_rows(), cap or 8 * self.task_rows())
+    def buffers(self, ix rows, ix cap=0):
+        """Memory for so many rows at a time; without `cap`, for eight enclosures a row on average."""
+        return Buffers(rows, self.task_rows(), cap or 8 * self.task_rows())
 
-    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Segments room, Listing to):
+    def solve(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers buffers, Listing listing):
         """List the enclosures of the rows X (m, n_in − 1), float64 of any strides."""
         cdef ix half
-        room.reset(X.shape[0], to)
-        self.search(X, lo, hi, xtol, room)
-        if room.most() <= room.found.cap:
-            room.append(to)
-        elif room.tasks == 1:                           # its segment was too small
-            self.solve(X, lo, hi, xtol, self.room(room.rows, room.most()), to)
+        buffers.reset(X.shape[0], listing)
+        self.search(X, lo, hi, xtol, buffers)
+        if buffers.most() <= buffers.found.cap:
+            buffers.append(listing)
+        elif buffers.tasks == 1:                           # its segment was too small
+            self.solve(X, lo, hi, xtol, self.buffers(buffers.rows, buffers.most()), listing)
         else:
-            half = room.tasks // 2 * room.task_rows
-            self.solve(X[:half], lo, hi, xtol, room, to)
-            self.solve(X[half:], lo, hi, xtol, room, to)
+            half = buffers.tasks // 2 * buffers.task_rows
+            self.solve(X[:half], lo, hi, xtol, buffers, listing)
+            self.solve(X[half:], lo, hi, xtol, buffers, listing)

@@ -921,9 +921,9 @@ cdef class DeepNet(Solver):
     def effort(self, cnp.ndarray X not None, double lo, double hi, double xtol):
         """How many enclosures each row takes to solve, (m,) intp; what is found is not listed."""
         cdef cnp.ndarray work = np.zeros(X.shape[0], np.intp)
-        cdef Segments room = self.room(X.shape[0])
-        room.reset(X.shape[0], Listing(X.shape[0]))
-        self.run_rows(X, lo, hi, xtol, room, <ix *>cnp.PyArray_DATA(work))
+        cdef Buffers buffers = self.buffers(X.shape[0])
+        buffers.reset(X.shape[0], Listing(X.shape[0]))
+        self.run_rows(X, lo, hi, xtol, buffers, <ix *>cnp.PyArray_DATA(work))
         return work
 
     cdef int describe(self, Deep *a, cnp.ndarray X) except -1:
@@ -937,10 +937,10 @@ cdef class DeepNet(Solver):
     cdef ix task_rows(self) noexcept:
         return max(<ix>1, min(<ix>MAX_ROWS, <ix>(5e-4 / deep_seconds(&self.program.net))))
 
-    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers out) except -1:
         return self.run_rows(X, lo, hi, xtol, out, NULL)
 
-    cdef int run_rows(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out,
+    cdef int run_rows(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers out,
                       ix *work) except -1:
         cdef Deep a
         self.describe(&a, X)

@@ -853,7 +853,7 @@ cdef void isolate_task(void *args, ix i, Worker *worker) noexcept nogil:
 cdef class Isolator(Solver):
     """The ties of a network with one hidden layer along one input, packed once.
 
-    a, d (H,), c: f as above; `error` = edc; `few`: one root at most in every row; limits: the signs
+    a, d (H,), c: f as above; `error` = edc; `one_root_at_most`: one root at most in every row; limits: the signs
     of f(±∞), exactly.  offsets: the network of one layer that makes s from the other inputs,
     magnitudes: the same of absolute values.
     """
@@ -861,7 +861,7 @@ cdef class Isolator(Solver):
     cdef Program net, sizes
     cdef cnp.ndarray store
 
-    def __cinit__(self, cnp.ndarray a, cnp.ndarray d, double c, double error, bint few, tuple limits, Program offsets,
+    def __cinit__(self, cnp.ndarray a, cnp.ndarray d, double c, double error, bint one_root_at_most, tuple limits, Program offsets,
                   Program magnitudes):
         cdef Sigmoids *f = &self.f
         cdef ix n = a.shape[0], i
@@ -869,7 +869,7 @@ cdef class Isolator(Solver):
         cdef real D = 0, G = 0, curvature = 0, widest = 0, slowest = INFINITY, size, lost = 0
         self.net, self.sizes, self.store = offsets, magnitudes, reals(3 * n)
         at = aligned(self.store)
-        f.units, f.a, f.d, f.g, f.c, f.few = n, at, at + n, at + 2 * n, c, few
+        f.units, f.a, f.d, f.g, f.c, f.few = n, at, at + n, at + 2 * n, c, one_root_at_most
         for i in range(n):
             at[i], at[n + i] = (<real *>cnp.PyArray_DATA(a))[i], (<real *>cnp.PyArray_DATA(d))[i]
             at[2 * n + i] = at[i] * at[n + i]
@@ -894,7 +894,7 @@ cdef class Isolator(Solver):
     cdef ix task_rows(self) noexcept:
         return MAX_ROWS if self.f.units <= 16 else 2 * STEP if self.f.units <= 64 else STEP
 
-    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Segments out) except -1:
+    cdef int search(self, cnp.ndarray X, double lo, double hi, double xtol, Buffers out) except -1:
         cdef Isolate a
         cdef Block b
         cdef ix n = self.f.units

@@ -566,14 +566,14 @@ cdef class Line:
         self.row.prefix, self.row.y, self.row.z = self.row.x + w, self.row.x + 2 * w, self.row.x + 3 * w
         self.row.dy, self.row.dz = self.row.x + 4 * w, self.row.x + 5 * w
 
-    def prepare(self, cnp.ndarray X not None, ix i):
-        """Fix the other inputs to those of row i of X (m, n_in), C-contiguous float64."""
+    def prepare(self, cnp.ndarray X not None, ix row):
+        """Fix the other inputs to those of one row of X (m, n_in), C-contiguous float64."""
         cdef ix n = self.row.net.layers[0].n_in
         cdef LineCall call
         expect_reals("X", X, 2, True)
         expect_length("X.shape[1]", X.shape[1], n)
         call.row = &self.row
-        call.x = <const real *>cnp.PyArray_DATA(X) + expect_index("i", i, X.shape[0]) * n
+        call.x = <const real *>cnp.PyArray_DATA(X) + expect_index("row", row, X.shape[0]) * n
         run_once(self.row.net, prepare_task, &call)
 
     def __call__(self, double t):

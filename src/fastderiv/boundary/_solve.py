@@ -171,10 +171,10 @@ def solve_x1(
         solver, root_bound = _solver(net, pair, coordinate)
     if len(x) > _LARGE:  # a broadcast array may have more rows than any memory has enclosures
         arrays.check_fits("the enclosures of x_other's rows", len(x) * _ROW_BYTES)
-    room, listing = solver.room(min(len(x), _BLOCK)), _kernels.Listing(len(x))
+    buffers, listing = solver.buffers(min(len(x), _BLOCK)), _kernels.Listing(len(x))
     with reporting(progress, len(x), "solve_x1") as done:
         for first in range(0, len(x), _BLOCK):
-            solver.solve(x[first : first + _BLOCK], lo, hi, xtol, room, listing)
+            solver.solve(x[first : first + _BLOCK], lo, hi, xtol, buffers, listing)
             if done:
                 done(min(first + _BLOCK, len(x)))
     indptr, x_found, lower, upper, unique = listing.arrays()

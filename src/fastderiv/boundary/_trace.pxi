@@ -224,11 +224,11 @@ cdef void boxes_task(void *args, ix i, Worker *worker) noexcept nogil:
         first += VL
 
 
-def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes, bint slopes=False):
+def judge_boxes(Program program, cnp.ndarray errors, cnp.ndarray boxes, bint slopes=False):
     """(4, n): signed gaps between zero and the ranges of f, ∂f/∂x and ∂f/∂y over the boxes, and the
     largest |f| there; or if `slopes` the least and largest ∂f/∂x, and those of ∂f/∂y.
 
-    `program` has two inputs and one output; wide: float64, layer after layer what its units' sums may be off by, padded
+    `program` has two inputs and one output; errors: float64, layer after layer what its units' sums may be off by, padded
     to GL = 8, then what their values at a point may be off by; boxes (4, n): x0, x1, y0, y1, finite.
     """
     cdef Boxes a
@@ -237,7 +237,7 @@ def judge_boxes(Program program, cnp.ndarray wide, cnp.ndarray boxes, bint slope
     cdef cnp.ndarray out = np.empty((4, m))
     cdef double each = (2.5e-9 * program.net.macs + 35e-9 * program.net.sigmoids + 50e-9) / VL
     box[:, :n] = boxes
-    a.net, a.wide, a.m, a.slopes = &program.net, <const real *>cnp.PyArray_DATA(wide), m, slopes
+    a.net, a.wide, a.m, a.slopes = &program.net, <const real *>cnp.PyArray_DATA(errors), m, slopes
     a.box, a.out = <const real *>cnp.PyArray_DATA(box), <real *>cnp.PyArray_DATA(out)
     a.task = max(<ix>1, <ix>(50e-6 / (each * GL))) * GL
     run(boxes_task, &a, (m + a.task - 1) // a.task, 2 * program.net.widest * UNIT_SIZE * sizeof(real), m * each, True)
