@@ -43,8 +43,6 @@ _ROOM = {
 NOT_YET = {
     "ssm": dict(_ROOM),
     "nn": dict(_ROOM),
-    "optim": dict(_ROOM),
-    "subsets": dict(_ROOM),
     "boundary": dict(_ROOM),
     "_core": dict(_ROOM) | {"imports downward": "show_config imports the package's version"},
     "integrations": {"private names": "public ones are being made", "columns": _COLUMNS},

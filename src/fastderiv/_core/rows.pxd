@@ -1,4 +1,4 @@
-"""Rows of arrays of any strides: where a row begins, and its numbers gathered into a buffer.
+"""Rows of arrays of any strides: where a row begins, and its numbers gathered side by side.
 
 The last axis of an array is its row; the arrays of one call share the axes before it.
 """
@@ -64,15 +64,15 @@ cdef inline char *row_start(const Rows *rows, const Strided *memory, ix row) noe
     return memory.data + offset(rows, row, memory.strides)
 
 
-cdef inline void gather(const char *source, ix stride, ix n, real *buffer) noexcept nogil:
-    """IN n numbers `stride` bytes apart; OUT buffer (n,)."""
+cdef inline void gather(const char *source, ix stride, ix n, real *y) noexcept nogil:
+    """IN n numbers `stride` bytes apart; OUT y (n,)."""
     cdef ix i
     for i in range(n):
-        buffer[i] = (<const real *>(source + i * stride))[0]
+        y[i] = (<const real *>(source + i * stride))[0]
 
 
-cdef inline void scatter(const real *buffer, ix stride, ix n, char *target) noexcept nogil:
-    """IN buffer (n,); OUT n numbers `stride` bytes apart."""
+cdef inline void scatter(const real *y, ix stride, ix n, char *target) noexcept nogil:
+    """IN y (n,); OUT n numbers `stride` bytes apart."""
     cdef ix i
     for i in range(n):
-        (<real *>(target + i * stride))[0] = buffer[i]
+        (<real *>(target + i * stride))[0] = y[i]

@@ -1,4 +1,4 @@
-# Momentum in fixed point, exactly reversible (derivations §4, exact reversal); fixed.h has the
+# Momentum in fixed point, exactly reversible (derivations §4.6 to §4.8); fixed.h has the
 # arithmetic of a vector of parameters.
 #
 # θ and p are int64 multiples of 2**-44 in [−2**62, 2**62), β = n/d with d = 2**16, i is the

@@ -28,9 +28,9 @@ include "_momentum.pxi"
 include "_fixed.pxi"
 include "_door.pxi"
 
-# Python runs signal handlers between bytecodes, and a call of a function here is one bytecode: with
-# the words and the count written inside of it, no KeyboardInterrupt can come between the halves of a
-# step.  Nor can one stop the tasks: `run` is told not to look for it.
+# Python runs signal handlers between bytecodes, and a call of a function here is one bytecode.  As
+# it writes the words and the count too, no KeyboardInterrupt can come between two halves of a step.
+# Nor can one stop the tasks: `run` is told not to look for it.
 
 
 def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, double beta, bint back,
@@ -43,7 +43,7 @@ def update(cnp.ndarray theta, cnp.ndarray p, cnp.ndarray grad, double alpha, dou
     cdef Update u
     update_of(&u, theta, p, grad)
     u.alpha, u.beta, u.back = alpha, beta, back
-    run(update_task, &u, task_count(&u.rows), 3. * TILE * sizeof(real),
+    run(update_task, &u, task_count(&u.rows), 3. * AT_ONCE * sizeof(real),
         1.5e-10 * u.rows.count * u.rows.entries * sizeof(real), False)
     for target, source in copies:
         cnp.PyArray_CopyInto(target, source)

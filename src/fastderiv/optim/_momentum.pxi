@@ -1,21 +1,21 @@
-# Momentum in floating point, in place (derivations §4, momentum as a reversible map):
+# Momentum in floating point, in place (derivations §4.5):
 #
 #     forwards    p ← βp − αg         θ ← θ + p
 #     backwards   θ ← θ − p           p ← (p + αg)/β         g at the θ of the line above
 #
-# One pass over θ, p and g.  Numbers that do not lie side by side go through tiles, so that every
+# One pass over θ, p and g.  Numbers that do not lie side by side are gathered first, so that every
 # element meets the same vector operations whatever the strides.
 # needs: PIECE (_kernels.pyx)
 
 cdef enum:
-    TILE = 1024                         # numbers gathered of each array at a time
+    AT_ONCE = 1024                      # numbers of each array gathered at a time
 
 cdef struct Update:                     # θ, p, g (..., n)
     Rows rows
     Strided theta
     Strided p
     Strided grad
-    double alpha, beta                  # rounded to `real` in the tasks, where rounding is to nearest
+    double alpha, beta                  # the tasks, which round to nearest, round them to `real`
     bint back
 
 cdef struct Piece:                      # a piece of one row: where it starts in each array
@@ -43,25 +43,26 @@ cdef inline void update_vectors(real *theta, real *p, const real *g, ix n, const
         i += VL
 
 
-cdef inline void pad(real *tile, ix n) noexcept nogil:
-    """OUT zeros behind tile (n,) up to a whole vector, as all its lanes are computed with."""
-    memset(tile + n, 0, (round_up(n, VL) - n) * sizeof(real))
+cdef inline void pad(real *y, ix n) noexcept nogil:
+    """OUT zeros behind y (n,), up to a whole vector: all its lanes are computed with."""
+    memset(y + n, 0, (round_up(n, VL) - n) * sizeof(real))
 
 
-cdef inline void update_piece(const Update *u, const Piece *piece, real *tiles,
+cdef inline void update_piece(const Update *u, const Piece *piece, real *scratch,
                               const bint back) noexcept nogil:
-    """IN OUT theta, p; IN grad; tiles (3, TILE) is scratch."""
+    """IN OUT theta, p; IN grad; scratch (3, AT_ONCE)."""
     cdef int last = u.rows.leading
     cdef ix ts = u.theta.strides[last], ps = u.p.strides[last], gs = u.grad.strides[last]
     cdef ix done = 0, m
-    cdef real *theta = tiles
-    cdef real *p = tiles + TILE
-    cdef real *g = tiles + 2 * TILE
+    cdef real *theta = scratch
+    cdef real *p = scratch + AT_ONCE
+    cdef real *g = scratch + 2 * AT_ONCE
     if ts == sizeof(real) and ps == sizeof(real) and gs == sizeof(real):
         done = piece.size - piece.size % VL
-        update_vectors(<real *>piece.theta, <real *>piece.p, <const real *>piece.grad, done, u, back)
+        update_vectors(<real *>piece.theta, <real *>piece.p, <const real *>piece.grad, done, u,
+                       back)
     while done < piece.size:
-        m = min(<ix>TILE, piece.size - done)
+        m = min(<ix>AT_ONCE, piece.size - done)
         pad(theta, m)
         pad(p, m)
         pad(g, m)

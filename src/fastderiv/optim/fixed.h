@@ -1,10 +1,10 @@
 /* fixed.h: momentum on 64-bit integers, LANES parameters at a time; _fixed.pxi has the formulas and
- * docs/derivations.md §4 the proofs.
+ * docs/derivations.md §4.6 to §4.8 the proofs.
  *
  * θ and p are integers in [−2**62, 2**62); the number 1 is 2**44.  β = n/d with d = 2**16.  The
- * buffer i of a parameter is a whole number below 2**50.4, kept as a double: a quotient by n is then
- * one multiplication and two additions on any CPU, and exact, where a 64-bit division takes 20 to 40
- * cycles.  Only α·2**44·g is rounded, once; so every CPU level and compiler gives the same bits.
+ * buffer i of a parameter is a whole number below 2**50.4, kept as a double: a quotient by n is
+ * then one multiplication and two additions on any CPU, and exact, where a 64-bit division takes 20
+ * to 40 cycles.  Only α·2**44·g is rounded, once; so every CPU level gives the same bits.
  */
 #ifndef FASTDERIV_OPTIM_FIXED_H
 #define FASTDERIV_OPTIM_FIXED_H
@@ -74,7 +74,7 @@ VINL vu low_product(vu a, vu b)
 }
 
 /* ---- whole numbers as doubles and as integers ------------------------------------------ */
-#define ONES       6755399441055744.0  /* 1.5·2**52: a sum with it has the integer in its low bits */
+#define ONES       6755399441055744.0  /* 1.5·2**52: x + ONES has the integer in its low bits */
 #define WHOLE      4503599627370496.0  /* 2**52: the same for numbers that are not negative */
 #define WHOLE_BITS 0x4330000000000000u
 #define HALF_RANGE ((uint64_t)1 << 62)
@@ -96,8 +96,8 @@ VINL Divisor divisor(unsigned n)
     return v;
 }
 
-/* floor(x / n) = nearest((x + 1/2)/n − 1/2) for a whole number x, 0 <= x < 2**50.4.  The argument of
- * `nearest` lies at least 1/(2n) from a tie; the three roundings before it move it by less than
+/* floor(x / n) = nearest((x + 1/2)/n − 1/2) for a whole number x, 0 <= x < 2**50.4.  What `nearest`
+ * is given lies at least 1/(2n) from a tie; the three roundings before it move it by less than
  * 1.5·2**-52·x/n + 2**-54. */
 VINL vd quotient(vd x, const Divisor *v) { return nearest(x * v->inverse + v->shift); }
 

@@ -1,9 +1,9 @@
-# log Σ_S exp(Σ_{i∈S} x_i) over all subsets S, as Σ_i softplus(x_i) (derivations §1).
-# needs: Call, some_entries (_kernels.pyx)
+# log Σ_S exp(Σ_{i∈S} x_i) over all subsets S, as Σ_i softplus(x_i) (derivations §1.3).
+# needs: Call, some_entries (_call.pxi)
 
 cdef enum:
     PIECE = 16384                       # entries of one task
-    BUFFER = 1024                       # entries gathered at a time: a multiple of GL
+    AT_ONCE = 1024                      # entries gathered at a time: a multiple of GL
 
 cdef struct Closed:                     # the arguments of `closed`
     Call call
@@ -16,7 +16,7 @@ cdef inline ix parts_of(ix n) noexcept nogil:
 
 
 cdef inline void add_lanes(const real *y, ix n, double *lanes) noexcept nogil:
-    """IN y (n,); IN OUT lanes (GL,): lanes[i % GL] += y[i], i ascending, in float64 for any real."""
+    """IN y (n,); IN OUT lanes (GL,): lanes[i % GL] += y[i] for i ascending, always in float64."""
     cdef ix i = 0, k
     while i + GL <= n:
         for k in range(GL):
@@ -48,12 +48,12 @@ cdef inline void softplus_all(real *y, ix n) noexcept nogil:
 
 
 cdef inline double closed_part(const Call *call, ix row, ix first, ix n, real *y) noexcept nogil:
-    """Σ softplus over the n entries from `first` on of a row longer than the buffer y."""
+    """Σ softplus over the n entries from `first` on of a row that is longer than y (AT_ONCE,)."""
     cdef double lanes[GL]
     cdef ix done = 0, m
     memset(lanes, 0, sizeof(lanes))
     while done < n:
-        m = min(<ix>BUFFER, n - done)
+        m = min(<ix>AT_ONCE, n - done)
         some_entries(call, row, first + done, m, y)
         softplus_all(y, m)
         add_lanes(y, m, lanes)
@@ -65,7 +65,7 @@ cdef inline void closed_rows(const Call *call, ix row, ix count, real *y,
                              double *out) noexcept nogil:
     """OUT out (count,) = Σ softplus of each row from `row` on.
 
-    The rows lie in the buffer y one behind the other and share vectors, as softplus does not depend
+    The rows lie in y (AT_ONCE,) one behind the other and share vectors, as softplus does not depend
     on which row a lane belongs to."""
     cdef ix n = call.rows.entries, k
     cdef double lanes[GL]
@@ -83,7 +83,7 @@ cdef void closed_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef const Call *call = &a.call
     cdef ix n = call.rows.entries, row, end, m, first
     cdef real *y = <real *>worker.scratch
-    if n > BUFFER:
+    if n > AT_ONCE:
         first = i % call.rows.parts * PIECE
         m = min(<ix>PIECE, n - first)
         a.partial[i] = closed_part(call, i // call.rows.parts, first, m, y)
@@ -91,6 +91,6 @@ cdef void closed_task(void *args, ix i, Worker *worker) noexcept nogil:
     row = i * call.rows.per_task
     end = min(call.rows.count, row + call.rows.per_task)
     while row < end:
-        m = min(end - row, BUFFER // max(n, <ix>1))
+        m = min(end - row, AT_ONCE // max(n, <ix>1))
         closed_rows(call, row, m, y, a.partial + row)
         row += m

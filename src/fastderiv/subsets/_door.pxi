@@ -1,5 +1,5 @@
 # Checks of what Python hands over: a mistake there must not become a read of foreign memory.
-# needs: Call (_kernels.pyx)
+# needs: Call (_call.pxi)
 
 cdef int expect_array(cnp.ndarray a) except -1:
     """A TypeError unless kernels of this type can read `a`."""
@@ -20,7 +20,7 @@ cdef int expect_partial(cnp.ndarray a, ix size) except -1:
 
 
 cdef int expect_leading(cnp.ndarray x, cnp.ndarray out, int axes) except -1:
-    """A TypeError unless `out` is writeable and has so many axes, the leading ones as x has them."""
+    """A TypeError unless `out` is writeable, of so many axes, the leading ones as x has them."""
     cdef int axis, leading = cnp.PyArray_NDIM(x) - 1
     cdef bint good = cnp.PyArray_NDIM(out) == axes and cnp.PyArray_ISWRITEABLE(out)
     expect_array(out)

@@ -1,7 +1,8 @@
-# log Σ_S exp(Σ_{i∈S} x_i) over all subsets S, by enumeration (derivations §1).
+# log Σ_S exp(Σ_{i∈S} x_i) over all subsets S, by enumeration (derivations §1.3).
 # All exponentials are taken relative to the largest subset sum, so that none overflows.
-# needs: Call, LOW_BITS, PADDED_ROW, TASK_BITS, entries (_kernels.pyx)
-# needs: LANE, Scratch, Table, fill, table_for (_table.pxi)
+# needs: LOW_BITS, PADDED_ROW, TASK_BITS (_kernels.pyx)
+# needs: Call, entries (_call.pxi)
+# needs: fill, LANE, Scratch, Table, table_for (_table.pxi)
 
 cdef struct Enumerated:                 # the arguments of `enumerate_rows` and `enumerate_masks`
     Call call                           # of enumerate_rows: the result is (...)

@@ -1,7 +1,8 @@
 """Sums over the subsets of a row x (n,), and the log of the sum of their exponentials.
 
-Bit i of a mask says whether x[i] is in the subset.  docs/derivations.md §1, the theorem.
+Bit i of a mask says whether x[i] is in the subset.  docs/derivations.md §1.3.
 
+    _call.pxi          the arrays of a call, and the entries of a row
     lanes.h            constants of the lanes of a vector
     _table.pxi         the table of low sums, of which all sums are made
     _sums.pxi          all sums, written out
@@ -31,25 +32,8 @@ cdef enum:
     TASK_BITS = 18                      # a task enumerates up to 2**18 subsets, in about 0.1 ms
     MAX_N = 62                          # entries of a row that is enumerated: masks have 64 bits
     PADDED_ROW = MAX_N + LOW_BITS + 16  # such a row, and the zeros behind it that the table reads
-    STREAM_BYTES = 32 << 20             # larger results bypass the caches: about the last one's size
 
-cdef struct Call:                       # x (..., n), and a result that shares its leading axes
-    Rows rows
-    Strided x
-    Strided out
-
-
-cdef inline void some_entries(const Call *call, ix row, ix first, ix n, real *y) noexcept nogil:
-    """OUT y (n,) = the entries of the row from `first` on."""
-    cdef ix stride = call.x.strides[call.rows.leading]
-    gather(row_start(&call.rows, &call.x, row) + first * stride, stride, n, y)
-
-
-cdef inline void entries(const Call *call, ix row, real *x) noexcept nogil:
-    """OUT x (n,) = the entries of the row."""
-    some_entries(call, row, 0, call.rows.entries, x)
-
-
+include "_call.pxi"
 include "_table.pxi"
 include "_sums.pxi"
 include "_enumerate.pxi"
@@ -134,8 +118,8 @@ def closed(cnp.ndarray x, cnp.ndarray partial):
     cdef Rows *rows = &a.call.rows
     call_of(&a.call, x, partial)
     rows.parts = parts_of(rows.entries)
-    rows.per_task = 1 if rows.entries > BUFFER else max(<ix>1, PIECE // (rows.entries + 8))
+    rows.per_task = 1 if rows.entries > AT_ONCE else max(<ix>1, PIECE // (rows.entries + 8))
     a.partial = <double *>cnp.PyArray_DATA(partial)
     expect_partial(partial, rows.count * rows.parts)
-    run(closed_task, &a, task_count(rows), BUFFER * sizeof(real) + 64,
+    run(closed_task, &a, task_count(rows), AT_ONCE * sizeof(real) + 64,
         rows.count * (rows.entries + 8.) * 2.5e-10 * sizeof(real))

@@ -1,6 +1,10 @@
-# The sums of all subsets of a row, written out one after the other (derivations §1).
-# needs: Call, LOW_BITS, PADDED_ROW, entries (_kernels.pyx)
-# needs: LANE, Scratch, Table, ascending, fill, plus, table_for, table_memory (_table.pxi)
+# The sums of all subsets of a row, written out one after the other (derivations §1.3).
+# needs: LOW_BITS, PADDED_ROW (_kernels.pyx)
+# needs: Call, entries (_call.pxi)
+# needs: ascending, fill, LANE, plus, Scratch, Table, table_for, table_memory (_table.pxi)
+
+cdef enum:
+    STREAM_BYTES = 32 << 20             # larger results bypass the caches: the size of the last one
 
 cdef struct Sums:                       # the arguments of `sums`
     Call call                           # the result is (..., 2**bits)
@@ -34,6 +38,8 @@ cdef inline void join_stores(const Table *t, real *out, const bint stream) noexc
     for h in range(highs):
         c = vset1(high[h])
         j = head
+        # Two vectors a turn: a loop of one takes 1 or 1.5 cycles, by where the linker happens to
+        # put it.
         while j + 2 * VL <= size:
             store(out + j, vload(low + j) + c, stream)
             store(out + j + VL, vload(low + j + VL) + c, stream)

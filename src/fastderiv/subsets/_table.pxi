@@ -1,4 +1,4 @@
-# The table of low sums and the high sums, of which every subset sum is made (derivations §1).
+# The table of low sums and the high sums, of which every subset sum is made (derivations §1.3).
 # A subset sum is low + high: the ascending sum of the chosen x[i], i < LOW_BITS, and that of the
 # others.  The table stays in the first-level cache; every subset then costs one addition.
 # needs: LOW_BITS, TASK_BITS (_kernels.pyx)
