@@ -42,7 +42,6 @@ _ROOM = {
 }
 NOT_YET = {
     "ssm": dict(_ROOM),
-    "nn": dict(_ROOM),
     "optim": dict(_ROOM),
     "subsets": dict(_ROOM),
     "boundary": {"columns": _COLUMNS},
