@@ -1,5 +1,5 @@
 # One row of a network of any depth: its roots and clusters, as they are found and proven.
-# docs/derivations.md §2; docs/rounding.md §2.6.
+# docs/derivations.md §2.5; docs/rounding.md §2.6.
 # needs: Net, ROUND (_net.pxi)
 # needs: CLUSTER, Found, inside, UNIQUE (_enclosures.pxi)
 # needs: Ball, enclose, evaluate, Flow, Margin (_deep_enclose.pxi)

@@ -6,7 +6,7 @@
 # rounding on all of it, or if it is too narrow.  Else it is halved, without the parts close to its
 # ends and its middle where f cannot reach 0.
 # needs: ROUND (_net.pxi)
-# needs: CLUSTER, UNIQUE (_enclosures.pxi)
+# needs: CLUSTER, NARROWEST, UNIQUE (_enclosures.pxi)
 # needs: enclose, evaluate, HUGE, Margin (_deep_enclose.pxi)
 # needs: cut_at, Deep, End, end_at, found_cluster, found_root, HARD, least_slope, list_enclosure,
 #        resolution, Search, settle, Span, WORK (_deep_roots.pxi)
@@ -94,7 +94,7 @@ cdef inline bint too_narrow(const Search *search, const Span *span) noexcept nog
     take what is meant for the rest of the row.
     """
     cdef double width = span.r.t - span.l.t, size = max(fabs(span.l.t), fabs(span.r.t))
-    if width <= 8 * ROUND * size < INFINITY or search.work >= WORK:
+    if width <= NARROWEST * ROUND * size < INFINITY or search.work >= WORK:
         return True
     size = max(size, search.flow.spread)
     return search.work >= HARD and width <= resolution(search.work) * size < INFINITY
