@@ -1,8 +1,10 @@
-"""Momentum, its exact reversal and hypergradients against NumPy and PyTorch: checks, then times interleaved.
+"""Momentum, its exact reversal and hypergradients against NumPy and PyTorch.
 
-    python bench/bench_optim.py [--json] [--rounds N] [--size N] [--only step,reversal,hyper] [--long]
+    python bench/bench_optim.py [--json] [--rounds N] [--size N] [--long]
+        [--only step,reversal,hyper]
 
---long first takes 2000 steps with 10**6 parameters and back, and compares every bit (about half a minute).
+--long first takes 2000 steps with 10**6 parameters and back, and compares every bit (about half a
+minute).
 """
 
 import math
@@ -133,7 +135,7 @@ def bench_steps(size: int, dtype: type, n: int, rounds: int) -> Iterator[Result]
 
 
 def bench_reversal(size: int, n: int, rounds: int) -> Iterator[Result]:
-    """What exactness costs: the fixed-point step against the float step, the way back, and the same in NumPy."""
+    """What exactness costs: fixed-point against float steps, the way back, and both in NumPy."""
     theta, grad = np.random.default_rng(0).normal(size=(2, size))
     grad *= 1e-3
     floats, fixed, ints = (
@@ -203,7 +205,7 @@ def regression(rows: int, columns: int) -> tuple[np.ndarray, ...]:
 def bench_hypergradients(
     rows: int, columns: int, steps: int, n: int, rounds: int
 ) -> Iterator[Result]:
-    """Logistic regression: gradients by parameters and rates through so many steps, against autograd through the loop."""
+    """Hypergradients of a logistic regression against autograd through the loop of steps."""
     X, y, Xh, yh = regression(rows, columns)
 
     def sigma(x: np.ndarray) -> np.ndarray:
@@ -214,8 +216,15 @@ def bench_hypergradients(
         return X.T @ (s * (1 - s) * (X @ v)) / rows + 1e-3 * v
 
     def ours() -> fd.Hypergradients:
-        return fd.hypergradient(lambda t: Xh.T @ (sigma(Xh @ t) - yh) / rows, lambda t: X.T @ (sigma(X @ t) - y) / rows + 1e-3 * t,
-                                train_hvp, np.zeros(columns), n_steps=steps, alpha=ALPHA, beta=BETA)  # fmt: skip
+        return fd.hypergradient(
+            lambda t: Xh.T @ (sigma(Xh @ t) - yh) / rows,
+            lambda t: X.T @ (sigma(X @ t) - y) / rows + 1e-3 * t,
+            train_hvp,
+            np.zeros(columns),
+            n_steps=steps,
+            alpha=ALPHA,
+            beta=BETA,
+        )
 
     def theirs() -> tuple:
         A, b, Ah, bh = map(torch.from_numpy, (X, y, Xh, yh))
@@ -248,7 +257,7 @@ def bench_hypergradients(
 
 
 def long_way() -> None:
-    """10**6 parameters, 2000 steps and back: how many bits differ, how many were held, how long it took."""
+    """10**6 parameters, 2000 steps and back: bits that differ, bits that are held, and the time."""
 
     def grad(
         theta: np.ndarray,
@@ -270,9 +279,13 @@ def long_way() -> None:
         + np.count_nonzero(momentum.p)
     )
     assert differing == 0 and momentum.information_bits == 0
-    print(f"10**6 parameters, 2000 steps and back in {time.perf_counter() - began:.1f} s: {differing} bits differ; "
-          f"{held[1] / 2000:.4f} bits a parameter and step, {(held[1] - held[0]) / 1000:.4f} in the second half, "
-          f"log2(1/beta) = {-math.log2(BETA):.4f}")  # fmt: skip
+    print(
+        f"10**6 parameters, 2000 steps and back in {time.perf_counter() - began:.1f} s: "
+        f"{differing} bits differ; "
+        f"{held[1] / 2000:.4f} bits a parameter and step, {(held[1] - held[0]) / 1000:.4f} in "
+        "the second half, "
+        f"log2(1/beta) = {-math.log2(BETA):.4f}"
+    )
 
 
 def results(size: int, rounds: int, only: set[str]) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""Subset sums and their enumeration against NumPy, and against the speed of memory: checks, then times interleaved.
+"""Subset sums and their enumeration against NumPy and against the speed of memory.
 
 python bench/bench_subsets.py [--json] [--rounds N] [--n N]
 """

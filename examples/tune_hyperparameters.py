@@ -2,10 +2,11 @@
 
     python examples/tune_hyperparameters.py [--rounds N] [--plot FILE]
 
-Breast tumours, benign or malignant, by 30 measurements of their cells (scikit-learn's copy of the Wisconsin data): 100 to learn
-from, 200 to tune by, 269 to judge by.  The inner training is 100 steps of gradient descent with momentum from zero; how good
-its rates α and β are is the loss on the tumours to tune by.  `hypergradient` gives the slopes of that by going back through
-the training bit for bit, and an outer descent on log α and logit β, with momentum too, follows them.
+Breast tumours, benign or malignant, by 30 measurements of their cells (scikit-learn's copy of the
+Wisconsin data): 100 to learn from, 200 to tune by, 269 to judge by.  The inner training is 100
+steps of gradient descent with momentum from zero; how good its rates α and β are is the loss on the
+tumours to tune by.  `hypergradient` gives the slopes of that by going back through the training bit
+for bit, and an outer descent on log α and logit β, with momentum too, follows them.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def sigma(x):
 
 
 class Regression:
-    """The mean logistic loss of theta (bias, weights), its gradient and products with its second derivatives."""
+    """The mean logistic loss of theta (bias, weights), its gradient, Hessian-vector products."""
 
     def __init__(self, X, y):
         self.X, self.y = np.column_stack([np.ones(len(X)), X]), y
@@ -125,8 +126,16 @@ def draw(train, tune, path, file, cells=41):
     figure.colorbar(shown, ax=left, label="loss on the tumours to tune by")
     left.plot(np.exp(u[:, 0]), u[:, 1], "o-", color="#d9822b", markersize=3, linewidth=1)
     ticks = np.array([0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-    left.set(xscale="log", xlabel="learning rate α", ylabel="decay β", title="Downhill by hypergradients", yticks=np.log(ticks / (1 - ticks)),
-             yticklabels=[f"{t:g}" for t in ticks], xlim=np.exp(a[[0, -1]]), ylim=b[[0, -1]])  # fmt: skip
+    left.set(
+        xscale="log",
+        xlabel="learning rate α",
+        ylabel="decay β",
+        title="Downhill by hypergradients",
+        yticks=np.log(ticks / (1 - ticks)),
+        yticklabels=[f"{t:g}" for t in ticks],
+        xlim=np.exp(a[[0, -1]]),
+        ylim=b[[0, -1]],
+    )
     right.plot([loss for _, loss in path], "o-", color="#2f6f9f", markersize=3, linewidth=1)
     right.set(xlabel="outer step", ylabel="loss", title=f"{STEPS} steps of training each", ylim=0)
     right.spines[["top", "right"]].set_visible(False)
@@ -156,7 +165,8 @@ def main():
     for label, u in ("before", path[0][0]), ("after", path[-1][0]):
         theta = trained(train, *rates(u))
         print(
-            f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}"
+            f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, "
+            f"accuracy {judge.accuracy(theta):.1%}"
         )
     if options.plot:
         draw(train, tune, path, options.plot)
