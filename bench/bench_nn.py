@@ -36,7 +36,7 @@ def agree(ours, theirs, name, tolerance):
 
 
 def dense_peers(X, W, b, dY):
-    """The layer with σ and its peers by name; for each peer the name of its counterpart."""
+    """Our calls by name, with σ; the others' by name, each with the name of its counterpart."""
     products = [np.empty_like(X) for _ in range(3)]
 
     def forward():
@@ -90,11 +90,10 @@ def dense_peers(X, W, b, dY):
 
 
 def dense_results(rounds: int, threads: int) -> Iterator[Result]:
-    """The dense layer against the products in it.
+    """With a cache, a layer is compared with its three products; without one, with four.
 
-    With a cache these are the three of a layer that keeps what it needs, without one all four.
-
-    In place: into memory that exists, where `dense` and `dense_vjp` return new arrays.
+    "In place" means that the products go to memory that exists; `dense` and `dense_vjp` return new
+    arrays.
     """
     n = 1024
     for dtype in np.float32, np.float64:
@@ -218,7 +217,7 @@ def torch_lstm_calls(x, parameters, dh):
 
 
 def numpy_lstm(x, parameters):
-    """The loop over steps as one writes it: one product for the inputs, one a step."""
+    """A plain loop over steps: one product for all inputs, and one product for each step."""
     W, U, b1, b2 = parameters
     H = U.shape[1]
     z = x @ W.T + (b1 + b2)
@@ -240,7 +239,7 @@ def lstm_results(rounds, threads):
 
 
 def lstm_at(shape, x, parameters, dh, threads, rounds):
-    """fastderiv against PyTorch with as many threads, and on one thread against the NumPy loop."""
+    """fastderiv and PyTorch with as many threads; on one thread, the NumPy loop, too."""
     label = f"{shape} {x.dtype}{suffix(threads)}"
     ours, theirs = lstm_calls(x, parameters, dh), torch_lstm_calls(x, parameters, dh)
     tolerance = 1e-5 if x.dtype == np.float32 else 1e-10

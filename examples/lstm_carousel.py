@@ -1,4 +1,4 @@
-"""How far a gradient travels back through an LSTM, seen in the adjoints of its states.
+"""How far a gradient travels back through an LSTM: the constant-error carousel.
 
     python examples/lstm_carousel.py [--steps N] [--plot FILE]
 
@@ -25,10 +25,7 @@ REGIMES = {  # biases of i, f, g, o; size of the recurrent weights
 
 
 def adjoint_norms(steps, biases, size, seed=0):
-    """Norms of the gradients of h and c after each step, (steps,) both.
-
-    They are relative to the last step's gradient of c.
-    """
+    """Norms (steps,) of the gradients of h and of c, relative to the last step's gradient of c."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(steps, BATCH, INPUTS))
     weight_ih = rng.normal(size=(4 * HIDDEN, INPUTS)) / np.sqrt(INPUTS)

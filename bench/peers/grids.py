@@ -1,4 +1,4 @@
-"""The grid RNN of bench_nn.py, with tanh, and its gradients in NumPy and in PyTorch.
+"""The grid RNN of bench_nn.py and its gradients in NumPy, cell by cell, and PyTorch, by diagonals.
 
 A problem is (x, W_in, W_west, W_north, b); `forward(problem)` and `gradient(problem, dh)` return a
 function of no arguments that computes h, or h and the gradients with respect to the five arguments.
@@ -12,7 +12,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def diagonals(G1: int, G2: int) -> Iterator[tuple[int, int]]:
-    """First and last row, half-open, of every anti-diagonal."""
+    """The rows [first, last) of every anti-diagonal."""
     for d in range(G1 + G2 - 1):
         yield max(0, d - G2 + 1), min(G1, d + 1)
 
@@ -38,10 +38,7 @@ def numpy_forward(problem: Arrays) -> Callable[[], np.ndarray]:
 
 
 def numpy_gradient(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
-    """The double loop as the formulas read.
-
-    Every gradient is computed cell by cell, those of the weights as outer products.
-    """
+    """The formulas as a double loop: the weights' gradients are outer products, cell by cell."""
     x, W_in, W_west, W_north, b = problem
     forward = numpy_forward(problem)
 
@@ -69,7 +66,7 @@ def numpy_gradient(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
 
 
 def numpy_gradient_by_sample(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
-    """The double loop for adjoints only; other gradients are one product for each sample."""
+    """A double loop for the adjoints; dx and the weights' gradients are one product per sample."""
     x, W_in, W_west, W_north, b = problem
     forward = numpy_forward(problem)
 
@@ -119,10 +116,10 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
     starts = np.cumsum([0, *(hi - lo for lo, hi in spans)]).tolist()
 
     def neighbours():
-        """Where every diagonal but the first starts and what it reads.
+        """What every diagonal but the first takes from the one before it.
 
-        (its start, its rows, the rows of the diagonal before), and the rows that have a neighbour
-        there, in the west and in the north.
+        Its rows [lo, hi); the first row of the diagonal before it; and the ranges of its rows that
+        have a western and a northern neighbour there.
         """
         for d in range(1, len(spans)):
             (lo, hi), (plo, phi) = spans[d], spans[d - 1]
