@@ -1,4 +1,5 @@
-"""The selective scan, its adjoint and its single step against peers: checked, then timed in turn.
+"""The selective scan, its adjoint and its single step against peers: checks the results, then times
+interleaved.
 
     python bench/bench_ssm.py [--json] [--rounds N] [--all] [--only forward,adjoint,step,layer]
 
@@ -96,14 +97,12 @@ def agree(ours, theirs, name):
         assert np.abs(a - b).max() < 2e-4 * np.abs(a).max(), f"{name} computes another {field}"
 
 
-# ---- measurements --------------------------------------------------------------------------------
+# ---- measurements -----------------------------------------------------------------------------
 
 
 def against_ourselves(name, shape, call, rounds):
-    """Two threads, float64 and the other layout.
-
-    These come before the peers, some of which leave threads of their own awake.
-    """
+    """Two threads, float64 and the other layout; before the peers, some of which keep threads of
+    their own awake ever after."""
     label, steps = f"{name} {shape} float32", int(np.prod(shape))
     p, wide = problem(shape), problem(shape, np.float64)
     t = interleave({"1 thread": call(p), "2 threads": call(p, 2)}, rounds=rounds, rest=0.02)
@@ -161,10 +160,8 @@ def adjoint(shape, others, rounds):
 
 
 def small_calls(rounds):
-    """A tiny scan, and a decoding step at the size of a 130M model.
-
-    They are compared with NumPy, the step also with as many state-steps of a long scan.
-    """
+    """A tiny scan, and a decoding step at the size of a 130M model: against NumPy, and against as
+    many state-steps of a long scan."""
     p = problem(TINY)
     t = interleave({"fastderiv": scan(p), "NumPy loop": lambda: numpy_scan(*p)}, rounds=rounds)
     yield compare(f"call {TINY}", t, "fastderiv", "NumPy loop", "call", 1)

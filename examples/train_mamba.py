@@ -1,4 +1,5 @@
-"""A small Mamba trained on text with NumPy and fastderiv, every gradient by hand.
+"""A small Mamba trained on text, every gradient by hand: NumPy, and fastderiv's selective scan with
+its adjoint.
 
     python examples/train_mamba.py [--steps N] [--plot FILE]
 
@@ -44,7 +45,7 @@ def weight_grad(x, dy):
     return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
 
 
-# ---- root mean square norm -----------------------------------------------------------------------
+# ---- root mean square norm --------------------------------------------------------------------
 
 
 def rms_norm(x, gain):
@@ -59,11 +60,12 @@ def rms_norm_vjp(dy, cache):
     return dx, (dy * unit).sum((0, 1))
 
 
-# ---- a Mamba block -------------------------------------------------------------------------------
+# ---- a Mamba block ----------------------------------------------------------------------------
 
 
 def block(p, x, carry=None):
-    """x (Bt, L, M) -> y of that shape, what the backward pass needs, the carry into later steps."""
+    """x (Bt, L, M) -> the same shape, what the backward pass needs, and the carry into the steps
+    that follow."""
     Bt, L, _ = x.shape
     tail, state = carry or (np.zeros((Bt, WINDOW - 1, E), x.dtype), None)
     n, norm = rms_norm(x, p["gain"])  # 1
@@ -104,7 +106,7 @@ def block_vjp(p, dout, cache):
     return dout + dx, d
 
 
-# ---- the model: embedding, blocks, norm, logits by the embedding again ---------------------------
+# ---- the model: embedding, blocks, norm, logits by the embedding again ------------------------
 
 
 def forward(model, tokens, carries=None):
@@ -121,7 +123,8 @@ def forward(model, tokens, carries=None):
 
 
 def loss_and_grads(model, text):
-    """Mean bits per character of text (Bt, L + 1), and the gradients in the model's structure."""
+    """Mean bits per character of text (Bt, L + 1), each from those before it, and the gradients in
+    the model's structure."""
     *blocks, ends = model
     tokens, targets = text[:, :-1], text[:, 1:]
     logits, (caches, n, norm), _ = forward(model, tokens)
@@ -176,7 +179,8 @@ def cast(model, dtype):
 
 
 def gradient_error(model, text, rng):
-    """Relative error of a derivative along a random direction, by a float64 difference."""
+    """Relative error, in float64, of the derivative along a random direction against a central
+    difference."""
     model = cast(model, np.float64)
     direction = [{name: rng.normal(size=a.shape) for name, a in p.items()} for p in model]
 
@@ -197,7 +201,7 @@ def gradient_error(model, text, rng):
     return abs(slope / difference - 1)
 
 
-# ---- training ------------------------------------------------------------------------------------
+# ---- training ---------------------------------------------------------------------------------
 
 
 class Adam:
@@ -251,11 +255,12 @@ def sample(model, prompt, length, rng, temperature=0.6):
     return np.array(drawn)
 
 
-# ---- what it is measured against -----------------------------------------------------------------
+# ---- what it is measured against --------------------------------------------------------------
 
 
 def ngram_bits(train, test, order, symbols):
-    """Bits per character of n-grams for n = 1..order, with Witten-Bell smoothing."""
+    """Bits per character of n-grams for n = 1..order, each backed by the one below (Witten-Bell
+    smoothing)."""
     probability, results = np.full(len(test) - order + 1, 1 / symbols), []
     for n in range(1, order + 1):
         radix = symbols ** np.arange(n)[::-1]
@@ -278,7 +283,8 @@ def look_up(keys, known, values):
 
 
 def load_text():
-    """Training and held-out text as numbers, and their characters; paragraphs occur only once."""
+    """Training and held-out text as numbers, and the characters they stand for; repeated paragraphs
+    only once."""
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
     characters, text = np.unique(list("\n\n".join(paragraphs)), return_inverse=True)
     cut = len(text) * 9 // 10
@@ -349,9 +355,9 @@ def main():
         if t % 50 == 0 or t == options.steps:
             held_out.append((t, held_out_bits(model, rest)))
             print(
-                f"step {t:4}  training {np.mean(losses[-50:]):.3f}  held out {held_out[-1][1]:.3f} "
-                "bits per character"
-                f"  ({time.perf_counter() - start:.0f} s)",
+                f"step {t:4}  training {np.mean(losses[-50:]):.3f}  "
+                f"held out {held_out[-1][1]:.3f} bits per character  "
+                f"({time.perf_counter() - start:.0f} s)",
                 flush=True,
             )
 

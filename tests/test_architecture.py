@@ -41,7 +41,6 @@ _ROOM = {
     "columns": _COLUMNS,
 }
 NOT_YET = {
-    "ssm": dict(_ROOM),
     "optim": dict(_ROOM),
     "subsets": dict(_ROOM),
     "boundary": {"columns": _COLUMNS},
