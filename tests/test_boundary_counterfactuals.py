@@ -297,6 +297,27 @@ def listed(monkeypatch, net, x, *ties):
     return [field.tolist()[0] for field in fd.counterfactuals(net, [x])]
 
 
+def test_clusters_that_are_further_than_a_tie_are_not_evaluated(monkeypatch):
+    # forty plateaus of σ(200 (x − k)) − σ(200 (x − k − ½)) on which rounding hides the margin
+    k = np.arange(40)
+    b = np.concatenate([-200.0 * k, -200.0 * (k + 0.5)])
+    d = np.concatenate([np.ones(40), -np.ones(40)])
+    net = fd.SigmoidMLP([np.full((1, 80), 200.0), d[:, None]], [b, [0.0]])
+    ties, asked = fd.solve_x1(net, [[]]), []
+    assert (~ties.unique).sum() > 30
+    look = _counterfactuals.nearest_in_cluster
+    monkeypatch.setattr(
+        _counterfactuals, "nearest_in_cluster", lambda *a: asked.append(a) or look(*a)
+    )
+    found = fd.counterfactuals(net, [20.2])
+    assert len(asked) <= 4
+    nearest = [
+        look(net, np.array([20.2]), 0, (0, 1), *ends)
+        for ends in zip(ties.lower, ties.x, ties.upper, strict=True)
+    ]
+    assert found.value[0] == min(nearest, key=lambda t: np.nan_to_num(abs(t - 20.2), nan=np.inf))
+
+
 def test_a_cluster_where_no_tie_seems_to_be_is_not_none(monkeypatch):
     """The margin goes to zero in a tail: NaN was said to mean that no tie exists."""
     net = fd.SigmoidMLP([[[1.0]], [[1.0]]], [[0.0], [0.0]])  # σ(x)

@@ -352,7 +352,7 @@ def pair(
         raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
             f"{name} is {value!r}; expected {expected}"
         ) from None
-    a, b = (position(f"{name}[{k}]", one, size, what) for k, one in enumerate((a, b)))
+    a, b = position(f"{name}[0]", a, size, what), position(f"{name}[1]", b, size, what)
     if a == b:
         raise ValueError(f"{name} is {value!r}; expected two different {what}")
     return a, b

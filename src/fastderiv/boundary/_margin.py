@@ -28,10 +28,8 @@ class OneOutput:
         self.program = kernels.Program(weights, biases)
 
     def values(self, points: np.ndarray) -> np.ndarray:
-        """(…,) at points (…, n_inputs); a point has the same bits wherever it is met."""
-        out = np.empty(points.shape[:-1])
-        if points.ndim != 2:
-            points = points.reshape(-1, points.shape[-1])
+        """(m,) at points (m, n_inputs); a point has the same bits wherever it is met."""
+        out = np.empty(len(points))
         self.program.evaluate(points, out, False)
         return out
 

@@ -327,9 +327,10 @@ def unpacked(net: SigmoidMLP) -> SigmoidMLP:
 def margin_of(net: SigmoidMLP, outputs: Outputs) -> Margin:
     """The network's margin between two outputs, made once."""
     pair, margins = pair_of(net.n_outputs, outputs), net._kept.margins
-    if pair not in margins:
-        margins[pair] = Margin(net, pair or (0, 1))
-    return margins[pair]
+    margin = margins.get(pair)
+    if margin is None:
+        margin = margins[pair] = Margin(net, pair or (0, 1))
+    return margin
 
 
 def _named(

@@ -75,7 +75,8 @@ class Section:
         return kernels.judge_boxes(self.compiled.program, self.errors, boxes, slopes=True)
 
     def margin(self, points: np.ndarray) -> np.ndarray:
-        return self.compiled.values(points)
+        """(…,) at points (…, 2)."""
+        return self.compiled.values(points.reshape(-1, 2)).reshape(points.shape[:-1])
 
     def gradient(self, points: np.ndarray) -> np.ndarray:
         return self.compiled.gradients(points)
