@@ -1,8 +1,6 @@
 """What every public name must honour."""
 
-import ast
 import inspect
-import pathlib
 import types
 
 import numpy as np
@@ -14,7 +12,6 @@ from helpers.awkward import snapshot
 
 CONFIGURATION = {"get_num_threads", "set_num_threads", "show_config"}
 PUBLIC = [name for name in fd.__all__ if name not in CONFIGURATION]
-ROOT = pathlib.Path(fd.__file__).parent
 
 
 def test_all_is_exactly_the_public_interface():
@@ -63,60 +60,6 @@ def test_documented_annotated_and_at_home(name):
         assert set(inspect.signature(thing).parameters) | {"return"} <= set(hints), (
             "every parameter and the result annotated"
         )
-
-
-def test_reference_imports_nothing_compiled():
-    for path in (ROOT / "reference").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 1 or node.module.split(".")[0] in (
-                    "__future__",
-                    "numpy",
-                    "scipy",
-                    "collections",
-                    "typing",
-                    "fractions",
-                ), path
-            if isinstance(node, ast.Import):
-                assert all(
-                    alias.name.split(".")[0] in ("numpy", "scipy", "itertools", "math", "warnings")
-                    for alias in node.names
-                ), path
-
-
-def test_rooms_import_only_downward():
-    below = {
-        "_core": set(),
-        "subsets": {"_core"},
-        "ssm": {"_core", "subsets"},
-        "boundary": {"_core", "subsets"},
-        "nn": {"_core", "subsets"},
-        "optim": {"_core"},
-        "reference": set(),
-    }
-    for room, allowed in below.items():
-        for path in (ROOT / room).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
-                    assert node.module.split(".")[0] in allowed, f"{path} imports {node.module}"
-
-
-def test_nothing_imports_the_integrations():
-    for path in ROOT.rglob("*.py"):
-        for node in (
-            ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if path.parent.name != "integrations"
-            else ()
-        ):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "integrations" not in ast.unparse(node), f"{path}: {ast.unparse(node)}"
-
-
-@pytest.mark.parametrize(
-    "thing", ["_core", "ssm", "subsets", "boundary", "nn", "optim", "reference", "integrations"]
-)
-def test_every_room_says_what_it_is(thing):
-    assert ast.get_docstring(ast.parse((ROOT / thing / "__init__.py").read_text(encoding="utf-8")))
 
 
 def flat(results):
