@@ -42,8 +42,6 @@ _ROOM = {
     "columns": _COLUMNS,
 }
 NOT_YET = {
-    "optim": dict(_ROOM),
-    "subsets": dict(_ROOM),
     "boundary": {"columns": _COLUMNS},
     "_core": {},
     "integrations": {"private names": "public ones are being made", "columns": _COLUMNS},

@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -367,6 +367,25 @@ def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
         wanted = f"expected an integer from {-size} to {size - 1}"
         raise ValueError(f"{name} is {i}; {wanted}, there being {size} {what}")
     return i % size
+
+
+def pair(
+    name: str, value: Any, size: int, what: str, expected: str = "a pair of integers"
+) -> tuple[int, int]:
+    """`value` as two different numbers in [0, size); negative ones count from the end.
+
+    There are `size` of `what`, e.g. "inputs"; `expected` is what an error asks for.
+    """
+    try:
+        a, b = value
+    except (TypeError, ValueError):
+        raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
+            f"{name} is {value!r}; expected {expected}"
+        ) from None
+    a, b = position(f"{name}[0]", a, size, what), position(f"{name}[1]", b, size, what)
+    if a == b:
+        raise ValueError(f"{name} is {value!r}; expected two different {what}")
+    return a, b
 
 
 def row_number(value: SupportsIndex, rows: int) -> int:
