@@ -196,7 +196,7 @@ static void measure(const Case *c, long count)
     printf("%-28s %.2Lf ulp at x = %.9g\n", c->name, worst, (double)where);
 }
 
-/* 2**(d·a) as scale·(1 + rest), which is never rounded: its relative error in units of 2**-DIGITS. */
+/* 2**(d·a) as scale·(1 + rest), which is never rounded: its relative error in 2**-DIGITS. */
 static void measure_ratio(long count)
 {
     real d[VL], a[VL], scale[VL], rest[VL];

@@ -1,4 +1,7 @@
-"""Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
+"""Every public function in plain NumPy and SciPy: slow, short, independent of compiled code.
+
+The tests take it as their oracle.
+"""
 
 from .boundary import (
     BoundaryCurves,
