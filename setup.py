@@ -88,7 +88,8 @@ class build_levels(build_ext):
         self.extensions = [e for e in self.extensions if e.level is None or e.level in levels]
         for extension in self.extensions:
             extension.define_macros.append(("FASTDERIV_LEVELS", '"' + " ".join(levels) + '"'))
-        out = os.path.join(self.build_temp, "cython")
+        # Cython's directives differ, and it looks only at times to tell what to translate again
+        out = os.path.join(self.build_temp, "cython-debug" if DEBUG else "cython")
         translated = {}
         for source, name in dict.fromkeys((e.sources[0], e.cython_name) for e in self.extensions):
             module = cythonize(
