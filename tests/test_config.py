@@ -88,8 +88,7 @@ def test_malformed_number_of_threads_is_an_import_error(value):
 def default(affinity=8, **environment):
     """The default number of threads where the affinity is so many processors."""
     code = f"""
-        import contextlib
-import os
+        import os
         os.sched_getaffinity = lambda pid: range({affinity})
         import fastderiv
         print(fastderiv.get_num_threads())
@@ -238,7 +237,6 @@ def test_imports_without_threadpoolctl_and_with_one_too_old(stand_in):
 # ---- workers of PyTorch's DataLoader ----------------------------------------------------------
 
 LOADER = """
-import contextlib
 import os
 import numpy as np
 import fastderiv as fd
