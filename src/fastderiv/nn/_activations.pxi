@@ -1,7 +1,7 @@
 # The activations and their derivatives by number: docs/derivations.md §3.2.
 #
 # `curve` is a constant wherever these functions are used, so that a loop holds one of them and no
-# branch.  The functions that simd.h does not have are in activations.h.
+# branch.  The functions that simd_math.h does not have are in activations.h.
 
 cdef extern from "activations.h" nogil:
     vf vsilu_grad(vf x)

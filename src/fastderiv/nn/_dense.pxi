@@ -46,28 +46,38 @@ cdef inline void whole_vectors(const Layer *a, ix i, ix n, ix j, const Curve cur
             j -= a.period
 
 
-cdef inline void with_direction(const Layer *a, ix i, ix n, ix j, const Curve curve) noexcept nogil:
-    if a.dy is NULL:
-        whole_vectors(a, i, n, j, curve, False)
-    else:
-        whole_vectors(a, i, n, j, curve, True)
-
-
-cdef void with_curve(const Layer *a, ix i, ix n, ix j) noexcept nogil:
+cdef inline void with_curve(const Layer *a, ix i, ix n, ix j, const bint adjoint) noexcept nogil:
     if a.curve == IDENTITY:
-        with_direction(a, i, n, j, IDENTITY)
+        whole_vectors(a, i, n, j, IDENTITY, adjoint)
     elif a.curve == SIGMOID:
-        with_direction(a, i, n, j, SIGMOID)
+        whole_vectors(a, i, n, j, SIGMOID, adjoint)
     elif a.curve == TANH:
-        with_direction(a, i, n, j, TANH)
+        whole_vectors(a, i, n, j, TANH, adjoint)
     elif a.curve == RELU:
-        with_direction(a, i, n, j, RELU)
+        whole_vectors(a, i, n, j, RELU, adjoint)
     elif a.curve == SOFTPLUS:
-        with_direction(a, i, n, j, SOFTPLUS)
+        whole_vectors(a, i, n, j, SOFTPLUS, adjoint)
     elif a.curve == SILU:
-        with_direction(a, i, n, j, SILU)
+        whole_vectors(a, i, n, j, SILU, adjoint)
     else:
-        with_direction(a, i, n, j, GELU)
+        whole_vectors(a, i, n, j, GELU, adjoint)
+
+
+# Two functions of seven loops: in one of fourteen, GCC made some loops 4 to 8 % slower.
+
+cdef void forward_vectors(const Layer *a, ix i, ix n, ix j) noexcept nogil:
+    with_curve(a, i, n, j, False)
+
+
+cdef void adjoint_vectors(const Layer *a, ix i, ix n, ix j) noexcept nogil:
+    with_curve(a, i, n, j, True)
+
+
+cdef inline void with_direction(const Layer *a, ix i, ix n, ix j) noexcept nogil:
+    if a.dy is NULL:
+        forward_vectors(a, i, n, j)
+    else:
+        adjoint_vectors(a, i, n, j)
 
 
 cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
@@ -81,7 +91,7 @@ cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
     cdef real x[GL]
     cdef real dy[GL]
     cdef real out[GL]
-    with_curve(a, i, n - tail, j)
+    with_direction(a, i, n - tail, j)
     if tail == 0:
         return
     i += n - tail
@@ -93,7 +103,7 @@ cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
     last = a[0]
     last.x, last.out = x, out
     last.dy = NULL if a.dy is NULL else dy
-    with_curve(&last, 0, VL, (j + n - tail) % a.period)
+    with_direction(&last, 0, VL, (j + n - tail) % a.period)
     memcpy(a.out + i, out, tail * sizeof(real))
 
 

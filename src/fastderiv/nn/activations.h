@@ -12,7 +12,7 @@
  */
 #ifndef FASTDERIV_ACTIVATIONS_H
 #define FASTDERIV_ACTIVATIONS_H
-#include "simd.h"
+#include "simd_math.h"
 
 #ifdef SIMD_F64
 # define SILU_SLOPE_LO -714.9672556330942 /* here |silu'| is the smallest normal number, */
