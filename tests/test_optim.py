@@ -1034,6 +1034,9 @@ def interrupted_at(bytecode, call):
             raise KeyboardInterrupt
         return trace
 
+    # Python 3.12 reports bytecodes only if a frame has asked for them before the trace function
+    # is set.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
