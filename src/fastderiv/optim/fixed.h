@@ -13,41 +13,55 @@
 /* ---- vectors of double (vd) and of uint64_t (vu), whatever `real` is ------------------- */
 #if VB
 enum { LANES = VB / 8 };
-typedef double   vd __attribute__((vector_size(VB)));
+typedef double vd __attribute__((vector_size(VB)));
 typedef uint64_t vu __attribute__((vector_size(VB)));
-typedef double   vd_memory __attribute__((vector_size(VB), aligned(8), may_alias));
+typedef double vd_memory __attribute__((vector_size(VB), aligned(8), may_alias));
 typedef uint64_t vu_memory __attribute__((vector_size(VB), aligned(8), may_alias));
-VINL vd   load_d(const double *p)       { return *(const vd_memory *)p; }
-VINL void store_d(double *p, vd v)      { *(vd_memory *)p = v; }
-VINL vu   load_u(const int64_t *p)      { return *(const vu_memory *)p; }
-VINL void store_u(int64_t *p, vu v)     { *(vu_memory *)p = v; }
-VINL vd   all_d(double x)               { return x - (vd){0}; }
-VINL vu   all_u(uint64_t x)             { return x - (vu){0}; }
-VINL vu   bits_of(vd x)                 { return (vu)x; }
-VINL vd   of_bits(vu x)                 { return (vd)x; }
-VINL vu   below(vd a, vd b)             { return (vu)(a < b); }
-VINL uint64_t lane(vu a, int i)         { return a[i]; }
+VINL vd load_d(const double *p) { return *(const vd_memory *)p; }
+VINL void store_d(double *p, vd v) { *(vd_memory *)p = v; }
+VINL vu load_u(const int64_t *p) { return *(const vu_memory *)p; }
+VINL void store_u(int64_t *p, vu v) { *(vu_memory *)p = v; }
+VINL vd all_d(double x) { return x - (vd){0}; }
+VINL vu all_u(uint64_t x) { return x - (vu){0}; }
+VINL vu bits_of(vd x) { return (vu)x; }
+VINL vd of_bits(vu x) { return (vd)x; }
+VINL vu below(vd a, vd b) { return (vu)(a < b); }
+VINL uint64_t lane(vu a, int i) { return a[i]; }
 # ifdef SIMD_F64
-VINL vd   load_real(const real *p)      { return load_d(p); }
+VINL vd load_real(const real *p) { return load_d(p); }
 # else
 typedef float half_memory __attribute__((vector_size(VB / 2), aligned(4), may_alias));
-VINL vd load_real(const real *p)  { return __builtin_convertvector(*(const half_memory *)p, vd); }
+VINL vd load_real(const real *p) { return __builtin_convertvector(*(const half_memory *)p, vd); }
 # endif
 #else
 enum { LANES = 1 };
 typedef double vd;
 typedef uint64_t vu;
-VINL vd   load_d(const double *p)       { return *p; }
-VINL void store_d(double *p, vd v)      { *p = v; }
-VINL vu   load_u(const int64_t *p)      { return (uint64_t)*p; }
-VINL void store_u(int64_t *p, vu v)     { *p = (int64_t)v; }
-VINL vd   all_d(double x)               { return x; }
-VINL vu   all_u(uint64_t x)             { return x; }
-VINL vu   bits_of(vd x)                 { vu y; memcpy(&y, &x, sizeof y); return y; }
-VINL vd   of_bits(vu x)                 { vd y; memcpy(&y, &x, sizeof y); return y; }
-VINL vu   below(vd a, vd b)             { return (vu)-(uint64_t)(a < b); }
-VINL uint64_t lane(vu a, int i)         { (void)i; return a; }
-VINL vd   load_real(const real *p)      { return (double)*p; }
+VINL vd load_d(const double *p) { return *p; }
+VINL void store_d(double *p, vd v) { *p = v; }
+VINL vu load_u(const int64_t *p) { return (uint64_t)*p; }
+VINL void store_u(int64_t *p, vu v) { *p = (int64_t)v; }
+VINL vd all_d(double x) { return x; }
+VINL vu all_u(uint64_t x) { return x; }
+VINL vu bits_of(vd x)
+{
+    vu y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+VINL vd of_bits(vu x)
+{
+    vd y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+VINL vu below(vd a, vd b) { return (vu) - (uint64_t)(a < b); }
+VINL uint64_t lane(vu a, int i)
+{
+    (void)i;
+    return a;
+}
+VINL vd load_real(const real *p) { return (double)*p; }
 #endif
 
 /* Whether bit 63 of any lane is set. */
@@ -74,8 +88,8 @@ VINL vu low_product(vu a, vu b)
 }
 
 /* ---- whole numbers as doubles and as integers ------------------------------------------ */
-#define ONES       6755399441055744.0  /* 1.5·2**52: x + ONES has the integer in its low bits */
-#define WHOLE      4503599627370496.0  /* 2**52: the same for numbers that are not negative */
+#define ONES       6755399441055744.0 /* 1.5·2**52: x + ONES has the integer in its low bits */
+#define WHOLE      4503599627370496.0 /* 2**52: the same for numbers that are not negative */
 #define WHOLE_BITS 0x4330000000000000u
 #define HALF_RANGE ((uint64_t)1 << 62)
 
@@ -86,7 +100,10 @@ VINL vd nearest(vd x) { return (x + all_d(ONES)) - all_d(ONES); }
 VINL vu integer(vd x) { return bits_of(x + all_d(WHOLE)) - all_u(WHOLE_BITS); }
 VINL vd real_of(vu x) { return of_bits(x | all_u(WHOLE_BITS)) - all_d(WHOLE); }
 
-typedef struct { vd n, inverse, shift; vu count; } Divisor;
+typedef struct {
+    vd n, inverse, shift;
+    vu count;
+} Divisor;
 
 VINL Divisor divisor(unsigned n)
 {
@@ -104,10 +121,17 @@ VINL vd quotient(vd x, const Divisor *v) { return nearest(x * v->inverse + v->sh
 /* ---- a step and its inverse ----------------------------------------------------- */
 
 /* Where the numbers of LANES parameters are.  words is NULL in a step that does not spill. */
-typedef struct { int64_t *theta, *p; double *buffer; uint16_t *words; } Parameters;
+typedef struct {
+    int64_t *theta, *p;
+    double *buffer;
+    uint16_t *words;
+} Parameters;
 
 /* The rates: scale = α·2**44, and n of β. */
-typedef struct { vd scale; Divisor divisor; } Rates;
+typedef struct {
+    vd scale;
+    Divisor divisor;
+} Rates;
 
 VINL Rates rates_of(double alpha, unsigned n)
 {
@@ -128,7 +152,7 @@ VINL vu increment(vd g, vd scale, vu *bad)
     *bad |= ~inside;
     x = of_bits(bits_of(x) & inside);
     h = nearest(x * all_d(1.0 / 4294967296.0));
-    x = x - h * all_d(4294967296.0);                        /* exact, and at most 2**31 */
+    x = x - h * all_d(4294967296.0); /* exact, and at most 2**31 */
     high = bits_of(h + all_d(ONES)) - bits_of(all_d(ONES));
     low = bits_of(x + all_d(ONES)) - bits_of(all_d(ONES));
     return (high << 32) + low;
@@ -168,8 +192,9 @@ VINL void step_lanes(Parameters at, vd g, const Rates *rates, vu *bad, const int
     if (spill) {
         store_d(at.buffer, q);
         to_words(at.words, r);
-    } else
+    } else {
         store_d(at.buffer, q * all_d(65536) + real_of(r));
+    }
 }
 
 /* One step backwards.  It needs p + k in [−n·2**46, n·2**46), as after any step.  `spilled` says
@@ -177,11 +202,11 @@ VINL void step_lanes(Parameters at, vd g, const Rates *rates, vu *bad, const int
 VINL void unstep_lanes(Parameters at, vd g, const Rates *rates, const int spilled)
 {
     const Divisor *v = &rates->divisor;
-    vu bad = all_u(0);                                      /* cannot_unstep has looked */
+    vu bad = all_u(0); /* cannot_unstep has looked */
     const vu p = load_u(at.p), i = integer(load_d(at.buffer)), n = v->count;
     const vu r = spilled ? of_words(at.words) : i & all_u(0xffff);
     const vd above = real_of(spilled ? i : i >> 16);
-    const vu u = p + increment(g, rates->scale, &bad) + (n << 46);          /* 0 <= u < n·2**47 */
+    const vu u = p + increment(g, rates->scale, &bad) + (n << 46); /* 0 <= u < n·2**47 */
     /* (u·2**16 + r) / n, a long division of two digits: the upper one is u >> 13 */
     const vd high = real_of(u >> 13), q = quotient(high, v);
     const vu carry = integer(high - q * v->n);
@@ -204,7 +229,7 @@ VINL vu cannot_unstep(Parameters at, vd g, const Rates *rates)
 /* The real number x·2**-44 of an integer x, rounded once. */
 VINL vd position(vu x)
 {
-    const vu u = x + all_u(HALF_RANGE + HALF_RANGE);                        /* not negative */
+    const vu u = x + all_u(HALF_RANGE + HALF_RANGE); /* not negative */
     const vd high = of_bits((u >> 32) | all_u(WHOLE_BITS)) - all_d(WHOLE + 2147483648.0);
     const vd low = real_of(u & all_u(0xffffffff));
     return (high * all_d(4294967296.0) + low) * all_d(1.0 / 17592186044416.0);
