@@ -55,7 +55,7 @@ VINL vd of_bits(vu x)
     memcpy(&y, &x, sizeof y);
     return y;
 }
-VINL vu below(vd a, vd b) { return 0 - (vu)(a < b); }
+VINL vu below(vd a, vd b) { return (vu) - (uint64_t)(a < b); }
 VINL uint64_t lane(vu a, int i)
 {
     (void)i;
@@ -192,7 +192,9 @@ VINL void step_lanes(Parameters at, vd g, const Rates *rates, vu *bad, const int
     if (spill) {
         store_d(at.buffer, q);
         to_words(at.words, r);
-    } else store_d(at.buffer, q * all_d(65536) + real_of(r));
+    } else {
+        store_d(at.buffer, q * all_d(65536) + real_of(r));
+    }
 }
 
 /* One step backwards.  It needs p + k in [−n·2**46, n·2**46), as after any step.  `spilled` says
