@@ -108,8 +108,8 @@ cdef inline bint hopeless(const Search *search, const Span *span, const Margin *
     cdef double size = max(max(fabs(span.l.t), fabs(span.r.t)), search.flow.spread)
     if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
         return True
-    return (search.work >= HARD and span.l.sign == 0 and span.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
-            and span.r.t - span.l.t <= 1e-2 * size < INFINITY)
+    return (search.work >= HARD and span.l.sign == 0 and span.r.sign == 0
+            and fabs(f.f.mid) <= f.f.rad and span.r.t - span.l.t <= 1e-2 * size < INFINITY)
 
 
 cdef void solve_row(Search *search, Span *stack) noexcept nogil:
