@@ -3,7 +3,7 @@
 
 cdef enum:
     CLUSTER, UNIQUE                     # an enclosure holds any roots, or exactly one, simple
-    NARROWEST = 8                       # u relative to its ends: no narrower interval is cut
+    NARROWEST = 8                       # u of an interval's ends: none that is narrower is cut
     SMALL = 1024                        # enclosures that are copied, not handed over
 
 cdef struct Sink:                       # a task's enclosures in any order, all reals for vcompress

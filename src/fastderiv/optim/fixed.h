@@ -55,7 +55,7 @@ VINL vd of_bits(vu x)
     memcpy(&y, &x, sizeof y);
     return y;
 }
-VINL vu below(vd a, vd b) { return (vu) - (uint64_t)(a < b); }
+VINL vu below(vd a, vd b) { return 0 - (vu)(a < b); }
 VINL uint64_t lane(vu a, int i)
 {
     (void)i;
