@@ -852,8 +852,8 @@ signal.setitimer(signal.ITIMER_REAL, 0.1)
 try:
     fd.selective_scan(u, u, -np.ones((256, 16), np.float32), B, B)
 except RuntimeError as error:
-    assert child == [0] and "forked" in str(error), (child, error) fd.selective_scan(np.ones((64,
-    9000)), np.ones((64, 9000)), -np.ones((64, 16)), np.ones((64, 16)), np.ones((64, 16)))
+    assert child == [0] and "forked" in str(error), (child, error)
+    fd.selective_scan(*[np.ones((64, 9000))] * 2, -np.ones((64, 16)), *[np.ones((64, 16))] * 2)
     os._exit(7)
 assert child and child[0] > 0 and os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 7
 print("fine")
