@@ -2,8 +2,8 @@
 
     python bench/bench_nn.py [--json] [--rounds N] [--threads 1,2] [--only dense,grid,lstm]
 
-Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch included, and NumPy's BLAS where
-threadpoolctl is installed.
+Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch
+included, and NumPy's BLAS where threadpoolctl is installed.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def agree(ours, theirs, name, tolerance):
         )
 
 
-# ---- dense ---------------------------------------------------------------------------------------------------------------
+# ---- dense ---------------------------------------------------------------------------------------
 
 
 def dense_peers(X, W, b, dY):
-    """The layer with σ, by name; and what else computes it or its products, by name, with the name of what to compare it to."""
+    """Our calls by name, with σ; the others' by name, each with the name of its counterpart."""
     products = [np.empty_like(X) for _ in range(3)]
 
     def forward():
@@ -90,9 +90,10 @@ def dense_peers(X, W, b, dY):
 
 
 def dense_results(rounds: int, threads: int) -> Iterator[Result]:
-    """With a cache against the three products of a layer that keeps what it needs, without one against the four that there are.
+    """With a cache, a layer is compared with its three products; without one, with four.
 
-    In place: into memory that exists, where `dense` and `dense_vjp` return new arrays.
+    "In place" means that the products go to memory that exists; `dense` and `dense_vjp` return new
+    arrays.
     """
     n = 1024
     for dtype in np.float32, np.float64:
@@ -116,7 +117,7 @@ def dense_results(rounds: int, threads: int) -> Iterator[Result]:
             yield compare(f"{counterpart} {label}", t, counterpart, name, "call", 1)
 
 
-# ---- grid RNN --------------------------------------------------------------------------------------------------------------
+# ---- grid RNN ------------------------------------------------------------------------------------
 
 
 def grid_problem(G, batch, D, H, dtype=np.float32):
@@ -146,8 +147,10 @@ def grid_results(rounds: int, threads: int) -> Iterator[Result]:
             return fd.grid_rnn(*p), *fd.grid_rnn_vjp(dh, *p)
 
         peers = {"NumPy, cell by cell": grids.numpy_forward(p)}
-        both_peers = {"NumPy, cell by cell": grids.numpy_gradient(p, dh),
-                      "NumPy, weights by sample": grids.numpy_gradient_by_sample(p, dh)}  # fmt: skip
+        both_peers = {
+            "NumPy, cell by cell": grids.numpy_gradient(p, dh),
+            "NumPy, weights by sample": grids.numpy_gradient_by_sample(p, dh),
+        }
         if torch:
             peers["PyTorch, by diagonals"] = grids.torch_forward(p)
             both_peers["PyTorch, by diagonals"] = grids.torch_gradient(p, dh)
@@ -161,7 +164,7 @@ def grid_results(rounds: int, threads: int) -> Iterator[Result]:
                 yield compare(f"{what} {label}", t, "fastderiv", name, "cell", cells, memory)
 
 
-# ---- LSTM ----------------------------------------------------------------------------------------------------------------
+# ---- LSTM ----------------------------------------------------------------------------------------
 
 SEQUENCES = [(128, 32, 256, 256), (512, 1, 64, 64), (64, 64, 512, 512)]  # (T, B, D, H)
 
@@ -214,7 +217,7 @@ def torch_lstm_calls(x, parameters, dh):
 
 
 def numpy_lstm(x, parameters):
-    """The loop over steps as one writes it: one product for the inputs, one a step."""
+    """A plain loop over steps: one product for all inputs, and one product for each step."""
     W, U, b1, b2 = parameters
     H = U.shape[1]
     z = x @ W.T + (b1 + b2)
@@ -236,7 +239,7 @@ def lstm_results(rounds, threads):
 
 
 def lstm_at(shape, x, parameters, dh, threads, rounds):
-    """fastderiv against PyTorch with as many threads, and on one thread against the NumPy loop."""
+    """fastderiv and PyTorch with as many threads; on one thread, the NumPy loop, too."""
     label = f"{shape} {x.dtype}{suffix(threads)}"
     ours, theirs = lstm_calls(x, parameters, dh), torch_lstm_calls(x, parameters, dh)
     tolerance = 1e-5 if x.dtype == np.float32 else 1e-10

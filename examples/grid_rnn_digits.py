@@ -2,16 +2,17 @@
 
     python examples/grid_rnn_digits.py [--epochs N] [--plot FILE]
 
-scikit-learn's digits: 1797 real scans of 8×8 pixels.  A grid RNN sweeps each image from its north-western corner; another sweeps
-it from the south-eastern one; the states of the two last cells, which have seen every pixel, go through a dense layer to ten
-scores.  Every gradient is from `grid_rnn_vjp` and `dense_vjp`; backward steps bear the numbers of the forward ones.
+scikit-learn's digits: 1797 real scans of 8×8 pixels.  A grid RNN sweeps each image from its
+north-western corner; another sweeps it from the south-eastern one; the states of the two last
+cells, which have seen every pixel, go through a dense layer to ten scores.  Every gradient is from
+`grid_rnn_vjp` and `dense_vjp`; backward steps bear the numbers of the forward ones.
 """
 
 import argparse
 import os
 import time
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # such small products only lose by threads
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads make products this small slower
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -24,7 +25,7 @@ CELLS = "W_in", "W_west", "W_north", "b"
 
 
 def load(seed=0):
-    """((images, labels) to train on, the same to test on), images (n, 8, 8, 1) in [−1, 1]; a quarter is for the test."""
+    """(images, labels) to train on, and a quarter to test on; images (n, 8, 8, 1) in [−1, 1]."""
     digits = load_digits()
     images, labels = (digits.images / 8 - 1).astype(np.float32)[..., None], digits.target
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -51,11 +52,10 @@ def cell(model, sweep):
 
 
 def scores(model, images):
-    """(n, 10), and what the backward pass needs."""
+    """The scores (n, 10), and what the backward pass needs."""
     flipped = images[:, ::-1, ::-1]  # 1
-    last = [
-        fd.grid_rnn(x, *cell(model, s))[:, -1, -1] for x, s in ((images, "se"), (flipped, "nw"))
-    ]  # 2
+    sweeps = (images, "se"), (flipped, "nw")
+    last = [fd.grid_rnn(x, *cell(model, s))[:, -1, -1] for x, s in sweeps]  # 2
     both = np.concatenate(last, axis=1)  # 3
     return fd.dense(both, model["W_out"], model["b_out"]), (flipped, both)  # 4
 
@@ -71,9 +71,8 @@ def loss_and_grads(model, images, labels):
     dz[np.arange(n), labels] -= 1  # 6, 5
     dboth, dW, db = fd.dense_vjp(dz / n, both, model["W_out"], model["b_out"])  # 4
     d = {"W_out": dW, "b_out": db}
-    for x, sweep, dlast in zip(
-        (images, flipped), ("se", "nw"), np.split(dboth, 2, axis=1), strict=True
-    ):  # 3
+    dlasts = np.split(dboth, 2, axis=1)  # 3
+    for x, sweep, dlast in zip((images, flipped), ("se", "nw"), dlasts, strict=True):
         dh = np.zeros((*x.shape[:3], H), x.dtype)
         dh[:, -1, -1] = dlast
         grads = fd.grid_rnn_vjp(dh, x, *cell(model, sweep))  # 2
@@ -83,10 +82,8 @@ def loss_and_grads(model, images, labels):
 
 class Adam:
     def __init__(self, model):
-        self.t, self.m, self.v = (
-            0,
-            *({k: np.zeros_like(p) for k, p in model.items()} for _ in range(2)),
-        )
+        self.t = 0
+        self.m, self.v = ({k: np.zeros_like(p) for k, p in model.items()} for _ in range(2))
 
     def step(self, model, grads, rate):
         self.t += 1
@@ -105,7 +102,7 @@ def accuracy(model, images, labels):
 
 
 def train(model, train_set, test_set, epochs, rng, report=lambda *_: None):
-    """Trains `model` in place; (losses of every step, accuracy on the test images after every epoch)."""
+    """Trains `model` in place; returns every step's loss and every epoch's test accuracy."""
     images, labels = train_set
     adam, losses, accuracies = Adam(model), [], []
     steps = epochs * (len(labels) // BATCH)
@@ -122,9 +119,9 @@ def train(model, train_set, test_set, epochs, rng, report=lambda *_: None):
 
 
 def plot(losses, accuracies, model, test_set, file):
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, (left, middle, right) = plt.subplots(
@@ -147,8 +144,15 @@ def plot(losses, accuracies, model, test_set, file):
     for k, t in enumerate(shown):
         r, c = divmod(k, 4)
         tiles[r * 11 : r * 11 + 8, c * 9 : c * 9 + 8] = images[t, ..., 0]
-        right.text(c * 9 + 3.5, r * 11 + 9.6, str(guesses[t]) if k >= len(wrong) else f"{guesses[t]}, is {labels[t]}", ha="center",
-                   va="center", fontsize=8, color="C3" if k < len(wrong) else "0.2")  # fmt: skip
+        right.text(
+            c * 9 + 3.5,
+            r * 11 + 9.6,
+            str(guesses[t]) if k >= len(wrong) else f"{guesses[t]}, is {labels[t]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="C3" if k < len(wrong) else "0.2",
+        )
     right.imshow(tiles, cmap="gray_r")
     right.set(title="What it reads (red: and what it is)")
     right.axis("off")
@@ -172,8 +176,9 @@ def main():
 
     def report(epoch, loss, accurate):
         if epoch == 1 or epoch % 5 == 0:
+            seconds = f"{time.perf_counter() - start:.0f} s"
             print(
-                f"epoch {epoch:3d}: loss {loss:.4f}, test accuracy {accurate:6.2%}, {time.perf_counter() - start:.0f} s",
+                f"epoch {epoch:3d}: loss {loss:.4f}, test accuracy {accurate:6.2%}, {seconds}",
                 flush=True,
             )
 

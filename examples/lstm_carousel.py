@@ -1,10 +1,11 @@
-"""How far a gradient travels back through an LSTM: the constant-error carousel, seen in the adjoints of its states.
+"""How far a gradient travels back through an LSTM: the constant-error carousel.
 
     python examples/lstm_carousel.py [--steps N] [--plot FILE]
 
-A random layer reads noise, and a loss depends on its last state alone.  `lstm_state_adjoints` gives the loss's gradient with
-respect to h and c at every step; their norms show what becomes of it on the way back, for four settings of the gates' biases
-and the size of the recurrent weights.  In the carousel (f ≈ 1, i ≈ 0, o ≈ 0) that of c stays what it is, however long the way.
+A random layer reads noise, and a loss depends on its last state alone.  `lstm_state_adjoints` gives
+the loss's gradient with respect to h and c at every step; their norms show what becomes of it on
+the way back, for four settings of the gates' biases and the size of the recurrent weights.  In the
+carousel (f ≈ 1, i ≈ 0, o ≈ 0) that of c stays what it is, however long the way.
 """
 
 import argparse
@@ -24,7 +25,7 @@ REGIMES = {  # biases of i, f, g, o; size of the recurrent weights
 
 
 def adjoint_norms(steps, biases, size, seed=0):
-    """Norms of the gradients of h and c after each step, relative to the last step's gradient of c: (steps,), (steps,)."""
+    """Norms (steps,) of the gradients of h and of c, relative to the last step's gradient of c."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(steps, BATCH, INPUTS))
     weight_ih = rng.normal(size=(4 * HIDDEN, INPUTS)) / np.sqrt(INPUTS)

@@ -1,9 +1,14 @@
-"""What callers may pass to the rooms nn and optim as arrays: subclasses, masked ones, views onto themselves, tensors, callables that are not."""
+"""What callers may pass to the rooms nn and optim as arrays.
+
+Among them are subclasses, masked arrays, views that overlap themselves, tensors, and callables that
+are no callables.
+"""
 
 import numpy as np
 import pytest
 
 import fastderiv as fd
+from fastderiv.nn import _dense, _grid, _lstm
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.layers import CALLS, IN_PLACE, RATES, arrays, call
 
@@ -11,7 +16,7 @@ EACH = [(name, argument) for name in CALLS for argument in CALLS[name][0]]
 
 
 class Hostile(np.ndarray):
-    """Answers every question wrongly: nothing that it says may reach a kernel."""
+    """An array that answers every question wrongly; nothing that it says may reach a kernel."""
 
     shape = property(lambda self: (1, 1))
     strides = property(lambda self: (1 << 40,) * 2)
@@ -36,7 +41,7 @@ class Hostile(np.ndarray):
 
 
 class Named(np.ndarray):
-    """A subclass that carries something, as users' do."""
+    """A subclass that carries an attribute, as those of users do."""
 
     def __array_finalize__(self, other):
         self.name = getattr(other, "name", None)
@@ -47,7 +52,7 @@ def hostile(a):
 
 
 def results_with(name, argument, wrap):
-    """What the call gives, and what it left in the argument, which is passed as `wrap(array)`."""
+    """What the call returns, and what it left in the argument, which is passed as `wrap(array)`."""
     given = arrays(name)
     base = given[argument]
     given[argument] = wrap(base)
@@ -100,7 +105,7 @@ def test_masked_arrays_are_refused_by_name(name, argument):
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.endswith("pair")])
 def test_results_of_callbacks_are_arrays_and_nothing_more(name):
-    """What callables return is taken like arguments: subclasses as arrays, masked arrays not at all."""
+    """Subclasses that callables return are taken as arrays, and masked arrays are refused."""
     a = arrays(name)
     masked = (lambda x: np.ma.masked_array(np.sin(x)),) * 2
     calls = {
@@ -172,7 +177,12 @@ def test_out_is_a_base_array_to_the_kernels_and_itself_to_the_caller():
     with pytest.raises(TypeError, match="out is a masked array"):
         fd.dense(a["X"], a["W"], a["b"], out=np.ma.zeros((6, 3)))
     one = np.zeros(64)
-    for strides in (0, 8), (8, 0), (8, 8), (16, 8):  # rows that are one row, or reach into the next
+    for strides in (
+        (0, 8),
+        (8, 0),
+        (8, 8),
+        (16, 8),
+    ):  # rows that are the same row, or overlap the next one
         with pytest.raises(ValueError, match="out shares memory with itself"):
             fd.dense(
                 a["X"], a["W"], a["b"], out=np.lib.stride_tricks.as_strided(one, (6, 3), strides)
@@ -202,7 +212,7 @@ def test_states_that_overlap_themselves_or_each_other_are_refused(name):
         "theta": view(0, 64, 16),
         "p": view(1, 64, 16),
         other: np.ones((3, 4)),
-    }  # interleaved, and no element twice
+    }  # these are interleaved, but have no element twice
     expected = call(name, {k: a.copy() for k, a in apart.items()})
     assert all(same_bits(a.copy(), e) for a, e in zip(call(name, apart), expected, strict=True))
 
@@ -254,13 +264,60 @@ def test_callables_that_are_not_are_type_errors_with_a_name(wrong):
             lambda X, W, activation: fd.grid_rnn(X[None], W, W, W, activation=activation),
         ):
             with pytest.raises(
-                TypeError, match="^activation is .*; expected None, 'sigmoid', .* or a pair"
+                TypeError, match=r"^activation is .*; expected None, 'sigmoid', .* or a pair"
             ):
                 f(np.ones((2, 2)), np.ones((2, 2)), activation=pair)
     assert (theta == 1).all() and momentum.steps == 1
 
 
-# ---- sizes -----------------------------------------------------------------------------------------------------------
+# ---- the kernels' door ---------------------------------------------------------------------------
+
+CALLED = (
+    *("dense, tanh", "dense_vjp, gelu", "dense_vjp, None", "dense_vjp, cache", "lstm", "lstm_vjp"),
+    *("lstm_state_adjoints", "grid_rnn", "grid_rnn_vjp"),
+)
+
+
+class Recorder:
+    """A kernel module that notes how it is called: (function, arguments by position or name)."""
+
+    def __init__(self, kernels, calls):
+        self.kernels, self.calls = kernels, calls
+
+    def __getattr__(self, name):
+        def function(*given, **named):
+            self.calls.append((getattr(self.kernels, name), dict(enumerate(given)) | named))
+            return getattr(self.kernels, name)(*given, **named)
+
+        return function
+
+
+def misfits(array):
+    """Arrays that differ from `array` in their size, type or layout."""
+    other = np.float32 if array.dtype == np.float64 else np.float64
+    return array[:-1].copy(), array.astype(other), np.stack([array, array], -1)[..., 0]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_kernels_refuse_arrays_that_do_not_fit(name, monkeypatch):
+    """Whatever a mistake in Python code makes of the arrays, nothing beyond them is touched."""
+    calls = []
+    for module in (_dense, _grid, _lstm):
+        recorders = {dtype: Recorder(one, calls) for dtype, one in module._kernels.items()}
+        monkeypatch.setattr(module, "_kernels", recorders)
+    call(name, arrays(name, np.float64))
+    assert calls
+    for function, given in calls:
+        for key, value in given.items():
+            if isinstance(value, np.ndarray):
+                for wrong in misfits(value)[function.__name__ == "column_groups" :]:
+                    changed = given | {key: wrong}
+                    first = [changed.pop(k) for k in range(sum(isinstance(k, int) for k in given))]
+                    with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
+                        function(*first, **changed)
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
 
 
 def wide(*shape, dtype=np.float64):
@@ -275,25 +332,45 @@ TOO_LARGE = {
     "dense: W": lambda: fd.dense(np.ones((1, 1)), wide(1, HUGE)),
     "dense: rows and columns": lambda: fd.dense(wide(2**40, 0), wide(0, 2**40)),
     "dense_vjp": lambda: fd.dense_vjp(wide(HUGE, 2), wide(HUGE, 0), np.ones((0, 2))),
-    "dense, cache": lambda: fd.dense(wide(2**45, 0), np.ones((0, 4)), activation="tanh", return_cache=True),
+    "dense, cache": lambda: fd.dense(
+        wide(2**45, 0), np.ones((0, 4)), activation="tanh", return_cache=True
+    ),
     "lstm: T": lambda: fd.lstm(wide(HUGE, 1, 0), np.ones((8, 0)), np.ones((8, 2))),
     "lstm: B": lambda: fd.lstm(wide(0, HUGE, 1), np.ones((8, 1)), np.ones((8, 2))),
     "lstm: B, H = 0": lambda: fd.lstm(wide(0, HUGE, 1), np.ones((0, 1)), np.ones((0, 0))),
     "lstm: x": lambda: fd.lstm(wide(2**30, 2**28, 1), np.ones((4, 1)), np.ones((4, 1))),
     "lstm: D": lambda: fd.lstm(wide(0, 0, 2**56), wide(4, 2**56), np.ones((4, 1))),
     "lstm: H": lambda: fd.lstm(np.ones((1, 1, 1)), wide(2**22, 1), wide(2**22, 2**20)),
-    "lstm, cache": lambda: fd.lstm(wide(2**40, 1, 0), np.ones((4, 0)), np.ones((4, 1)), return_cache=True),
-    "lstm_vjp": lambda: fd.lstm_vjp(wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((8, 0)), np.ones((8, 2))),
-    "lstm_state_adjoints": lambda: fd.lstm_state_adjoints(wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((8, 0)), np.ones((8, 2))),
-    "grid_rnn": lambda: fd.grid_rnn(wide(HUGE, 1, 0), np.ones((2, 0)), np.ones((2, 2)), np.ones((2, 2))),
-    "grid_rnn: D": lambda: fd.grid_rnn(wide(1, 1, HUGE), wide(1, HUGE), np.ones((1, 1)), np.ones((1, 1))),
-    "grid_rnn: H": lambda: fd.grid_rnn(np.ones((1, 1, 1)), wide(2**20, 1), wide(2**20, 2**20), wide(2**20, 2**20)),
-    "grid_rnn, pair": lambda: fd.grid_rnn(wide(HUGE, 1, 0), np.ones((2, 0)), *np.ones((2, 2, 2)), activation=(np.sin, np.cos)),
-    "grid_rnn_vjp": lambda: fd.grid_rnn_vjp(wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((2, 0)), np.ones((2, 2)), np.ones((2, 2))),
+    "lstm, cache": lambda: fd.lstm(
+        wide(2**40, 1, 0), np.ones((4, 0)), np.ones((4, 1)), return_cache=True
+    ),
+    "lstm_vjp": lambda: fd.lstm_vjp(
+        wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((8, 0)), np.ones((8, 2))
+    ),
+    "lstm_state_adjoints": lambda: fd.lstm_state_adjoints(
+        wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((8, 0)), np.ones((8, 2))
+    ),
+    "grid_rnn": lambda: fd.grid_rnn(
+        wide(HUGE, 1, 0), np.ones((2, 0)), np.ones((2, 2)), np.ones((2, 2))
+    ),
+    "grid_rnn: D": lambda: fd.grid_rnn(
+        wide(1, 1, HUGE), wide(1, HUGE), np.ones((1, 1)), np.ones((1, 1))
+    ),
+    "grid_rnn: H": lambda: fd.grid_rnn(
+        np.ones((1, 1, 1)), wide(2**20, 1), wide(2**20, 2**20), wide(2**20, 2**20)
+    ),
+    "grid_rnn, pair": lambda: fd.grid_rnn(
+        wide(HUGE, 1, 0), np.ones((2, 0)), *np.ones((2, 2, 2)), activation=(np.sin, np.cos)
+    ),
+    "grid_rnn_vjp": lambda: fd.grid_rnn_vjp(
+        wide(HUGE, 1, 2), wide(HUGE, 1, 0), np.ones((2, 0)), np.ones((2, 2)), np.ones((2, 2))
+    ),
     "momentum_jacobian": lambda: fd.momentum_jacobian(wide(2**29, 2**29), alpha=0.1, beta=0.5),
     "ReversibleMomentum": lambda: fd.ReversibleMomentum(wide(HUGE), alpha=0.1, beta=0.5),
-    "hypergradient": lambda: fd.hypergradient(np.copy, np.copy, np.add, wide(HUGE), n_steps=1, alpha=0.1, beta=0.5),
-}  # fmt: skip
+    "hypergradient": lambda: fd.hypergradient(
+        np.copy, np.copy, np.add, wide(HUGE), n_steps=1, alpha=0.1, beta=0.5
+    ),
+}
 
 
 @pytest.mark.parametrize("what", TOO_LARGE)
@@ -303,7 +380,7 @@ def test_sizes_that_no_memory_has_are_memory_errors_that_say_how_many_bytes(what
 
 
 def test_empty_axes_beside_huge_ones_have_an_answer_at_once():
-    """Nothing is counted one by one that holds nothing."""
+    """No loop runs over the rows of an array that has no elements."""
     assert fd.dense(wide(HUGE, 0), np.ones((0, 0)), activation="tanh").shape == (HUGE, 0)
     assert fd.dense(np.ones((0, 5)), wide(5, 0)).shape == (0, 0)
     dX, dW, db = fd.dense_vjp(

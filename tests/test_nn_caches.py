@@ -1,4 +1,4 @@
-"""Caches: of one call only, out of reach, and what their checksums tell apart."""
+"""Caches belong to one call, cannot be changed, and have checksums that tell arguments apart."""
 
 import copy
 import gc
@@ -17,9 +17,15 @@ from helpers.machines import by_threads
 
 RNG = np.random.default_rng(0)
 DENSE = {"X": RNG.normal(size=(6, 4)), "W": RNG.normal(size=(4, 3)), "b": RNG.normal(size=3)}
-LSTM = {"x": RNG.normal(size=(5, 3, 4)), "weight_ih": RNG.normal(size=(20, 4)), "weight_hh": RNG.normal(size=(20, 5)) / 2,
-        "bias_ih": RNG.normal(size=20), "bias_hh": RNG.normal(size=20), "initial_state[0]": RNG.normal(size=(3, 5)),
-        "initial_state[1]": RNG.normal(size=(3, 5))}  # fmt: skip
+LSTM = {
+    "x": RNG.normal(size=(5, 3, 4)),
+    "weight_ih": RNG.normal(size=(20, 4)),
+    "weight_hh": RNG.normal(size=(20, 5)) / 2,
+    "bias_ih": RNG.normal(size=20),
+    "bias_hh": RNG.normal(size=20),
+    "initial_state[0]": RNG.normal(size=(3, 5)),
+    "initial_state[1]": RNG.normal(size=(3, 5)),
+}
 DY, DH = RNG.normal(size=(6, 3)), RNG.normal(size=(5, 3, 5))
 
 
@@ -49,7 +55,7 @@ def lstm_cache(room, a, lengths=None):
 
 
 def changes(array):
-    """The array otherwise: one bit, all signs, two rows for one another, one element from both ends."""
+    """The array changed in one bit, in all signs, by an exchange of rows, and in its ends."""
     last = array.copy()
     last.view(np.uint64).flat[-1] ^= 1
     yield last
@@ -69,7 +75,7 @@ def test_a_dense_cache_is_refused_with_any_other_argument(name, activation):
         with pytest.raises(ValueError, match=f"^cache is of a call with another {name}$"):
             dense(fd, cache, activation=activation, **{**DENSE, name: other})
     if name == "b":
-        with pytest.raises(ValueError, match="^cache is of a call with another b$"):
+        with pytest.raises(ValueError, match=r"^cache is of a call with another b$"):
             dense(fd, cache, activation=activation, **{**DENSE, "b": None})
 
 
@@ -94,12 +100,12 @@ def test_an_lstm_cache_is_refused_with_any_other_argument(name, function):
         ),
     }
     if name[:4] in ("bias", "init"):
-        with pytest.raises(ValueError, match="^cache is of a call with another "):
+        with pytest.raises(ValueError, match=r"^cache is of a call with another "):
             lstm(fd, cache, function=function, **without)
 
 
 def test_arguments_changed_in_place_are_other_arguments():
-    """What training loops do: the weights are updated between the layer and its adjoint."""
+    """The weights are updated between the layer and its adjoint, as training loops may do."""
     a = {k: v.copy() for k, v in DENSE.items()}
     cache = dense_cache(fd, a)
     a["W"] -= 1e-3
@@ -133,7 +139,7 @@ def test_the_same_numbers_in_any_layout_are_the_same_arguments():
 
 
 def test_what_lies_behind_a_sequences_end_belongs_to_no_call():
-    """It is never read, NaN or not, and may differ."""
+    """What lies behind a sequence's end is never read, so that it may differ or be NaN."""
     lengths, x = [2, 5, 3], LSTM["x"].copy()
     cache = lstm_cache(fd, LSTM, lengths)
     expected = flat(lstm(fd, None, lengths, **LSTM))
@@ -164,9 +170,13 @@ def test_nobody_reaches_into_a_cache():
                 attempt(cache, attribute, None)
         assert not hasattr(cache, attribute)
     for attempt in (
-        lambda: pickle.dumps(cache), lambda: kind(), lambda: kind("lstm", (), (), ()), lambda: type("Own", (kind,), {}),
-        lambda: setattr(kind, "gates", 1), lambda: setattr(cache, "__class__", object),
-    ):  # fmt: skip
+        lambda: pickle.dumps(cache),
+        kind,
+        lambda: kind("lstm", (), (), ()),
+        lambda: type("Own", (kind,), {}),
+        lambda: setattr(kind, "gates", 1),
+        lambda: setattr(cache, "__class__", object),
+    ):
         with pytest.raises(TypeError):
             attempt()
     with pytest.raises(
@@ -186,7 +196,7 @@ def test_nobody_reaches_into_a_cache():
 
 
 def test_what_a_cache_holds_is_compared_to_the_call_before_it_is_read():
-    """Even of a cache that is a forgery in every number."""
+    """This holds even for a cache of which every number is forged."""
     arguments, first = split(LSTM)
     sizes = np.dtype(np.float64), 5, 3, 5
     ends = np.arange(3), np.full(3, 5)
@@ -205,7 +215,7 @@ def test_what_a_cache_holds_is_compared_to_the_call_before_it_is_read():
         dense(fd, forged, **DENSE)
 
 
-# ---- checksums -------------------------------------------------------------------------------------------------------
+# ---- checksums -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,7 +234,11 @@ def test_every_bit_counts(size):
 
 
 def test_changes_that_might_cancel_do_not():
-    """Signs of all numbers, of two that meet in one sum, equal changes there, exchanges, permutations: all sums are different."""
+    """Every structured change gives another checksum.
+
+    The changes are the signs of all numbers and of two that meet in one sum, equal changes of two
+    such numbers, exchanges and permutations.
+    """
     base = np.random.default_rng(0).normal(size=4096)
     seen = set(
         checksums(
@@ -252,7 +266,7 @@ def test_changes_that_might_cancel_do_not():
 
 
 def test_small_integers_have_checksums_of_their_own():
-    """As float32 they differ in few bits, at the same places of every word."""
+    """As float32, they differ only in a few bits, at the same places of every word."""
     some = np.array(list(itertools.product(range(-2, 3), repeat=4)), np.float32)
     assert len(set(checksums(tuple(some)))) == len(some)
 

@@ -1,4 +1,4 @@
-"""The fully connected layer: against the symbols of the page, its reference, PyTorch, and far into the tails."""
+"""The fully connected layer, compared with the page's symbols, its reference and PyTorch."""
 
 import itertools
 import pickle
@@ -43,19 +43,26 @@ def problem(K=6, n=4, m=3, dtype=np.float64, seed=0):
 def smooth(x, name):
     """φ as a function of complex numbers."""
     return {
-        "sigmoid": lambda: 1 / (1 + np.exp(-x)), "tanh": lambda: np.tanh(x), "relu": lambda: np.where(x.real > 0, x, 0),
-        "softplus": lambda: np.log(1 + np.exp(x)), "silu": lambda: x / (1 + np.exp(-x)),
-        "gelu": lambda: x * (1 + erf(x / np.sqrt(2))) / 2, None: lambda: x,
-    }[name]()  # fmt: skip
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "tanh": lambda: np.tanh(x),
+        "relu": lambda: np.where(x.real > 0, x, 0),
+        "softplus": lambda: np.log(1 + np.exp(x)),
+        "silu": lambda: x / (1 + np.exp(-x)),
+        "gelu": lambda: x * (1 + erf(x / np.sqrt(2))) / 2,
+        None: lambda: x,
+    }[name]()
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 2), (2, 4, 3)])
 @pytest.mark.parametrize("b", [True, False])
 def test_gradients_are_the_symbolic_derivatives_element_by_element(shape, b):
-    """L = λ(σ(X W + b)) written out in its elements, λ not a sum; the first shape is the source's."""
+    """L = λ(σ(X W + b)) is written out in its elements, and λ is no sum.
+
+    The first shape is that of the source.
+    """
     sympy = pytest.importorskip("sympy")
     n, m, p = shape
     X, W = (
@@ -89,9 +96,8 @@ def test_gradients_are_the_symbolic_derivatives_element_by_element(shape, b):
     grads = fd.dense_vjp(dY, x, w, c, activation="sigmoid")
     ours = np.concatenate([g.ravel() for g in grads if g is not None])
     assert error(ours, exact) < 1e-14
-    if (
-        shape == (3, 3, 2) and not b
-    ):  # what the source has for dW where λ is not a sum: the page's erratum
+    # the page's erratum: the source's dW is wrong where λ is not a sum
+    if shape == (3, 3, 2) and not b:
         slope = Y * (1 - Y)
         assert error(dY * (x.T @ slope), grads.dW) > 0.1
 
@@ -99,7 +105,7 @@ def test_gradients_are_the_symbolic_derivatives_element_by_element(shape, b):
 @pytest.mark.parametrize("name", [*NAMES, None])
 @pytest.mark.parametrize("k", range(3))
 def test_gradient_equals_complex_step(name, k):
-    """Along a random direction of X, W or b."""
+    """The derivative along a random direction of X, W or b."""
     dY, *arguments = problem()
     direction = np.random.default_rng(k).normal(size=arguments[k].shape)
     stepped = [a + 1e-100j * direction if i == k else a for i, a in enumerate(arguments)]
@@ -148,7 +154,7 @@ def test_pytorch_agrees(name, dtype):
 
 
 def test_columns_as_samples_are_transposed_views():
-    """derivations §5: Y = W X + b, dX = Wᵀ dY, dW = dY Xᵀ, db summed over the columns."""
+    """docs/derivations.md §5.1: Y = W X + b, dX = Wᵀ dY, dW = dY Xᵀ, db summed over the columns."""
     dY, X, W, b = (a.T for a in problem(7, 5, 3))
     grads = fd.dense_vjp(dY.T, X.T, W.T, b)
     assert error(fd.dense(X.T, W.T, b).T, W @ X + b[:, None]) < 1e-15
@@ -156,7 +162,7 @@ def test_columns_as_samples_are_transposed_views():
         assert error(ours.T, exact) < 1e-15
 
 
-# ---- caches --------------------------------------------------------------------------------------------------------------
+# ---- caches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -176,7 +182,7 @@ def test_a_cache_gives_the_same_bits_any_number_of_times(name, dtype):
 
 
 def test_with_a_cache_the_product_is_not_computed_again(monkeypatch):
-    """A sigmoid needs X W, and two products more."""
+    """The adjoint with a sigmoid needs X W and two more products."""
     dY, X, W, b = problem(20, 5, 4)
     products = []
 
@@ -197,7 +203,7 @@ def test_with_a_cache_the_product_is_not_computed_again(monkeypatch):
 
 
 def test_a_cache_is_not_of_the_callers_memory():
-    """What is done to the result, to `out` or by a callable to what it is given, never changes a cache."""
+    """A cache is unchanged when the result, `out` or what a callable is given is overwritten."""
     dY, X, W, bias = problem(20, 5, 4)
     in_place = lambda x: np.sin(x, out=x), lambda x: np.cos(x, out=x)
     for name, b in itertools.product(("gelu", in_place), (bias, None)):
@@ -264,16 +270,26 @@ def test_another_calls_cache_is_refused():
         (single, "tanh", ValueError, of + r"\(float32, 6, 4, 3\); expected \(float64, 6, 4, 3\)"),
         (cache, "relu", ValueError, "cache is of a call with activation 'tanh'; expected 'relu'"),
         (cache, None, ValueError, "cache is of a call with activation 'tanh'; expected None"),
-        (cache, (np.sin, np.cos), ValueError, "cache is of a call with activation 'tanh'; expected a pair of callables"),
-        (X @ W, "tanh", TypeError, r"cache is a ndarray; expected what dense\(…, return_cache=True\) returns"),
-    ):  # fmt: skip
+        (
+            cache,
+            (np.sin, np.cos),
+            ValueError,
+            "cache is of a call with activation 'tanh'; expected a pair of callables",
+        ),
+        (
+            X @ W,
+            "tanh",
+            TypeError,
+            r"cache is a ndarray; expected what dense\(…, return_cache=True\) returns",
+        ),
+    ):
         with pytest.raises(kind, match=text):
             fd.dense_vjp(dY, X, W, b, activation=name, cache=bad)
     grads = fd.dense_vjp(dY, X, W, b, activation="tanh", cache=cache)
     assert same_bits(grads.dX, fd.dense_vjp(dY, X, W, b, activation="tanh").dX)
 
 
-# ---- activations -------------------------------------------------------------------------------------------------------
+# ---- activations ---------------------------------------------------------------------------------
 
 half = mpmath.mpf(0.5)
 EXACT = {  # φ, φ′
@@ -290,17 +306,16 @@ EXACT = {  # φ, φ′
         lambda x: mpmath.erfc(-x / mpmath.sqrt(2)) * half + x * mpmath.npdf(x),
     ),
 }
-# errors in units of the last place, rounded up from the largest over millions of numbers at every CPU level
-ULP = {name: (4, 4) for name in NAMES} | {
+# The largest errors in units of the last place over millions of numbers at every CPU level, rounded
+# up.
+ULP = dict.fromkeys(NAMES, (4, 4)) | {
     "sigmoid": (4, 5),
     "tanh": (4, 6),
     "silu": (4, 7),
     "gelu": (7, 9),
 }
-ZEROS = {
-    "silu": (-2.5, -0.8),
-    "gelu": (-1.2, -0.4),
-}  # φ′ changes sign in there, and only its absolute error is small
+# Here φ′ changes sign, and only its absolute error is small.
+ZEROS = {"silu": (-2.5, -0.8), "gelu": (-1.2, -0.4)}
 REACH = {"gelu": {np.float32: 14, np.float64: 39}}
 ENDS = {
     np.float32: (-88.722, -87.3366, -91.84, -91.846, -44.3614, -13.146, -13.3418),
@@ -418,11 +433,23 @@ def test_a_pair_may_overwrite_what_it_is_given_and_keep_what_it_returns():
     assert single.dtype == np.float32
 
 
-@pytest.mark.parametrize("bad, kind, text", [
-    ("logistic", ValueError, "activation is 'logistic'; expected None, 'sigmoid', 'tanh', 'relu', 'softplus', 'silu', 'gelu' or a pair"),
-    (np.tanh, TypeError, r"activation is <ufunc 'tanh'>; expected None, .* or a pair"),
-    ((np.sin,), TypeError, "or a pair"), ((np.sin, "cos"), TypeError, "or a pair"), (1, TypeError, "activation is 1; expected None"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, kind, text",
+    [
+        (
+            "logistic",
+            ValueError,
+            (
+                "activation is 'logistic'; expected None, 'sigmoid', 'tanh', 'relu', 'softplus', "
+                "'silu', 'gelu' or a pair"
+            ),
+        ),
+        (np.tanh, TypeError, r"activation is <ufunc 'tanh'>; expected None, .* or a pair"),
+        ((np.sin,), TypeError, "or a pair"),
+        ((np.sin, "cos"), TypeError, "or a pair"),
+        (1, TypeError, "activation is 1; expected None"),
+    ],
+)
 def test_other_activations_are_errors_that_list_the_names(bad, kind, text):
     dY, X, W, b = problem()
     for call in (
@@ -433,11 +460,15 @@ def test_other_activations_are_errors_that_list_the_names(bad, kind, text):
             call()
 
 
-@pytest.mark.parametrize("value, kind, text", [
-    (lambda x: x[:-1], ValueError, r"\(x\) has shape \(5, 3\); expected that of x, \(6, 3\)"),
-    (lambda x: x.sum(), ValueError, r"\(x\) has shape \(\); expected"),
-    (lambda x: x + 1j, TypeError, r"\(x\) has dtype complex128"), (lambda x: x > 0, TypeError, r"\(x\) has dtype bool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, kind, text",
+    [
+        (lambda x: x[:-1], ValueError, r"\(x\) has shape \(5, 3\); expected that of x, \(6, 3\)"),
+        (lambda x: x.sum(), ValueError, r"\(x\) has shape \(\); expected"),
+        (lambda x: x + 1j, TypeError, r"\(x\) has dtype complex128"),
+        (lambda x: x > 0, TypeError, r"\(x\) has dtype bool"),
+    ],
+)
 def test_a_pair_must_return_as_many_real_numbers(value, kind, text):
     dY, X, W, b = problem()
     with pytest.raises(kind, match=r"activation\[0\]" + text):
@@ -446,7 +477,7 @@ def test_a_pair_must_return_as_many_real_numbers(value, kind, text):
         fd.dense_vjp(dY, X, W, b, activation=(np.sin, value))
 
 
-# ---- bits ----------------------------------------------------------------------------------------------------------------
+# ---- bits ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -491,9 +522,11 @@ def test_levels_agree():
         import hashlib, numpy as np, fastderiv as fd
         rng = np.random.default_rng(0)
         for dtype in np.float32, np.float64:
-            X, W, b, dY = (rng.normal(size=s).astype(dtype) for s in ((90, 9), (9, 37), 37, (90, 37)))
+            shapes = (90, 9), (9, 37), 37, (90, 37)
+            X, W, b, dY = (rng.normal(size=s).astype(dtype) for s in shapes)
             for name in "sigmoid", "tanh", "relu", "softplus", "silu", "gelu":
-                for y in fd.dense(3 * X, W, b, activation=name), *fd.dense_vjp(dY, 3 * X, W, b, activation=name):
+                Y = fd.dense(3 * X, W, b, activation=name)
+                for y in Y, *fd.dense_vjp(dY, 3 * X, W, b, activation=name):
                     print(hashlib.sha256(y.tobytes()).hexdigest(), np.abs(y).sum())
         """)
 
@@ -511,7 +544,7 @@ def test_a_row_does_not_hear_of_another():
 
 
 def test_sum_over_many_rows_keeps_float32s_digits():
-    """A running float32 sum of as many equal numbers would be off by a percent."""
+    """A running float32 sum of this many equal numbers would be wrong by one percent."""
     dY = np.full((300_001, 3), 0.1, np.float32)
     db = fd.dense_vjp(
         dY,
@@ -522,15 +555,22 @@ def test_sum_over_many_rows_keeps_float32s_digits():
     assert error(db, np.full(3, 300_001 * np.float64(np.float32(0.1)))) < 1e-6
 
 
-# ---- arguments -----------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k, shape, text", [
-    (1, (6,), r"X has shape \(6,\); expected \(K, n\)"), (1, (1, 6, 4), r"X has shape"),
-    (2, (5, 3), r"W has shape \(5, 3\); expected \(n, m\) with n = 4"), (2, (4,), r"W has shape \(4,\); expected \(n, m\) with n = 4"),
-    (3, (1,), r"b has shape \(1,\); expected \(m,\) = \(3,\)"), (3, (1, 3), r"b has shape"),
-    (0, (6, 1), r"dY has shape \(6, 1\); expected \(K, m\) = \(6, 3\)"), (0, (3,), r"dY has shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "k, shape, text",
+    [
+        (1, (6,), r"X has shape \(6,\); expected \(K, n\)"),
+        (1, (1, 6, 4), r"X has shape"),
+        (2, (5, 3), r"W has shape \(5, 3\); expected \(n, m\) with n = 4"),
+        (2, (4,), r"W has shape \(4,\); expected \(n, m\) with n = 4"),
+        (3, (1,), r"b has shape \(1,\); expected \(m,\) = \(3,\)"),
+        (3, (1, 3), r"b has shape"),
+        (0, (6, 1), r"dY has shape \(6, 1\); expected \(K, m\) = \(6, 3\)"),
+        (0, (3,), r"dY has shape"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(k, shape, text):
     arguments = problem()
     arguments[k] = np.zeros(shape)
@@ -544,9 +584,11 @@ def test_shapes_that_do_not_fit_are_named(k, shape, text):
 def test_out_must_fit_and_be_of_its_own_memory():
     _, X, W, b = problem(5, 4, 4)
     for bad, kind, text in (
-        (np.zeros((5, 3)), ValueError, r"out has shape \(5, 3\); expected \(5, 4\)"), (np.zeros((5, 4), np.float32), TypeError, "out has dtype"),
-        (X, ValueError, "out shares memory with X"), ([[0.0]], TypeError, "out is a list"),
-    ):  # fmt: skip
+        (np.zeros((5, 3)), ValueError, r"out has shape \(5, 3\); expected \(5, 4\)"),
+        (np.zeros((5, 4), np.float32), TypeError, "out has dtype"),
+        (X, ValueError, "out shares memory with X"),
+        ([[0.0]], TypeError, "out is a list"),
+    ):
         with pytest.raises(kind, match=text):
             fd.dense(X, W, b, out=bad)
     square = np.zeros((8, 4))
@@ -581,7 +623,7 @@ def test_ctrl_c_is_answered_amid_products():
 
 
 def test_a_small_call_stays_small():
-    """Argument checks and all: far below a millisecond, on any machine."""
+    """A call with its argument checks takes far less than a millisecond on any machine."""
     dY, X, W, b = problem(8, 4, 3, np.float32)
     fd.dense_vjp(dY, X, W, b, activation="tanh")
     times = []

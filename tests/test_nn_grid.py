@@ -1,4 +1,4 @@
-"""The grid RNN: against the page cell by cell, its reference, PyTorch, and the structure that makes it fast."""
+"""The grid RNN, compared with the page, its reference and PyTorch; its sweep by diagonals."""
 
 import pickle
 
@@ -15,8 +15,20 @@ REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 5e-6, np.float64: 1e-13}
 NAMES = ["tanh", "sigmoid", "relu", "softplus", "silu", "gelu", None]
 # batch, G1, G2, D, H
-SHAPES = [(2, 3, 4, 2, 5), (1, 1, 1, 1, 1), (3, 1, 6, 2, 17), (1, 5, 1, 0, 3), (2, 7, 3, 20, 33), (13, 4, 4, 3, 65), (1, 9, 11, 5, 130),
-          (0, 3, 3, 2, 2), (2, 0, 3, 2, 2), (2, 3, 0, 2, 2), (2, 0, 0, 1, 2), (2, 3, 3, 2, 0)]  # fmt: skip
+SHAPES = [
+    (2, 3, 4, 2, 5),
+    (1, 1, 1, 1, 1),
+    (3, 1, 6, 2, 17),
+    (1, 5, 1, 0, 3),
+    (2, 7, 3, 20, 33),
+    (13, 4, 4, 3, 65),
+    (1, 9, 11, 5, 130),
+    (0, 3, 3, 2, 2),
+    (2, 0, 3, 2, 2),
+    (2, 3, 0, 2, 2),
+    (2, 0, 0, 1, 2),
+    (2, 3, 3, 2, 0),
+]
 FIELDS = ["dx", "dW_in", "dW_west", "dW_north", "db"]
 
 
@@ -31,7 +43,7 @@ def problem(batch=2, G1=3, G2=4, D=2, H=5, dtype=np.float64, seed=0):
 
 
 def page(x, W_in, W_west, W_north, b):
-    """derivations §4, tanh, number by number; any argument may be complex."""
+    """docs/derivations.md §4.4 with tanh, number by number; any argument may be complex."""
     G1, G2, D = x.shape
     h = np.zeros((G1, G2, len(b)), np.result_type(x, W_in, W_west, W_north, b))
     for i in range(G1):
@@ -51,7 +63,7 @@ def test_states_are_what_the_page_says():
 
 @pytest.mark.parametrize("k", range(5))
 def test_gradient_equals_complex_step_of_the_page(k):
-    """Along a random direction of x, a weight matrix or the bias."""
+    """The derivative along a random direction of x, a weight matrix or the bias."""
     dh, *arguments = problem(None, 4, 3)
     direction = np.random.default_rng(k).normal(size=arguments[k].shape)
     stepped = [a + 1e-100j * direction if i == k else a for i, a in enumerate(arguments)]
@@ -100,7 +112,7 @@ def test_pytorch_autograd_agrees(dtype):
 
 
 def test_gradients_keep_their_digits_where_every_unit_is_saturated():
-    """1 − h² is 0 in float32 beyond 9; the adjoint is made from the pre-activation."""
+    """1 − h² is 0 in float32 beyond 9, but the adjoint uses the pre-activation."""
     dh, x, W_in, W_west, W_north, b = problem(2, 4, 4, 3, 5, np.float32)
     b += 30
     ours, exact = (f.grid_rnn_vjp(dh, x, W_in, W_west, W_north, b) for f in (fd, reference))
@@ -132,12 +144,12 @@ def test_a_pair_must_return_as_many_numbers():
         fd.grid_rnn_vjp(dh, *arguments, activation=(np.sin, lambda a: a + 1j))
 
 
-# ---- structure -----------------------------------------------------------------------------------------------------------
+# ---- structure -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (1, 5), (5, 1), (1, 1)])
 def test_as_many_steps_as_there_are_diagonals(shape):
-    """G1 + G2 − 1 calls of φ there, of φ and φ′ on the way back; every cell in exactly one."""
+    """φ is called G1 + G2 − 1 times, φ′ as often for the adjoint; each cell is in one call."""
     G1, G2 = shape
     dh, *arguments = problem(3, G1, G2)
     calls = []
@@ -162,7 +174,10 @@ def test_as_many_steps_as_there_are_diagonals(shape):
 
 
 def test_states_count_paths():
-    """Linear, all weights one: h[i, j] is the number of paths from the origin, and dx[0, 0] that to the last cell."""
+    """In a linear grid with weights of one, h[i, j] is the number of paths from the origin.
+
+    dx[0, 0] is the number of paths to the last cell.
+    """
     x, one = np.zeros((9, 6, 1)), np.ones((1, 1))
     x[0, 0] = 1
     h = fd.grid_rnn(x, one, one, one, activation=None)[..., 0]
@@ -192,7 +207,7 @@ def test_transposing_the_grid_exchanges_west_and_north():
 
 @pytest.mark.parametrize("dtype", REALS)
 def test_an_item_has_the_same_bits_alone_and_in_any_batch(dtype):
-    """However cells are blocked into products, every sum runs in the same order."""
+    """Every sum has the same order, however cells are grouped into products."""
     dh, *arguments = problem(31, 5, 8, 3, 20, dtype)
     whole, grads = fd.grid_rnn(*arguments), fd.grid_rnn_vjp(dh, *arguments)
     for t in 0, 7, 30:
@@ -220,7 +235,7 @@ def test_not_finite_data_stay_in_their_item_and_downstream():
 
 
 def test_long_sums_keep_float32s_digits():
-    """A running float32 sum over as many cells of one sign would be off by 1e-4 and more."""
+    """A running float32 sum over this many cells of one sign would be wrong by 1e-4 or more."""
     x, one = np.full((4, 300, 300, 1), 0.1, np.float32), np.ones((1, 1), np.float32)
     zero, dh = np.zeros((1, 1), np.float32), np.full((4, 300, 300, 1), 0.3, np.float32)
     grads = fd.grid_rnn_vjp(dh, x, one, zero, zero, np.zeros(1, np.float32), activation=None)
@@ -231,7 +246,7 @@ def test_long_sums_keep_float32s_digits():
     )
 
 
-# ---- bits and arguments ----------------------------------------------------------------------------------------------------
+# ---- bits and arguments --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -265,21 +280,28 @@ def test_levels_agree():
         for dtype in np.float32, np.float64:
             for B, G1, G2, D, H in (9, 7, 5, 3, 21), (2, 3, 30, 17, 70):
                 shapes = (B, G1, G2, H), (B, G1, G2, D), (H, D), (H, H), (H, H), (H,)
-                dh, x, Wi, Ww, Wn, b = ((rng.normal(size=s) / max(1, s[-1]) ** 0.5).astype(dtype) for s in shapes)
+                arrays = (rng.normal(size=s) / max(1, s[-1]) ** 0.5 for s in shapes)
+                dh, x, Wi, Ww, Wn, b = (a.astype(dtype) for a in arrays)
                 for name in "tanh", "sigmoid", "relu":
                     rest = x, Wi, Ww / 2, Wn / 2, b
-                    for y in fd.grid_rnn(*rest, activation=name), *fd.grid_rnn_vjp(dh, *rest, activation=name):
+                    h = fd.grid_rnn(*rest, activation=name)
+                    for y in h, *fd.grid_rnn_vjp(dh, *rest, activation=name):
                         print(hashlib.sha256(y.tobytes()).hexdigest(), np.abs(y).sum())
         """)
 
 
-@pytest.mark.parametrize("k, shape, text", [
-    (1, (4, 2), r"x has shape \(4, 2\); expected \(G1, G2, D\) or \(batch, G1, G2, D\)"),
-    (2, (5, 3), r"W_in has shape \(5, 3\); expected \(H, D\) with D = 2"), (2, (5,), "W_in has shape"),
-    (3, (5, 4), r"W_west has shape \(5, 4\); expected \(H, H\) = \(5, 5\)"), (4, (4, 5), r"W_north has shape \(4, 5\)"),
-    (5, (4,), r"b has shape \(4,\); expected \(H,\) = \(5,\)"),
-    (0, (3, 4, 5), r"dh has shape \(3, 4, 5\); expected \(batch, G1, G2, H\) = \(2, 3, 4, 5\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "k, shape, text",
+    [
+        (1, (4, 2), r"x has shape \(4, 2\); expected \(G1, G2, D\) or \(batch, G1, G2, D\)"),
+        (2, (5, 3), r"W_in has shape \(5, 3\); expected \(H, D\) with D = 2"),
+        (2, (5,), "W_in has shape"),
+        (3, (5, 4), r"W_west has shape \(5, 4\); expected \(H, H\) = \(5, 5\)"),
+        (4, (4, 5), r"W_north has shape \(4, 5\)"),
+        (5, (4,), r"b has shape \(4,\); expected \(H,\) = \(5,\)"),
+        (0, (3, 4, 5), r"dh has shape \(3, 4, 5\); expected \(batch, G1, G2, H\) = \(2, 3, 4, 5\)"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(k, shape, text):
     arguments = problem()
     arguments[k] = np.zeros(shape)
@@ -320,7 +342,7 @@ def test_ctrl_c_is_answered(back):
 @pytest.mark.slow
 @pytest.mark.parametrize("back", [False, True])
 def test_ctrl_c_is_answered_amid_wide_layers(back):
-    """Where one diagonal's cells, or the weights alone, take long."""
+    """The cells of one diagonal, or the weights alone, take long here."""
     dh, *arguments = (
         np.full(s, 1e-3)
         for s in ((1, 2, 2, 2500), (1, 2, 2, 8), (2500, 8), (2500, 2500), (2500, 2500))

@@ -1,4 +1,4 @@
-"""`lstm`, `lstm_vjp` and `lstm_state_adjoints`: against their reference, PyTorch, complex steps, and each other."""
+"""The LSTM layer and its adjoints, compared with their reference, PyTorch and complex steps."""
 
 import pickle
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_equals_pytorch(shape, dtype):
 
 
 def complex_loss(arguments, first, lengths, dh, dlast):
-    """⟨dh, h⟩ + ⟨dlast, last state⟩ of complex arguments: analytic, written anew."""
+    """⟨dh, h⟩ + ⟨dlast, last state⟩ of complex arguments, written independently of the package."""
     x, W, U, b1, b2 = arguments
     total = 0
     for k, end in enumerate(lengths):
@@ -160,13 +160,13 @@ def test_gradients_are_the_slopes_of_complex_steps(shape):
             )
 
 
-# ---- lengths and states ----------------------------------------------------------------------------------------------
+# ---- lengths and states --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(9, 5, 4, 6), (11, 40, 3, 17)])
 def test_a_sequence_in_a_batch_is_the_sequence_alone_bitwise(shape, dtype):
-    """… and what lies behind its end, NaN here, is never read."""
+    """What lies behind its end, NaN here, is never read."""
     arguments, (first, dlast, dh) = problem(shape, dtype)
     lengths = some_lengths(shape, 2)
     x, *weights = arguments
@@ -253,7 +253,7 @@ def test_what_is_none_counts_as_zeros_and_has_no_gradient():
     assert not np.shares_memory(full.dbias_ih, full.dbias_hh)
 
 
-# ---- the cache -------------------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -282,7 +282,8 @@ def test_another_calls_cache_is_refused():
         fd.lstm_vjp(dh, *arguments, lengths=[4, 3, 2], cache=cache)
     with pytest.raises(
         ValueError,
-        match=r"cache is of a call with \(dtype, T, B, H\) = \(float64, 4, 3, 5\); expected \(float32, 4, 3, 5\)",
+        match=r"cache is of a call with \(dtype, T, B, H\) = \(float64, 4, 3, 5\); "
+        r"expected \(float32, 4, 3, 5\)",
     ):
         fd.lstm_vjp(
             *(a.astype(np.float32) for a in (dh, *arguments)), lengths=[4, 2, 3], cache=cache
@@ -295,7 +296,7 @@ def test_another_calls_cache_is_refused():
         pickle.dumps(cache)
 
 
-# ---- the numerical contract ------------------------------------------------------------------------------------------
+# ---- the numerical contract ----------------------------------------------------------------------
 
 
 def test_any_layout_gives_the_same_bits_and_stays_unmodified():
@@ -305,8 +306,13 @@ def test_any_layout_gives_the_same_bits_and_stays_unmodified():
 
     def call(a):
         rest = dict(initial_state=a[5:7], lengths=[4, 0, 3])
-        return flat([*fd.lstm(*a[:5], **rest), *fd.lstm_vjp(a[7], *a[:5], **rest, dlast_state=a[8:]),
-                     *fd.lstm_state_adjoints(a[7], *a[:5], **rest, dlast_state=a[8:])])  # fmt: skip
+        return flat(
+            [
+                *fd.lstm(*a[:5], **rest),
+                *fd.lstm_vjp(a[7], *a[:5], **rest, dlast_state=a[8:]),
+                *fd.lstm_state_adjoints(a[7], *a[:5], **rest, dlast_state=a[8:]),
+            ]
+        )
 
     expected = call(given)
     for which in range(len(given)):
@@ -368,13 +374,18 @@ def test_nan_and_infinity_stay_in_their_sequence():
 
 @pytest.mark.parametrize(("dtype", "far"), [(np.float32, 60.0), (np.float64, 500.0)])
 def test_saturated_gates_keep_relatively_accurate_derivatives(dtype, far):
-    """One step, one unit: every gradient is a product of slopes known in closed form, however far out."""
+    """With one step and one unit, every gradient is a product of slopes in closed form."""
     for signs in np.ndindex(2, 2, 2, 2):
         a = np.where(np.array(signs) == 1, far, -far) * [1, 1, 0.5, 1]
         a[2] *= 0.9
         c0 = 0.25
-        grads = fd.lstm_vjp(np.ones((1, 1), dtype), np.ones((1, 1), dtype), a[:, None].astype(dtype), np.zeros((4, 1), dtype),
-                            initial_state=(np.zeros(1, dtype), np.full(1, c0, dtype)))  # fmt: skip
+        grads = fd.lstm_vjp(
+            np.ones((1, 1), dtype),
+            np.ones((1, 1), dtype),
+            a[:, None].astype(dtype),
+            np.zeros((4, 1), dtype),
+            initial_state=(np.zeros(1, dtype), np.full(1, c0, dtype)),
+        )
         a = a.astype(dtype).astype(np.float64)
         s, slope = 1 / (1 + np.exp(-a)), np.exp(-np.abs(a)) / (1 + np.exp(-np.abs(a))) ** 2
         g, dg = np.tanh(a[2]), 1 / np.cosh(a[2]) ** 2
@@ -391,7 +402,7 @@ def test_saturated_gates_keep_relatively_accurate_derivatives(dtype, far):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_saturated_layers_equal_the_reference(seed):
-    """Where every gradient is tiny, it is still the same one."""
+    """Tiny gradients are the same gradients, scaled."""
     (x, W, U, b, _), (first, dlast, dh) = problem((3, 1, 3, 1), seed=seed, spread=30.0)
     rest = dict(initial_state=first, dlast_state=dlast)
     for a, e in zip(
@@ -401,7 +412,7 @@ def test_saturated_layers_equal_the_reference(seed):
 
 
 def test_long_sums_in_float32_stay_within_the_contract():
-    """Twenty thousand steps whose shares of the weights' gradient all have one sign."""
+    """What twenty thousand steps add to the weights' gradient all has one sign."""
     T = 20000
     x, W, U, b = (
         np.ones((T, 1, 1), np.float32),
@@ -438,7 +449,7 @@ def test_interrupts_are_answered():
 
 @pytest.mark.slow
 def test_interrupts_are_answered_amid_wide_layers():
-    """Where a single step, or packing the weights, takes long."""
+    """A single step, or packing the weights, takes long here."""
     dh, x, W, U = (
         np.full(s, 1e-3) for s in ((3, 16, 2500), (3, 16, 64), (10000, 64), (10000, 2500))
     )
@@ -452,7 +463,7 @@ def test_interrupts_are_answered_amid_wide_layers():
             assert seconds_until_answered(lambda call=call: forever(call), delay=delay) < ALLOWED
 
 
-# ---- the source's question 1c ----------------------------------------------------------------------------------------
+# ---- the source's question 1c --------------------------------------------------------------------
 
 
 def carousel(T, H, far):
@@ -490,7 +501,7 @@ def test_away_from_the_carousel_the_gradient_vanishes():
 
 
 def test_state_adjoints_are_those_of_restarted_sequences():
-    """h̄_t and c̄_t are the initial states' gradients of what follows, and the share of dh[t] itself."""
+    """h̄_t and c̄_t are the initial state's gradients of the steps after t, plus dh[t] itself."""
     arguments, (first, dlast, dh) = problem((7, 3, 4, 5))
     x, *weights = arguments
     hbar, cbar = fd.lstm_state_adjoints(dh, x, *weights, initial_state=first, dlast_state=dlast)
@@ -510,7 +521,7 @@ def test_state_adjoints_are_those_of_restarted_sequences():
         )
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def with_(arguments, **changed):
@@ -518,17 +529,36 @@ def with_(arguments, **changed):
     return [changed.get(name, a) for name, a in zip(names, arguments, strict=True)]
 
 
-@pytest.mark.parametrize(("changed", "rest", "message"), [
-    ({"x": np.zeros(3)}, {}, r"x has shape \(3,\); expected \(T, B, D\) or \(T, D\)"),
-    ({"weight_hh": np.zeros((20, 4))}, {}, r"weight_hh has shape \(20, 4\); expected \(4H, H\)"),
-    ({"weight_ih": np.zeros((20, 4))}, {}, r"weight_ih has shape \(20, 4\); expected \(4H, D\) = \(20, 3\)"),
-    ({"bias_ih": np.zeros((1, 20))}, {}, r"bias_ih has shape \(1, 20\); expected \(4H,\) = \(20,\)"),
-    ({"bias_hh": np.zeros(5)}, {}, r"bias_hh has shape \(5,\); expected \(4H,\) = \(20,\)"),
-    ({}, {"initial_state": (np.zeros((2, 5)), np.zeros((1, 5)))}, r"initial_state\[1\] has shape \(1, 5\); expected \(B, H\) = \(2, 5\)"),
-    ({}, {"lengths": [1, 5]}, r"lengths\[1\] is 5; expected integers from 0 to T = 4"),
-    ({}, {"lengths": [-1, 4]}, r"lengths\[0\] is -1; expected integers from 0 to T = 4"),
-    ({}, {"lengths": [1]}, r"lengths has shape \(1,\); expected \(B,\) = \(2,\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "rest", "message"),
+    [
+        ({"x": np.zeros(3)}, {}, r"x has shape \(3,\); expected \(T, B, D\) or \(T, D\)"),
+        (
+            {"weight_hh": np.zeros((20, 4))},
+            {},
+            r"weight_hh has shape \(20, 4\); expected \(4H, H\)",
+        ),
+        (
+            {"weight_ih": np.zeros((20, 4))},
+            {},
+            r"weight_ih has shape \(20, 4\); expected \(4H, D\) = \(20, 3\)",
+        ),
+        (
+            {"bias_ih": np.zeros((1, 20))},
+            {},
+            r"bias_ih has shape \(1, 20\); expected \(4H,\) = \(20,\)",
+        ),
+        ({"bias_hh": np.zeros(5)}, {}, r"bias_hh has shape \(5,\); expected \(4H,\) = \(20,\)"),
+        (
+            {},
+            {"initial_state": (np.zeros((2, 5)), np.zeros((1, 5)))},
+            r"initial_state\[1\] has shape \(1, 5\); expected \(B, H\) = \(2, 5\)",
+        ),
+        ({}, {"lengths": [1, 5]}, r"lengths\[1\] is 5; expected integers from 0 to T = 4"),
+        ({}, {"lengths": [-1, 4]}, r"lengths\[0\] is -1; expected integers from 0 to T = 4"),
+        ({}, {"lengths": [1]}, r"lengths has shape \(1,\); expected \(B,\) = \(2,\)"),
+    ],
+)
 def test_wrong_shapes_are_value_errors_that_name_the_argument(changed, rest, message):
     arguments, (_, _, dh) = problem((4, 2, 3, 5))
     for call in (
@@ -553,14 +583,26 @@ def test_wrong_adjoints_are_value_errors_that_name_the_argument():
             f(dh, *arguments, dlast_state=(dlast[0][:, 1:], None))
 
 
-@pytest.mark.parametrize(("rest", "message"), [
-    ({"lengths": [1.0, 2.0]}, "lengths has dtype float64; expected integers"),
-    ({"lengths": [True, False]}, "lengths has dtype bool; expected integers"),
-    ({"initial_state": 3.0}, r"initial_state is a float; expected a pair \(h0, c0\)"),
-    ({"initial_state": np.zeros((2, 5))[:1]}, r"initial_state is a ndarray; expected a pair \(h0, c0\)"),
-    ({"initial_state": (None, np.zeros((2, 5)))}, r"initial_state\[0\] has dtype object; expected float32, float64 or integers"),
-    ({"initial_state": (np.zeros((2, 5)), np.zeros((2, 5), complex))}, r"initial_state\[1\] has dtype complex128; .*"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ({"lengths": [1.0, 2.0]}, "lengths has dtype float64; expected integers"),
+        ({"lengths": [True, False]}, "lengths has dtype bool; expected integers"),
+        ({"initial_state": 3.0}, r"initial_state is a float; expected a pair \(h0, c0\)"),
+        (
+            {"initial_state": np.zeros((2, 5))[:1]},
+            r"initial_state is a ndarray; expected a pair \(h0, c0\)",
+        ),
+        (
+            {"initial_state": (None, np.zeros((2, 5)))},
+            r"initial_state\[0\] has dtype object; expected float32, float64 or integers",
+        ),
+        (
+            {"initial_state": (np.zeros((2, 5)), np.zeros((2, 5), complex))},
+            r"initial_state\[1\] has dtype complex128; .*",
+        ),
+    ],
+)
 def test_wrong_types_are_type_errors_that_name_the_argument(rest, message):
     arguments, _ = problem((4, 2, 3, 5))
     with pytest.raises(TypeError, match=f"^{message}$"):

@@ -1,4 +1,7 @@
-"""The rooms nn and optim in every floating-point state that a caller's thread may be in: the same bits, and the state as it was."""
+"""The rooms nn and optim in every floating-point state that a caller's thread may be in.
+
+Results have the same bits, and the state is afterwards as it was.
+"""
 
 import ctypes
 import platform
@@ -63,7 +66,7 @@ def same(results, expected):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_same_bits_in_every_state(name, dtype):
-    """Tiny numbers make subnormal products, numbers of order 1 are rounded everywhere."""
+    """Tiny numbers have subnormal products, and numbers of order 1 are rounded everywhere."""
     for scale in 1.0, float(np.finfo(dtype).smallest_normal) ** 0.5:
         if name.endswith("pair") or (name == "hypergradient" and scale != 1):
             continue  # callables run in the caller's state
@@ -80,7 +83,7 @@ def test_the_same_bits_in_every_state(name, dtype):
 @needs_the_register
 @pytest.mark.parametrize("given", [np.float32, np.float64, np.int64])
 def test_conversions_are_rounded_alike(given):
-    """float64 to a float32 state, integers beyond 2**53, numbers that become subnormal."""
+    """From float64 to a float32 state, of integers beyond 2**53, and to subnormal numbers."""
     grad = (
         np.array([1 / 3, 1e-40, -1e-46, 2.0**-149 * 1.5, 0.1])
         if given != np.int64
@@ -127,7 +130,7 @@ def test_a_trajectory_comes_back_exactly_from_any_state():
 
 @needs_the_register
 def test_the_same_bits_on_several_threads():
-    """Threads of the pool may have been born in any state."""
+    """The pool's threads may have been started in any state."""
     rng = np.random.default_rng(1)
     x, W, U, b = (
         rng.normal(size=(30, 48, 32)),
@@ -149,8 +152,16 @@ def test_the_same_bits_on_several_threads():
         fd.momentum_step(t, p, grad, alpha=1e-10, beta=0.5)
         momentum = fd.ReversibleMomentum(wide, **RATES)
         momentum.step(wide)
-        return (fd.lstm(x, W, U, b)[0], fd.lstm_vjp(dh, x, W, U, b).dweight_hh, fd.dense(X, V, c, activation="silu"),
-                fd.grid_rnn(*grid), *fd.grid_rnn_vjp(fd.grid_rnn(*grid), *grid), t, p, momentum.theta)  # fmt: skip
+        return (
+            fd.lstm(x, W, U, b)[0],
+            fd.lstm_vjp(dh, x, W, U, b).dweight_hh,
+            fd.dense(X, V, c, activation="silu"),
+            fd.grid_rnn(*grid),
+            *fd.grid_rnn_vjp(fd.grid_rnn(*grid), *grid),
+            t,
+            p,
+            momentum.theta,
+        )
 
     expected = by_threads(calls, 1)[0]
     for bits in 0x4000, 0xC040:
@@ -182,7 +193,7 @@ def test_numpys_error_state_never_surfaces(name, dtype):
             results = call(name, given)
         assert same(results, expected) and np.geterr() == before
     quiet = arrays(name, dtype)
-    with np.errstate(all="raise"):  # a float64 array beside: conversions, too
+    with np.errstate(all="raise"):  # with a float64 array, so that there are conversions, too
         first = next(iter(quiet))
         quiet[first] = quiet[first].astype(
             np.float64 if name not in ("momentum_step", "momentum_unstep") else dtype
@@ -191,9 +202,11 @@ def test_numpys_error_state_never_surfaces(name, dtype):
 
 
 def test_conversions_do_not_raise_what_numpy_would():
-    """user reports: underflow set to raise, and a gradient of 1e-50 for float32 parameters."""
+    """A user had set underflow to raise, and had a gradient of 1e-50 for float32 parameters."""
     theta, p = np.zeros((2, 3), np.float32)
-    tiny = np.full((2, 2), 1e-40, np.float32)  # out here: NumPy 2.0 raises for its own conversion
+    tiny = np.full(
+        (2, 2), 1e-40, np.float32
+    )  # made out here, since NumPy 2.0 raises for this conversion
     with np.errstate(all="raise"):
         fd.momentum_step(theta, p, np.full(3, 1e-50), alpha=0.1, beta=0.9)
         fd.momentum_step(theta, p, np.full(3, 1e300), alpha=0.1, beta=0.9)
@@ -274,7 +287,7 @@ def test_a_thread_born_in_another_state_computes_the_same():
 
 
 def test_pairs_may_be_anything_callable():
-    """One object for both, builtins without a name, partials: wrapping them must not ask for what they lack."""
+    """One object for both, builtins and partials lack what functions have, such as a name."""
     assert same(flat_dense((np.sin, np.cos)), flat_dense(PAIR))
 
 

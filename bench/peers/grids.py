@@ -1,7 +1,7 @@
-"""How others compute the grid RNN of bench_nn.py, tanh, and its gradients: NumPy cell by cell, PyTorch by diagonals.
+"""The grid RNN of bench_nn.py and its gradients in NumPy, cell by cell, and PyTorch, by diagonals.
 
-A problem is (x, W_in, W_west, W_north, b); `forward(problem)` and `gradient(problem, dh)` return a function of no arguments that
-computes h, or h and the gradients with respect to the five arguments.
+A problem is (x, W_in, W_west, W_north, b); `forward(problem)` and `gradient(problem, dh)` return a
+function of no arguments that computes h, or h and the gradients with respect to the five arguments.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def diagonals(G1: int, G2: int) -> Iterator[tuple[int, int]]:
-    """First and last row, half-open, of every anti-diagonal."""
+    """The rows [first, last) of every anti-diagonal."""
     for d in range(G1 + G2 - 1):
         yield max(0, d - G2 + 1), min(G1, d + 1)
 
 
-# ---- NumPy: a double loop over the cells of each sample -----------------------------------------------------------------
+# ---- NumPy: a double loop over the cells of each sample ------------------------------------------
 
 
 def numpy_forward(problem: Arrays) -> Callable[[], np.ndarray]:
@@ -38,7 +38,7 @@ def numpy_forward(problem: Arrays) -> Callable[[], np.ndarray]:
 
 
 def numpy_gradient(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
-    """The double loop as the formulas read: every gradient cell by cell, those of the weights as outer products."""
+    """The formulas as a double loop: the weights' gradients are outer products, cell by cell."""
     x, W_in, W_west, W_north, b = problem
     forward = numpy_forward(problem)
 
@@ -66,7 +66,7 @@ def numpy_gradient(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
 
 
 def numpy_gradient_by_sample(problem: Arrays, dh: np.ndarray) -> Callable[[], Arrays]:
-    """The double loop for the adjoints only; dx and the weights' gradients as one product for each sample."""
+    """A double loop for the adjoints; dx and the weights' gradients are one product per sample."""
     x, W_in, W_west, W_north, b = problem
     forward = numpy_forward(problem)
 
@@ -93,14 +93,14 @@ def numpy_gradient_by_sample(problem: Arrays, dh: np.ndarray) -> Callable[[], Ar
     return call
 
 
-# ---- PyTorch: one diagonal of the whole batch at a time -------------------------------------------------------------------
+# ---- PyTorch: one diagonal of the whole batch at a time ------------------------------------------
 
 
 def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
     """(without gradients, with gradients), functions of tensors; None without PyTorch.
 
-    Cells lie in the order of their diagonals, (cells, batch, H), so that what a diagonal reads is contiguous; input projection
-    and bias are one product before the sweep.
+    Cells lie in the order of their diagonals, (cells, batch, H), so that what a diagonal reads is
+    contiguous; input projection and bias are one product before the sweep.
     """
     try:
         import torch
@@ -116,7 +116,11 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
     starts = np.cumsum([0, *(hi - lo for lo, hi in spans)]).tolist()
 
     def neighbours():
-        """Of every diagonal but the first: (its start, rows, the diagonal's before), rows that have a neighbour there, west and north."""
+        """What every diagonal but the first takes from the one before it.
+
+        Its rows [lo, hi); the first row of the diagonal before it; and the ranges of its rows that
+        have a western and a northern neighbour there.
+        """
         for d in range(1, len(spans)):
             (lo, hi), (plo, phi) = spans[d], spans[d - 1]
             yield lo, hi, plo, (max(lo, plo), min(hi, phi)), (max(lo, plo + 1), min(hi, phi + 1))
@@ -134,7 +138,7 @@ def torch_wavefront(problem: Arrays) -> tuple[Callable, Callable] | None:
         h = project(x, W_in, b)
         west, north = W_west.t(), W_north.t()
         h[:1].tanh_()
-        for d, (lo, hi, plo, w, n) in enumerate(plan, start=1):
+        for d, (lo, _, plo, w, n) in enumerate(plan, start=1):
             a, prev = h[starts[d] : starts[d + 1]], h[starts[d - 1] : starts[d]]
             a[w[0] - lo : w[1] - lo].view(-1, H).addmm_(
                 prev[w[0] - plo : w[1] - plo].view(-1, H), west

@@ -4,7 +4,7 @@ The parser knows the Cython that this project writes, not all of Cython.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 _STRING = (
@@ -37,6 +37,7 @@ class Function:
     parameters: list[str]
     python: bool  # a `def`
     number: int
+    owner: str = ""  # the class whose method it is
 
 
 @dataclass
@@ -263,8 +264,15 @@ def imports(text: str) -> list[tuple[str, list[str]]]:
 
 
 def functions(text: str) -> list[Function]:
-    found = map(function_of, logical_lines(text))
-    return [function for function in found if function]
+    found, owner = [], ""
+    for line in logical_lines(text):
+        if not line.indent:
+            opened = re.match(r"(?:cdef )?class (\w+)", line.text)
+            owner = opened[1] if opened else ""
+        function = function_of(line)
+        if function:
+            found.append(replace(function, owner=owner))
+    return found
 
 
 def includes(text: str) -> list[tuple[int, str]]:

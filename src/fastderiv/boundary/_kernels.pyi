@@ -1,7 +1,8 @@
 """What the compiled kernels of this room offer to Python.  All numbers are float64.
 
 m is the number of rows, n_in and n_out are a network's inputs and outputs, H its hidden units, k a
-number of enclosures.  Arrays are C-contiguous where nothing else is said.  OUT arguments are filled.
+number of enclosures.  Arrays are C-contiguous unless the docstring says otherwise.  OUT arguments
+are filled.
 """
 
 from typing import Protocol
@@ -59,6 +60,9 @@ class Listing:
 
 class Buffers:
     """Memory for the enclosures of a limited number of rows: made by `Solver.buffers`."""
+
+    def __init__(self, rows: int, task_rows: int, cap: int) -> None:
+        """Tasks of `task_rows` rows, each with room for `cap` enclosures."""
 
 class Solver:
     """Finds all ties along one input."""
@@ -145,8 +149,8 @@ class Kernels(Protocol):
     Listing: _Listing
     Isolator: _Isolator
     DeepNet: _DeepNet
-    @staticmethod
     def judge_boxes(
+        self,
         program: _Packed,
         errors: np.ndarray,
         boxes: np.ndarray,

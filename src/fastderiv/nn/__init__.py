@@ -1,4 +1,22 @@
-"""The fully connected layer, the LSTM and the grid RNN, each with its adjoint: docs/derivations.md §3–5."""
+"""The fully connected layer, the LSTM and the grid RNN, each with its adjoint.
+
+The equations are in docs/derivations.md §3–5.
+
+The path of one call, ``lstm(x, weight_ih, …)``:
+
+    _lstm.py            `lstm` makes an LSTMCall, which checks the arguments, brings them to one
+                        dtype and layout and sorts the sequences by length
+    _kernels.pyx        the door: `lstm` compares sizes, packs the weights and fills a struct;
+                        _kernels.pyi declares it for Python
+    _lstm_forward.pxi   `lstm_forward`, a task of the thread pool: some sequences, all their steps
+    gemm.h              the products of that task; the vectors, σ and tanh are in _core/simd.h
+    _lstm.py            wraps the results, and as a cache what the adjoint needs
+
+`dense` goes through _dense.py and _dense.pxi; its product is NumPy's, through _core/products.py.
+`grid_rnn` goes through _grid.py and _grid_sweeps.pxi.  _lstm_problem.pxi and _grid_problem.pxi have
+the structs and explain how work is cut into tasks.  _activations.py, _activations.pxi and
+activations.h have φ and φ′.  _caches.py checks that a cache is of the call that it is passed to.
+"""
 
 from ._dense import DenseGrads, dense, dense_vjp
 from ._grid import GridRNNGrads, grid_rnn, grid_rnn_vjp

@@ -1,4 +1,4 @@
-"""Whether a cache that a caller passes is of the call that its adjoint is asked for."""
+"""Checks that a cache is of the call whose adjoint is asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def expect_shape(symbols: str, came: tuple[Any, ...], wanted: tuple[Any, ...]) -
 def expect_operands(
     names: Iterable[str], came: tuple[int | None, ...], operands: tuple[NDArray | None, ...]
 ) -> None:
-    """A ValueError unless the cache was computed from the same numbers, by the checksums of both."""
+    """A ValueError unless the checksums say that the cache was computed from these operands."""
     for name, then, now in zip(names, came, checksums(operands), strict=True):
         if then != now:
             raise ValueError(f"cache is of a call with another {name}")

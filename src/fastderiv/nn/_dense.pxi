@@ -1,102 +1,116 @@
-# Bias and activation over the pre-activations of a layer, and the way back; included by _kernels.pyx.
+# Bias and activation over the pre-activations of a fully connected layer, and their adjoint:
+# docs/derivations.md §3.2 and §5.1.
 #
-# A task is a block of rows and columns: its size depends on the shape alone.  The bias is repeated past its end, so
-# that rows too short for a vector are one flat stretch all the same.  Column sums are taken over groups of 64 rows in
-# the working precision; the caller adds the groups up in float64.
+# A task works on a block of rows and columns, whose size depends on the shape alone.  The bias is
+# repeated past its end, so that rows too short for a vector are one stretch of memory.  Column sums
+# are taken over groups of SUM_ROWS rows in the working precision; the caller adds the groups up in
+# float64.
+#
+# needs: expect, holds, may_hold, new_array, ranked, reals_of (_arrays.pxi)
+# needs: Curve, GELU, IDENTITY, phi, phi_vjp, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
 
 cdef enum:
-    COLUMNS = 256                       # of a task, where rows are longer
-    SUM_ROWS = 64                       # of a group
+    TASK_COLUMNS = 256                  # of one task, where rows are longer
+    SUM_ROWS = 64                       # of one group of column sums
 
 
 cdef struct Layer:                      # all arrays (rows, columns), contiguous
-    const real *x                       # IN pre-activations without their bias
-    const real *dy                      # IN adjoint of the output, way back only
-    real *out                           # OUT φ(x + bias), or dy ⊙ φ'(x + bias); may be x
+    const real *x                       # IN pre-activations without their bias; NULL: sums only
+    const real *dy                      # IN adjoint of the output; NULL: the forward pass
+    real *out                           # OUT φ(x + bias) or dy ⊙ φ'(x + bias); may be x
     real *sums                          # OUT (groups, columns), column sums of out; or NULL
     const real *bias                    # (period + GL,), repeated
-    ix rows, columns, period, blocks    # blocks of columns
+    ix rows, columns, period
+    ix column_blocks                    # of TASK_COLUMNS each
     ix task_rows                        # a multiple of SUM_ROWS
     Curve curve
 
 
-cdef inline vf span_value(const Layer *a, ix at, ix j, const Curve curve, const bint back) noexcept nogil:
-    cdef vf x = vload(a.x + at) + vload(a.bias + j)
-    return phi_vjp(x, vload(a.dy + at), curve) if back else phi(x, curve)
+# ---- φ over a stretch of consecutive elements ----------------------------------------------------
+
+cdef inline vf one_vector(const Layer *a, ix i, ix j, const Curve curve,
+                          const bint adjoint) noexcept nogil:
+    cdef vf x = vload(a.x + i) + vload(a.bias + j)
+    return phi_vjp(x, vload(a.dy + i), curve) if adjoint else phi(x, curve)
 
 
-cdef inline void activation_vectors(const Layer *a, ix at, ix n, ix j, const Curve curve, const bint back) noexcept nogil:
-    """n elements from `at` on, whole vectors, the first of them with bias[j]."""
-    cdef ix step = VL % a.period, end = at + n
-    while at < end:
-        vstore(a.out + at, span_value(a, at, j, curve, back))
-        at += VL
+cdef inline void whole_vectors(const Layer *a, ix i, ix n, ix j, const Curve curve,
+                               const bint adjoint) noexcept nogil:
+    """n elements from the i-th on, whole vectors; bias[j] belongs to the first element."""
+    cdef ix step = VL % a.period, end = i + n
+    while i < end:
+        vstore(a.out + i, one_vector(a, i, j, curve, adjoint))
+        i += VL
         j += step
         if j >= a.period:
             j -= a.period
 
 
-cdef void vectors(const Layer *a, ix at, ix n, ix j) noexcept nogil:
+cdef inline void with_direction(const Layer *a, ix i, ix n, ix j, const Curve curve) noexcept nogil:
+    if a.dy is NULL:
+        whole_vectors(a, i, n, j, curve, False)
+    else:
+        whole_vectors(a, i, n, j, curve, True)
+
+
+cdef void with_curve(const Layer *a, ix i, ix n, ix j) noexcept nogil:
     if a.curve == IDENTITY:
-        activation_vectors(a, at, n, j, IDENTITY, False)
+        with_direction(a, i, n, j, IDENTITY)
     elif a.curve == SIGMOID:
-        activation_vectors(a, at, n, j, SIGMOID, False)
+        with_direction(a, i, n, j, SIGMOID)
     elif a.curve == TANH:
-        activation_vectors(a, at, n, j, TANH, False)
+        with_direction(a, i, n, j, TANH)
     elif a.curve == RELU:
-        activation_vectors(a, at, n, j, RELU, False)
+        with_direction(a, i, n, j, RELU)
     elif a.curve == SOFTPLUS:
-        activation_vectors(a, at, n, j, SOFTPLUS, False)
+        with_direction(a, i, n, j, SOFTPLUS)
     elif a.curve == SILU:
-        activation_vectors(a, at, n, j, SILU, False)
+        with_direction(a, i, n, j, SILU)
     else:
-        activation_vectors(a, at, n, j, GELU, False)
+        with_direction(a, i, n, j, GELU)
 
 
-cdef void vectors_vjp(const Layer *a, ix at, ix n, ix j) noexcept nogil:
-    if a.curve == SIGMOID:
-        activation_vectors(a, at, n, j, SIGMOID, True)
-    elif a.curve == TANH:
-        activation_vectors(a, at, n, j, TANH, True)
-    elif a.curve == RELU:
-        activation_vectors(a, at, n, j, RELU, True)
-    elif a.curve == SOFTPLUS:
-        activation_vectors(a, at, n, j, SOFTPLUS, True)
-    elif a.curve == SILU:
-        activation_vectors(a, at, n, j, SILU, True)
-    else:
-        activation_vectors(a, at, n, j, GELU, True)
+cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
+    """n elements from the i-th on; bias[j] belongs to the first element.
 
-
-cdef void span(const Layer *a, ix at, ix n, ix j) noexcept nogil:
-    """n elements from `at` on; the last of them by way of a vector of their own, so that φ stands in the code once."""
+    The last elements are too few for a vector.  They are copied into one, so that the code holds
+    each φ once.
+    """
     cdef ix tail = n % VL
     cdef Layer last
-    cdef real pad[3][64]
-    (vectors if a.dy is NULL else vectors_vjp)(a, at, n - tail, j)
-    if tail:
-        at += n - tail
-        memset(pad, 0, sizeof(pad))
-        memcpy(pad[0], a.x + at, tail * sizeof(real))
-        if a.dy is not NULL:
-            memcpy(pad[1], a.dy + at, tail * sizeof(real))
-        last.x, last.dy, last.out, last.bias, last.period, last.curve = pad[0], pad[1], pad[2], a.bias, a.period, a.curve
-        (vectors if a.dy is NULL else vectors_vjp)(&last, 0, VL, (j + n - tail) % a.period)
-        memcpy(a.out + at, pad[2], tail * sizeof(real))
+    cdef real x[GL]
+    cdef real dy[GL]
+    cdef real out[GL]
+    with_curve(a, i, n - tail, j)
+    if tail == 0:
+        return
+    i += n - tail
+    memset(x, 0, sizeof(x))
+    memset(dy, 0, sizeof(dy))
+    memcpy(x, a.x + i, tail * sizeof(real))
+    if a.dy is not NULL:
+        memcpy(dy, a.dy + i, tail * sizeof(real))
+    last = a[0]
+    last.x, last.out = x, out
+    last.dy = NULL if a.dy is NULL else dy
+    with_curve(&last, 0, VL, (j + n - tail) % a.period)
+    memcpy(a.out + i, out, tail * sizeof(real))
 
 
-cdef void activation_rows(const Layer *a, ix row, ix rows, ix column, ix width) noexcept nogil:
-    """Rows that are whole go as one."""
-    cdef ix lines = rows, n = width, at = row * a.columns + column, j = column % a.period, r
+# ---- tasks ---------------------------------------------------------------------------------------
+
+cdef void activate_rows(const Layer *a, ix row, ix rows, ix column, ix width) noexcept nogil:
+    """A block of the layer.  Rows that are whole are one stretch together."""
+    cdef ix stretches = rows, n = width, i = row * a.columns + column, j = column % a.period, r
     if width == a.columns:
-        lines, n = 1, rows * width
-    for r in range(lines):
-        span(a, at, n, j)
-        at += a.columns
+        stretches, n = 1, rows * width
+    for r in range(stretches):
+        stretch(a, i, n, j)
+        i += a.columns
 
 
-cdef void column_sums(const real *x, ix stride, ix rows, ix width, real *sums) noexcept nogil:
-    """OUT sums (width,) of x (rows, width), rows ascending."""
+cdef void sum_columns(const real *x, ix stride, ix rows, ix width, real *sums) noexcept nogil:
+    """OUT sums (width,) of x (rows, width), over ascending rows."""
     cdef ix r, c
     memset(sums, 0, width * sizeof(real))
     for r in range(rows):
@@ -112,92 +126,55 @@ cdef void column_sums(const real *x, ix stride, ix rows, ix width, real *sums) n
 
 cdef void layer_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef const Layer *a = <const Layer *>args
-    cdef ix row = i // a.blocks * a.task_rows, last = min(a.rows, row + a.task_rows), rows
-    cdef ix column = i % a.blocks * COLUMNS, width = min(<ix>COLUMNS, a.columns - column)
+    cdef ix row = i // a.column_blocks * a.task_rows, last = min(a.rows, row + a.task_rows), rows
+    cdef ix column = i % a.column_blocks * TASK_COLUMNS
+    cdef ix width = min(<ix>TASK_COLUMNS, a.columns - column)
     while row < last and not interrupted(worker):
         rows = min(<ix>SUM_ROWS, last - row)
         if a.x is not NULL:
-            activation_rows(a, row, rows, column, width)
+            activate_rows(a, row, rows, column, width)
         if a.sums is not NULL:
-            column_sums(a.out + row * a.columns + column, a.columns, rows, width,
+            sum_columns(a.out + row * a.columns + column, a.columns, rows, width,
                         a.sums + row // SUM_ROWS * a.columns + column)
         row += rows
 
 
-cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias):
-    """Repeated from its start for GL more; without a bias −0, which changes nothing.  Keep what is returned."""
-    cdef const real *b = NULL
-    cdef real *to
-    cdef ix i
-    a.period = 1
-    if bias is not None:
-        b, a.period = <real *>cnp.PyArray_DATA(bias), cnp.PyArray_DIM(bias, 0)
-    cdef cnp.ndarray room = numbers(a.period + GL, False)
-    to = <real *>cnp.PyArray_DATA(room)
-    for i in range(a.period + GL):
-        to[i] = -0.0 if b is NULL else b[i % a.period]
-    a.bias = to
-    return room
-
-
-cdef cnp.ndarray set_sums(Layer *a, cnp.ndarray like):
-    cdef ix groups = (cnp.PyArray_DIM(like, 0) + SUM_ROWS - 1) // SUM_ROWS
-    cdef cnp.ndarray sums = np.empty((groups, cnp.PyArray_DIM(like, 1)), like.dtype)
-    a.sums = <real *>cnp.PyArray_DATA(sums)
-    return sums
-
-
-cdef int run_layer(Layer *a, cnp.ndarray like) except -1:
-    cdef double pass_over = 0.4e-9 * sizeof(real) / 4 * cnp.PyArray_SIZE(like)
-    a.rows, a.columns = cnp.PyArray_DIM(like, 0), cnp.PyArray_DIM(like, 1)
-    a.blocks = (a.columns + COLUMNS - 1) // COLUMNS
-    a.task_rows = SUM_ROWS * max(<ix>1, COLUMNS // a.columns)
-    return run(layer_task, a, (a.rows + a.task_rows - 1) // a.task_rows * a.blocks, 0, pass_over)
-
+# ---- what the door calls -------------------------------------------------------------------------
 
 cdef int expect_layer(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray out) except -1:
     expect(ranked(x, 2))
-    expect(holds(x, cnp.PyArray_SIZE(x)) and holds(out, cnp.PyArray_SIZE(x)) and may_hold(bias, cnp.PyArray_DIM(x, 1)))
-    return 0
+    expect(holds(x, cnp.PyArray_SIZE(x)) and holds(out, cnp.PyArray_SIZE(x)))
+    return expect(may_hold(bias, cnp.PyArray_DIM(x, 1)))
 
 
-def activate(cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out, /):
-    """OUT out (K, m) = φ(x + bias), which may be x; contiguous, as are bias (m,) or None."""
-    cdef Layer a
-    expect_layer(x, bias, out)
-    if cnp.PyArray_SIZE(x) == 0:
-        return
-    room = set_bias(&a, bias)
-    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
-    a.dy, a.sums, a.curve = NULL, NULL, curve
-    run_layer(&a, x)
+cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias):
+    """The bias, repeated from its start for GL more; −0, which changes nothing, without a bias.
+
+    The layer points into the array that is returned.
+    """
+    cdef const real *b = reals_of(bias)
+    cdef real *repeated
+    cdef ix i
+    a.period = 1 if bias is None else cnp.PyArray_DIM(bias, 0)
+    cdef cnp.ndarray owner = new_array(a.period + GL, False)
+    repeated = reals_of(owner)
+    for i in range(a.period + GL):
+        repeated[i] = -0.0 if b is NULL else b[i % a.period]
+    a.bias = repeated
+    return owner
 
 
-def activate_vjp(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray bias, Curve curve, cnp.ndarray out, /):
-    """OUT out (K, m) = dy ⊙ φ'(x + bias), which may be x.  With a bias, what `column_groups` says of it; else None."""
-    cdef Layer a
-    cdef cnp.ndarray sums = None
-    expect_layer(x, bias, out)
-    expect(holds(dy, cnp.PyArray_SIZE(x)))
-    a.sums = NULL
-    if bias is not None:
-        sums = set_sums(&a, x)
-    if cnp.PyArray_SIZE(x) == 0:
-        return sums
-    room = set_bias(&a, bias)
-    a.x, a.out = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(out)
-    a.dy, a.curve = <real *>cnp.PyArray_DATA(dy), curve
-    run_layer(&a, x)
+cdef cnp.ndarray set_sums(Layer *a, cnp.ndarray x):
+    """An array for the column sums of all groups of the rows of x."""
+    cdef ix groups = ceil_div(cnp.PyArray_DIM(x, 0), SUM_ROWS)
+    cdef cnp.ndarray sums = np.empty((groups, cnp.PyArray_DIM(x, 1)), x.dtype)
+    a.sums = reals_of(sums)
     return sums
 
 
-def column_groups(cnp.ndarray x, /):
-    """The sums (groups, m) of x (K, m) over groups of rows."""
-    cdef Layer a
-    expect_layer(x, None, x)
-    cdef cnp.ndarray sums = set_sums(&a, x)
-    if cnp.PyArray_SIZE(x) == 0:
-        return sums
-    a.x, a.out = NULL, <real *>cnp.PyArray_DATA(x)
-    run_layer(&a, x)
-    return sums
+cdef int run_layer(Layer *a, cnp.ndarray x) except -1:
+    cdef double seconds = 0.4e-9 * sizeof(real) / 4 * cnp.PyArray_SIZE(x)     # a pass over memory
+    a.rows, a.columns = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+    a.column_blocks = ceil_div(a.columns, TASK_COLUMNS)
+    a.task_rows = SUM_ROWS * max(<ix>1, TASK_COLUMNS // a.columns)
+    return run(layer_task, a, ceil_div(a.rows, a.task_rows) * a.column_blocks, 0, seconds)

@@ -1,26 +1,31 @@
-"""`dense` and `dense_vjp`: the fully connected layer, its products by BLAS and all the rest in one compiled pass."""
+"""`dense` and `dense_vjp`: the fully connected layer and its adjoint."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, assign, check_out, common, empty, expect, flag
+from .._core.arrays import F64, as_arrays, assign, check_out, common, empty, expect, flag
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
+from .._core.products import packed, product, summed_product
 from . import _activations, _caches
-from ._activations import Activation
-from ._products import column_sums, packed, product, summed_product, total_of
+from ._activations import NONE, Activation
 
-_kernels = kernels("nn")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
 _OPERANDS = "X", "W", "b"
 
 
 class DenseGrads(NamedTuple):
-    """Gradients with respect to the arguments of `dense`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `dense`.
+
+    Each has the shape of its argument; it is None where the argument was None.
 
     Examples
     --------
@@ -37,19 +42,34 @@ class DenseGrads(NamedTuple):
 
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: Literal[False] = False,
-) -> NDArray: ...  # fmt: skip
+) -> NDArray: ...
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: Literal[True],
-) -> tuple[NDArray, Cache]: ...  # fmt: skip
+) -> tuple[NDArray, Cache]: ...
 @overload
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: np.ndarray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: np.ndarray | None = None,
     return_cache: bool = False,
-) -> NDArray | tuple[NDArray, Cache]: ...  # fmt: skip
+) -> NDArray | tuple[NDArray, Cache]: ...
 def dense(
     X: ArrayLike,
     W: ArrayLike,
@@ -67,26 +87,31 @@ def dense(
     W : array_like, shape (n, m)
     b : array_like, shape (m,), optional
         Added to every row.
-    activation : {"sigmoid", "tanh", "relu", "softplus", "silu", "gelu"} or tuple of two callables, optional
-        φ, element by element; None for none.  "sigmoid" is the logistic function, "gelu" the exact x·Φ(x).  A pair (φ,
-        φ′) of callables is given the pre-activations (K, m), an array of its own that it may overwrite, and returns as
-        many numbers.
+    activation : str or tuple of two callables, optional
+        φ, applied element by element: "sigmoid" (the logistic function), "tanh", "relu",
+        "softplus", "silu" or "gelu" (the exact x·Φ(x)); None for no activation.  The callables of a
+        pair (φ, φ′) are given the pre-activations (K, m) in an array of their own, which they may
+        overwrite, and return as many numbers.
     out : ndarray, shape (K, m), optional
-        Where to put the result: of the result's dtype, writeable, any strides, no memory shared with an argument.
+        Where to put the result.  It has the result's dtype, is writeable, shares no memory with an
+        argument, and may have any strides.
     return_cache : bool, optional
-        Whether to return what `dense_vjp` needs, which otherwise computes the product once more.
+        Whether to return also what `dense_vjp` needs.  Without a cache it computes the product once
+        more.
 
     Returns
     -------
     Y : ndarray, shape (K, m)
         float32 if all arrays are, else float64.  `out` if it was given.
     cache : object
-        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
+        Only if `return_cache`.  It is opaque and immutable, can be used any number of times with
+        the same arguments, and cannot be pickled.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -94,15 +119,16 @@ def dense(
 
     Notes
     -----
-    The product, K·n·m multiply–adds, is NumPy's; bias and activation are one pass over its result, with no memory of
-    their own.  A cache takes K·m numbers, without an activation none, and a checksum of the arguments at the speed of
-    memory, by which `dense_vjp` knows it from one of other numbers.  The bits of the result depend neither on strides
-    nor on fastderiv's threads; on those of BLAS they may.  Activations are within 4 units in the last place (gelu 7),
-    far into their tails, and raise no floating-point warnings.
+    The product, K·n·m multiply–adds, is NumPy's.  Bias and activation are one pass over its result
+    and need no memory.  A cache takes K·m numbers, or none without an activation, and a checksum of
+    the arguments, which is computed at the speed of memory; by the checksum `dense_vjp` recognises
+    a cache of other arguments.  The bits of the result depend neither on strides nor on fastderiv's
+    threads; they may depend on the threads of BLAS.  Activations are within 4 units in the last
+    place (gelu 7), far into their tails, and raise no floating-point warnings.
 
     References
     ----------
-    docs/derivations.md §3 and §5.
+    docs/derivations.md §3.1, §3.2 and §5.1.
 
     Examples
     --------
@@ -121,7 +147,7 @@ def dense(
     >>> fd.dense(X, W, b, activation=square)[0]
     array([4., 0.])
 
-    Where the columns are samples, Y = W X + b, transposed views do, with no copy of the result:
+    If the columns are samples, Y = W X + b, pass transposed views; the result is not copied:
 
     >>> Wc, Xc = W.T, X.T
     >>> Y = fd.dense(Xc.T, Wc.T, b).T
@@ -129,11 +155,10 @@ def dense(
     True
     """
     call = _DenseCall(_OPERANDS, (X, W, b), activation)
-    base = (
-        None
-        if out is None
-        else check_out(out, call.shape, call.dtype, zip(_OPERANDS, call.given, strict=True))
-    )
+    base = None
+    if out is not None:
+        operands = zip(_OPERANDS, call.given, strict=True)
+        base = check_out(out, call.shape, call.dtype, operands)
     direct = base is not None and base.flags.c_contiguous and base.flags.aligned
     Y, cache = call.forward(base if direct else None, flag("return_cache", return_cache))
     if base is not None and not direct:
@@ -151,10 +176,10 @@ def dense_vjp(
     activation: Activation = None,
     cache: Cache | None = None,
 ) -> DenseGrads:
-    r"""The adjoint of `dense`: gradients of a scalar from that with respect to the layer's result.
+    r"""The adjoint of `dense`: the gradients of a scalar, given that with respect to the result.
 
-    With the pre-activations :math:`N = X W + b`, which are computed again without a cache, and
-    :math:`\bar N = \bar Y \odot \varphi'(N)`,
+    With the pre-activations :math:`N = X W + b` and
+    :math:`\bar N = \bar Y \odot \varphi'(N)`, the gradients are
 
     .. math::
         \bar X = \bar N W^T, \qquad \bar W = X^T \bar N, \qquad \bar b = \textstyle\sum_k \bar N_k.
@@ -166,18 +191,19 @@ def dense_vjp(
     X, W, b, activation
         As they were passed to `dense`.
     cache : object, optional
-        What `dense` returned for the same arguments.  Without it their product is computed once more.
+        What `dense` returned for the same arguments.  Without it, X W is computed once more.
 
     Returns
     -------
     grads : DenseGrads
-        ``dX`` (K, n), ``dW`` (n, m) and ``db`` (m,), None where b was None.  float32 if all arrays are, else float64.
+        ``dX`` (K, n), ``dW`` (n, m) and ``db`` (m,), None where b was None.  float32 if all arrays
+        are, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, or a cache of another call, naming the argument, what was expected and what
-        came; an unknown activation.
+        If a shape or dtype does not fit, the cache is of another call, or the activation is
+        unknown.  The message names the argument, what was expected and what came.
 
     See Also
     --------
@@ -185,15 +211,17 @@ def dense_vjp(
 
     Notes
     -----
-    Three products of K·n·m multiply–adds, two with a cache or without an activation.  Memory beyond inputs and results:
-    one array (K, m), and a sixty-fourth of it for the sums that ``db`` is made of, which are added up in float64.
+    The adjoint takes three products of K·n·m multiply–adds, or two with a cache or without an
+    activation.  Memory beyond inputs and results is one array (K, m), and a sixty-fourth of it for
+    the sums over groups of rows from which ``db`` is added up in float64.
 
-    φ′ is a closed form of its own, not made from φ: σ′, softplus′ and silu′ have all their digits down to the smallest
-    normal number, where σ(1 − σ) has none for x > 17 in float32.  relu′(0) = 0.
+    φ′ is not made from φ, but has a closed form of its own: σ′, softplus′ and silu′ have all their
+    digits down to the smallest normal number, where σ(1 − σ) has none for x > 17 in float32.
+    relu′(0) is 0.
 
     References
     ----------
-    docs/derivations.md §3 and §5.
+    docs/derivations.md §3.1, §3.2 and §5.1.
 
     Examples
     --------
@@ -209,18 +237,20 @@ def dense_vjp(
     >>> bool(np.allclose(grads.dW, X.T @ dN) and np.allclose(grads.db, dN.sum(0)))
     True
 
-    Nothing is computed twice where the layer's cache is passed on:
+    With the layer's cache, nothing is computed twice:
 
     >>> Y, cache = fd.dense(X, W, b, activation="tanh", return_cache=True)
     >>> again = fd.dense_vjp(Y, X, W, b, activation="tanh", cache=cache)
     >>> bool((again.dW == grads.dW).all())
     True
 
-    Columns as samples, Y = W X + b: the results are transposes too.
+    If the columns are samples, Y = W X + b, the results are transposed, too:
 
     >>> dYc, Wc, Xc = Y.T, W.T, X.T
     >>> dX, dW, db = fd.dense_vjp(dYc.T, Xc.T, Wc.T, b)
-    >>> bool(np.allclose(dX.T, Wc.T @ dYc) and np.allclose(dW.T, dYc @ Xc.T) and np.allclose(db, dYc.sum(1)))
+    >>> bool(np.allclose(dX.T, Wc.T @ dYc) and np.allclose(dW.T, dYc @ Xc.T))
+    True
+    >>> bool(np.allclose(db, dYc.sum(axis=1)))
     True
     """
     return _DenseCall(("dY", "X", "W", "b"), (dY, X, W, b), activation).adjoint(cache)
@@ -245,39 +275,35 @@ class _DenseCall:
         for a in dY:
             expect("dY", a, self.shape, "(K, m)")
         self.kernel = _kernels[self.dtype]
-        self.X, self.W, self.b = (
-            packed("X", X),
-            packed("W", W),
-            None if b is None else packed("b", b),
-        )
+        self.X, self.W = packed("X", X), packed("W", W)
+        self.b = None if b is None else packed("b", b)
         self.dY = [packed("dY", a) for a in dY]
 
     @undisturbed
     def forward(self, Y: NDArray | None, return_cache: bool) -> tuple[NDArray, Cache | None]:
-        """Y = φ(X W + b), in `Y` if there is one, and what the adjoint needs."""
+        """Y = φ(X W + b), in `Y` if it is given, and a cache for the adjoint if it is asked for."""
         if Y is None:
             Y = empty("the result", self.shape, self.dtype)
-        # X W, to which the bias is added where it is read: that costs nothing, writing N would cost a pass.  Y would not
-        # do: where φ saturates, it has no digits left to make φ′ of.
-        kept = (
-            empty("the cache", self.shape, self.dtype) if return_cache and self.curve != 0 else None
-        )
-        # a callable may raise: `out` is as it was then
-        XW = product(
-            self.X, self.W, kept if kept is not None else None if self.pair is not None else Y
-        )
-        # before a callable can change the arguments
-        cache = (
-            keep("dense", (self.sizes(), self.curve), self.operands(), (kept,))
-            if return_cache
-            else None
-        )
+        kept = None
+        if return_cache and self.curve != NONE:
+            # X W is kept, and the adjoint adds the bias where it reads it: that costs nothing, and
+            # to write N would cost a pass over memory.  Y would not do: where φ saturates, it has
+            # too few digits left for φ′.
+            kept = empty("the cache", self.shape, self.dtype)
+        into = kept
+        if (
+            kept is None and self.pair is None
+        ):  # a callable may raise, and then leaves `Y` unchanged
+            into = Y
+        XW = product(self.X, self.W, into)
+        cache = None
+        if return_cache:  # now, since a callable could change the arguments
+            cache = keep("dense", (self.sizes(), self.curve), self.operands(), (kept,))
         if self.pair is not None:
-            Y[...] = _activations.evaluate(
-                self.pair, 0, self.biased(XW, XW if kept is None else None)
-            )
-        elif self.curve or self.b is not None:
-            self.kernel.activate(XW, self.b, self.curve, Y)
+            N = self.biased(XW, XW if kept is None else None)
+            Y[...] = _activations.evaluate(self.pair, 0, N)
+        elif self.curve != NONE or self.b is not None:
+            self.kernel.activate(XW, self.b, self.curve, out=Y)
         return Y, cache
 
     @undisturbed
@@ -285,14 +311,18 @@ class _DenseCall:
         (dY,) = self.dY
         kept = self.kept(cache)
         dN, groups = dY, None
-        if self.curve != 0:
+        if self.curve != NONE:
             XW = product(self.X, self.W) if kept is None else kept
             if self.pair is not None:
                 dN = np.multiply(dY, _activations.evaluate(self.pair, 1, self.biased(XW)))
             else:
                 dN = XW if kept is None else np.empty_like(XW)
-                groups = self.kernel.activate_vjp(dY, XW, self.b, self.curve, dN)
-        db = total_of(groups) if groups is not None else None if self.b is None else column_sums(dN)
+                groups = self.kernel.activate_vjp(dY, XW, self.b, curve=self.curve, out=dN)
+        db = None
+        if self.b is not None:
+            if groups is None:
+                groups = self.kernel.column_groups(dN)
+            db = groups.sum(axis=0, dtype=F64).astype(self.dtype)
         return DenseGrads(product(dN, self.W.T), summed_product(self.X, dN), db)
 
     def kept(self, cache: Cache | None) -> NDArray | None:
@@ -314,8 +344,8 @@ class _DenseCall:
         return self.X, self.W, self.b
 
     def biased(self, XW: NDArray, N: NDArray | None = None) -> NDArray:
-        """X W + b, in N, which may be XW, or an array of its own."""
+        """X W + b, in `N`, which may be XW; in a new array if that is None."""
         if N is None:
             N = np.empty_like(XW)
-        self.kernel.activate(XW, self.b, 0, N)
+        self.kernel.activate(XW, self.b, NONE, out=N)
         return N

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,21 +11,27 @@ from numpy.typing import ArrayLike, NDArray
 from .._core.arrays import F64, as_arrays, common, empty, expect, pieces
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
+from .._core.products import contiguous, packed, stacked
 from . import _activations
 from ._activations import Activation
-from ._products import contiguous, packed, stacked
 
-_kernels = kernels("nn")
-_FEW = 1 << 20  # numbers that are added up within milliseconds
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
+_SMALL_SUM = 1 << 20  # elements that NumPy adds up within milliseconds
 
 
 class GridRNNGrads(NamedTuple):
-    """Gradients with respect to the arguments of `grid_rnn`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `grid_rnn`.
+
+    Each has the shape of its argument; it is None where the argument was None.
 
     Examples
     --------
     >>> import fastderiv as fd
-    >>> grads = fd.grid_rnn_vjp([[[0.0], [1.0]]], [[[1.0], [1.0]]], [[2.0]], [[0.5]], [[0.0]], activation="relu")
+    >>> dh, x = [[[0.0], [1.0]]], [[[1.0], [1.0]]]
+    >>> grads = fd.grid_rnn_vjp(dh, x, [[2.0]], [[0.5]], [[0.0]], activation="relu")
     >>> grads.dx.tolist(), grads.dW_west.tolist(), grads.db
     ([[[1.0], [2.0]]], [[2.0]], None)
     """
@@ -46,12 +52,15 @@ def grid_rnn(
     *,
     activation: Activation = "tanh",
 ) -> NDArray:
-    r"""The recurrent network over a grid: a cell sees its input and the states of its western and northern neighbours.
+    r"""The recurrent network over a grid.
+
+    A cell sees its input and the states of its western and northern neighbours,
 
     .. math::
-        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1} + W_\text{north} h_{i-1,j} + b),
+        h_{i,j} = \varphi(W_\text{in} x_{i,j} + W_\text{west} h_{i,j-1}
+        + W_\text{north} h_{i-1,j} + b),
 
-    the state outside the grid being 0.
+    where the states outside the grid are 0.
 
     Parameters
     ----------
@@ -59,9 +68,9 @@ def grid_rnn(
     W_in : array_like, shape (H, D)
     W_west, W_north : array_like, shape (H, H)
     b : array_like, shape (H,), optional
-    activation : {"tanh", "sigmoid", "relu", "softplus", "silu", "gelu"}, tuple of two callables, or None
-        φ, as in `dense`.  A pair (φ, φ′) is called once a diagonal, with pre-activations (batch, cells, H); the sweep
-        is NumPy's then.
+    activation : str, tuple of two callables, or None
+        φ, as in `dense`; "tanh" by default.  A pair (φ, φ′) is called once for each anti-diagonal,
+        with pre-activations (batch, cells, H); NumPy then does the sweep.
 
     Returns
     -------
@@ -71,7 +80,8 @@ def grid_rnn(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -79,18 +89,18 @@ def grid_rnn(
 
     Notes
     -----
-    A cell costs DH + 2H² multiply–adds.  Cells on one anti-diagonal i + j do not depend on each other: a sweep is G1 +
-    G2 − 1 steps one after the other, each the product of a matrix of all its cells with one of all weights.  Batch
-    items are shared out among threads.  Memory beyond inputs and result: a copy of the weights, and sums for 48 rows a
-    thread.
+    A cell costs DH + 2H² multiply–adds.  The cells of one anti-diagonal i + j do not depend on each
+    other: a sweep has G1 + G2 − 1 steps, and each step is the product of a matrix of all its cells
+    with a matrix of all weights.  Batch items are shared out among threads.  Memory beyond inputs
+    and result is a copy of the weights, and for each thread sums for 48 cells.
 
-    The bits of the result do not depend on strides, threads or the rest of the batch.  Nothing here calls BLAS, but for
-    a pair of callables: there the bits are those of NumPy's products.  The zeros outside the grid are multiplied too: a
-    weight that is not finite makes NaN at the rim.
+    The bits of the result do not depend on strides, threads or the rest of the batch.  BLAS is
+    called only for a pair of callables, whose results then have the bits of NumPy's products.  The
+    zeros outside the grid are multiplied, too: a weight that is not finite makes NaN at the rim.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.4.
 
     Examples
     --------
@@ -107,7 +117,7 @@ def grid_rnn(
            [ 1.,  3.,  6., 10., 15.],
            [ 1.,  4., 10., 20., 35.]])
 
-    It takes G1 + G2 − 1 steps, which a pair of callables can watch, for (G1, G2) = (4, 5):
+    A pair of callables can watch the G1 + G2 − 1 steps, here for (G1, G2) = (4, 5):
 
     >>> cells = []
     >>> def phi(a):
@@ -134,15 +144,15 @@ def grid_rnn_vjp(
     *,
     activation: Activation = "tanh",
 ) -> GridRNNGrads:
-    r"""The adjoint of `grid_rnn`: gradients of a scalar from that with respect to all states.
+    r"""The adjoint of `grid_rnn`: the gradients of a scalar, given that with respect to all states.
 
-    With the pre-activations :math:`a`, their adjoints are, from the last cell to the first,
+    The adjoints of the pre-activations :math:`a` are, from the last cell to the first,
 
     .. math::
-        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1} + W_\text{north}^T \bar a_{i+1,j}) \odot
-        \varphi'(a_{i,j}),
+        \bar a_{i,j} = (\bar h_{i,j} + W_\text{west}^T \bar a_{i,j+1}
+        + W_\text{north}^T \bar a_{i+1,j}) \odot \varphi'(a_{i,j}),
 
-    from which every gradient is a product or a sum.
+    and every gradient is a product with them or a sum of them.
 
     Parameters
     ----------
@@ -154,13 +164,15 @@ def grid_rnn_vjp(
     Returns
     -------
     grads : GridRNNGrads
-        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each of the shape of its argument, those of the
-        weights summed over the batch; ``db`` None where b was None.  float32 if all arrays are, else float64.
+        ``dx``, ``dW_in``, ``dW_west``, ``dW_north`` and ``db``, each in the shape of its argument;
+        ``db`` is None if b was None.  The gradients of the weights are summed over the batch.
+        float32 if all arrays are, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came; an unknown activation.
+        If a shape or dtype does not fit, or the activation is unknown.  The message names the
+        argument, what was expected and what came.
 
     See Also
     --------
@@ -168,26 +180,30 @@ def grid_rnn_vjp(
 
     Notes
     -----
-    The states are computed again, with φ′ beside them, and swept backwards, which takes about three times as long as
-    `grid_rnn`: DH + 2H² multiply–adds a cell for the states, as many for the weights' gradients, and again for
-    adjoints and ``dx``.  Memory beyond inputs and results: 2 G1 G2 H numbers for each item
-    that a thread works on, no more than a sixteenth of the batch at a time or what makes 24 cells an average diagonal;
-    shares of the weights' gradients in float64, a quarter of all states, or two if these are more; and scratch of the
-    size of the weights per thread.
+    The states and φ′ are computed again and then swept backwards, which takes about three times as
+    long as `grid_rnn`: DH + 2H² multiply–adds for the states of a cell, as many for the weights'
+    gradients, and as many again for adjoints and ``dx``.  Memory beyond inputs and results is
 
-    The weights' gradients are summed up in float64, after groups of 48 to 1536 cells.  The bits of the result do not
-    depend on strides or threads, those of ``dx`` neither on the rest of the batch.  Nothing here calls BLAS, but for a
-    pair of callables, which takes memory for all cells' states, slopes, adjoints and operands at once, too.
-    As in `grid_rnn` the zeros outside the grid are multiplied: a weight, or an adjoint at the rim, that is not finite
-    makes NaN of them.
+    - 2 G1 G2 H numbers for each batch item that a thread works on: the batch is cut into up to 16
+      parts, and into fewer if a part would have less than 24 cells on an average diagonal;
+    - for each part a share of the weights' gradients in float64: together at most a quarter of the
+      size of all states, or two shares, if these are more;
+    - scratch of the size of the weights for each thread.
+
+    The weights' gradients are sums over groups of 48 to 1536 cells, which are added up in float64.
+    The bits of the result do not depend on strides or threads; those of ``dx`` do not depend on the
+    rest of the batch either.  BLAS is called only for a pair of callables, which also takes memory
+    for the states, slopes, adjoints and operands of all cells at once.  As in `grid_rnn` the zeros
+    outside the grid are multiplied: a weight, or an adjoint at the rim, that is not finite makes
+    NaN of them.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.4.
 
     Examples
     --------
-    How the last state depends on the inputs of a 2 × 3 grid: by the number of paths.
+    The last state of a 2 × 3 grid depends on each input by the number of paths between them:
 
     >>> import numpy as np
     >>> import fastderiv as fd
@@ -225,17 +241,12 @@ class _GridCall:
         self.shape = (*x.shape[:-1], self.H)
         for a in dh:
             expect("dh", a, self.shape, "(batch, G1, G2, H)" if x.ndim == 4 else "(G1, G2, H)")
-        self.dtype, self.given = x.dtype, x.shape
-        self.W_in, self.W_west, self.W_north, self.b = (
-            packed("W_in", W_in),
-            packed("W_west", W_west),
-            packed("W_north", W_north),
-            None if b is None else packed("b", b),
-        )
-        self.x, *self.dh = (
-            packed(name, a if a.ndim == 4 else a[None])
-            for name, a in (("x", x), *(("dh", a) for a in dh))
-        )
+        self.dtype, self.x_shape = x.dtype, x.shape
+        self.W_in, self.W_west = packed("W_in", W_in), packed("W_west", W_west)
+        self.W_north = packed("W_north", W_north)
+        self.b = None if b is None else packed("b", b)
+        self.x = packed("x", x if x.ndim == 4 else x[None])
+        self.dh = [packed("dh", a if a.ndim == 4 else a[None]) for a in dh]
 
     @undisturbed
     def forward(self) -> NDArray:
@@ -243,12 +254,12 @@ class _GridCall:
         if self.pair is not None:
             self.sweep_pair(self.pair, h, None)
         elif h.size:
-            _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, h, self.curve)
+            _kernels[self.dtype].grid_forward(self.x, self.stacked(), self.b, curve=self.curve, h=h)
         return h.reshape(self.shape)
 
     def stacked(self) -> NDArray:
         """The weights (D + 2H, H) of a row [x | west | north]."""
-        return stacked([self.W_in.T, self.W_west.T, self.W_north.T])
+        return stacked("a copy of the weights", [self.W_in.T, self.W_west.T, self.W_north.T])
 
     @undisturbed
     def adjoint(self) -> GridRNNGrads:
@@ -259,17 +270,16 @@ class _GridCall:
             self.sweep_pair(self.pair, h, slope)
             shares = self.sweep_back_pair(h, slope, dx)
         elif dh.size:
-            given = (
+            shares = _kernels[self.dtype].grid_adjoint(
                 dh,
                 self.x,
                 self.stacked(),
-                self.b,
-                self.W_in,
-                stacked([self.W_west, self.W_north]),
-                dx,
-                self.curve,
+                bias=self.b,
+                W_in=self.W_in,
+                turned=stacked("a copy of the weights", [self.W_west, self.W_north]),
+                curve=self.curve,
+                dx=dx,
             )
-            shares = _kernels[self.dtype].grid_adjoint(*given)
         else:
             shares = empty("the gradients", (1, self.H, self.D + 2 * self.H + 1), F64, np.zeros)
         D, H, sums = self.D, self.H, self.added_up(shares)
@@ -278,7 +288,7 @@ class _GridCall:
             for i, j in ((0, D), (D, D + H), (D + H, D + 2 * H))
         )
         return GridRNNGrads(
-            dx.reshape(self.given),
+            dx.reshape(self.x_shape),
             dW_in,
             dW_west,
             dW_north,
@@ -287,14 +297,14 @@ class _GridCall:
 
     def added_up(self, shares: NDArray) -> NDArray:
         """The sum over shares (tasks, H, columns) in float64, rounded once."""
-        if shares.size <= _FEW:
+        if shares.size <= _SMALL_SUM:
             return shares.sum(axis=0).astype(self.dtype)
         total = empty("the gradients", shares.shape[1:], self.dtype)
         for part in pieces(total.shape):
             total[part] = shares[(slice(None), *part)].sum(axis=0)
         return total
 
-    # ---- the same with callables, in NumPy: what the kernels do, written with arrays of a diagonal's cells ---------------
+    # ---- the same for a pair of callables, in NumPy, a diagonal's cells at a time ----------------
 
     def diagonals(self) -> Iterator[tuple[NDArray, NDArray]]:
         """The rows and columns of the cells of every anti-diagonal."""

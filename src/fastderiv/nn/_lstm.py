@@ -1,9 +1,9 @@
-"""`lstm` and its adjoint as users call them."""
+"""`lstm`, `lstm_vjp` and `lstm_state_adjoints`: the LSTM layer and its adjoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,33 +12,29 @@ from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, i
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.fpstate import ieee
+from .._core.products import contiguous
 from . import _caches
-from ._products import contiguous
 
-_kernels = kernels("nn")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("nn")
 _STATES = ("initial_state[0]", "initial_state[1]", "dlast_state[0]", "dlast_state[1]")
 _NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *_STATES[:2], "dh", *_STATES[2:])
-_ATTRIBUTES = (
-    "x",
-    "weight_ih",
-    "weight_hh",
-    "bias_ih",
-    "bias_hh",
-    "h0",
-    "c0",
-    "dh",
-    "dh_n",
-    "dc_n",
-)  # of those, in a call
-_MANY = 1 << 26  # numbers that are looked at before they are promised
+# the attributes of LSTMCall that hold them
+_ATTRIBUTES = (*_NAMES[:5], "h0", "c0", "dh", "dh_n", "dc_n")
+_CHECKED_SIZE = 1 << 26  # elements: larger arrays are checked against the memory there is
 _OPTIONAL = ("bias_ih", "bias_hh", *_STATES[2:])
 
 State = Sequence[ArrayLike] | NDArray
+States = tuple[NDArray, NDArray]  # h and c
 Kept = tuple[NDArray, NDArray]  # gates and cells, in the kernels' order
 
 
 class LSTMGrads(NamedTuple):
-    """Gradients with respect to the arguments of `lstm`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `lstm`.
+
+    Each has the shape of its argument; it is None where the argument was None.
 
     Examples
     --------
@@ -61,19 +57,29 @@ class LSTMGrads(NamedTuple):
 
 @overload
 def lstm(
-    x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None, bias_hh: ArrayLike | None = None,
-    *, initial_state: State | None = None, lengths: ArrayLike | None = None, return_cache: Literal[False] = False,
-) -> tuple[NDArray, tuple[NDArray, NDArray]]: ...  # fmt: skip
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: State | None = None,
+    lengths: ArrayLike | None = None,
+    return_cache: Literal[False] = False,
+) -> tuple[NDArray, States]: ...
 @overload
 def lstm(
-    x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None, bias_hh: ArrayLike | None = None,
-    *, initial_state: State | None = None, lengths: ArrayLike | None = None, return_cache: Literal[True],
-) -> tuple[NDArray, tuple[NDArray, NDArray], Cache]: ...  # fmt: skip
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: State | None = None,
+    lengths: ArrayLike | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, States, Cache]: ...
 @overload
-def lstm(
-    x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None, bias_hh: ArrayLike | None = None,
-    *, initial_state: State | None = None, lengths: ArrayLike | None = None, return_cache: bool = False,
-) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], Cache]: ...  # fmt: skip
 def lstm(
     x: ArrayLike,
     weight_ih: ArrayLike,
@@ -84,21 +90,34 @@ def lstm(
     initial_state: State | None = None,
     lengths: ArrayLike | None = None,
     return_cache: bool = False,
-) -> tuple[NDArray, tuple[NDArray, NDArray]] | tuple[NDArray, tuple[NDArray, NDArray], Cache]:
+) -> tuple[NDArray, States] | tuple[NDArray, States, Cache]: ...
+def lstm(
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: State | None = None,
+    lengths: ArrayLike | None = None,
+    return_cache: bool = False,
+) -> tuple[NDArray, States] | tuple[NDArray, States, Cache]:
     r"""A long short-term memory layer over whole sequences.
 
-    With pre-activations :math:`a = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}` of the gates i, f, g, o, in this order,
+    The gates are i, f, g and o, in this order.  With their pre-activations
+    :math:`a = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}`,
 
     .. math::
         i, f, o = \sigma(a_i), \sigma(a_f), \sigma(a_o), \quad g = \tanh(a_g), \qquad
         c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t).
 
-    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())`` takes the weights of one layer.
+    Layouts and order are those of ``torch.nn.LSTM``: ``lstm(x, *layer.state_dict().values())`` uses
+    the weights of one layer.
 
     Parameters
     ----------
     x : array_like, shape (T, B, D) or (T, D)
-        Input, time first.  Without the batch axis, every other batch axis is dropped too.
+        Input, time first.  If x has no batch axis, the other arrays have none either.
     weight_ih : array_like, shape (4H, D)
     weight_hh : array_like, shape (4H, H)
     bias_ih, bias_hh : array_like, shape (4H,), optional
@@ -106,10 +125,10 @@ def lstm(
     initial_state : pair of array_like, shape (B, H), optional
         h and c before the first step; zeros by default.
     lengths : array_like of int, shape (B,), optional
-        Steps of each sequence, from 0 to T, in any order; T by default.  Behind a sequence's end `x` is not read and h is 0;
-        its last state is the one after its last step.
+        The number of steps of each sequence, from 0 to T, in any order; T by default.  Behind a
+        sequence's end `x` is not read and h is 0; its last state is the state after its last step.
     return_cache : bool, optional
-        Whether to return what `lstm_vjp` needs, which otherwise runs the layer once more.
+        Whether to return also what `lstm_vjp` needs.  Without a cache it runs the layer once more.
 
     Returns
     -------
@@ -118,27 +137,32 @@ def lstm(
     last_state : pair of ndarray, shape (B, H)
         h and c after the last step.
     cache : object
-        Only if `return_cache`: opaque, immutable, usable any number of times with the same arguments, not to be pickled.
+        Only if `return_cache`.  It is opaque and immutable, can be used any number of times with
+        the same arguments, and cannot be pickled.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came.
+        If a shape or dtype does not fit.  The message names the argument, what was expected and
+        what came.
 
     Notes
     -----
-    T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs: the weights once more, in the kernels' order; copies of
-    arguments that are not C-contiguous; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
-    A cache takes 5·T·B·H numbers, H rounded up to whole vectors (64 bytes at most), and a checksum of the arguments at the
-    speed of memory, by which `lstm_vjp` knows it from one of other numbers.
+    The layer takes T·B·4H·(D + H) multiply–adds.  Memory beyond inputs and outputs is a copy of the
+    weights in the kernels' order; copies of arguments that are not C-contiguous; and for each
+    thread scratch of about 1 MiB up to D = H = 1000, and in proportion to them beyond.  A cache
+    takes 5·T·B·H numbers, with H rounded up to whole vectors (64 bytes at most), and a checksum of
+    the arguments, which is computed at the speed of memory; by the checksum `lstm_vjp` recognises a
+    cache of other arguments.
 
-    Up to 12 sequences at a time go through all their steps on one thread: sequences never wait for each other, and the bits
-    of the result do not depend on the number of threads, on strides, nor on the sequences that share the batch.  So NaN and
-    infinities stay in their sequence.
+    Up to 12 sequences at a time go through all their steps on one thread.  Sequences never wait for
+    each other, and the bits of the result depend neither on the number of threads, nor on strides,
+    nor on the sequences that share the batch.  Therefore NaN and infinities stay in their sequence.
 
     References
     ----------
-    S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997; docs/derivations.md §4.
+    S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997;
+    docs/derivations.md §4.1 and §4.2.
 
     Examples
     --------
@@ -151,11 +175,13 @@ def lstm(
     >>> np.allclose(c_n, np.tanh(x).sum())
     True
 
-    Two layers, the second in both directions.  (With `lengths`, reverse each sequence by itself.)
+    Two layers, of which the second goes in both directions.  (With `lengths`, reverse each sequence
+    by itself.)
 
     >>> rng = np.random.default_rng(0)
     >>> def parameters(D, H):
-    ...     return [rng.normal(size=shape) / 4 for shape in ((4 * H, D), (4 * H, H), (4 * H,), (4 * H,))]
+    ...     shapes = (4 * H, D), (4 * H, H), (4 * H,), (4 * H,)
+    ...     return [rng.normal(size=shape) / 4 for shape in shapes]
     >>> first, ahead, back = parameters(3, 5), parameters(5, 4), parameters(5, 4)
     >>> h, _ = fd.lstm(rng.normal(size=(7, 2, 3)), *first)
     >>> both = fd.lstm(h, *ahead)[0], fd.lstm(h[::-1], *back)[0][::-1]
@@ -164,7 +190,7 @@ def lstm(
     """
     call = LSTMCall((x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths)
     h = call.over_time("h")
-    kept = call.room() if flag("return_cache", return_cache) else None
+    kept = call.new_kept() if flag("return_cache", return_cache) else None
     last = call.forward(h, kept)
     result = call.squeeze(h), call.state(last)
     return result if kept is None else (*result, call.cache(kept))
@@ -183,21 +209,22 @@ def lstm_vjp(
     dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
     cache: Cache | None = None,
 ) -> LSTMGrads:
-    r"""The adjoint of `lstm`: gradients of a scalar from those with respect to the layer's results.
+    r"""The adjoint of `lstm`: the gradients of a scalar, given those with respect to the results.
 
-    With :math:`\bar h_t`, :math:`\bar c_t` the gradients with respect to the state after step t (as `lstm_state_adjoints` returns
-    them) and :math:`\bar a_t` that with respect to the gates' pre-activations, backwards in time:
+    Let :math:`\bar h_t` and :math:`\bar c_t` be the gradients with respect to the state after step
+    t, as `lstm_state_adjoints` returns them, and :math:`\bar a_t` the gradient with respect to the
+    gates' pre-activations.  Backwards in time,
 
     .. math::
         \bar h_t = \mathrm{dh}_t + W_{hh}^T \bar a_{t+1}, \qquad
         \bar c_t = \bar h_t \odot o_t \odot (1 - \tanh^2 c_t) + \bar c_{t+1} \odot f_{t+1},
 
-    from which every gradient is a product or a sum.
+    and every gradient is a product with :math:`\bar a` or a sum of it.
 
     Parameters
     ----------
     dh : array_like, shape (T, B, H) or (T, H)
-        Gradient with respect to h; not read behind a sequence's end.
+        Gradient with respect to h.  Behind a sequence's end it is not read.
     x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
         As they were passed to `lstm`.
     dlast_state : pair of array_like or None, shape (B, H), optional
@@ -208,29 +235,34 @@ def lstm_vjp(
     Returns
     -------
     grads : LSTMGrads
-        ``dx``, ``dweight_ih``, ``dweight_hh``, ``dbias_ih``, ``dbias_hh`` and ``dinitial_state``, each of the shape of its argument,
-        None where the argument was None.  Behind a sequence's end ``dx`` is 0.  float32 if every floating argument is, else float64.
+        ``dx``, ``dweight_ih``, ``dweight_hh``, ``dbias_ih``, ``dbias_hh`` and ``dinitial_state``,
+        each in the shape of its argument, and None if the argument was None.  Behind a sequence's
+        end ``dx`` is 0.  float32 if every floating argument is, else float64.
 
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, or a cache of another call, naming the argument, what was expected and what came.
+        If a shape or dtype does not fit, or the cache is of another call.  The message names the
+        argument, what was expected and what came.
 
     Notes
     -----
-    Twice the multiply–adds of `lstm`, three times without a cache.  Memory beyond inputs and outputs: 6·T·B·H numbers without
-    a cache, 5·T·B·H beside one, H rounded up to whole vectors; the weights, and the gradients of both, once more in the kernels'
-    order; and scratch of about 1 MiB per thread up to D = H = 1000, in proportion to them beyond.
+    The adjoint takes twice the multiply–adds of `lstm`, and three times as many without a cache.
+    Memory beyond inputs and outputs is 6·T·B·H numbers without a cache and 5·T·B·H with one, H
+    rounded up to whole vectors; copies of both weights and both their gradients in the kernels'
+    order; and for each thread scratch of about 1 MiB up to D = H = 1000, and in proportion to them
+    beyond.
 
-    The gates' derivatives are formed from σ(−|a|) and tanh's from its exponential, so that saturated units lose no accuracy.
-    Sums over steps and sequences are taken in a fixed order: the bits of the result do not depend on the number of threads,
-    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude, where
-    the layer itself is no worse conditioned: pre-activations in the hundreds magnify rounding, and recurrent weights that make
-    gradients explode magnify it from step to step.
+    The derivatives of σ are formed from σ(−|a|) and those of tanh from its exponential, so that
+    saturated units lose no accuracy.  Sums over steps and sequences are taken in a fixed order: the
+    bits of the result depend neither on the number of threads nor on strides.  float64 is within
+    1e-12 and float32 within 2e-5 of the exact gradient, relative to its largest magnitude, unless
+    the layer itself is conditioned worse: pre-activations in the hundreds magnify rounding, and
+    recurrent weights that make gradients explode magnify it from step to step.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.1 and §4.2.
 
     Examples
     --------
@@ -239,7 +271,9 @@ def lstm_vjp(
     >>> import numpy as np
     >>> import fastderiv as fd
     >>> rng = np.random.default_rng(0)
-    >>> x, one, two = rng.normal(size=(6, 3)), *([rng.normal(size=(16, D)), rng.normal(size=(16, 4))] for D in (3, 4))
+    >>> x = rng.normal(size=(6, 3))
+    >>> one = rng.normal(size=(16, 3)), rng.normal(size=(16, 4))
+    >>> two = rng.normal(size=(16, 4)), rng.normal(size=(16, 4))
     >>> h, _, cache = fd.lstm(x, *one, return_cache=True)
     >>> upper = fd.lstm_vjp(np.zeros((6, 4)), h, *two, dlast_state=(np.ones(4), None))
     >>> lower = fd.lstm_vjp(upper.dx, x, *one, cache=cache)
@@ -252,7 +286,7 @@ def lstm_vjp(
     dx, h = empty("dx", call.x.shape, call.dtype), call.over_time("h")
     gates, cells = call.kept(cache)
     abar = gates if cache is None else call.aligned("the gates' adjoints", gates.size)
-    dfirst = call.adjoint((gates, cells), abar, h, dx)
+    dinitial = call.adjoint((gates, cells), abar=abar, h=h, dx=dx)
     dweight_ih, dweight_hh, dbias = call.weight_sums(abar, h)
     return LSTMGrads(
         call.squeeze(dx),
@@ -260,7 +294,7 @@ def lstm_vjp(
         dweight_hh,
         None if call.bias_ih is None else dbias,
         None if call.bias_hh is None else dbias.copy(),
-        None if call.h0 is None else call.state(dfirst),
+        None if call.h0 is None else call.state(dinitial),
     )
 
 
@@ -277,9 +311,10 @@ def lstm_state_adjoints(
     dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
     cache: Cache | None = None,
 ) -> tuple[NDArray, NDArray]:
-    r"""How the gradient travels through the time of an LSTM: the adjoints of its states.
+    r"""The adjoints of an LSTM's states: how the gradient travels through time.
 
-    Takes the arguments of `lstm_vjp`, whose formulas its results are.
+    The arguments are those of `lstm_vjp`, and the results are the :math:`\bar h_t` and
+    :math:`\bar c_t` of its formulas.
 
     Parameters
     ----------
@@ -289,8 +324,8 @@ def lstm_state_adjoints(
     Returns
     -------
     hbar, cbar : ndarray, shape (T, B, H)
-        Gradients with respect to :math:`h_t` and :math:`c_t`, including all that later steps make of them; 0 behind a
-        sequence's end.  float32 if every floating argument is, else float64.
+        Gradients with respect to :math:`h_t` and :math:`c_t`, including what comes from all later
+        steps; 0 behind a sequence's end.  float32 if every floating argument is, else float64.
 
     Raises
     ------
@@ -299,15 +334,16 @@ def lstm_state_adjoints(
 
     Notes
     -----
-    T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs: the weights, and scratch as for `lstm_vjp`; without a
-    cache 5·T·B·H numbers more.
+    The call takes T·B·4H² multiply–adds with a cache.  Memory beyond inputs and outputs is a copy
+    of the weights and scratch as for `lstm_vjp`; without a cache 5·T·B·H numbers more.
 
-    Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`: the gradient neither
-    vanishes nor explodes, however many steps it travels.  ``examples/lstm_carousel.py`` draws it.
+    Where f ≈ 1, i ≈ 0 and o ≈ 0 (the *constant-error carousel*) :math:`\bar c_t = \bar c_{t+1}`:
+    the gradient neither vanishes nor explodes, however many steps it travels.
+    ``examples/lstm_carousel.py`` draws it.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.1 and §4.3.
 
     Examples
     --------
@@ -316,8 +352,9 @@ def lstm_state_adjoints(
     >>> import numpy as np
     >>> import fastderiv as fd
     >>> bias = np.array([-40, -40, 40, 0, 0, 0, -40, -40])  # i, f, g, o of two cells
-    >>> still = np.zeros((4, 2))
-    >>> _, cbar = fd.lstm_state_adjoints(still, still, np.zeros((8, 2)), np.zeros((8, 2)), bias, dlast_state=(None, np.ones(2)))
+    >>> still, W = np.zeros((4, 2)), np.zeros((8, 2))
+    >>> dlast = None, np.ones(2)
+    >>> _, cbar = fd.lstm_state_adjoints(still, still, W, W, bias, dlast_state=dlast)
     >>> cbar
     array([[1.   , 0.125],
            [1.   , 0.25 ],
@@ -328,12 +365,15 @@ def lstm_state_adjoints(
         (x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state)
     )
     hbar, cbar = call.over_time("hbar"), call.over_time("cbar")
-    call.adjoint(call.kept(cache), None, None, None, hbar, cbar)
+    call.adjoint(call.kept(cache), hbar=hbar, cbar=cbar)
     return call.squeeze(hbar), call.squeeze(cbar)
 
 
 class LSTMCall:
-    """The checked arguments of one call, in one layout and with a batch axis, and what kernels compute from them."""
+    """The checked arguments of one call, in one layout and with a batch axis.
+
+    Its methods call the kernels.
+    """
 
     def __init__(
         self,
@@ -346,21 +386,9 @@ class LSTMCall:
         if adjoints:
             values = *values, adjoints[0], *_pair("dlast_state", adjoints[1], "(dh_n, dc_n)")
         optional = (*_OPTIONAL, *_STATES[:2]) if initial_state is None else _OPTIONAL
-        arrays = common(as_arrays(_NAMES[: len(values)], values, optional)) + [None] * (
-            len(_NAMES) - len(values)
-        )
-        (
-            self.x,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.h0,
-            self.c0,
-            self.dh,
-            self.dh_n,
-            self.dc_n,
-        ) = arrays
+        arrays = common(as_arrays(_NAMES[: len(values)], values, optional))
+        self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = arrays[:5]
+        self.h0, self.c0, self.dh, self.dh_n, self.dc_n = (arrays[5:] + [None] * 3)[:5]
         self.dtype = self.x.dtype
         self._check_shapes()
         self._one_layout()
@@ -394,8 +422,8 @@ class LSTMCall:
             )
 
     def _sort(self, given: ArrayLike | None) -> None:
-        """Rows by descending length: those that still run are then the first ones."""
-        if self.batch > _MANY:
+        """Sort the rows by descending length: the rows that still run are then the first ones."""
+        if self.batch > _CHECKED_SIZE:
             check_fits("the order of the sequences", 16 * self.batch)
         self.ragged = False
         if given is None:
@@ -411,9 +439,8 @@ class LSTMCall:
         wrong = np.flatnonzero((lengths < 0) | (lengths > self.steps))
         if wrong.size:
             at = f"[{wrong[0]}]" if self.batched else ""
-            raise ValueError(
-                f"lengths{at} is {lengths.ravel()[wrong[0]]}; expected integers from 0 to T = {self.steps}"
-            )
+            came = lengths.ravel()[wrong[0]]
+            raise ValueError(f"lengths{at} is {came}; expected integers from 0 to T = {self.steps}")
         self.order = np.argsort(-lengths.ravel(), kind="stable")
         self.lengths = lengths.ravel()[self.order]
         self.ragged = bool((lengths < self.steps).any())
@@ -429,11 +456,11 @@ class LSTMCall:
             self.dh = self.dh.reshape(self.steps, self.batch, self.hidden)
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Kernels:
         return _kernels[self.dtype]
 
     def squeeze(self, a: NDArray) -> NDArray:
-        """A result over time without the batch axis that x does not have."""
+        """A result over time, without a batch axis if x has none."""
         return a if self.batched else a[:, 0]
 
     def state(self, both: NDArray) -> tuple[NDArray, NDArray]:
@@ -445,26 +472,40 @@ class LSTMCall:
         return empty(name, (self.steps, self.batch, self.hidden), self.dtype)
 
     def aligned(self, what: str, size: int) -> NDArray:
-        if size > _MANY:
+        if size > _CHECKED_SIZE:
             check_fits(what, size * self.dtype.itemsize)
         return self.kernel.aligned(size)
 
-    def room(self) -> Kept:
-        """Where a forward pass can keep what the adjoint needs: gates and cells."""
+    def new_kept(self) -> Kept:
+        """Arrays in which a forward pass can keep what the adjoint needs: gates and cells."""
         vectors, lanes = self.kernel.lstm_units(self.hidden)
         size = vectors * lanes * self.steps * self.batch
         return self.aligned("the cache's gates", 4 * size), self.aligned("the cache's cells", size)
 
     def forward(self, h: NDArray | None, kept: Kept | None) -> NDArray:
-        """OUT h, kept; the last states (2, B, H)."""
+        """OUT h and kept, unless None; returns the last states (2, B, H)."""
         bias = empty("the biases", (4 * self.hidden, 1), self.dtype, np.zeros)
         with ieee(), np.errstate(all="ignore"):
-            for given in self.bias_ih, self.bias_hh:
-                if given is not None:
-                    bias[:, 0] += given
+            for one in self.bias_ih, self.bias_hh:
+                if one is not None:
+                    bias[:, 0] += one
         last = empty("the last states", (2, self.batch, self.hidden), self.dtype)
-        self.kernel.lstm(self.x, self.weight_ih, self.weight_hh, bias, self.h0, self.c0, self.order, self.lengths,
-                         h, last[0], last[1], *(kept or (None, None)))  # fmt: skip
+        gates, cells = kept or (None, None)
+        self.kernel.lstm(
+            self.x,
+            self.weight_ih,
+            self.weight_hh,
+            bias=bias,
+            h0=self.h0,
+            c0=self.c0,
+            order=self.order,
+            lengths=self.lengths,
+            h=h,
+            h_n=last[0],
+            c_n=last[1],
+            gates=gates,
+            cells=cells,
+        )
         return last
 
     def cache(self, kept: Kept) -> Cache:
@@ -473,9 +514,9 @@ class LSTMCall:
         )
 
     def kept(self, cache: Cache | None) -> Kept:
-        """Gates and cells: from the caller's cache, if that is of this call, or from another forward pass."""
+        """Gates and cells from the caller's cache, or without one from another forward pass."""
         if cache is None:
-            kept = self.room()
+            kept = self.new_kept()
             self.forward(None, kept)
             return kept
         (sizes, ragged, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
@@ -492,48 +533,77 @@ class LSTMCall:
         return self.dtype, self.steps, self.batch, self.hidden
 
     def operands(self) -> tuple[NDArray | None, ...]:
-        """What the gates are made of.  Steps behind a sequence's end are never read, so that they may differ."""
+        """What the gates are computed from; steps behind a sequence's end are not."""
         x = self.x
         if self.ragged:
             x = x[np.arange(self.steps)[:, None] < self.lengths[np.argsort(self.order)]]
         return x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.h0, self.c0
 
-    def adjoint(self, kept: Kept, abar: NDArray | None, h: NDArray | None, dx: NDArray | None,
-                hbar: NDArray | None = None, cbar: NDArray | None = None) -> NDArray:  # fmt: skip
-        """OUT abar, h, dx, hbar, cbar; the initial states' adjoints (2, B, H)."""
-        dfirst = empty("dinitial_state", (2, self.batch, self.hidden), self.dtype)
-        self.kernel.lstm_adjoint(self.dh, self.dh_n, self.dc_n, self.weight_ih, self.weight_hh, self.c0, self.order, self.lengths,
-                                 *kept, abar, h, dx, dfirst[0], dfirst[1], hbar, cbar)  # fmt: skip
-        return dfirst
+    def adjoint(
+        self,
+        kept: Kept,
+        *,
+        abar: NDArray | None = None,
+        h: NDArray | None = None,
+        dx: NDArray | None = None,
+        hbar: NDArray | None = None,
+        cbar: NDArray | None = None,
+    ) -> NDArray:
+        """OUT abar, h and dx, or hbar and cbar; returns the initial states' adjoints (2, B, H)."""
+        dinitial = empty("dinitial_state", (2, self.batch, self.hidden), self.dtype)
+        gates, cells = kept
+        self.kernel.lstm_adjoint(
+            self.dh,
+            self.dh_n,
+            self.dc_n,
+            weight_ih=self.weight_ih,
+            weight_hh=self.weight_hh,
+            c0=self.c0,
+            order=self.order,
+            lengths=self.lengths,
+            gates=gates,
+            cells=cells,
+            abar=abar,
+            h=h,
+            dx=dx,
+            dh0=dinitial[0],
+            dc0=dinitial[1],
+            hbar=hbar,
+            cbar=cbar,
+        )
+        return dinitial
 
     def weight_sums(self, abar: NDArray, h: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,), from the kernels' [units][columns][gate][lanes]."""
-        units, lanes = self.kernel.lstm_units(self.hidden)
-        sums = self.kernel.lstm_weight_sums(
-            abar, self.x, h, self.h0, self.order, self.lengths, self.hidden
+        """Σ ā ⊗ x (4H, D), Σ ā ⊗ h[t−1] (4H, H) and Σ ā (4H,)."""
+        input_sums, recurrent_sums, sums = self.kernel.lstm_weight_sums(
+            abar,
+            self.x,
+            h,
+            h0=self.h0,
+            order=self.order,
+            lengths=self.lengths,
+            hidden=self.hidden,
         )
-
-        def unpacked(packed: NDArray, columns: int) -> NDArray:
-            rows = (
-                packed.reshape(units, columns, 4, lanes)
-                .transpose(2, 0, 3, 1)
-                .reshape(4, units * lanes, columns)
-            )
-            return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
-
         return (
-            unpacked(sums[0], self.inputs),
-            unpacked(sums[1], self.hidden),
-            unpacked(sums[2], 1)[:, 0],
+            self._unpacked(input_sums, self.inputs),
+            self._unpacked(recurrent_sums, self.hidden),
+            self._unpacked(sums, 1)[:, 0],
         )
+
+    def _unpacked(self, packed: NDArray, columns: int) -> NDArray:
+        """[unit vector][columns][gate][lane] as (4H, columns)."""
+        vectors, lanes = self.kernel.lstm_units(self.hidden)
+        gates_first = packed.reshape(vectors, columns, 4, lanes).transpose(2, 0, 3, 1)
+        rows = gates_first.reshape(4, vectors * lanes, columns)
+        return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
-    """A state as (h, c), None as two of it."""
+    """The two parts of a state (h, c), or (None, None) for None."""
     if value is None:
         return None, None
     try:
-        first, second = value
+        h, c = value
     except (TypeError, ValueError):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a pair {meaning}") from None
-    return first, second
+    return h, c

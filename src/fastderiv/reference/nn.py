@@ -1,4 +1,4 @@
-"""derivations §3–5 in plain NumPy."""
+"""The fully connected layer, the grid RNN and the LSTM in plain NumPy: docs/derivations.md §3–5."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Curve = Callable[[NDArray], ArrayLike]
 Activation = str | tuple[Curve, Curve] | None
 
 
-# ---- activations: φ and φ′, exact in both tails -------------------------------------------------------------------
+# ---- activations: φ and φ′, exact in both tails --------------------------------------------------
 
 
 def _density(x):
@@ -36,7 +36,7 @@ def _pair(activation: Activation) -> tuple[Curve, Curve]:
     return CURVES[activation] if isinstance(activation, str) else activation
 
 
-# ---- caches: what was computed, and the arguments it was computed from ----------------------------------------------
+# ---- caches: what was computed, and the arguments it was computed from ---------------------------
 
 
 class _Cache:
@@ -54,7 +54,7 @@ class _Cache:
         return self.value
 
 
-# ---- fully connected: §3 and §5 -----------------------------------------------------------------------------------
+# ---- fully connected: §3.1 and §5.1---------------------------------------------------------------
 
 
 class DenseGrads(NamedTuple):
@@ -64,9 +64,14 @@ class DenseGrads(NamedTuple):
 
 
 def dense(
-    X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *, activation: Activation = None, out: NDArray | None = None,
+    X: ArrayLike,
+    W: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: NDArray | None = None,
     return_cache: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     phi, _ = _pair(activation)
     N = np.asarray(X, float) @ np.asarray(W, float)
     if b is not None:
@@ -94,7 +99,7 @@ def dense_vjp(
     return DenseGrads(dN @ w.T, x.T @ dN, None if b is None else dN.sum(0))
 
 
-# ---- grid RNN: §4 -------------------------------------------------------------------------------------------------
+# ---- grid RNN: §4.4 ------------------------------------------------------------------------------
 
 
 class GridRNNGrads(NamedTuple):
@@ -178,11 +183,11 @@ def grid_rnn_vjp(
     return GridRNNGrads(dx.reshape(shape), dW_in, dW_west, dW_north, None if b is None else db)
 
 
-# ---- LSTM ---------------------------------------------------------------------------------------------------------
+# ---- LSTM: §4.1 ----------------------------------------------------------------------------------
 
 
 def _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths):
-    """The weights, and of every sequence its inputs and initial states; all float64."""
+    """The weights, and for every sequence its inputs and initial states; all float64."""
     x, W, U = (np.asarray(a, np.float64) for a in (x, weight_ih, weight_hh))
     x = x if x.ndim == 3 else x[:, None]
     T, B, _ = x.shape
@@ -201,7 +206,7 @@ def _sequences(x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
 
 
 def _steps(x, h, c, W, U, b):
-    """Of every step: i, f, g, o, h before, c before, h, c, and the pre-activations (4, H)."""
+    """For every step i, f, g, o, h before, c before, h, c, and the pre-activations (4, H)."""
     steps = []
     for xt in x:
         ai, af, ag, ao = np.split(W @ xt + U @ h + b, 4)
@@ -219,7 +224,10 @@ def _slope(a):
 
 
 def _adjoints(steps, dh, hbar, cbar, U):
-    """Backwards, from the last state's adjoints: (t, h̄, c̄, ā) of every step, then (−1, h̄, c̄, None) of the initial state."""
+    """(t, h̄, c̄, ā) of every step, backwards; then (−1, h̄, c̄, None) of the initial state.
+
+    `hbar` and `cbar` are the adjoints of the last state.
+    """
     for t in reversed(range(len(steps))):
         i, f, g, o, _, c_before, _, c, (ai, af, ag, ao) = steps[t]
         hbar = dh[t] + hbar
@@ -233,9 +241,17 @@ def _adjoints(steps, dh, hbar, cbar, U):
     yield -1, hbar, cbar, None
 
 
-def lstm(x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None,
-         bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
-         lengths: ArrayLike | None = None, return_cache: bool = False) -> Any:  # fmt: skip
+def lstm(
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: Sequence[ArrayLike] | NDArray | None = None,
+    lengths: ArrayLike | None = None,
+    return_cache: bool = False,
+) -> Any:
     W, U, b, sequences = _sequences(
         x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     )
@@ -272,48 +288,62 @@ def _last_adjoints(dlast_state, batch, hidden):
     ]
 
 
-def lstm_vjp(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None,
-             bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
-             lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
-             cache: Any = None) -> LSTMGrads:  # fmt: skip
+def lstm_vjp(
+    dh: ArrayLike,
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: Sequence[ArrayLike] | NDArray | None = None,
+    lengths: ArrayLike | None = None,
+    dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
+    cache: Any = None,
+) -> LSTMGrads:
     W, U, b, sequences = _sequences(
         x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     )
     arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     kept = None if cache is None else cache.of(arguments)
     B, H = len(sequences), U.shape[1]
-    dh, dlast = (
-        np.asarray(dh, np.float64).reshape(np.shape(x)[0], B, H),
-        _last_adjoints(dlast_state, B, H),
-    )
-    dx, dW, dU, db, dfirst = (
-        np.zeros((np.shape(x)[0], B, W.shape[1])),
-        np.zeros(W.shape),
-        np.zeros(U.shape),
-        np.zeros(4 * H),
-        np.zeros((2, B, H)),
-    )
+    T, dlast = np.shape(x)[0], _last_adjoints(dlast_state, B, H)
+    dh, dx = np.asarray(dh, np.float64).reshape(T, B, H), np.zeros((T, B, W.shape[1]))
+    dW, dU, db, dinitial = (np.zeros(s) for s in (W.shape, U.shape, 4 * H, (2, B, H)))
     for k, (xk, h0, c0) in enumerate(sequences):
         steps = _steps(xk, h0, c0, W, U, b) if kept is None else kept[k]
         for t, hbar, cbar, abar in _adjoints(steps, dh[:, k], dlast[0][k], dlast[1][k], U):
             if t < 0:
-                dfirst[:, k] = hbar, cbar
+                dinitial[:, k] = hbar, cbar
                 continue
             dx[t, k] = W.T @ abar
             dW += np.outer(abar, xk[t])
             dU += np.outer(abar, steps[t][4])
             db += abar
-    first = tuple(dfirst) if np.ndim(x) == 3 else tuple(dfirst[:, 0])
+    states = tuple(dinitial) if np.ndim(x) == 3 else tuple(dinitial[:, 0])
     return LSTMGrads(
-        dx if np.ndim(x) == 3 else dx[:, 0], dW, dU, None if bias_ih is None else db, None if bias_hh is None else db.copy(),
-        None if initial_state is None else first,
-    )  # fmt: skip
+        dx if np.ndim(x) == 3 else dx[:, 0],
+        dW,
+        dU,
+        None if bias_ih is None else db,
+        None if bias_hh is None else db.copy(),
+        None if initial_state is None else states,
+    )
 
 
-def lstm_state_adjoints(dh: ArrayLike, x: ArrayLike, weight_ih: ArrayLike, weight_hh: ArrayLike, bias_ih: ArrayLike | None = None,
-                        bias_hh: ArrayLike | None = None, *, initial_state: Sequence[ArrayLike] | NDArray | None = None,
-                        lengths: ArrayLike | None = None, dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
-                        cache: Any = None) -> tuple[NDArray, NDArray]:  # fmt: skip
+def lstm_state_adjoints(
+    dh: ArrayLike,
+    x: ArrayLike,
+    weight_ih: ArrayLike,
+    weight_hh: ArrayLike,
+    bias_ih: ArrayLike | None = None,
+    bias_hh: ArrayLike | None = None,
+    *,
+    initial_state: Sequence[ArrayLike] | NDArray | None = None,
+    lengths: ArrayLike | None = None,
+    dlast_state: Sequence[ArrayLike | None] | NDArray | None = None,
+    cache: Any = None,
+) -> tuple[NDArray, NDArray]:
     W, U, b, sequences = _sequences(
         x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
     )

@@ -17,6 +17,7 @@ _kernels.pyx draws the compiled half; _kernels.pyi says what each of its doors t
 from ._attention import scan_attention
 from ._chunks import ChunkSummary, chunk_summary, combine_summaries
 from ._s6 import S6, S6Grads
+from ._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
 from ._scan import selective_scan
 from ._step import selective_state_update
 from ._transition import transition_product

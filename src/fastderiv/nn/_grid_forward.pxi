@@ -1,0 +1,71 @@
+# The states of one strip: docs/derivations.md §4.4,
+#     a = W_in x + W_west h_west + W_north h_north + b,  h = φ(a).
+#
+# needs: Curve, GELU, IDENTITY, phi_slope, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
+# needs: STRIP (_gemm.pxi)
+# needs: store_some (_rows.pxi)
+# needs: cell_at, Grid, prefetch_cell, Strip (_grid_problem.pxi)
+# needs: rows_times (_grid_products.pxi)
+
+cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,
+                             const bint with_slope) noexcept nogil:
+    """OUT h = φ(z), and slope = φ'(z) if `with_slope`.
+
+    z can be read up to whole vectors, so that the code holds each φ once.
+    """
+    cdef ix r, u, lanes, ldz = g.panels.vectors * VL
+    cdef real *h
+    cdef real *slope
+    cdef vf phi_grad
+    for r in range(s.n):
+        h = cell_at(&g.h, s.item[r], s.i[r], s.j[r])
+        slope = cell_at(&g.slope, s.item[r], s.i[r], s.j[r]) if with_slope else NULL
+        u = 0
+        while u < g.H:
+            lanes = min(<ix>VL, g.H - u)
+            store_some(h + u, phi_slope(vload(s.z + r * ldz + u), &phi_grad, curve, with_slope),
+                       lanes)
+            if with_slope:
+                store_some(slope + u, phi_grad, lanes)
+            u += VL
+
+
+cdef inline void with_slopes(const Grid *g, const Strip *s, const Curve curve) noexcept nogil:
+    if g.slope.p is NULL:
+        finish_rows(g, s, curve, False)
+    else:
+        finish_rows(g, s, curve, True)
+
+
+cdef inline void finish_strip(const Grid *g, const Strip *s) noexcept nogil:
+    if g.curve == IDENTITY:
+        with_slopes(g, s, IDENTITY)
+    elif g.curve == SIGMOID:
+        with_slopes(g, s, SIGMOID)
+    elif g.curve == TANH:
+        with_slopes(g, s, TANH)
+    elif g.curve == RELU:
+        with_slopes(g, s, RELU)
+    elif g.curve == SOFTPLUS:
+        with_slopes(g, s, SOFTPLUS)
+    elif g.curve == SILU:
+        with_slopes(g, s, SILU)
+    else:
+        with_slopes(g, s, GELU)
+
+
+cdef void forward_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
+    """OUT h, and slope unless NULL, of the strip's cells."""
+    cdef real *z = s.z
+    cdef ix r, b, i, j, ldz = g.panels.vectors * VL
+    for r in range(s.n):
+        b, i, j = s.item[r], s.i[r], s.j[r]
+        s.rows[r] = cell_at(&g.x, b, i, j)
+        s.rows[STRIP + r] = cell_at(&g.h, b, i, j - 1) if j else g.zeros
+        s.rows[2 * STRIP + r] = cell_at(&g.h, b, i - 1, j) if i else g.zeros
+        memcpy(z + r * ldz, g.bias, ldz * sizeof(real))
+        if j + 1 < g.G2:
+            prefetch_cell(&g.x, b, i, j + 1)
+            prefetch_cell(&g.h, b, i, j + 1)
+    rows_times(&g.panels, s.rows, s.n, z, worker)
+    finish_strip(g, s)

@@ -1,0 +1,154 @@
+# The LSTM's problem: sizes, packed weights and the order of sequences (docs/derivations.md §4.1).
+#
+#     _lstm_forward.pxi         a task carries up to TASK_ROWS sequences through all of time:
+#                               sequences never wait for each other
+#     _lstm_adjoint.pxi         the same tasks backwards: the adjoints of the gates' pre-activations
+#                               ā, and from them h̄, c̄ and x̄
+#     _lstm_weight_sums.pxi W̄ = Σ ā ⊗ input over all steps and sequences: a task is a part of W̄
+#
+# A row is a sequence of the batch.  Rows are sorted by descending length, so that the rows that
+# still run at a step are the first ones.  An entry is one step of one sorted row, number t·batch +
+# row.  What the forward pass keeps for the adjoint, and ā, lie as [unit vector][entry][gate][VL]:
+# they are written in one piece, and read as a panel.
+#
+# needs: aligned_array, expect, holds, ranked, reals_of (_arrays.pxi)
+# needs: PW (_gemm.pxi)
+
+cdef enum:
+    TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
+    # A batch that makes no more than SMALL_TASKS tasks of SMALL_TASK_ROWS rows is cut into these.
+    # They keep more threads busy, and cost at most a twentieth more than large ones.
+    SMALL_TASK_ROWS = 6
+    SMALL_TASKS = 8
+    CHUNK_ENTRIES = 48                  # entries whose inputs are projected in one product
+    CHUNK_BYTES = 1 << 19               # of their pre-activations, unless one step takes more
+
+
+cdef struct Lstm:
+    ix steps, batch, inputs, hidden
+    ix unit_vectors                     # vectors that hold the hidden units
+    ix stride                           # reals between rows of hidden units in scratch
+    ix tasks, task_rows                 # tasks; the most rows of one
+    ix chunk                            # the most entries projected at once
+    bint slow                           # a step takes milliseconds: it looks for signals itself
+    const ix *order                     # the batch's row at a sorted position
+    const ix *lengths                   # sorted, descending
+    const real *x                       # (T, B, D)
+    const real *h0                      # (B, H), or NULL: zeros
+    const real *c0                      # the same
+    const real *w_x                     # [unit vector][D][gate][VL]
+    const real *w_h                     # [unit vector][H][gate][VL]
+    const real *bias                    # [unit vector][gate][VL]
+    real *h                             # (T, B, H), or NULL
+    real *h_n                           # (B, H)
+    real *c_n                           # (B, H)
+    # what the adjoint needs, or NULL: `vtail` of i, f and o, the pre-activation of g (§4.2); and c
+    real *gates                         # [unit vector][entry][gate][VL]
+    real *cells                         # [unit vector][entry][VL]
+
+
+# ---- σ and σ' from what the forward pass keeps: §4.2 ---------------------------------------------
+
+cdef inline vf sigma(vf tail) noexcept nogil:
+    """σ(a) from `tail`, which is σ(−|a|) with the sign of a; a zero has a sign, too."""
+    cdef vf t = vabs(tail)
+    return vsel_lt(vcopysign(vset1(1), tail), vset1(0), t, vset1(1) - t)
+
+
+cdef inline vf sigma_grad(vf tail) noexcept nogil:
+    cdef vf t = vabs(tail)
+    return t * (vset1(1) - t)
+
+
+# ---- which rows a task has, and which of them still run ------------------------------------------
+
+cdef inline ix first_row(const Lstm *s, ix task) noexcept nogil:
+    return task * s.batch // s.tasks
+
+
+cdef inline ix still_running(const Lstm *s, ix start, ix rows, ix t) noexcept nogil:
+    """How many of the `rows` sorted rows from `start` on have a step t."""
+    while rows > 0 and s.lengths[start + rows - 1] <= t:
+        rows -= 1
+    return rows
+
+
+# ---- what the door calls -------------------------------------------------------------------------
+
+cdef double lstm_seconds(double multiply_adds) noexcept:
+    """A low estimate of what a hidden unit's products take, four gates each."""
+    return 4 * multiply_adds / (VL * 4e9)
+
+
+cdef bint holds_indices(cnp.ndarray a, ix size) noexcept:
+    """Whether `a` is a contiguous array of `size` indices."""
+    return (ranked(a, 1) and cnp.PyArray_TYPE(a) == cnp.NPY_INTP
+            and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_SIZE(a) == size)
+
+
+cdef int set_sizes(Lstm *s, cnp.ndarray over_time, ix inputs, ix hidden,
+                   cnp.ndarray order, cnp.ndarray lengths) except -1:
+    """Steps and batch are those of `over_time` (T, B, …)."""
+    s.steps, s.batch = cnp.PyArray_DIM(over_time, 0), cnp.PyArray_DIM(over_time, 1)
+    s.inputs, s.hidden = inputs, hidden
+    expect(holds_indices(order, s.batch) and holds_indices(lengths, s.batch))
+    s.order, s.lengths = <ix *>cnp.PyArray_DATA(order), <ix *>cnp.PyArray_DATA(lengths)
+    s.unit_vectors = ceil_div(hidden, VL)
+    s.stride = s.unit_vectors * VL + GL     # no power of two: rows use different sets of the cache
+    cdef ix rows = SMALL_TASK_ROWS if s.batch <= SMALL_TASK_ROWS * SMALL_TASKS else TASK_ROWS
+    s.tasks = ceil_div(s.batch, rows)
+    s.task_rows = min(s.batch, rows)
+    cdef ix entry_bytes = 4 * s.stride * <ix>sizeof(real)
+    s.chunk = max(s.task_rows, min(<ix>CHUNK_ENTRIES, CHUNK_BYTES // entry_bytes))
+    s.slow = lstm_seconds(<double>s.task_rows * hidden * (hidden + inputs)) > 2e-3
+    return 0
+
+
+cdef int expect_weights(const Lstm *s, cnp.ndarray weight_ih, cnp.ndarray weight_hh) except -1:
+    cdef double H = s.hidden
+    expect(ranked(weight_ih, 2) and cnp.PyArray_DIM(weight_ih, 1) == s.inputs)
+    return expect(holds(weight_ih, 4 * H * s.inputs) and holds(weight_hh, 4 * H * H))
+
+
+cdef int expect_kept(const Lstm *s, cnp.ndarray gates, cnp.ndarray cells) except -1:
+    cdef double size = <double>s.steps * s.batch * s.unit_vectors * VL
+    return expect(holds(gates, 4 * size) and holds(cells, size))
+
+
+cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H):
+    """W (4H, K) as [unit vector][K][gate][VL], with zeros for what lies beyond H."""
+    cdef ix K = cnp.PyArray_DIM(W, 1), unit_vectors = ceil_div(H, VL), u, gate, k, lane, lanes
+    cdef cnp.ndarray packed = aligned_array(unit_vectors * K * PW)
+    cdef real *dst
+    cdef const real *src
+    for u in range(unit_vectors):
+        PyErr_CheckSignals()
+        lanes = min(<ix>VL, H - u * VL)
+        for gate in range(4):
+            src = reals_of(W) + (gate * H + u * VL) * K
+            dst = reals_of(packed) + u * K * PW + gate * VL
+            k = 0
+            while lanes == VL and k + VL <= K:
+                vtranspose(src + k, K, dst + k * PW, PW)
+                k += VL
+            while k < K:
+                for lane in range(VL):
+                    dst[k * PW + lane] = src[lane * K + k] if lane < lanes else 0
+                k += 1
+    return packed
+
+
+cdef cnp.ndarray pack_panels(cnp.ndarray W):
+    """W (4H, N) as [panel of N][4H][PW], with zeros for what lies beyond N."""
+    cdef ix K = cnp.PyArray_DIM(W, 0), N = cnp.PyArray_DIM(W, 1), panels = ceil_div(N, PW)
+    cdef ix p, k, columns
+    cdef cnp.ndarray packed = aligned_array(panels * K * PW)
+    cdef real *dst = reals_of(packed)
+    for p in range(panels):
+        PyErr_CheckSignals()
+        columns = min(<ix>PW, N - p * PW)
+        for k in range(K):
+            memset(dst + columns, 0, (PW - columns) * sizeof(real))
+            memcpy(dst, reals_of(W) + k * N + p * PW, columns * sizeof(real))
+            dst += PW
+    return packed

@@ -1,0 +1,130 @@
+# The gradients of the LSTM's weights, sums over all steps and rows: docs/derivations.md §4.1, the
+# equations of W̄ and b̄.
+#
+# needs: aligned_array, reals_of (_arrays.pxi)
+# needs: MR, multiply_panel, PW (_gemm.pxi)
+# needs: copy_or_zero, offset (_rows.pxi)
+# needs: Lstm (_lstm_problem.pxi)
+
+cdef enum:
+    SUM_ENTRIES = 128                   # entries whose terms are summed up in registers
+    SUM_COLUMNS = 192                   # inputs of one task, at most
+    SUM_UNIT_VECTORS = 8                # vectors of hidden units of one task, at most
+
+
+cdef struct Sums:                       # for one kind of input: x, or the state before each step
+    ix columns, column_blocks           # inputs, and blocks of them
+    real *weights                       # OUT [unit vector][columns][gate][VL]
+
+
+cdef struct WeightSums:
+    Lstm f                              # sizes, x, h0 and the order of the rows
+    const real *abar                    # [unit vector][entry][gate][VL]
+    const real *h                       # [entry][H]
+    Sums x, recurrent
+    real *bias                          # OUT [unit vector][gate][VL]
+
+
+cdef struct InputBlock:                 # consecutive inputs of one kind, which a task sums over
+    bint recurrent
+    ix first, columns
+    real *tiles                         # [tile of MR columns][SUM_ENTRIES][MR], in scratch
+
+
+cdef ix sum_tasks(const WeightSums *s) noexcept nogil:
+    cdef ix unit_blocks = ceil_div(s.f.unit_vectors, SUM_UNIT_VECTORS)
+    return (s.x.column_blocks + s.recurrent.column_blocks) * unit_blocks
+
+
+cdef void sum_weights(void *args, ix task, Worker *worker) noexcept nogil:
+    """OUT weights += Σ input ⊗ ā for a block of inputs and a block of unit vectors.
+
+    The tasks of the first block of recurrent inputs also have bias += Σ ā.
+    """
+    cdef const WeightSums *s = <const WeightSums *>args
+    cdef ix blocks = s.x.column_blocks + s.recurrent.column_blocks, block = task % blocks
+    cdef ix first_unit = task // blocks * SUM_UNIT_VECTORS
+    cdef ix last_unit = min(first_unit + SUM_UNIT_VECTORS, s.f.unit_vectors)
+    cdef ix entries = s.f.steps * s.f.batch, entry = 0, K, u
+    cdef InputBlock inputs
+    cdef const Sums *out = set_input_block(s, &inputs, block, worker.scratch)
+    cdef const real *a
+    while entry < entries:
+        K = min(<ix>SUM_ENTRIES, entries - entry)
+        interleave_inputs(s, &inputs, entry, K)
+        for u in range(first_unit, last_unit):
+            a = s.abar + (u * entries + entry) * PW
+            add_products(&inputs, a, K, out.weights + (u * out.columns + inputs.first) * PW)
+            if inputs.recurrent and inputs.first == 0:
+                add_entries(a, K, s.bias + u * PW)
+        entry += K
+        if interrupted(worker):
+            return
+
+
+cdef const Sums *set_input_block(const WeightSums *s, InputBlock *b, ix block,
+                                 void *scratch) noexcept nogil:
+    cdef const Sums *out = &s.x
+    b.recurrent = block >= s.x.column_blocks
+    if b.recurrent:
+        out, block = &s.recurrent, block - s.x.column_blocks
+    b.first = block * out.columns // out.column_blocks
+    b.columns = (block + 1) * out.columns // out.column_blocks - b.first
+    b.tiles = <real *>scratch
+    return out
+
+
+cdef void interleave_inputs(const WeightSums *s, InputBlock *b, ix entry, ix K) noexcept nogil:
+    """OUT tiles of the entries [entry, entry + K), with zeros behind a row's end."""
+    cdef const Lstm *f = &s.f
+    cdef ix t = entry // f.batch, i = entry % f.batch, k, j
+    cdef const real *src
+    for k in range(K):
+        if t >= f.lengths[i]:
+            src = NULL
+        elif not b.recurrent:
+            src = f.x + (t * f.batch + f.order[i]) * f.inputs + b.first
+        elif t > 0:
+            src = s.h + (entry + k - f.batch) * f.hidden + b.first
+        else:
+            src = offset(f.h0, f.order[i] * f.hidden + b.first)
+        j = 0
+        while j + MR <= b.columns:
+            copy_or_zero(b.tiles + j * SUM_ENTRIES + k * MR, offset(src, j), MR)
+            j += MR
+        copy_or_zero(b.tiles + j * SUM_ENTRIES + k * MR, offset(src, j), b.columns - j)
+        i += 1
+        if i == f.batch:
+            t, i = t + 1, 0
+
+
+cdef void add_products(const InputBlock *b, const real *a, ix K, real *weights) noexcept nogil:
+    """OUT weights (columns, PW) += Σ_k input[k] ⊗ a[k, :]."""
+    cdef ix j = 0
+    while j < b.columns:
+        multiply_panel(b.tiles + j * SUM_ENTRIES, 1, MR, a, K, weights + j * PW, PW,
+                       <int>min(<ix>MR, b.columns - j))
+        j += MR
+
+
+cdef void add_entries(const real *a, ix K, real *sums) noexcept nogil:
+    """OUT sums (PW,) += Σ_k a (K, PW)."""
+    cdef ix k, j
+    cdef vf v
+    for j in range(4):
+        v = vset1(0)
+        for k in range(K):
+            v = v + vload(a + k * PW + j * VL)
+        vstore(sums + j * VL, vload(sums + j * VL) + v)
+
+
+cdef cnp.ndarray zero_weight_sums(Sums *s, ix unit_vectors, ix columns):
+    """An array of zeros that the sums are added to."""
+    cdef cnp.ndarray weights = aligned_array(unit_vectors * columns * PW)
+    cdef ix u
+    s.columns, s.column_blocks = columns, ceil_div(columns, SUM_COLUMNS)
+    s.weights = reals_of(weights)
+    for u in range(unit_vectors):
+        PyErr_CheckSignals()
+        memset(s.weights + u * columns * PW, 0, columns * PW * sizeof(real))
+    return weights
