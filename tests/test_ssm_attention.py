@@ -348,13 +348,19 @@ def test_nonfinite_stays_where_it_belongs(dtype, bad, name):
 
 
 MEMORY_SCRIPT = """
-import resource import numpy as np import fastderiv as fd fd.set_num_threads(2) rng =
-np.random.default_rng(0) delta = rng.random((8, 100_000), np.float32) B, C = (rng.random((1,
-100_000, 16), np.float32).swapaxes(1, 2) for _ in range(2))  # strided: copied block by block A =
--rng.random((8, 16), np.float32) fd.scan_attention(delta[:, :64], A, B[..., :64], C[..., :64])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss result = fd.scan_attention(delta, A, B,
-C, rows=range(-16, 0)) print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before -
-result.nbytes // 1024)
+import resource
+import numpy as np
+import fastderiv as fd
+fd.set_num_threads(2)
+rng = np.random.default_rng(0)
+delta = rng.random((8, 100_000), np.float32)
+# strided along time: copied block by block
+B, C = (rng.random((1, 100_000, 16), np.float32).swapaxes(1, 2) for _ in range(2))
+A = -rng.random((8, 16), np.float32)
+fd.scan_attention(delta[:, :64], A, B[..., :64], C[..., :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = fd.scan_attention(delta, A, B, C, rows=range(-16, 0))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before - result.nbytes // 1024)
 """
 
 

@@ -13,8 +13,9 @@ Call = Callable[[], np.ndarray]
 
 
 def layer(steps: int) -> dict[str, tuple[Call, Call]]:
-    """What is computed -> (with fastderiv, the slow path), each a call; nothing where transformers
-    or PyTorch is missing.
+    """What is computed -> (a call with fastderiv, a call of the slow path).
+
+    It is empty where transformers or PyTorch is missing.
     """
     try:
         import torch

@@ -1,4 +1,4 @@
-"""The selective scan as the page states it (derivations §1), one step after the other."""
+"""The selective scan as docs/derivations.md §1 states it, one step after the other."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def selective_scan_vjp(
         False,
         np.ndim(arrays[4]) == 3,
         np.ndim(arrays[5]) == 3,
-    )  # A, B, C: (D, N) is everybody's
+    )  # A, and B and C if constant, have no batch axis
     grads = _batched_vjp(
         [a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)], delta_softplus
     )
@@ -236,8 +236,8 @@ def _batched_vjp(arrays, delta_softplus):
 
 
 def _shared(gradient, coefficient):
-    """The gradient (L, batch, D, N) of `_rows` of a batched B or C in that one's shape: the sum
-    over all who share an entry.
+    """The gradient of a batched B or C in its shape, from that of its `_rows` (L, batch, D, N): the
+    sum over all channels, and steps, that share an entry.
     """
     if coefficient.ndim == 2:
         return gradient.sum((0, 1))
@@ -248,7 +248,7 @@ def _shared(gradient, coefficient):
 
 
 def _packed_vjp(arrays, delta_softplus, cu_seqlens):
-    """Every sequence by itself; what they share gathers the sum."""
+    """Each sequence by itself; gradients of what they share are summed."""
     total = SelectiveScanGrads(*(None if a is None else np.zeros(a.shape) for a in arrays[1:-1]))
     _, u, _, _, B, C, *_ = arrays
     for k, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):

@@ -115,8 +115,8 @@ cdef inline void finish_steps(const Lanes *lanes, const Back *back, ix rows, ix 
 
 cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes, const Lanes *next,
                      Prefetch *plans) noexcept nogil:
-    """OUT plans: what is read next, of the Lanes `next`, and what is written at the end of this
-    block."""
+    """OUT plans: to fetch what the Lanes `next` will read, and what this block will write at its
+    end."""
     cdef bint gate = adj.scan.z.p is not NULL
     cdef const Signal *z = &adj.scan.z if gate else &adj.scan.u
     cdef const Signal *dz = &adj.dz if gate else &adj.du
@@ -131,7 +131,7 @@ cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes,
 
 cdef bint prepare_block(const Adjoint *adj, const Block *block, const Lanes *lanes,
                         const Prefetch *plans, real *tiles) noexcept nogil:
-    """3. and 1., forward: the tiles that the recurrence reads.  Whether it is inside the range of
+    """1. and 3.: OUT the tiles that the recurrence reads.  Whether every Δ·A is inside the range of
     exp and ȳ is finite."""
     cdef const Scan *scan = &adj.scan
     cdef ix T = block.steps
@@ -154,8 +154,8 @@ cdef bint prepare_block(const Adjoint *adj, const Block *block, const Lanes *lan
 
 cdef void adjoint_block(const Adjoint *adj, const Block *block, AdjointLoop *loop,
                         const Lanes *next) noexcept nogil:
-    """One Lanes back through a block; the Lanes `next` will go through the block behind it.
-    IN the loop, but for what it learns here: its steps, and whether they are safe."""
+    """One Lanes back through a block, of which `loop` says all but the steps; the Lanes `next` will
+    go through the block at `block.after`."""
     cdef const Scan *scan = &adj.scan
     cdef Lanes *lanes = loop.lanes
     cdef real *tiles = loop.tiles
@@ -211,8 +211,8 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
 
 
 cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix T) noexcept nogil:
-    """Whether a block of a time-varying B or C has neither NaN nor inf; True of a constant one,
-    which `tame` tells of."""
+    """Whether a block of a time-varying B or C has neither NaN nor inf; True for a constant one, of
+    which `Back.tame` says so."""
     cdef vf odd = vset1(0)
     cdef real rest = 0
     cdef const real *p
@@ -232,7 +232,7 @@ cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix 
 
 cdef real *begin_rows(const Adjoint *adj, const CoefficientGradient *gradient, ix slice,
                       const Block *block, const ChannelBlock *carried) noexcept nogil:
-    """Where the terms of a block are added to dB or dC; NULL of a constant one."""
+    """Where the terms of a block are added to dB or dC; NULL if B or C is constant."""
     cdef ix first = first_channel(&adj.scan.blocks, slice_start(adj, slice))
     cdef real *rows
     if gradient.p is NULL:

@@ -70,6 +70,7 @@ cdef void store_sums(const Adjoint *adj, ix i, const Lanes *lanes, const Back *b
 
 
 cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """A slice of the channels through a range of the segments; OUT its sums."""
     cdef const Adjoint *adj = <const Adjoint *>args
     cdef const Scan *scan = &adj.scan
     cdef Lanes lanes[LANE_GROUPS * NS]
@@ -112,6 +113,7 @@ cdef void join_task(void *args, ix i, Worker *worker) noexcept nogil:
 # ---- dividing the work ------------------------------------------------------------------------
 
 cdef double adjoint_seconds(const Scan *scan) noexcept nogil:
+    """What the adjoint will take on one thread."""
     cdef double batch = scan.batch, N = scan.states
     return 1e-9 * sizeof(real) / 4 * batch * scan.channels * (1. + scan.steps) * (4 + 0.6 * N)
 
@@ -126,9 +128,9 @@ cdef double adjoint_scratch(const Adjoint *adj) noexcept nogil:
 
 
 cdef void set_slices(Adjoint *adj, ix wanted) noexcept:
-    """Slices of the channels, and lane_groups of a channel_block.  What slices put into shared rows
-    of dB and dC takes at most a twelfth of inputs and outputs; checkpoints of two threads take at
-    most a sixteenth, where those of one lane_group leave the choice."""
+    """Slices of the channels, and lane_groups of a channel_block.  Shared rows of dB and dC take at
+    most a twelfth of the memory of inputs and outputs.  The checkpoints of two threads take at most
+    a sixteenth of it, unless those of a single lane_group take more."""
     cdef Scan *scan = &adj.scan
     cdef ix lane_groups
     cdef double N = scan.states, varying = N * ((not scan.B.constant) + (not scan.C.constant))

@@ -19,8 +19,9 @@ def scan_attention(
     *,
     rows: ArrayLike | None = None,
 ) -> NDArray:
-    r"""The hidden attention of the scan: the lower-triangular matrix that maps u to y, for every
-    channel.
+    r"""The hidden attention of the scan: for every channel, the matrix that maps u to y.
+
+    It is lower-triangular.
 
     With :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)` (or :math:`\delta_l + b`),
 

@@ -1,6 +1,4 @@
-"""`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair
-that composes.
-"""
+"""`chunk_summary` and `combine_summaries`: what a chunk of steps does to any state, as a pair."""
 
 from __future__ import annotations
 
@@ -16,8 +14,7 @@ from ._transition import power
 
 
 class ChunkSummary(NamedTuple):
-    """What a chunk of a scan does to any state, ``h_out = P * h_in + q``: what `chunk_summary`
-    returns.
+    """What a chunk of a scan does to any state, ``h_out = P * h_in + q``.
 
     Attributes
     ----------
@@ -79,10 +76,10 @@ def chunk_summary(
 
     Notes
     -----
-    O(batch·D·L·N) time, as the scan, whose last state from zero q is to the bit; memory beyond
-    inputs and results is that of the scan.  The step sizes are summed in float64, eight by eight,
-    and P is formed once from the sum, so that rounding does not build up over long chunks.  The
-    bits of the result do not depend on strides or threads.
+    O(batch·D·L·N) time, as the scan; q is, bit for bit, the scan's last state from a zero initial
+    state.  Memory beyond inputs and results is that of the scan.  The step sizes are summed in
+    float64, eight by eight, and P is formed once from the sum, so that rounding does not build up
+    over long chunks.  The bits of the result do not depend on strides or threads.
 
     References
     ----------

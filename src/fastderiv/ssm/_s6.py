@@ -1,6 +1,4 @@
-"""`S6`: the layer of derivations §1.1, its projections by matrix products and its recurrence by the
-scan's kernels.
-"""
+"""`S6`: the layer of docs/derivations.md §1.1, projections by matrix products and then the scan."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from ._scan import selective_scan
 from ._transition import transition_product
 from ._vjp import SelectiveScanGrads, selective_scan_vjp
 
-_WORK, _ROWS = 1_000_000_000, 1 << 18  # multiply–adds, and rows, that BLAS takes in one go
+_WORK, _ROWS = 1_000_000_000, 1 << 18  # most multiply–adds and rows of one call of BLAS
 _CALL = ("x", "initial_state", "dy", "dlast_state")
 
 
@@ -349,8 +347,7 @@ class S6:
 
         See Also
         --------
-        fastderiv.transition_product : the same from pre-activations; the theorem, and what it
-        costs.
+        fastderiv.transition_product : the same from pre-activations, with the theorem and its cost.
 
         Examples
         --------
@@ -475,7 +472,7 @@ class _Call:
             w.A,
             _turned(B)[..., None, :, :],
             _turned(C)[..., None, :, :],
-        )  # one group
+        )
 
     @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
@@ -519,7 +516,9 @@ def _summed_product(a: NDArray, b: NDArray) -> NDArray:
 def _dot(a: NDArray, b: NDArray) -> NDArray:
     """The product of matrices, a few rows at a time, between which signals are looked for."""
     out = empty("a projection", (a.shape[0], b.shape[1]), a.dtype)
-    step = max(64, min(_ROWS, _WORK // max(1, b.size)) // 64 * 64)  # as BLAS takes them anyway
+    step = max(
+        64, min(_ROWS, _WORK // max(1, b.size)) // 64 * 64
+    )  # BLAS itself works in multiples of 64
     for first in range(0, len(a), step):
         np.dot(a[first : first + step], b, out=out[first : first + step])
     return out

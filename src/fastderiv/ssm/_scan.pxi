@@ -1,6 +1,6 @@
 # The scan forward (docs/derivations.md §1.1): h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h.  A block
-# runs through the recurrence, a segment block by block, a task through several work_items; how the
-# recurrence is rounded, says §1.6.  Included by _kernels.pyx.
+# runs through the recurrence, a segment block by block, a task through several work_items.  How the
+# recurrence is rounded is in §1.6.  Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
 #        Segment, segment_of, Signal, TB (_problem.pxi)
 # needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("u", "delta", "A", "B", "C")
+_ALWAYS = len(_REQUIRED)
 _NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
 _LOOK = 1 << 24  # boundaries checked between two looks for signals
 
@@ -209,10 +210,13 @@ def selective_scan(
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
     call = ScanCall(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    result = call.checked_out(out)
+    base = call.new_result() if out is None else call.checked_out(out)
+    result = base if out is None else as_dtype(base, call.dtype)
     last = call.new_state() if flag("return_last_state", return_last_state) else None
     call.scan(result, last, flag("delta_softplus", delta_softplus))
-    result = result if out is None else out
+    if out is not None:
+        copy_back(result, base)
+        result = out
     return result if last is None else (result, last)
 
 
@@ -242,7 +246,7 @@ class ScanCall:
     ) -> None:
         given: Any = (u, delta, A, B, C, D, z, delta_bias, initial_state, dout, dlast_state)
         arrays = given
-        if not alike(given, len(_REQUIRED)) or (dout is None and "dout" in required):
+        if not alike(given, _ALWAYS) or (dout is None and "dout" in required):
             optional = [name for name in _NAMES if name not in required]
             given = as_arrays(_NAMES, given, optional)
             arrays = common(given)
@@ -250,7 +254,7 @@ class ScanCall:
         self.u, self.delta, self.A, self.B, self.C, self.D, self.z, *arrays = arrays
         self.delta_bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
-        self.batched = len(self.shape) == 3
+        self.kernels, self.batched = _kernels[self.dtype], len(self.shape) == 3
         self._check_signals()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.delta_bias)
         self.starts: NDArray[np.intp] | None = None
@@ -259,7 +263,8 @@ class ScanCall:
         if cu_seqlens is not None:
             self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
             self.state_shape = (len(self.starts) - 1, self.shape[-2], states)
-        self._check_states()
+        if self.initial_state is not None or self.dlast_state is not None:
+            self._check_states()
         self.coefficient_shapes = self.B.shape, None if self.C is None else self.C.shape
         self.B = _check_coefficient("B", self.B, self.shape, states)
         self.C = None if self.C is None else _check_coefficient("C", self.C, self.shape, states)
@@ -283,16 +288,19 @@ class ScanCall:
                 expect(name, state, self.state_shape, meaning)
 
     def _add_batch_axis(self) -> None:
-        self.u, self.delta, self.z, self.dout = map(
-            self.signal, (self.u, self.delta, self.z, self.dout)
-        )
+        self.u = None if self.u is None else self.u[None]
+        self.delta = self.delta[None]
+        self.z = None if self.z is None else self.z[None]
+        self.dout = None if self.dout is None else self.dout[None]
         self.initial_state = self.state(self.initial_state)
         self.dlast_state = self.state(self.dlast_state)
 
-    def checked_out(self, out: NDArray | None) -> NDArray:
-        """The array for the result, in the caller's shape."""
-        if out is None:
-            return empty("the result", self.shape, self.dtype)
+    def new_result(self) -> NDArray:
+        """An array for the result, in the caller's shape."""
+        return empty("the result", self.shape, self.dtype)
+
+    def checked_out(self, out: NDArray) -> NDArray:
+        """The base array of the caller's `out`."""
         return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
 
     def new_state(self) -> NDArray:
@@ -301,19 +309,12 @@ class ScanCall:
 
     def scan(self, out: NDArray | None, last_state: NDArray | None, delta_softplus: bool) -> None:
         """OUT out, last_state: arrays in the caller's shapes, or None."""
-        y = None if out is None else as_dtype(out, self.dtype)
         self.kernels.scan(
             self.u, self.delta, self.A, B=self.B, C=self.C, D=self.D, z=self.z,
             delta_bias=self.delta_bias, delta_softplus=delta_softplus,
             initial_state=self.initial_state, cu_seqlens=self.starts,
-            last_state=self.state(last_state), out=self.signal(y),
+            last_state=self.state(last_state), out=self.signal(out),
         )  # fmt: skip
-        if out is not None and y is not None:
-            copy_back(y, out)
-
-    @property
-    def kernels(self) -> Kernels:
-        return _kernels[self.dtype]
 
     @overload
     def signal(self, a: NDArray) -> NDArray: ...

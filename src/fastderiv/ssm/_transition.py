@@ -45,9 +45,9 @@ def transition_product(
     Notes
     -----
     O(D·(L + N)) time by "closed", O(D·(2**L + N)) by "subsets", for every item of the leading axes;
-    memory beyond inputs and result is O(D) for each, and some KiB per thread.  Two independent
-    routes to one number: the library's own end-to-end check.  "subsets" works in the log domain
-    relative to the largest term, as any one may overflow.
+    memory beyond inputs and result is O(D) for each, and some KiB per thread.  These are two
+    independent routes to one number, and so the library's own end-to-end check.  "subsets" works in
+    the log domain relative to the largest term, as any one term may overflow.
 
     References
     ----------
@@ -81,8 +81,9 @@ def transition_product(
 
 @undisturbed
 def power(total: NDArray, A: NDArray) -> NDArray:
-    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a
-    signal can come between.
+    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N).
+
+    It is formed in place, and in pieces between which signals are answered.
     """
     product = empty("the product", (*total.shape, A.shape[1]), A.dtype)
     if not product.size:

@@ -14,8 +14,9 @@ from ._scan import ScanCall
 
 
 class SelectiveScanGrads(NamedTuple):
-    """Gradients with respect to the arguments of `selective_scan`, each of its argument's shape;
-    None where that was None.
+    """Gradients with respect to the arguments of `selective_scan`, each in its argument's shape.
+
+    A gradient is None where the argument was None.
 
     Examples
     --------
@@ -56,8 +57,9 @@ def selective_scan_vjp(
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
 ) -> SelectiveScanGrads:
-    r"""The adjoint of `selective_scan`: gradients of a scalar from those with respect to the scan's
-    results.
+    r"""The adjoint of `selective_scan`: gradients of a scalar with respect to its arguments.
+
+    They follow from the gradients of that scalar with respect to the scan's results.
 
     With :math:`\bar h_l` the gradient with respect to the state after step l, and :math:`\bar y_l`
     that with respect to :math:`C_l \cdot h_l`, backwards in time from :math:`\bar h_L` =
@@ -75,8 +77,8 @@ def selective_scan_vjp(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens
         As they were passed to `selective_scan`.
     dlast_state : array_like, shape (batch, D, N), optional
-        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` (sequences, D,
-        N).
+        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` it is
+        (sequences, D, N).
 
     Returns
     -------
@@ -98,12 +100,14 @@ def selective_scan_vjp(
     -----
     O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by
     division: the scan runs once more, leaving its state every 32 steps, and is replayed from there
-    on the way back.  Memory beyond inputs and outputs: these checkpoints, of 64 to 256 bytes of
-    channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens` L is
-    that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a
-    twelfth of inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a
-    channel each, or 3N + 2 where B and C are constant; and scratch of about 1/4 MiB per thread at N
-    = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
+    on the way back.
+
+    Memory beyond inputs and outputs has four parts.  Checkpoints are kept for 64 to 256 bytes of
+    channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens`, L is that
+    of the longest sequence).  Shares of ``dB`` and ``dC`` that await their summation take at most a
+    twelfth of inputs and outputs.  What is summed over the batch has up to 32 shares, each of N + 2
+    numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes about 1/4 MiB per thread
+    at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in float64.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
     nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to
@@ -139,8 +143,8 @@ class _Results:
     """What the kernel writes to, in the caller's shapes; dB and dC (Bt, G, N, L)."""
 
     def __init__(self, call: ScanCall) -> None:
-        # in one piece: allocators give several large ones back to the system, and fetching them
-        # anew costs a quarter of the time
+        # They are one array: allocators return several large ones to the system, and getting their
+        # memory back would take a quarter of the time.
         count = 2 if call.z is None else 3
         self.du, self.ddelta, *gate = empty("the gradients", (count, *call.shape), call.dtype)
         self.dz = gate[0] if gate else None
@@ -157,7 +161,7 @@ def _varying(name: str, coefficient: NDArray) -> NDArray | None:
 
 def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
-    with ieee():  # into how many shares they are cut, is computed too
+    with ieee():  # the number of shares is computed in floating point, too
         shares = call.kernels.adjoint(
             call.dout, call.u, call.delta, A=call.A, B=call.B, C=call.C, D=call.D, z=call.z,
             delta_bias=call.delta_bias, delta_softplus=delta_softplus,
