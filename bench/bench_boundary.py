@@ -172,8 +172,8 @@ def on_threads(n, problems):
 class Ties:
     """Rows of a random network N(0, 1.5), its ties, and brackets of these for the peers.
 
-    With more than one hidden layer the last bias is the median of the margin's rest, or most
-    networks had no tie at all.
+    With more than one hidden layer the last bias is minus the median of the margin without it:
+    otherwise most networks have no tie at all.
     """
 
     def __init__(self, sizes, m, seed):

@@ -41,8 +41,6 @@ _ROOM = {
     "columns": _COLUMNS,
 }
 NOT_YET = {
-    "optim": dict(_ROOM),
-    "subsets": dict(_ROOM),
     "boundary": {"columns": _COLUMNS},
     "_core": dict(_ROOM) | {"imports downward": "show_config imports the package's version"},
     "integrations": {"private names": "public ones are being made", "columns": _COLUMNS},

@@ -60,7 +60,10 @@ def inputs(m, n, seed=1, scale=1.5):
 
 
 def five_roots():
-    """derivations §2: three hidden units, five ties at x2 = 0; the second input only shifts the first unit."""
+    """The example of derivations §2: three hidden units, five ties at x2 = 0.
+
+    The second input only shifts the first unit.
+    """
     return fd.SigmoidMLP(
         [[[0.25, 50, 51], [0.125, 0, 0]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]]
     )
@@ -70,7 +73,7 @@ def every_evaluation(net, X):
     return [getattr(net, name)(X) for name in EVALUATIONS]
 
 
-# ---- SigmoidMLP: values -------------------------------------------------------------------------------------------
+# ---- SigmoidMLP: values ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -94,7 +97,7 @@ def test_network_equals_reference(sizes, m, name):
 def test_any_network_equals_reference(sizes, m, seed, scale):
     net = network([*sizes, 2], seed, scale)
     X = inputs(m, sizes[0], seed)
-    # a rounding error of a pre-activation is as large as the weights, and passes on through σ' ≤ 1/4 of them
+    # a pre-activation's rounding error is as large as the weights, and σ' ≤ 1/4 of it passes on
     growth = np.prod([1 + np.abs(w).sum(0).max() / 4 for w in net.weights[1:]]) * (
         1 + np.abs(net.weights[0]).sum(0).max()
     )
@@ -214,7 +217,7 @@ def test_outputs_choose_the_columns():
     assert same_bits(single.margin(X, outputs=(1, 0)), single.logits(X)[:, 0])
 
 
-# ---- SigmoidMLP: the same bits ------------------------------------------------------------------------------------
+# ---- SigmoidMLP: the same bits ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 40, 9, 3)])
@@ -316,7 +319,7 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
         signal.signal(signal.SIGALRM, handler)
 
 
-# ---- the kernels, handed what they do not expect ------------------------------------------------------------------
+# ---- the kernels, handed what they do not expect ---------------------------------------------
 
 
 def program(sizes=(3, 5, 1), seed=0):
@@ -474,7 +477,7 @@ def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads
     assert all(map(same_bits, results, expected))
 
 
-# ---- SigmoidMLP: as an object -------------------------------------------------------------------------------------
+# ---- SigmoidMLP: as an object ----------------------------------------------------------------
 
 
 def test_the_network_owns_read_only_copies():
@@ -599,7 +602,7 @@ def test_bad_outputs_are_named(outputs, kind, message):
             call(np.zeros((1, 2)), outputs)
 
 
-# ---- scikit-learn -------------------------------------------------------------------------------------------------
+# ---- scikit-learn ----------------------------------------------------------------------------
 
 
 def trained(classes, layers=(6,), **options):
@@ -674,7 +677,7 @@ def test_scikit_learn_and_scipy_are_imported_late():
     )
 
 
-# ---- ExponentialSum -----------------------------------------------------------------------------------------------
+# ---- ExponentialSum --------------------------------------------------------------------------
 
 
 def minus_preactivations(net, X):
@@ -863,7 +866,8 @@ def test_root_bound_equals_reference_where_many_terms_merge(H, n_in, seed):
 
 
 def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_them():
-    # coordinate 0: frequencies 0, −1, −1, −2 with C = (1, −2, 2, −1)·…: the middle pair may have either sign
+    # along coordinate 0 the frequencies are 0, −1, −1, −2 and C = (1, −2, 2, −1)·…: the sum of the
+    # middle pair may have either sign
     weights, head, bias = [[1, 1], [0, 5]], [[3.0], [-1.0]], [[0, 0], [-1.0]]
     net = fd.SigmoidMLP([weights, head], bias)
     terms = fd.ExponentialSum.from_network(net)
@@ -935,14 +939,14 @@ def test_exponential_sum_errors_and_copies():
         terms.log_evaluate(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="coordinate is 2; expected an integer from -2 to 1"):
         terms.frequencies(2)
-    with pytest.raises(TypeError, match="coordinate is 0.0"):
+    with pytest.raises(TypeError, match=r"coordinate is 0\.0"):
         terms.root_bound(0.0)
     with pytest.raises(ValueError, match="read-only"):
         terms.coefficients[0] = 1
     assert same_bits(pickle.loads(pickle.dumps(terms)).coefficients, terms.coefficients)
 
 
-# ---- find_x1 ------------------------------------------------------------------------------------------------------
+# ---- find_x1 ---------------------------------------------------------------------------------
 
 
 def monotone(sizes=(2, 5, 2), seed=0):
@@ -1062,7 +1066,7 @@ def test_secant_steps_shorter_than_the_tolerance_are_not_convergence():
 
 
 def random_lines(count):
-    """Networks of one input, flat and steep, with a bracket of a tie, of which there may be more."""
+    """Networks of one input, flat and steep, with a bracket of one tie or of several."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         scale, units = 10.0 ** rng.uniform(-2, 3), int(rng.integers(1, 6))
@@ -1094,7 +1098,7 @@ def test_converged_is_what_it_says(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_solvers_own_change_of_sign_counts_where_rounding_makes_many(method):
-    # 1e8 (σ(x) − ½) as the difference of terms of 1e16: signs are a matter of rounding within 1e-8 of 0
+    # 1e8 (σ(x) − ½) as the difference of terms of 1e16: within 1e-8 of 0 rounding decides signs
     net = fd.SigmoidMLP([[[1.0, 1.0]], [[1e16], [-1e16 + 1e8]]], [[0.0, 0.0], [-5e7]])
     r = fd.find_x1(net, [[]], (-3.0, 4.0), method=method)
     if method not in ("newton", "secant"):
@@ -1375,7 +1379,7 @@ def test_results_pickle():
     assert all(same_bits(a, b) for a, b in zip(r, again, strict=True))
 
 
-# ---- signals ------------------------------------------------------------------------------------------------------
+# ---- signals ---------------------------------------------------------------------------------
 
 
 def a_big_batch():

@@ -1,4 +1,4 @@
-"""solve_x1 for networks with no hidden layer or more than one: certificates against interval arithmetic of its own."""
+"""solve_x1 with no hidden layer or several: certificates against interval arithmetic."""
 
 from itertools import pairwise
 
@@ -86,7 +86,7 @@ def assert_proven(net, x, bounds=LINE, undecided=0, **options):
     return ties
 
 
-# ---- certificates -------------------------------------------------------------------------------------------------
+# ---- certificates ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sizes", "scale", "fan"), GENERIC)
@@ -127,7 +127,7 @@ def test_steep_networks(sizes, scale):
 
 @pytest.mark.parametrize("height", [1e-6, 1e-9, 1e-11, 1e-13, 1e-14, 1e-15])
 def test_near_double_roots(height):
-    """A local extremum moved to this height above or below zero: two simple roots, or none, or an honest cluster."""
+    """A local extremum at this height above or below zero: two simple roots, none, or a cluster."""
     decided = 0
     for seed in range(4):
         net, t = with_extremum((2, 8, 8, 1), seed)
@@ -142,7 +142,7 @@ def test_near_double_roots(height):
 
 
 def with_extremum(sizes, seed):
-    """A network whose margin has a local extremum of height 0 (nearly) at t, for the other input 0.5."""
+    """A network whose margin has a local extremum of height nearly 0 at t, the other input 0.5."""
     for trial in range(100):
         net = network(sizes, 1000 * seed + trial, 1.5)
         grid = np.linspace(-6, 6, 2001)
@@ -153,7 +153,7 @@ def with_extremum(sizes, seed):
             break
     point = np.array([[grid[inner[0]], 0.5]])
     for _ in range(60):  # Newton's method on the slope, its derivative from differences
-        slope = [net.margin_gradient(point + [[e, 0]])[0, 0] for e in (-1e-5, 0, 1e-5)]
+        slope = [net.margin_gradient(point + np.array([[e, 0]]))[0, 0] for e in (-1e-5, 0, 1e-5)]
         point[0, 0] -= 2e-5 * slope[1] / (slope[2] - slope[0])
     exact = Slice(net.weights, net.biases, [0.5]).exact(point[0, 0])
     biases = (*net.biases[:-1], net.biases[-1] - float(exact))
@@ -233,7 +233,7 @@ def test_the_oracle_notices():
     assert judge(f, lower + width, upper + width, unique, *LINE)[:2] == (len(lower), len(lower))
 
 
-# ---- what is special ----------------------------------------------------------------------------------------------
+# ---- what is special -------------------------------------------------------------------------
 
 
 def odd_network():
@@ -436,7 +436,10 @@ def test_enclosures_are_as_narrow_as_asked(xtol):
 
 
 def rounding_allows(net, x, xtol=1e-12):
-    """How wide the enclosure of a tie at x must be at most: xtol, or twice the error of f over its slope, and some ulps."""
+    """How wide the enclosure of a tie at x may be.
+
+    It is xtol, or twice the error of f over its slope, and some ulps.
+    """
     (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(
         np.empty((1, 0)), x, x, x
     )
@@ -514,7 +517,7 @@ def test_tie_on_a_plateau_is_unique_though_it_is_wide():
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_units_that_cancel_are_merged(layer, sign):
-    """Copies and mirror images whose outgoing weights cancel up to a constant change no tie and take no work."""
+    """Copies and mirror images that cancel up to a constant change no tie and take no work."""
     net, x = network((2, 7, 6, 5, 1), 3), rows(4, 1)
     W, b = [w.copy() for w in net.weights], [v.copy() for v in net.biases]
     W[layer] = np.hstack([W[layer], sign * W[layer][:, :3]])
@@ -532,7 +535,7 @@ def test_units_that_cancel_are_merged(layer, sign):
 
 
 def test_merged_sums_are_exact():
-    """1e16 + 1 − 1e16 is 1, in whatever order; two outputs' weights are one sum; what sums to 0 is no unit."""
+    """1e16 + 1 − 1e16 is 1 in any order, and so over two outputs; units that sum to 0 vanish."""
     W = [
         [[1.0, 1, 1, 2]],
         [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]],
@@ -554,7 +557,10 @@ def test_merged_sums_are_exact():
 
 @pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-12])
 def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise):
-    """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out; the tie at 0.75 is found all the same."""
+    """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out.
+
+    The tie at 0.75 is found all the same.
+    """
     a, d = (
         np.array([1.0, 3.0, 1.0, 2.5]) * (1 + noise * np.array([0, 0, 1, 0])),
         np.array([3.0, 1.0, -3.0, -1.0]),
@@ -569,7 +575,7 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
     assert np.all((upper - lower)[near] < 0.1)
 
 
-# ---- no hidden layer ----------------------------------------------------------------------------------------------
+# ---- no hidden layer -------------------------------------------------------------------------
 
 
 def test_linear_network():
@@ -619,7 +625,7 @@ def test_linear_network_of_any_scale(a):
     assert ties.lower[0] <= -0.75 / a <= ties.upper[0]
 
 
-# ---- the contract -------------------------------------------------------------------------------------------------
+# ---- the contract ----------------------------------------------------------------------------
 
 
 def every(ties):
@@ -719,7 +725,8 @@ rng = np.random.default_rng(0)
 for sizes in ((3, 16, 16, 16, 1), (2, 5, 9, 2), (2, 40, 33, 1)):
     weights = [rng.standard_normal(n) for n in zip(sizes, sizes[1:])]
     net = fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
-    net = fd.SigmoidMLP(weights, (*net.biases[:-1], net.biases[-1] - np.median(net.margin(rng.standard_normal((50, sizes[0]))))
+    shift = np.median(net.margin(rng.standard_normal((50, sizes[0]))))
+    net = fd.SigmoidMLP(weights, (*net.biases[:-1], net.biases[-1] - shift
                         * np.eye(sizes[-1])[0]))
     ties = fd.solve_x1(net, rng.standard_normal((30, sizes[0] - 1)))
     assert len(ties.x) and ties.unique.all()
@@ -753,7 +760,7 @@ def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
 
 
 def cancelling(net, noise):
-    """Half of the last hidden layer's units, each with a copy (but for the noise) that takes its value away again."""
+    """Half of the last hidden layer's units, each with a copy that, but for noise, cancels it."""
     rng, half = np.random.default_rng(3), net.hidden_widths[-1] // 2
     w, b = net.weights[-2][:, :half], net.biases[-2][:half]
     near = 1 + noise * rng.standard_normal((w.shape[0], 2 * half))
@@ -787,7 +794,7 @@ def test_ties_of_a_trained_network_change_the_prediction():
     assert np.all(margins[0] * margins[1] < 0)
 
 
-# ---- at length ----------------------------------------------------------------------------------------------------
+# ---- at length -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -809,7 +816,7 @@ def test_thousands_of_rows(sizes, scale, fan):
 
 
 def test_units_that_rounding_makes_alike_are_not_merged():
-    """The first layer's two units are one, and their sums 1 + 1 and 1 + 2**-54 + … round alike: exactly they differ, and tie."""
+    """The sums 1 + 1 and 1 + 2**-54 + … of units round alike, but exactly they differ, and tie."""
     net = fd.SigmoidMLP(
         [[[1.0, 1.0]], [[1.0, 1.0], [2.0**-54, 0.0]], [[1.0], [-1.0]]], [[0, 0], [0, 0], [-5e-18]]
     )

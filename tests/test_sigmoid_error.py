@@ -66,8 +66,7 @@ def half_ulp(x):
 
 
 class Number:
-    """A ball that holds an expression's exact value, and how far from it its float64 value may
-    be."""
+    """A ball that holds an expression's exact value, and the largest error of its float64 value."""
 
     def __init__(self, value, wrong=0.0):
         self.value, self.wrong = arb(value), wrong

@@ -847,14 +847,23 @@ u = np.broadcast_to(np.float32(0), (256, 1_000_000))
 B = np.broadcast_to(np.float32(0), (1, 16, 1_000_000))
 child = []
 signal.signal(signal.SIGALRM, lambda *_: child.append(os.fork()))
-signal.setitimer(signal.ITIMER_REAL, 0.1)
-try:
-    fd.selective_scan(u, u, -np.ones((256, 16), np.float32), B, B)
-except RuntimeError as error:
-    assert child == [0] and "forked" in str(error), (child, error) fd.selective_scan(np.ones((64,
-    9000)), np.ones((64, 9000)), -np.ones((64, 16)), np.ones((64, 16)), np.ones((64, 16)))
-    os._exit(7)
-assert child and child[0] > 0 and os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 7
+for delay in 0.1, 0.5, 2.5:             # longer where the machine has not begun with the call yet
+    child.clear()
+    signal.setitimer(signal.ITIMER_REAL, delay)
+    try:
+        fd.selective_scan(u, u, -np.ones((256, 16), np.float32), B, B)
+    except RuntimeError as error:
+        assert child == [0] and "forked" in str(error), (child, error)
+        u, A = np.ones((64, 9000)), np.ones((64, 16))
+        fd.selective_scan(u, u, -A, A, A)
+        os._exit(7)
+    assert child, "the call was over before the signal came"
+    if child[0] == 0:
+        os._exit(3)                     # forked before the call had begun
+    code = os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1])
+    if code != 3:
+        break
+assert code == 7, code
 print("fine")
 """
 
@@ -866,7 +875,7 @@ def test_a_signal_handler_that_forks_amid_a_call():
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.stdout.strip() == "fine", done.stderr
 

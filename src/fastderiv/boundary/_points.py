@@ -96,6 +96,8 @@ def decision(net: SigmoidMLP, outputs: Outputs | str) -> tuple[int, int] | None:
         if net.n_outputs > 2:
             return None
         outputs = (0, 1)
+    elif isinstance(outputs, str):
+        raise ValueError(f"outputs is {outputs!r}; expected a pair of integers or 'any'")
     pair = net._columns(outputs)
     return (1, 0) if pair is None else pair  # a logit is what class 1 leads class 0 by
 

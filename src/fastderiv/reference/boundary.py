@@ -393,8 +393,20 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
         return at(p)[0]
 
     p0, size = start[plane], abs(length)
+    steps, longest, before = -1, 0.0, 0.0
+
+    def after_step(s, p):
+        nonlocal steps, longest, before
+        steps, longest, before = steps + 1, max(longest, s - before), s
+        if steps >= 400 and size - s > 2.0**52 * longest:
+            raise ValueError(
+                f"length is {length:g}, beside which steps along this boundary are lost in rounding: "
+                f"the longest of {steps} was {longest:.3g}; expected at most 2**52 times that"
+            )
+        return 1.0  # no event, which would be a change of sign
+
     way = integrate.solve_ivp(
-        field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True
+        field, (0, size), p0, "DOP853", rtol=rtol, atol=atol, dense_output=True, events=after_step
     ).sol
     end = size
     if stop_when_closed:
