@@ -102,7 +102,8 @@ def agree(ours, theirs, name):
 
 def against_ourselves(name, shape, call, rounds):
     """Two threads, float64 and the other layout; before the peers, some of which keep threads of
-    their own awake ever after."""
+    their own awake ever after.
+    """
     label, steps = f"{name} {shape} float32", int(np.prod(shape))
     p, wide = problem(shape), problem(shape, np.float64)
     t = interleave({"1 thread": call(p), "2 threads": call(p, 2)}, rounds=rounds, rest=0.02)
@@ -161,7 +162,8 @@ def adjoint(shape, others, rounds):
 
 def small_calls(rounds):
     """A tiny scan, and a decoding step at the size of a 130M model: against NumPy, and against as
-    many state-steps of a long scan."""
+    many state-steps of a long scan.
+    """
     p = problem(TINY)
     t = interleave({"fastderiv": scan(p), "NumPy loop": lambda: numpy_scan(*p)}, rounds=rounds)
     yield compare(f"call {TINY}", t, "fastderiv", "NumPy loop", "call", 1)

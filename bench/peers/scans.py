@@ -206,7 +206,8 @@ def by_numba() -> Peer | None:
 
 def by_torch() -> Peer | None:
     """mamba's `selective_scan_ref`: decays and inputs of all steps materialised, then a loop;
-    autograd through it."""
+    autograd through it.
+    """
     try:
         import torch
     except ImportError:
