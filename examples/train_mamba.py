@@ -65,7 +65,8 @@ def rms_norm_vjp(dy, cache):
 
 def block(p, x, carry=None):
     """x (Bt, L, M) -> the same shape, what the backward pass needs, and the carry into the steps
-    that follow."""
+    that follow.
+    """
     Bt, L, _ = x.shape
     tail, state = carry or (np.zeros((Bt, WINDOW - 1, E), x.dtype), None)
     n, norm = rms_norm(x, p["gain"])  # 1
@@ -124,7 +125,8 @@ def forward(model, tokens, carries=None):
 
 def loss_and_grads(model, text):
     """Mean bits per character of text (Bt, L + 1), each from those before it, and the gradients in
-    the model's structure."""
+    the model's structure.
+    """
     *blocks, ends = model
     tokens, targets = text[:, :-1], text[:, 1:]
     logits, (caches, n, norm), _ = forward(model, tokens)
@@ -180,7 +182,8 @@ def cast(model, dtype):
 
 def gradient_error(model, text, rng):
     """Relative error, in float64, of the derivative along a random direction against a central
-    difference."""
+    difference.
+    """
     model = cast(model, np.float64)
     direction = [{name: rng.normal(size=a.shape) for name, a in p.items()} for p in model]
 
@@ -260,7 +263,8 @@ def sample(model, prompt, length, rng, temperature=0.6):
 
 def ngram_bits(train, test, order, symbols):
     """Bits per character of n-grams for n = 1..order, each backed by the one below (Witten-Bell
-    smoothing)."""
+    smoothing).
+    """
     probability, results = np.full(len(test) - order + 1, 1 / symbols), []
     for n in range(1, order + 1):
         radix = symbols ** np.arange(n)[::-1]
@@ -284,7 +288,8 @@ def look_up(keys, known, values):
 
 def load_text():
     """Training and held-out text as numbers, and the characters they stand for; repeated paragraphs
-    only once."""
+    only once.
+    """
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
     characters, text = np.unique(list("\n\n".join(paragraphs)), return_inverse=True)
     cut = len(text) * 9 // 10

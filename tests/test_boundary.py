@@ -22,8 +22,10 @@ from scipy.special import expit
 
 import fastderiv as fd
 from fastderiv import reference as ref
-from fastderiv.boundary import _roots
-from fastderiv.boundary._roots import METHODS, _kernels
+from fastderiv.boundary._compiled import kernels as _kernels
+from fastderiv.boundary._network import margin_of
+from fastderiv.boundary.line import _roots
+from fastderiv.boundary.line._finders import METHODS
 from helpers import floating_point
 from helpers.awkward import error, layouts, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
@@ -264,7 +266,7 @@ def test_the_scalar_callback_has_the_bits_of_the_tiles(sizes):
     net, X = network(sizes, scale=2.0), inputs(20, sizes[0])
     margin, gradient = net.margin(X), net.margin_gradient(X)
     for coordinate in range(sizes[0]):
-        line = _kernels.Line(net._margin_program((0, 1)), coordinate)
+        line = _kernels.Line(margin_of(net, (0, 1)).compiled.program, coordinate)
         for i, x in enumerate(X):
             line.prepare(np.where(np.arange(sizes[0]) == coordinate, np.nan, X), i)
             assert line(x[coordinate]) == margin[i]
@@ -309,7 +311,7 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
     handler = signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     try:
-        for call in (lambda: net._margin_program((0, 1)), lambda: net.margin_gradient(X)):
+        for call in (lambda: margin_of(net, (0, 1)).compiled.program, lambda: net.margin_gradient(X)):
             seen[:] = [time.perf_counter()]
             call()
             assert time.perf_counter() - seen[0] > 0.1  # or this shows nothing
@@ -426,7 +428,7 @@ def test_sizes_no_memory_holds_are_memory_errors():
 @pytest.mark.parametrize("name", ["logits", "forward"])
 def test_a_network_without_outputs_takes_no_time(name):
     net, X = fd.SigmoidMLP([np.zeros((2, 0))], [np.zeros(0)]), np.broadcast_to(1.0, (1 << 58, 2))
-    program, out = net._logits_program(), np.empty((1 << 58, 0))
+    program, out = _kernels.Program(net.weights, net.biases), np.empty((1 << 58, 0))
     program.evaluate(X, out, name == "forward")
 
 
@@ -437,7 +439,7 @@ def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads
     """Subnormal weights and inputs among them; a large enough batch for several threads."""
     net = network((3, 40, 30, 1), scale=2.0)
     p, small = (
-        net._margin_program((0, 1)),
+        margin_of(net, (0, 1)).compiled.program,
         _kernels.Program((np.array([[5e-320], [3e-310]]),), (np.array([2e-311]),)),
     )
     X, Z = inputs(20_000, 3), np.array([[0.3, 1e3], [-0.7, 0.5]])
@@ -797,7 +799,7 @@ def test_log_evaluate_shapes_zeros_and_nan():
 
 
 def test_log_evaluate_in_blocks_equals_one_block(monkeypatch):
-    from fastderiv.boundary import _expsum
+    from fastderiv.boundary.line import _expsum
 
     net, B = network((1, 9, 2)), inputs(50, 9)
     whole = fd.ExponentialSum.from_network(net).log_evaluate(B)
@@ -1298,7 +1300,7 @@ def test_flat_ends_are_scipys_to_the_last_field(method, maxiter):
             [[[w, w]], [[2.0], [rng.integers(-3, 4)]]], [rng.normal(size=2) * w, [rng.normal()]]
         )
         lo, hi = rng.normal(size=2) * 3
-        f = _kernels.Line(net._margin_program((0, 1)), 0)
+        f = _kernels.Line(margin_of(net, (0, 1)).compiled.program, 0)
         f.prepare(np.zeros((1, 1)), 0)
         if f(lo) * f(hi) >= 0:
             continue

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import fastderiv as fd
-from fastderiv.boundary._solve import _kernels, _solver
-from fastderiv.boundary._units import distinct_units
+from fastderiv.boundary._compiled import kernels as _kernels
+from fastderiv.boundary._network import margin_of
+from fastderiv.boundary.line._solver import solver_of
+from fastderiv.boundary.line._units import distinct_units
 from helpers import floating_point, machines
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
@@ -68,9 +70,13 @@ def assert_in_order(ties, bounds=LINE):
     assert np.all((ties.upper[:-1] <= ties.lower[1:])[same_row])
 
 
+def _program(net):
+    return _kernels.Program(net.weights, net.biases)
+
+
 def work(net, x, bounds=LINE):
     """How many enclosures each row took."""
-    solver, _ = _solver(net, net._columns((0, 1)), 0)
+    solver, _ = solver_of(margin_of(net, (0, 1)), 0)
     return solver.effort(x, *bounds, 1e-12)
 
 
@@ -198,7 +204,7 @@ def test_enclosures_hold_the_margin_and_its_derivatives(scale):
         net = network(sizes, 3, scale)
         x = rows(1, sizes[0] - 1)
         solver, f = (
-            _kernels.DeepNet(net._margin_program((0, 1)), 0),
+            _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0),
             Slice(net.weights, net.biases, x[0]),
         )
         for width in (1e-12, 1e-6, 1e-3, 0.1, 1.0, 20.0, INF):
@@ -440,9 +446,8 @@ def rounding_allows(net, x, xtol=1e-12):
 
     It is xtol, or twice the error of f over its slope, and some ulps.
     """
-    (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(
-        np.empty((1, 0)), x, x, x
-    )
+    solver = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0)
+    (_, error), (slope, _), *_ = solver.enclosure(np.empty((1, 0)), x, x, x)
     return max(xtol * max(1, abs(x)), 2 * error / abs(slope) + 2e-15 * abs(x))
 
 
@@ -496,7 +501,7 @@ def test_one_hidden_layer_in_this_kernel_is_as_narrow():
     """A unit of slope 1e4, saturated at the tie, makes the curvature on the line useless there."""
     a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
     net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
-    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, x, lower, upper, unique = listing.arrays()
     assert unique.all()
@@ -541,7 +546,8 @@ def test_merged_sums_are_exact():
         [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]],
         [[0.5, 1e16], [2.0, 1e16 + 2]],
     ]
-    weights, biases = distinct_units(fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]]), (0, 1))
+    net = fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]])
+    weights, biases = distinct_units(margin_of(net, (0, 1)))
     assert [w.tolist() for w in weights] == [
         [[1.0, 2.0]],
         [[1.0, 0.0], [1.0, 1.0]],
@@ -549,10 +555,10 @@ def test_merged_sums_are_exact():
     ]
     assert [b.tolist() for b in biases] == [[0.0, 0.0], [0.0, 0.0], [-1.0]]
     own = network((2, 5, 4, 2), 0)
-    weights, biases = distinct_units(own, (0, 1))
+    weights, biases = distinct_units(margin_of(own, (0, 1)))
     assert all(map(np.shares_memory, weights[:-1], own.weights[:-1]))
     huge = fd.SigmoidMLP([[[1.0, 1]], [[1.7e308], [1.7e308]], [[1.0]]], [[0, 0], [0.0], [0.0]])
-    assert distinct_units(huge, None)[0][0].shape == (1, 2)
+    assert distinct_units(margin_of(huge, (0, 1)))[0][0].shape == (1, 2)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-12])
@@ -566,7 +572,7 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
         np.array([3.0, 1.0, -3.0, -1.0]),
     )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
-    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
@@ -652,7 +658,7 @@ def test_threads_and_neighbours_do_not_change_the_bits():
 
 
 def test_kernels_refuse_arrays_that_do_not_fit():
-    program = network((3, 4, 4, 1), 0)._margin_program((0, 1))
+    program = margin_of(network((3, 4, 4, 1), 0), (0, 1)).compiled.program
     X = np.ones((2, 2))
     solver = _kernels.DeepNet(program, 0)
 
@@ -670,8 +676,8 @@ def test_kernels_refuse_arrays_that_do_not_fit():
         lambda: _kernels.DeepNet(program, 3),
         lambda: _kernels.DeepNet(program, -1),
         lambda: _kernels.DeepNet(None, 0),
-        lambda: _kernels.DeepNet(network((3, 4, 2), 0)._logits_program(), 0),
-        lambda: _kernels.DeepNet(network((3, 1), 0)._logits_program(), 0).enclosure(
+        lambda: _kernels.DeepNet(_program(network((3, 4, 2), 0)), 0),
+        lambda: _kernels.DeepNet(_program(network((3, 1), 0)), 0).enclosure(
             X[:1], 0.0, 1.0, 2.0
         ),
     ]
@@ -690,7 +696,7 @@ def test_every_floating_point_state_gives_the_same_bits(state):
         network((2, 1), 5),
         steep_second_layer(),
     ]
-    solvers = [_solver(net, net._columns((0, 1)), 0)[0] for net in nets]
+    solvers = [solver_of(margin_of(net, (0, 1)), 0)[0] for net in nets]
     inputs = [rows(60, net.n_inputs - 1) for net in nets]
 
     def everything():
@@ -751,7 +757,7 @@ def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
         ],
         [rng.standard_normal(n), rng.standard_normal(n), [0.1]],
     )
-    _solver(net, None, 0)  # packed
+    solver_of(margin_of(net, (0, 1)), 0)  # packed
     for delay in (0.2, 0.27):
         assert (
             seconds_until_answered(lambda: fd.solve_x1(net, np.empty((50, 0))), delay=delay)

@@ -24,7 +24,8 @@ def problem(
     batch, channels, states, steps, dtype=np.float64, *, B="time", C="time", seed=0, unbatched=False
 ):
     """Arguments of a scan with every option on; B and C are "constant", "time" or a number of
-    groups."""
+    groups.
+    """
     rng = np.random.default_rng(seed)
 
     def normal(*shape):

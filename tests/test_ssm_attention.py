@@ -1,5 +1,6 @@
 """The hidden attention of the scan: against the reference, the scan itself and an exact oracle, and
-at the edges."""
+at the edges.
+"""
 
 import os
 import subprocess
@@ -28,7 +29,8 @@ def attention_problem(*shape, **options):
 
 def exact_rows(p, rows):
     """The rows of one channel of a group in extended precision, exponents summed backwards from
-    each row."""
+    each row.
+    """
     dt, A, B, C = (np.asarray(p[name], np.longdouble) for name in ("delta", "A", "B", "C"))
     result = np.zeros((dt.shape[0], len(rows), dt.shape[1]), np.longdouble)
     for i, l in enumerate(rows):
@@ -277,7 +279,8 @@ def test_growth_overflows_only_where_it_must(dtype):
 @pytest.mark.parametrize("counts", [(64, 64, 64), (32, 32, 64)])
 def test_factors_that_overflow_apart_make_a_finite_product(dtype, wild, counts):
     """Steps of both signs: sums over blocks, or within one, are beyond the range of exp, the sum
-    from row to column is not."""
+    from row to column is not.
+    """
     delta = np.repeat(np.array([[1, wild, -wild * counts[1] / counts[2]]], dtype), counts, axis=1)
     one = np.ones((1, 1), dtype)
     attention = fd.scan_attention(delta, -one, one, one, rows=[-1])

@@ -529,8 +529,8 @@ def doors(kernel):
     yield subsets.sums, [y, of(2, 3, 32), 0, False]
     yield subsets.closed, [y, partial]
     yield subsets.enumerate_rows, [y, of(2, 3)]
-    for function in "exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad":
-        yield getattr(kernels("_core")[real], function), [u, u.copy()]
+    for curve in "exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad":
+        yield kernels("_core")[real].elementwise, [u, u.copy(), curve]
 
 
 def call_door(function, arguments):
@@ -556,9 +556,11 @@ def test_kernels_refuse_what_does_not_fit(kernel):
 
 
 def free(function, key, same_size):
-    """Whether a kernel takes this argument in another shape: there is nothing it must agree
-    with."""
-    if function in {"exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad", "closed"}:
+    """Whether a kernel takes this argument in another shape.
+
+    It does where there is nothing that the argument must agree with.
+    """
+    if function in {"elementwise", "closed"}:
         return same_size or (function == "closed" and key == 0)
     return (function, key, same_size) in {
         ("step", "B", True),  # (N,) is (1, N)

@@ -188,7 +188,8 @@ def test_transition_product_is_the_product_of_the_transitions(method, steps, row
 
 def test_state_fades_by_the_transition_product():
     """Without input to the state (W_B = 0), what remains of it is the product of all
-    transitions."""
+    transitions.
+    """
     W_delta, b_delta, A, W_B, W_C = weights(5, 4)
     _, x, _, h0, _ = problem()
     layer = fd.S6(W_delta, b_delta, A, 0 * W_B, W_C)

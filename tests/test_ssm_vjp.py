@@ -1,5 +1,6 @@
 """The adjoint of the selective scan: its oracle against autograd and the scan itself, and the
-compiled one against the oracle."""
+compiled one against the oracle.
+"""
 
 import itertools
 import pickle
@@ -68,7 +69,8 @@ def exact(p):
 
 def errors(grads, expected):
     """The error of every gradient relative to its own largest magnitude; None, shapes and fields
-    are compared too."""
+    are compared too.
+    """
     assert [g is None for g in grads] == [e is None for e in expected]
     present = [
         (name, g, e)
@@ -844,9 +846,9 @@ def test_errors_of_packed_and_unbatched_calls():
         ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(2, 6, 3\)"
     ):
         fd.selective_scan_vjp(**{**p, "dlast_state": p["dlast_state"][:1]})
-    with pytest.raises(ValueError, match="^cu_seqlens is"):
+    with pytest.raises(ValueError, match=r"^cu_seqlens is"):
         fd.selective_scan_vjp(**{**p, "cu_seqlens": [0, 9, 8]})
-    with pytest.raises(TypeError, match="^cu_seqlens has dtype float64"):
+    with pytest.raises(TypeError, match=r"^cu_seqlens has dtype float64"):
         fd.selective_scan_vjp(**{**p, "cu_seqlens": [0.0, 3.0, 8.0]})
     p = vjp_problem(1, 6, 3, 8, unbatched=True, B=1, C=1)
     with pytest.raises(ValueError, match=r"^dout has shape \(1, 6, 8\); expected .+ = \(6, 8\)"):
@@ -940,7 +942,8 @@ def test_ctrl_c_is_answered_at_once(threads):
 
 def longdouble_vjp(p):
     """The adjoint in extended precision, some channels at a time; B and C vary in time, z is given,
-    dlast_state is not."""
+    dlast_state is not.
+    """
     whole = {k: a.astype(np.longdouble) for k, a in arrays_of(p).items()}
     parts = [
         _longdouble_channels(whole, np.s_[first : first + 16])
@@ -993,7 +996,8 @@ def _longdouble_channels(whole, some):
 
 def benchmarked(shape):
     """Mamba's own A and step sizes; every value a float32, so that one oracle serves both
-    precisions."""
+    precisions.
+    """
     p = vjp_problem(*shape, np.float32)
     p["A"] = -np.tile(np.arange(1, 17, dtype=np.float32), (shape[1], 1))
     p["delta_bias"] = np.log(np.expm1(np.geomspace(1e-3, 1e-1, shape[1]))).astype(np.float32)

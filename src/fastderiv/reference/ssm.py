@@ -237,7 +237,8 @@ def _batched_vjp(arrays, delta_softplus):
 
 def _shared(gradient, coefficient):
     """The gradient (L, batch, D, N) of `_rows` of a batched B or C in that one's shape: the sum
-    over all who share an entry."""
+    over all who share an entry.
+    """
     if coefficient.ndim == 2:
         return gradient.sum((0, 1))
     steps, batch, channels, states = gradient.shape

@@ -1,5 +1,6 @@
 """`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair
-that composes."""
+that composes.
+"""
 
 from __future__ import annotations
 

@@ -157,8 +157,12 @@ cdef int set_transition(Scan *scan, cnp.ndarray A) except -1:
     shape[0] = scan.channels
     shape[1] = scan.states = cnp.PyArray_DIM(A, 1)
     expect_array(A, 2, shape, False)
-    scan.A, scan.A_d, scan.A_n = data(A), stride(A, 0), stride(A, 1)
+    point_at_A(scan, A)
     return 0
+
+
+cdef inline void point_at_A(Scan *scan, cnp.ndarray A):
+    scan.A, scan.A_d, scan.A_n = data(A), stride(A, 0), stride(A, 1)
 
 
 cdef int set_coefficients(Scan *scan, cnp.ndarray B, cnp.ndarray C) except -1:

@@ -126,7 +126,7 @@ def step(cnp.ndarray state, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.nd
     set_step_signal(z, axes - 1, shape, False, &scan.z)
     set_step_signal(out, axes - 1, shape, True, &scan.out)
     expect_array(A, 2, shape + axes - 2, False)
-    set_transition(&scan, A)
+    point_at_A(&scan, A)
     set_step_coefficient(B, axes, shape, &scan.B)
     set_step_coefficient(C, axes, shape, &scan.C)
     set_channels(&scan, D, dt_bias, dt_softplus)

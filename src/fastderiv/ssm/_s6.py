@@ -1,5 +1,6 @@
 """`S6`: the layer of derivations §1.1, its projections by matrix products and its recurrence by the
-scan's kernels."""
+scan's kernels.
+"""
 
 from __future__ import annotations
 
@@ -108,8 +109,8 @@ class S6:
 
     References
     ----------
-    docs/derivations.md §1.1 and §1.5.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective
-    State Spaces", 2023, arXiv:2312.00752.
+    docs/derivations.md §1.1 and §1.5.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with
+    Selective State Spaces", 2023, arXiv:2312.00752.
 
     Examples
     --------
@@ -464,7 +465,8 @@ class _Call:
     @undisturbed
     def scan_arguments(self) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
         """The scan's arguments u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x:
-        views in its layout."""
+        views in its layout.
+        """
         x, w = self.x, self.w
         delta, B, C = (_product(x, W) for W in (w.W_delta, w.W_B.T, w.W_C.T))
         return (
@@ -477,8 +479,10 @@ class _Call:
 
     @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
-        """The layer's gradients from those of the scan (derivations §1.5): x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C,
-        W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
+        """The layer's gradients from those of the scan (docs/derivations.md §1.5).
+
+        x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C,  W̅_Δ = xᵀ δ̄,  W̅_B = B̅ᵀ x,  W̅_C = C̅ᵀ x.
+        """
         x, w = self.x, self.w
         ddelta, dB, dC = (
             _turned(scan.ddelta),

@@ -121,7 +121,8 @@ def _converted(
     state: np.ndarray, arguments: tuple[ArrayLike | None, ...]
 ) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
     """The base view of the state, and the state and the arguments as arrays of one dtype, whatever
-    they were."""
+    they were.
+    """
     base = in_place("state", state)
     dtype = F32 if base.dtype.itemsize == 4 else F64
     given = as_arrays(_STEP, arguments, optional=_STEP[5:])

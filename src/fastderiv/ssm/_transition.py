@@ -82,7 +82,8 @@ def transition_product(
 @undisturbed
 def power(total: NDArray, A: NDArray) -> NDArray:
     """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a
-    signal can come between."""
+    signal can come between.
+    """
     product = empty("the product", (*total.shape, A.shape[1]), A.dtype)
     if not product.size:
         return product
