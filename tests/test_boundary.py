@@ -311,7 +311,10 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
     handler = signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     try:
-        for call in (lambda: margin_of(net, (0, 1)).compiled.program, lambda: net.margin_gradient(X)):
+        for call in (
+            lambda: margin_of(net, (0, 1)).compiled.program,
+            lambda: net.margin_gradient(X),
+        ):
             seen[:] = [time.perf_counter()]
             call()
             assert time.perf_counter() - seen[0] > 0.1  # or this shows nothing

@@ -501,7 +501,10 @@ def test_one_hidden_layer_in_this_kernel_is_as_narrow():
     """A unit of slope 1e4, saturated at the tie, makes the curvature on the line useless there."""
     a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
     net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
-    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
+    solver, listing = (
+        _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0),
+        _kernels.Listing(1),
+    )
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, x, lower, upper, unique = listing.arrays()
     assert unique.all()
@@ -572,7 +575,10 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
         np.array([3.0, 1.0, -3.0, -1.0]),
     )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
-    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
+    solver, listing = (
+        _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0),
+        _kernels.Listing(1),
+    )
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
@@ -677,9 +683,7 @@ def test_kernels_refuse_arrays_that_do_not_fit():
         lambda: _kernels.DeepNet(program, -1),
         lambda: _kernels.DeepNet(None, 0),
         lambda: _kernels.DeepNet(_program(network((3, 4, 2), 0)), 0),
-        lambda: _kernels.DeepNet(_program(network((3, 1), 0)), 0).enclosure(
-            X[:1], 0.0, 1.0, 2.0
-        ),
+        lambda: _kernels.DeepNet(_program(network((3, 1), 0)), 0).enclosure(X[:1], 0.0, 1.0, 2.0),
     ]
     for k, call in enumerate(calls):
         with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):

@@ -254,7 +254,7 @@ def test_an_index_is_an_integer_of_any_kind(value):
     "value", [3.0, np.float64(3), True, np.True_, "3", None, [3], np.array([3, 4])]
 )
 def test_nothing_else_is_an_index(value):
-    with pytest.raises(TypeError, match="k is .*; expected an integer"):
+    with pytest.raises(TypeError, match=r"k is .*; expected an integer"):
         arrays.index("k", value)
 
 
@@ -267,7 +267,7 @@ def test_a_number_is_a_scalar_of_any_kind(value):
     "value", [True, np.True_, "2", None, 2j, [2], [[2], [2, 3]], np.array([2.0]), np.array(True)]
 )
 def test_nothing_else_is_a_number(value):
-    with pytest.raises(TypeError, match="tol is .*; expected a number"):
+    with pytest.raises(TypeError, match=r"tol is .*; expected a number"):
         arrays.number("tol", value)
 
 
@@ -322,5 +322,5 @@ def test_widest_gap_of_boundaries():
 
 def test_numbers_beyond_float64s_integers_are_rounded_to_nearest():
     assert arrays.number("alpha", np.int64(2**53 + 1)) == 2.0**53
-    with pytest.raises(TypeError, match="^block is a masked array"):
+    with pytest.raises(TypeError, match=r"^block is a masked array"):
         arrays.index("block", np.ma.array(3))

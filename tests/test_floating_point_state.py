@@ -313,7 +313,7 @@ def test_same_bits_in_every_state_which_is_left_as_it_was(name, state):
 def test_the_state_outlives_an_exception(state):
     with in_state(state):
         found = word()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError):  # noqa: PT011 (whichever it names)
             fd.selective_scan_vjp(X, X, X, W, W, W)
         with pytest.raises(ZeroDivisionError):
             fd.subset_logsumexp(SUMS, method="enumerate", progress=lambda done, total: 1 // 0)

@@ -2,8 +2,8 @@
 arithmetic.
 
 An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code
-of simd_math.h is followed operation by operation, with the values as balls and a bound of what rounding
-has done to them, with fused operations and without.
+of simd_math.h is followed operation by operation, with the values as balls and a bound of what
+rounding has done to them, with fused operations and without.
 """
 
 import math

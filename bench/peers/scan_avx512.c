@@ -1,14 +1,15 @@
 /* A peer for bench_ssm.py: the float32 scan by hand in AVX-512 intrinsics, for one fixed case only.
  *
- * Contiguous u, delta, z, out (batch, D, L) and B, C (batch, N, L), D a multiple of 16, N of 4, L of 64; skip, gate, bias
- * and softplus always on.  Compiled by the benchmark with -O3 -march=native; 2**x by vrndscale and vscalef.
+ * Contiguous u, delta, z, out (batch, D, L) and B, C (batch, N, L), D a multiple of 16, N of 4, L of
+ * 64; skip, gate, bias and softplus always on.  The benchmark compiles it with -O3 -march=native.
+ * 2**x is computed by vrndscale and vscalef.
  */
 #include <immintrin.h>
 #include <stddef.h>
 
 enum { T = 64 };
 typedef __m512 v;
-#define SET(x) _mm512_set1_ps(x)
+#define SET(x)       _mm512_set1_ps(x)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 
 static inline v exp2v(v x)
@@ -52,8 +53,12 @@ static inline void transpose(const float *src, ptrdiff_t ss, float *dst, ptrdiff
     for (int i = 0; i < 4; i++)
 #pragma GCC unroll 16
         for (int j = 0; j < 2; j++) {
-            a[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b[4 * i + j]), _mm512_castps_pd(b[4 * i + 2 + j])));
-            a[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b[4 * i + j]), _mm512_castps_pd(b[4 * i + 2 + j])));
+            a[4 * i + 2 * j] = _mm512_castpd_ps(
+                _mm512_unpacklo_pd(_mm512_castps_pd(b[4 * i + j]),
+                                   _mm512_castps_pd(b[4 * i + 2 + j])));
+            a[4 * i + 2 * j + 1] = _mm512_castpd_ps(
+                _mm512_unpackhi_pd(_mm512_castps_pd(b[4 * i + j]),
+                                   _mm512_castps_pd(b[4 * i + 2 + j])));
         }
 #pragma GCC unroll 16
     for (int i = 0; i < 4; i++) {
@@ -71,8 +76,9 @@ static inline void transpose(const float *src, ptrdiff_t ss, float *dst, ptrdiff
     }
 }
 
-void scan(const float *u, const float *delta, const float *A, const float *B, const float *C, const float *D, const float *z,
-          const float *bias, float *out, ptrdiff_t batch, ptrdiff_t dim, ptrdiff_t N, ptrdiff_t L)
+void scan(const float *u, const float *delta, const float *A, const float *B, const float *C,
+          const float *D, const float *z, const float *bias, float *out, ptrdiff_t batch,
+          ptrdiff_t dim, ptrdiff_t N, ptrdiff_t L)
 {
     float a[256 * 16] __attribute__((aligned(64))), h[256 * 16] __attribute__((aligned(64)));
     float td[T * 16] __attribute__((aligned(64))), tx[T * 16] __attribute__((aligned(64)));
@@ -80,7 +86,10 @@ void scan(const float *u, const float *delta, const float *A, const float *B, co
     for (ptrdiff_t b = 0; b < batch; b++)
         for (ptrdiff_t d = 0; d < dim; d += 16) {
             for (ptrdiff_t n = 0; n < N; n++)
-                for (int i = 0; i < 16; i++) { a[n * 16 + i] = A[(d + i) * N + n] * 1.44269504f; h[n * 16 + i] = 0; }
+                for (int i = 0; i < 16; i++) {
+                    a[n * 16 + i] = A[(d + i) * N + n] * 1.44269504f;
+                    h[n * 16 + i] = 0;
+                }
             v vD = _mm512_loadu_ps(D + d), vb = _mm512_loadu_ps(bias + d);
             for (ptrdiff_t l = 0; l < L; l += T) {
                 const ptrdiff_t o = (b * dim + d) * L + l;
@@ -90,7 +99,8 @@ void scan(const float *u, const float *delta, const float *A, const float *B, co
                     transpose(z + o + t, L, tz + t * 16, 16);
                 }
                 for (int t = 0; t < T; t++) {
-                    v dt = softplus(_mm512_add_ps(_mm512_load_ps(td + t * 16), vb)), x = _mm512_load_ps(tx + t * 16);
+                    v dt = softplus(_mm512_add_ps(_mm512_load_ps(td + t * 16), vb)),
+                      x = _mm512_load_ps(tx + t * 16);
                     _mm512_store_ps(ty + t * 16, _mm512_mul_ps(x, vD));
                     _mm512_store_ps(td + t * 16, dt);
                     _mm512_store_ps(tx + t * 16, _mm512_mul_ps(dt, x));
@@ -102,11 +112,15 @@ void scan(const float *u, const float *delta, const float *A, const float *B, co
                     v h0 = _mm512_load_ps(h + n * 16), h1 = _mm512_load_ps(h + n * 16 + 16);
                     v h2 = _mm512_load_ps(h + n * 16 + 32), h3 = _mm512_load_ps(h + n * 16 + 48);
                     for (int t = 0; t < T; t++) {
-                        v dt = _mm512_load_ps(td + t * 16), x = _mm512_load_ps(tx + t * 16), s = _mm512_load_ps(ty + t * 16);
+                        v dt = _mm512_load_ps(td + t * 16), x = _mm512_load_ps(tx + t * 16),
+                          s = _mm512_load_ps(ty + t * 16);
                         h0 = FMA(exp2v(_mm512_mul_ps(dt, a0)), h0, _mm512_mul_ps(x, SET(pb[t])));
-                        h1 = FMA(exp2v(_mm512_mul_ps(dt, a1)), h1, _mm512_mul_ps(x, SET(pb[t + L])));
-                        h2 = FMA(exp2v(_mm512_mul_ps(dt, a2)), h2, _mm512_mul_ps(x, SET(pb[t + 2 * L])));
-                        h3 = FMA(exp2v(_mm512_mul_ps(dt, a3)), h3, _mm512_mul_ps(x, SET(pb[t + 3 * L])));
+                        h1 = FMA(exp2v(_mm512_mul_ps(dt, a1)), h1,
+                                 _mm512_mul_ps(x, SET(pb[t + L])));
+                        h2 = FMA(exp2v(_mm512_mul_ps(dt, a2)), h2,
+                                 _mm512_mul_ps(x, SET(pb[t + 2 * L])));
+                        h3 = FMA(exp2v(_mm512_mul_ps(dt, a3)), h3,
+                                 _mm512_mul_ps(x, SET(pb[t + 3 * L])));
                         s = FMA(h0, SET(pc[t]), s);
                         s = FMA(h1, SET(pc[t + L]), s);
                         s = FMA(h2, SET(pc[t + 2 * L]), s);
@@ -119,7 +133,8 @@ void scan(const float *u, const float *delta, const float *A, const float *B, co
                     _mm512_store_ps(h + n * 16 + 48, h3);
                 }
                 for (int t = 0; t < T; t++)
-                    _mm512_store_ps(ty + t * 16, _mm512_mul_ps(_mm512_load_ps(ty + t * 16), silu(_mm512_load_ps(tz + t * 16))));
+                    _mm512_store_ps(ty + t * 16, _mm512_mul_ps(_mm512_load_ps(ty + t * 16),
+                                                               silu(_mm512_load_ps(tz + t * 16))));
                 for (int t = 0; t < T; t += 16) transpose(ty + t * 16, 16, out + o + t, L);
             }
         }

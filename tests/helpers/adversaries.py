@@ -1,5 +1,6 @@
 """Networks of one hidden layer, and rows of their other input, that are hard for certificates, in
-kinds."""
+kinds.
+"""
 
 import numpy as np
 

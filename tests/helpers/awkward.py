@@ -47,9 +47,7 @@ def error(value, exact):
     if exact.size == 0:
         return 0.0
     scale = np.abs(exact).max()
-    return float(
-        np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale if scale else 1)
-    )
+    return float(np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale or 1))
 
 
 def overlapping_views():

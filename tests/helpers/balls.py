@@ -142,7 +142,8 @@ def excludes_by_taylor(row, l, m, r):
 
 def roots_between(row, points):
     """How many roots f has between the first and the last of these points, all simple; None if that
-    stays open."""
+    stays open.
+    """
     todo, work, count = list(pairwise(points)), WORK, 0
     while todo:
         l, r = todo.pop()
@@ -201,7 +202,8 @@ def decided_from(row, t, side):
 
 def roots_in(row, l, r):
     """How many roots f has between the floats l < r, which may be infinite; None if that stays
-    open."""
+    open.
+    """
     if all(a == 0 for a, _, _ in row.units):
         return 0 if Point(row, arb(0)).sign else None
     inner = row.cuts(l, r)

@@ -1,5 +1,6 @@
 """The curves of simd_math.h as functions of arrays: what kernels compute with, for tests and for
-Python code that must agree with them."""
+Python code that must agree with them.
+"""
 
 from __future__ import annotations
 

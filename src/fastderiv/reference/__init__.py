@@ -1,4 +1,6 @@
-"""Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code; the oracle of the tests."""
+"""Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code;
+the oracle of the tests.
+"""
 
 from .boundary import (
     BoundaryCurves,
