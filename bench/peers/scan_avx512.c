@@ -1,7 +1,7 @@
 /* A peer for bench_ssm.py: the float32 scan by hand in AVX-512 intrinsics, for one fixed case only.
  *
- * Contiguous u, delta, z, out (batch, D, L) and B, C (batch, N, L), D a multiple of 16, N of 4, L of
- * 64; skip, gate, bias and softplus always on.  The benchmark compiles it with -O3 -march=native.
+ * Contiguous u, delta, z, out (batch, D, L) and B, C (batch, N, L), D a multiple of 16, N of 4, L
+ * of 64; skip, gate, bias and softplus always on.  Compiled with -O3 -march=native.
  * 2**x is computed by vrndscale and vscalef.
  */
 #include <immintrin.h>
