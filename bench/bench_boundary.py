@@ -11,14 +11,10 @@ from scipy.optimize import brentq
 from scipy.optimize.elementwise import find_root
 from scipy.special import expit
 
-try:
-    from contourpy import contour_generator  # matplotlib's
-except ImportError:
-    contour_generator = None
-
 import fastderiv as fd
 from fastderiv._cli.bench import threads_set_to
 from fastderiv._cli.timing import Timing, interleave
+from peers.networks import Peer, contour_generator, contoured
 from report import compare, limited, options, report
 
 NETWORKS = {"2-3-2": 100_000, "2-16-2": 100_000, "64-256-256-2": 20_000}  # rows
@@ -38,30 +34,6 @@ def network(sizes, seed=0):
     rng = np.random.default_rng(seed)
     weights = [rng.standard_normal(shape) for shape in pairwise(sizes)]
     return fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
-
-
-class Peer:
-    """The margin and its gradient as NumPy users write them: BLAS, `expit`, one array per layer."""
-
-    def __init__(self, net):
-        self.hidden = list(zip(net.weights[:-1], net.biases[:-1], strict=True))
-        self.d = net.weights[-1][:, 0] - net.weights[-1][:, 1]
-        self.dc = net.biases[-1][0] - net.biases[-1][1]
-
-    def margin(self, X):
-        for w, b in self.hidden:
-            X = expit(X @ w + b)
-        return X @ self.d + self.dc
-
-    def margin_gradient(self, X):
-        slopes = []
-        for w, b in self.hidden:
-            X = expit(X @ w + b)
-            slopes.append(X * (1 - X))
-        g = self.d
-        for (w, _), s in zip(reversed(self.hidden), reversed(slopes), strict=True):
-            g = (g * s) @ w.T
-        return g
 
 
 def evaluations(rounds):
@@ -252,13 +224,6 @@ CURVES = {
     "2-64-2": (2, 64, 2),
     "2-16-16-16-2": (2, 16, 16, 16, 2),
 }
-
-
-def contoured(net, n):
-    """The usual way: the margin on a grid of n × n points, and straight lines through its cells."""
-    x = np.linspace(-3, 3, n)
-    grid = np.stack(np.meshgrid(x, x), axis=-1)
-    return contour_generator(x, x, net.margin(grid.reshape(-1, 2)).reshape(n, n)).lines(0.0)
 
 
 def curves(rounds):

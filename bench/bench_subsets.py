@@ -5,40 +5,15 @@
 The results are checked; then all candidates are timed in turn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 import fastderiv as fd
 from fastderiv._cli.bench import numpy_doubling, numpy_logsumexp, threads_set_to
 from fastderiv._cli.timing import Timing, interleave
+from peers.sums import numba_sums
 from report import Result, compare, options, report
-
-
-def numba_sums() -> Callable | None:
-    """The same algorithm compiled by Numba; None if that is not installed."""
-    try:
-        import numba
-    except ImportError:
-        return None
-
-    @numba.njit
-    def sums(x, out):
-        low = min(x.size, 10)
-        out[0] = 0
-        for i in range(low):
-            for j in range(1 << i):
-                out[(1 << i) + j] = out[j] + x[i]
-        for h in range(1, 1 << (x.size - low)):
-            shift = x.dtype.type(0)
-            for i in range(x.size - low):
-                if h >> i & 1:
-                    shift += x[low + i]
-            for j in range(1 << low):
-                out[(h << low) + j] = out[j] + shift
-        return out
-
-    return sums
 
 
 def bench_sums(n: int, dtype: type, rounds: int) -> dict[str, Timing]:

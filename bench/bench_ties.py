@@ -4,60 +4,14 @@ python bench/bench_ties.py [--json] [--rounds N]
 """
 
 from functools import partial
-from itertools import combinations
 
 import numpy as np
-from scipy.integrate import solve_ivp
-from scipy.optimize import brentq
 
 import fastderiv as fd
-from bench_boundary import Peer, network
+from bench_boundary import network
 from fastderiv._cli.timing import interleave
+from peers.networks import Peer, by_solve_ivp, sampled_counterfactuals, sampled_decisions
 from report import compare, options, report
-
-GRID = np.linspace(-8, 8, 801)  # where peers look for changes of sign
-
-
-def with_input(x, c, values):
-    X = np.repeat(x[None], len(values), axis=0)
-    X[:, c] = values
-    return X
-
-
-def sampled_ties(margin, x, c):
-    """Changes of sign on the grid, each by brentq: as one writes it."""
-    f = margin(with_input(x, c, GRID))
-    cells = np.flatnonzero(f[1:] * f[:-1] < 0)
-    return np.array(
-        [
-            brentq(lambda t: margin(with_input(x, c, [t]))[0], GRID[k], GRID[k + 1], xtol=1e-12)
-            for k in cells
-        ]
-    )
-
-
-def sampled_counterfactuals(peer, x):
-    ties = (sampled_ties(peer.margin, x, c) for c in range(len(x)))
-    return np.array([t[abs(t - x[c]).argmin()] if len(t) else np.nan for c, t in enumerate(ties)])
-
-
-def sampled_decisions(net, x, c):
-    """The largest output between all ties of all pairs."""
-    ties = np.sort(np.concatenate([
-        sampled_ties(lambda X, a=a, b=b: np.subtract(*net.logits(X)[:, [a, b]].T), x, c)
-        for a, b in combinations(range(net.n_outputs), 2)
-    ]))  # fmt: skip
-    ends = np.concatenate([[GRID[0]], ties, [GRID[-1]]])
-    largest = net.logits(with_input(x, c, (ends[1:] + ends[:-1]) / 2)).argmax(1)
-    return ends[:-1][np.append(True, largest[1:] != largest[:-1])]
-
-
-def by_solve_ivp(peer, start, length):
-    def field(s, p):
-        a, b = peer.margin_gradient(p[None])[0]
-        return np.array([-b, a]) / np.hypot(a, b)
-
-    return solve_ivp(field, (0, length), start, method="DOP853", rtol=1e-10, atol=1e-10).y.T
 
 
 def timed(name, unit, rounds, ours, theirs, peer, units=1):

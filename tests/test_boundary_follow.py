@@ -230,7 +230,7 @@ def test_a_saddle_ends_the_way_with_an_error():
 
 
 def test_a_plateau_ends_the_way_with_an_error():
-    with pytest.raises(ValueError, match="cannot be followed beyond -.*plateau of the margin"):
+    with pytest.raises(ValueError, match=r"cannot be followed beyond -.*plateau of the margin"):
         fd.follow_boundary(saddle(), [-2.0, -2.0], -1000)
 
 
@@ -269,7 +269,7 @@ def test_a_gradient_that_overflows_has_no_direction():
     net = fd.SigmoidMLP(
         [[[1e200, -1e200], [1e200, 1e200]], [[1e200], [1e200]]], [[0.0, 0.0], [-1e200]]
     )
-    with pytest.raises(ValueError, match="cannot be followed beyond 0: at .* no direction"):
+    with pytest.raises(ValueError, match=r"cannot be followed beyond 0: at .* no direction"):
         fd.follow_boundary(net, [0.0, 0.0], 1.0)
 
 

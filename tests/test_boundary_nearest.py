@@ -47,7 +47,7 @@ def is_nearest_around(net, x, tie, box=None):
             X = X - (net.margin(X) / (g * g).sum(1))[:, None] * g
         ok = abs(net.margin(X)) < 1e-12
         if box is not None:
-            ok &= ((X >= box[:, 0] - 1e-12) & (X <= box[:, 1] + 1e-12)).all(1)
+            ok &= ((box[:, 0] - 1e-12 <= X) & (box[:, 1] + 1e-12 >= X)).all(1)
         assert box is not None or ok.sum() > 20
         if ok.any() and np.linalg.norm(X[ok] - x, axis=1).min() < distance * (1 - 1e-9):
             return False

@@ -109,8 +109,8 @@ def test_pickles_that_are_older_than_the_folders_load():
     expected[roots], was[roots] = expected[roots].x, was[roots].x  # steps are SciPy's affair
     assert close(was, expected)
     assert all(map(same, results, pickle.loads(pickle.dumps(results))))
+    pandas = pytest.importorskip("pandas")
     with pytest.raises(ValueError, match="other columns than the model was fitted with"):
-        pandas = pytest.importorskip("pandas")
         named.logits(pandas.DataFrame([[0.0, 1.0]], columns=["b", "a"]))
 
 

@@ -1,4 +1,6 @@
-"""A little of the fuzzer, and all that it ever crashed on (`python tests/fuzz.py --help`)."""
+"""A little of the fuzzer, and all that it ever crashed on; `python tests/fuzz.py --help` tells of
+more.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +52,7 @@ def test_twice_ten_thousand_calls_are_as_they_must_be(seed):
         assert [*two.map(lambda s: findings(10_000, s), (seed, seed + 1))] == [[], []]
 
 
-# ---- the fuzzer finds what is wrong -----------------------------------------------------------
+# ---- the fuzzer finds what is wrong --------------------------------------------------------------
 
 ARRAY = {"shape": [3], "values": "normal", "seed": 1, "dtype": "f8"}
 QUIET = {"errors": None, "rounding": None, "flush": False, "threads": 1}

@@ -157,7 +157,7 @@ def test_masked_arrays_are_refused(name, argument):
 
 def test_a_pair_that_is_one_masked_array_is_refused():
     pair = np.ma.masked_array(np.ones((2, 3)), mask=False)
-    with pytest.raises(TypeError, match="^second is a masked array"):
+    with pytest.raises(TypeError, match=r"^second is a masked array"):
         fd.combine_summaries(np.ones((2, 3)), pair)
 
 
@@ -184,11 +184,11 @@ def test_out_and_state_of_a_subclass_are_written_as_arrays(out):
 
 
 def test_masked_out_and_state_are_refused():
-    with pytest.raises(TypeError, match="^out is a masked array"):
+    with pytest.raises(TypeError, match=r"^out is a masked array"):
         fd.selective_scan(**SCAN, out=np.ma.zeros((1, 4, 6)))
-    with pytest.raises(TypeError, match="^out is a masked array"):
+    with pytest.raises(TypeError, match=r"^out is a masked array"):
         fd.subset_sums(D, out=np.ma.zeros(16))
-    with pytest.raises(TypeError, match="^state is a masked array"):
+    with pytest.raises(TypeError, match=r"^state is a masked array"):
         fd.selective_state_update(np.ma.array(H0), **STEP)
 
 
@@ -202,12 +202,12 @@ def test_results_on_top_of_themselves_are_refused(strides):
     def view(*shape):
         return as_strided(memory[32:], shape, [8 * s for s in strides[-len(shape) :]])
 
-    with pytest.raises(ValueError, match="^out shares memory with itself"):
+    with pytest.raises(ValueError, match=r"^out shares memory with itself"):
         fd.selective_scan(**SCAN, out=view(1, 4, 6))
-    with pytest.raises(ValueError, match="^out shares memory with itself"):
+    with pytest.raises(ValueError, match=r"^out shares memory with itself"):
         fd.subset_sums(normal(4, 3), out=view(4, 8))
     x, b = normal(1, 4), normal(1, 6)
-    with pytest.raises(ValueError, match="^state shares memory with itself"):
+    with pytest.raises(ValueError, match=r"^state shares memory with itself"):
         fd.selective_state_update(view(1, 4, 6), x, x, normal(4, 6), b, b)
     assert not memory.any()
 
@@ -344,7 +344,7 @@ def test_boundaries_are_checked_across_pieces(monkeypatch):
         monkeypatch.setattr(_scan, "_LOOK", look)
         assert_same(list(fd.selective_scan_vjp(DOUT, **arguments)), list(expected))
         for bad in ([0, 1, 3, 2, 6], [0, 3, 2, 6], [0, 6, 5], [1, 6], [0, 5], [0, -1, 6]):
-            with pytest.raises(ValueError, match="cu_seqlens is .*non-decreasing"):
+            with pytest.raises(ValueError, match=r"cu_seqlens is .*non-decreasing"):
                 fd.selective_scan(**{**arguments, "initial_state": None, "cu_seqlens": bad})
 
 

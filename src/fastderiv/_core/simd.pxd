@@ -61,5 +61,5 @@ cdef extern from "simd_lanes.h" nogil:
     vf vload_some(const real *p, ix n)              # the first n ≤ VL numbers, then zeros
     void vstore_some(real *p, vf v, ix n)           # the first n ≤ VL lanes
     void vtranspose(const real *src, ptrdiff_t ss, real *dst, ptrdiff_t ds)
-    void vpartsums(vf a, vf b, vf c, vf d, vf *out)  # sums within 128-bit parts
+    void vpartsums(vf a, vf b, vf c, vf d, vf *out)  # FOURS vectors of sums within 128-bit parts
     real gsum(const real *g)            # of GL numbers

@@ -500,10 +500,8 @@ def _in_steps(
     starts = None if cu_seqlens is None else cu_seqlens.tolist()
     if not torch.compiler.is_compiling():
         # every error of shapes is raised here
-        ScanCall(
-            tuple(None if t is None else _without_memory(t.shape, [0] * t.ndim) for t in tensors),
-            starts,
-        )
+        u_, dt_, a, b, c, d, gate, bias, h0 = map(_shape_of, tensors)
+        ScanCall(u_, dt_, a, b, c, d, gate, bias, h0, starts)
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = softplus(dt) if delta_softplus else dt
     B, C = (_coefficient(t, u.shape) for t in (B, C))
@@ -592,6 +590,11 @@ def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
     if t is None:
         return None
     return t.view_as(t) if attached and t.requires_grad else t.detach().requires_grad_()
+
+
+def _shape_of(t: Tensor | None) -> Any:
+    """An array of a tensor's shape that must not be read; None for None."""
+    return None if t is None else _without_memory(t.shape, [0] * t.ndim)
 
 
 def _without_memory(shape: torch.Size, strides: Sequence[int]) -> np.ndarray:

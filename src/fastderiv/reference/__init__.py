@@ -1,6 +1,5 @@
-"""Every public function in plain NumPy and SciPy: slow, short, independent of compiled code.
-
-The tests take it as their oracle.
+"""Every public function in plain NumPy and SciPy: slow, short, independent of the compiled code;
+the oracle of the tests.
 """
 
 from .boundary import (

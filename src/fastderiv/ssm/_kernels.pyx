@@ -103,8 +103,9 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     divide_adjoint(&adj, scan.steps if cu_seqlens is None else longest, seconds)
     sums = empty("shares of sums", (adj.ranges, adj.rows, scan.channels), u.dtype)
     adj.sums = data(sums)
-    shared_dB = set_coefficient_gradient(&adj, &scan.B, dB, &adj.dB)
-    shared_dC = set_coefficient_gradient(&adj, &scan.C, dC, &adj.dC)
+    # these two names keep the memory of the shared rows alive
+    shared_dB = set_coefficient_gradient(&adj, &scan.B, dB, &adj.dB)  # no-cython-lint
+    shared_dC = set_coefficient_gradient(&adj, &scan.C, dC, &adj.dC)  # no-cython-lint
     run_with(adjoint_task, &adj, adj.ranges * adj.slices, adjoint_scratch(&adj), seconds)
     if adj.slices > 1:
         seconds = 1e-9 * scan.batch * scan.states * scan.steps * adj.slices
