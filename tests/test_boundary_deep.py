@@ -501,7 +501,8 @@ def test_one_hidden_layer_in_this_kernel_is_as_narrow():
     """A unit of slope 1e4, saturated at the tie, makes the curvature on the line useless there."""
     a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
     net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
-    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
+    solver = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0)
+    listing = _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, x, lower, upper, unique = listing.arrays()
     assert unique.all()
@@ -572,7 +573,8 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
         np.array([3.0, 1.0, -3.0, -1.0]),
     )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
-    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
+    solver = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0)
+    listing = _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
