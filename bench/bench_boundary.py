@@ -1,4 +1,4 @@
-"""boundary against NumPy and SciPy: checks results, then times interleaved; ratio first, then time.
+"""The boundary room against NumPy and SciPy: results are checked, then timed in turn.
 
 python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
 """
@@ -98,10 +98,12 @@ def roots(rounds):
         )
 
     def vectorised(x2):
-        def margin(t, x):
-            return expit(np.stack([t, x], -1) @ w + b) @ d + dc
-
-        return find_root(margin, (lo, hi), args=(x2,), tolerances={"xatol": 2e-12}).x
+        return find_root(
+            lambda t, x: expit(np.stack([t, x], -1) @ w + b) @ d + dc,
+            (lo, hi),
+            args=(x2,),
+            tolerances={"xatol": 2e-12},
+        ).x
 
     few, many = x2[: ROOTS["row by row"]], x2[: ROOTS["at once"]]
     assert np.abs(fd.find_x1(net, few, (lo, hi)).x - looped(few)).max() < 1e-10
@@ -123,7 +125,7 @@ def roots(rounds):
 
 
 def ties(rounds):
-    """All ties of random rows, certified, against SciPy's finders, which are given the brackets."""
+    """All ties of random rows, certified, against SciPy's finders, which are given brackets."""
     for name, m in TIES.items():
         yield from solving(
             name,
@@ -222,10 +224,9 @@ class Ties:
         )
 
     def brentq(self, most):
-        brackets = list(zip(self.lo, self.hi, self.rows, strict=True))[:most]
         return [
             brentq(lambda t, x=x: self.margin(np.float64(t), x), lo, hi, xtol=1e-12)
-            for lo, hi, x in brackets
+            for lo, hi, x in list(zip(self.lo, self.hi, self.rows, strict=True))[:most]
         ]
 
 
@@ -254,7 +255,7 @@ CURVES = {
 
 
 def contoured(net, n):
-    """What one does without fastderiv: the margin on n × n points, straight lines in its cells."""
+    """The usual way: the margin on a grid of n × n points, and straight lines through its cells."""
     x = np.linspace(-3, 3, n)
     grid = np.stack(np.meshgrid(x, x), axis=-1)
     return contour_generator(x, x, net.margin(grid.reshape(-1, 2)).reshape(n, n)).lines(0.0)
@@ -263,7 +264,7 @@ def contoured(net, n):
 def curves(rounds):
     """Every tie in a box, certified and to 1e-10, against a contour of the margin.
 
-    That one sees 1000 × 1000 points, and is wrong by 1e-5.
+    The contour is that of 1000 × 1000 points, which is right to 1e-5.
     """
     if contour_generator is None:
         return

@@ -1,4 +1,4 @@
-"""Uses of ties against NumPy and SciPy: checks, then times interleaved; ratio first, then time.
+"""Functions that use ties, against NumPy and SciPy: results are checked, then timed in turn.
 
 python bench/bench_ties.py [--json] [--rounds N]
 """
