@@ -339,12 +339,12 @@ def test_outputs_of_a_single_logit_are_looked_at():
         for outputs, message in (
             ((5, 7), r"outputs\[0\] is 5; expected an integer from -2 to 1, there being 2 classes"),
             ((0, 0), "expected two different classes"),
-            ("nonsense", "outputs is 'nonsense'; expected a pair of integers"),
-            ((0, 1, 2), "expected a pair of integers"),
+            ("nonsense", "outputs is 'nonsense'; expected .*a pair of integers"),
+            ((0, 1, 2), "expected .*a pair of integers"),
         ):
             with pytest.raises(ValueError, match=message):
                 call(outputs)
-        with pytest.raises(TypeError, match="outputs is None; expected a pair of integers"):
+        with pytest.raises(TypeError, match="outputs is None; expected .*a pair of integers"):
             call(None)
     assert same_bits(net.margin([[1.0, 2.0]], (1, 0)), net.logits([[1.0, 2.0]])[0])
 

@@ -553,7 +553,7 @@ def test_chords_that_are_never_proven_are_listed(monkeypatch):
     monkeypatch.setattr(
         _chords, "_off_by_range", lambda section, p, tol: np.full(len(p.axis), np.inf)
     )
-    monkeypatch.setattr(_chords, "_PIECES", 8)
+    monkeypatch.setattr(_chords, "_STRETCHES", 8)
     loose = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert not loose.certified
     assert (loose.undecided[..., 0] < loose.undecided[..., 1]).all()

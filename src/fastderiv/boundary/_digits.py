@@ -28,8 +28,9 @@ class Point:
         self._last: dict[int, list[Interval]] = {}  # digits -> what the last weights multiply
 
     def leader(self, first: int, second: int | None) -> int:
-        """1 where output `first` is proven to exceed `second` (None: zero), -1 where it is less, 0
-        where neither is proven.
+        """1 if output `first` is proven to exceed `second`, -1 if it is proven to be less, else 0.
+
+        None stands for zero.
         """
         w, b = self._net.weights[-1], self._net.biases[-1]
         for digits in _DIGITS:
@@ -70,8 +71,9 @@ def _difference(
 
 
 class _Arithmetic:
-    """Intervals of so many digits; nothing traps, and no exponent of a network's numbers is beyond
-    the range.
+    """Intervals of so many digits.
+
+    Nothing traps, and no exponent of a network's numbers is beyond the range.
     """
 
     def __init__(self, digits: int) -> None:

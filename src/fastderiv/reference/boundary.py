@@ -114,7 +114,7 @@ class ExponentialSum:
         )
 
     def root_bound(self, coordinate: int) -> int:
-        """The most changes of sign in order of frequency, whatever the other inputs are."""
+        """The most changes of sign in order of frequency, whatever signs other inputs decide."""
         terms, groups = defaultdict[Any, Fraction](Fraction), defaultdict[Any, set[bool]](set)
         for S in self._subsets:
             exponent = tuple(sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b))

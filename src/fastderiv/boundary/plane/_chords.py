@@ -11,7 +11,7 @@ from ._section import FINEST, Section, zeros_along
 
 _U = 2.0**-53
 _CHORD = 1e-3  # of the box: how far a curve may be from a chord
-_TURNS, _PIECES = 60, 2**10  # limits: how often an arc is halved, and its pieces at once
+_TURNS, _STRETCHES = 60, 2**10  # limits: how often an arc is halved, and its stretches at once
 
 
 def refined(
@@ -20,7 +20,7 @@ def refined(
     """Points between the ends a and b of arcs, until chords are close.
 
     Returns the arc of every point, where in (0, 1) along it the point is, the points, and the arcs
-    of which it is not proven that chords are close.  A piece is cut where one input is half way,
+    of which it is not proven that chords are close.  A stretch is cut where one input is half way,
     in which f need not be monotone; the other input is solved for.
     """
     one_way = (cells.slopes == 0).any(axis=0)
@@ -39,10 +39,12 @@ def refined(
             far |= np.where(one_way[arc], wide[arc], chord.max(axis=1) > _CHORD)
         whole = _whole(a, b, axis) | (turn == _TURNS)
         close, k = np.zeros(len(arc), bool), np.flatnonzero(~far | whole)
-        pieces = _Pieces(cells.slopes[:, arc[k]], a[k], b[k], axis[k], lo[k], hi[k])
-        close[k], lo[k], hi[k] = _close(section, pieces, tol)
+        stretches = _Stretches(cells.slopes[:, arc[k]], a[k], b[k], axis[k], lo[k], hi[k])
+        close[k], lo[k], hi[k] = _close(section, stretches, tol)
         wanted = far | ~close
-        whole |= np.bincount(arc, wanted, minlength=len(wide))[arc] > _PIECES  # no end is in sight
+        whole |= (
+            np.bincount(arc, wanted, minlength=len(wide))[arc] > _STRETCHES
+        )  # no end is in sight
         loose.append(arc[whole & ~close])
         wanted &= ~whole
         arc, s, t, a, b, axis, lo, hi = (v[wanted] for v in (arc, s, t, a, b, axis, lo, hi))
@@ -63,41 +65,45 @@ def refined(
 
 
 def _whole(a: np.ndarray, b: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Pieces with no number in the middle of the input that is not number `axis`."""
+    """Stretches with no number in the middle of the input that is not number `axis`."""
     ends = np.where(axis == 0, [a[:, 1], b[:, 1]], [a[:, 0], b[:, 0]])
     return np.abs(ends[0] - ends[1]) <= 2 * np.spacing(np.abs(ends).max(axis=0))
 
 
-class _Pieces(NamedTuple):
-    """Pieces of arcs between points of the curve."""
+class _Stretches(NamedTuple):
+    """Stretches of arcs between points of the curve."""
 
-    gaps: np.ndarray  # (2, n): what is known of ∂f/∂x and ∂f/∂y on the piece's cell, as in `Cells`
+    gaps: np.ndarray  # (2, n): those of ∂f/∂x and ∂f/∂y to zero on the cell, as in `Cells`
     a: np.ndarray  # (n, 2)
     b: np.ndarray
     axis: np.ndarray  # number of the input v in which f is monotone; the other one is u
-    lo: np.ndarray  # between which v is on all of the piece
+    lo: np.ndarray  # between which v is on all of the stretch
     hi: np.ndarray
 
 
 def _close(
-    section: Section, pieces: _Pieces, tol: float
+    section: Section, stretches: _Stretches, tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether a piece is proven to be nowhere further than `_CHORD` of the box from its chord; its
-    lo and hi, narrowed.
+    """Whether stretches are proven to be within `_CHORD` of the box of their chords.
 
-    1. As a graph of a narrow range.  2. By its slopes on the box that it lies in.  3. The same once
-    more, where f has the proper signs on lines v = constant next to the chord: f rises or falls
-    along v, so that the curve stays between them.
+    Also their lo and hi, narrowed.  The proof is one of these:
+
+    1. A stretch is a graph of a narrow range.
+    2. Its slopes on the box that it lies in are nearly the chord's.
+    3. The same, on a smaller box: f has opposite signs on two lines v = constant next to the chord.
+       As f rises or falls along v, the curve stays between them.
     """
-    swap = np.take_along_axis(pieces.a - pieces.b, 1 - pieces.axis[:, None], axis=1) > 0
-    p = pieces._replace(a=np.where(swap, pieces.b, pieces.a), b=np.where(swap, pieces.a, pieces.b))
+    swap = np.take_along_axis(stretches.a - stretches.b, 1 - stretches.axis[:, None], axis=1) > 0
+    p = stretches._replace(
+        a=np.where(swap, stretches.b, stretches.a), b=np.where(swap, stretches.a, stretches.b)
+    )
     p = _between_ends(p, tol)
     lo, hi, off = p.lo, p.hi, _off_by_range(section, p, tol)
     for narrow in (False, True):
         k = np.flatnonzero(~(off <= _CHORD) & ((p.gaps == 0).any(axis=0) if narrow else True))
         if not len(k):
             break
-        some = _Pieces(p.gaps[:, k], p.a[k], p.b[k], p.axis[k], lo[k], hi[k])
+        some = _Stretches(p.gaps[:, k], p.a[k], p.b[k], p.axis[k], lo[k], hi[k])
         if narrow:
             some = _narrower(section, some)
             off[k] = _off_by_range(section, some, tol)
@@ -106,13 +112,14 @@ def _close(
     return off <= _CHORD, lo, hi
 
 
-def _slack(p: _Pieces, tol: float) -> np.ndarray:
+def _slack(p: _Stretches, tol: float) -> np.ndarray:
     return 4 * np.maximum(tol, np.spacing(np.maximum(np.abs(p.lo), np.abs(p.hi))))
 
 
-def _between_ends(p: _Pieces, tol: float) -> _Pieces:
-    """Where f is monotone along both inputs so is the curve, and v lies between its ends; these may
-    be `tol` off it.
+def _between_ends(p: _Stretches, tol: float) -> _Stretches:
+    """With v between the ends of a stretch, where f is monotone along both inputs.
+
+    There the curve is monotone too.  The ends may be `tol` off it.
     """
     rows, slack = np.arange(len(p.axis)), _slack(p, tol)
     v, both = (p.a[rows, p.axis], p.b[rows, p.axis]), (p.gaps != 0).all(axis=0)
@@ -120,9 +127,10 @@ def _between_ends(p: _Pieces, tol: float) -> _Pieces:
     return p._replace(lo=lo, hi=np.where(both, np.maximum(*v) + slack, p.hi))
 
 
-def _off_by_range(section: Section, p: _Pieces, tol: float) -> np.ndarray:
-    """A bound of the curve's distance from the chord, of the box: u changes little, and v leaves
-    the chord's range little.
+def _off_by_range(section: Section, p: _Stretches, tol: float) -> np.ndarray:
+    """A bound of the curve's distance from the chord, as a part of the box.
+
+    It is small where u changes little and v leaves the chord's range little.
     """
     rows = np.arange(len(p.axis))
     v = p.a[rows, p.axis], p.b[rows, p.axis]
@@ -132,16 +140,16 @@ def _off_by_range(section: Section, p: _Pieces, tol: float) -> np.ndarray:
 
 
 def _off_by_slopes(
-    section: Section, p: _Pieces, tol: float
+    section: Section, p: _Stretches, tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Such a bound, and lo and hi, by enclosures of the slopes.
 
-    The curve is a graph v(u), with slopes −f_u/f_v in [m, M] on the box that it lies in. So it
-    stays between the lines with these slopes through either end: with gl and gh, by how much v
-    rises more than m and less than M allow it, no further from the chord than gl gh / (gl + gh)
-    along v. Where m and M have one sign the curve and the chord are monotone: then the distance is
-    less, by the cosine of the chord's angle. Ends may be `tol` off the curve, which changes none of
-    the bounds by more than 4 tol.
+    The curve is a graph v(u), with slopes −f_u/f_v in [m, M] on the box that it lies in.  So it
+    stays between the lines with these slopes through either end.  Let v rise by gl more than slope
+    m gives, and by gh less than slope M gives: then the curve is no further from the chord than
+    gl gh / (gl + gh) along v.  Where m and M have one sign the curve and the chord are monotone,
+    and the distance is less by the cosine of the chord's angle.  Ends may be `tol` off the curve,
+    which changes none of the bounds by more than 4 tol.
     """
     rows, other = np.arange(len(p.axis)), 1 - p.axis
     v0, v1, w = p.a[rows, p.axis], p.b[rows, p.axis], (p.b - p.a)[rows, other]
@@ -157,9 +165,10 @@ def _off_by_slopes(
     return off, lo, hi
 
 
-def _narrower(section: Section, p: _Pieces) -> _Pieces:
-    """With lo and hi next to the chord, where f has the sign beyond the curve on the whole line
-    there.
+def _narrower(section: Section, p: _Stretches) -> _Stretches:
+    """With lo and hi next to the chord, where f has one sign on the whole line there.
+
+    It is the sign that f has beyond the curve.
     """
     rows, n = np.arange(len(p.axis)), len(p.axis)
     across = (p.b - p.a)[rows, 1 - p.axis] / section.width[1 - p.axis]
@@ -172,8 +181,8 @@ def _narrower(section: Section, p: _Pieces) -> _Pieces:
     return p._replace(lo=lo, hi=np.where((signs[n:] > 0) & (hi < p.hi), hi, p.hi))
 
 
-def _boxes(p: _Pieces, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-    """x0, x1, y0, y1 (4, n): what the pieces cover in u, and from lo to hi in v."""
+def _boxes(p: _Stretches, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """x0, x1, y0, y1 (4, n): what the stretches cover in u, and from lo to hi in v."""
     rows, other = np.arange(len(p.axis)), 1 - p.axis
     boxes = np.empty((4, len(rows)))
     boxes[2 * other, rows], boxes[2 * other + 1, rows] = p.a[rows, other], p.b[rows, other]
@@ -184,10 +193,10 @@ def _boxes(p: _Pieces, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
 def _slopes(
     ranges: np.ndarray, gaps: np.ndarray, axis: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and largest slope −f_u/f_v for the `ranges` (4, n) of ∂f/∂x and ∂f/∂y; v is input
-    number `axis`.
+    """The least and largest slope −f_u/f_v for the `ranges` (4, n) of ∂f/∂x and ∂f/∂y.
 
-    `gaps` (2, n): what is known of these on the whole cell, the end next to zero, or 0.
+    v is input number `axis`.  `gaps` (2, n) tells how far these ranges are from zero on the whole
+    cell, or is 0.
     """
     rows, other = np.arange(len(axis)), 1 - axis
     least = np.where(gaps > 0, np.fmax(ranges[::2], gaps), ranges[::2])

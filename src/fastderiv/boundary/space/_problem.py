@@ -50,7 +50,7 @@ class Problem:
         self.box = np.tile((-np.inf, np.inf), (net.n_inputs, 1)) if box is None else box
         self.free = self.box[:, 0] < self.box[:, 1]
         self.origin = np.clip(x, *self.box.T)
-        self.Q = span(net.weights[0]) if box is None else np.eye(net.n_inputs)[:, self.free]
+        self.Q = column_space(net.weights[0]) if box is None else np.eye(net.n_inputs)[:, self.free]
         ends = np.tile((-np.inf, np.inf), (self.Q.shape[1], 1))
         if box is not None:
             ends = (box - self.origin[:, None])[self.free]
@@ -191,7 +191,7 @@ def unit_rows(V: np.ndarray) -> np.ndarray:
     return V[size > 0] / size[size > 0, None]
 
 
-def span(w: np.ndarray) -> np.ndarray:
+def column_space(w: np.ndarray) -> np.ndarray:
     """Orthonormal columns that span those of w (n, h); all of space if h ≥ n."""
     if w.shape[1] >= w.shape[0]:
         return np.eye(w.shape[0])
