@@ -1,7 +1,11 @@
 """The compiled modules; everything else about the project is in pyproject.toml.
 
-A room's ``_kernels.pyx`` is translated to C once and compiled once per CPU level and real type, each time under its own
-module name (``_kernels_f32_v3`` …).  ``fastderiv._core.dispatch`` picks among them at import.
+A room's ``_kernels.pyx`` is translated to C once and compiled once per CPU level and real type,
+each time under its own module name (``_kernels_f32_v3`` …).  ``fastderiv._core.dispatch`` picks
+among them at import.
+
+``FASTDERIV_DEBUG=1`` in the environment builds with symbols, with the kernels' assertions and with
+Cython's checks of typed memoryviews; results have the same bits.
 """
 
 import copy
@@ -11,6 +15,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -18,41 +23,57 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+DEBUG = os.environ.get("FASTDERIV_DEBUG", "0") not in ("", "0")
 COMPILER = os.path.basename(os.environ.get("CC", "")).lower()
-CLANG_CL = (
-    sys.platform == "win32" and "clang-cl" in COMPILER
-)  # Clang with cl's command line: vector types and levels, as elsewhere
+# clang-cl is Clang with cl's command line: it has vector types and levels, as Clang has elsewhere
+CLANG_CL = sys.platform == "win32" and "clang-cl" in COMPILER
 MSVC = sys.platform == "win32" and not CLANG_CL and "mingw" not in COMPILER
-TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) or [
-    sysconfig.get_platform()
-]
-X86 = len(TARGETS) == 1 and TARGETS[0].endswith(
-    ("x86_64", "amd64")
-)  # of what is built, not of what builds
+# what is built for, which need not be what builds
+TARGETS = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))
+TARGETS = TARGETS or [sysconfig.get_platform()]
+X86 = len(TARGETS) == 1 and TARGETS[0].endswith(("x86_64", "amd64"))
 
-FLAGS = ["-O2", "-fno-math-errno", "-ffp-contract=off", "-g0", "-fvisibility=hidden"]
 if CLANG_CL:
-    FLAGS = ["/O2", "/clang:-fno-math-errno", "/clang:-ffp-contract=off"]
+    FLAGS = ["/Od", "/Z7"] if DEBUG else ["/O2"]
+    FLAGS += ["/clang:-fno-math-errno", "/clang:-ffp-contract=off"]
 elif MSVC:
-    FLAGS = ["/O2", "/fp:precise"]
-LINK = ["-Wl,-s"] if sys.platform == "linux" else []
-# tag in the module's name -> what the compiler is told; other CPUs and compilers get the one portable level
+    FLAGS = ["/Od", "/Z7"] if DEBUG else ["/O2"]
+    FLAGS += ["/fp:precise"]
+else:
+    FLAGS = ["-Og", "-g"] if DEBUG else ["-O2", "-g0"]
+    FLAGS += ["-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
+if DEBUG:
+    FLAGS += ["/UNDEBUG" if CLANG_CL or MSVC else "-UNDEBUG"]  # Python's own flags define it
+LINK = ["-Wl,-s"] if sys.platform == "linux" and not DEBUG else []
+# tag in the module's name -> what the compiler is told; other CPUs and compilers get the one
+# portable level
 LEVELS = {"v1": []} if X86 and not MSVC else {"any": []}
 if X86 and (sys.platform != "win32" or CLANG_CL):
     LEVELS |= {"v3": ["-march=x86-64-v3", "-DSIMD_FMA"], "v4": ["-march=x86-64-v4", "-DSIMD_FMA"]}
 # room -> the real types its kernels serve
 KERNELS = {
-    "_core": ("f32", "f64"), "ssm": ("f32", "f64"), "subsets": ("f32", "f64"), "boundary": ("f64",),
-    "nn": ("f32", "f64"), "optim": ("f32", "f64"),
-}  # fmt: skip
+    "_core": ("f32", "f64"),
+    "ssm": ("f32", "f64"),
+    "subsets": ("f32", "f64"),
+    "boundary": ("f64",),
+    "nn": ("f32", "f64"),
+    "optim": ("f32", "f64"),
+}
 
 SRC = Path("src/fastderiv")
 # beside a room's own: what the compiler reads and Cython does not watch
 HEADERS = [*(SRC / "_core").glob("*.h"), *(SRC / "_core").glob("*.pxd")]
 DIRECTIVES = {
-    "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False,
-    "binding": False, "embedsignature": False, "auto_pickle": False, "freethreading_compatible": True,
-}  # fmt: skip
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "initializedcheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "binding": False,
+    "embedsignature": False,
+    "auto_pickle": False,
+    "freethreading_compatible": True,
+}
 
 
 class build_levels(build_ext):
@@ -84,7 +105,10 @@ class build_levels(build_ext):
         super().build_extensions()
 
     def use_clang_cl(self) -> None:
-        """Setuptools looks for cl only.  Its compiler class sets up include and library paths; then another program takes its place."""
+        """Put clang-cl in the place of cl, the only compiler that setuptools looks for.
+
+        Its compiler class has set up include and library paths, which serve both.
+        """
         self.compiler.initialize()
         self.compiler.cc = shutil.which(os.environ["CC"]) or os.environ["CC"]
         self.compiler.compile_options = [
@@ -111,6 +135,17 @@ class build_levels(build_ext):
         build_ext.build_extension(one, ext)
 
 
+@cache
+def flags_file() -> Path:
+    """A file that is newer than modules compiled with other flags, which are compiled again."""
+    path = Path("build") / "flags.txt"
+    flags = " ".join([*FLAGS, *LINK])
+    if not path.exists() or path.read_text() != flags:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(flags)
+    return path
+
+
 def extension(
     module: str,
     source: Path,
@@ -118,18 +153,18 @@ def extension(
     defines: list[tuple[str, str | None]],
     level: str | None = None,
 ) -> Extension:
-    leaf = source.stem
-    init = (
-        []
-        if module.endswith("." + leaf)
-        else [(f"PyInit_{leaf}", f"PyInit_{module.rpartition('.')[2]}")]
-    )
+    """A module of one source; `level` is the tag of the CPU level it is for, None for any."""
+    leaf, name = source.stem, module.rpartition(".")[2]
+    init = [] if name == leaf else [(f"PyInit_{leaf}", f"PyInit_{name}")]
+    macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+    if not DEBUG:
+        macros.append(("NDEBUG", None))
     ext = Extension(
         module,
         [str(source)],
         include_dirs=[str(source.parent), str(SRC / "_core"), numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *init, *defines],
-        depends=sorted(map(str, {*HEADERS, *source.parent.glob("*.h")})),
+        define_macros=[*macros, *init, *defines],
+        depends=sorted(map(str, {*HEADERS, *source.parent.glob("*.h"), flags_file()})),
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK,
     )

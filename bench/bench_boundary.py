@@ -1,4 +1,4 @@
-"""boundary against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
+"""The boundary room against NumPy and SciPy: results are checked, then timed in turn.
 
 python bench/bench_boundary.py [--json] [--rounds N] [--only evaluations,roots,ties,curves,calls]
 """
@@ -98,8 +98,12 @@ def roots(rounds):
         )
 
     def vectorised(x2):
-        return find_root(lambda t, x: expit(np.stack([t, x], -1) @ w + b) @ d + dc, (lo, hi), args=(x2,),
-                         tolerances={"xatol": 2e-12}).x  # fmt: skip
+        return find_root(
+            lambda t, x: expit(np.stack([t, x], -1) @ w + b) @ d + dc,
+            (lo, hi),
+            args=(x2,),
+            tolerances={"xatol": 2e-12},
+        ).x
 
     few, many = x2[: ROOTS["row by row"]], x2[: ROOTS["at once"]]
     assert np.abs(fd.find_x1(net, few, (lo, hi)).x - looped(few)).max() < 1e-10
@@ -121,7 +125,7 @@ def roots(rounds):
 
 
 def ties(rounds):
-    """All ties of random rows, certified, against SciPy's finders that are given a bracket of every tie."""
+    """All ties of random rows, certified, against SciPy's finders, which are given brackets."""
     for name, m in TIES.items():
         yield from solving(
             name,
@@ -168,7 +172,8 @@ def on_threads(n, problems):
 class Ties:
     """Rows of a random network N(0, 1.5), its ties, and brackets of these for the peers.
 
-    With more than one hidden layer the last bias is the median of the margin's rest, or most networks had no tie at all.
+    With more than one hidden layer the last bias is minus the median of the margin without it:
+    otherwise most networks have no tie at all.
     """
 
     def __init__(self, sizes, m, seed):
@@ -219,8 +224,10 @@ class Ties:
         )
 
     def brentq(self, most):
-        return [brentq(lambda t, x=x: self.margin(np.float64(t), x), lo, hi, xtol=1e-12)
-                for lo, hi, x in list(zip(self.lo, self.hi, self.rows, strict=True))[:most]]  # fmt: skip
+        return [
+            brentq(lambda t, x=x: self.margin(np.float64(t), x), lo, hi, xtol=1e-12)
+            for lo, hi, x in list(zip(self.lo, self.hi, self.rows, strict=True))[:most]
+        ]
 
 
 def calls(rounds):
@@ -248,15 +255,17 @@ CURVES = {
 
 
 def contoured(net, n):
-    """What one does without: the margin on a grid of n × n points, and straight lines through its cells."""
+    """The usual way: the margin on a grid of n × n points, and straight lines through its cells."""
     x = np.linspace(-3, 3, n)
     grid = np.stack(np.meshgrid(x, x), axis=-1)
     return contour_generator(x, x, net.margin(grid.reshape(-1, 2)).reshape(n, n)).lines(0.0)
 
 
 def curves(rounds):
-    """Every tie in a box, certified and to 1e-10, against a contour of the margin on 1000 × 1000 points, that sees to
-    1e-5."""
+    """Every tie in a box, certified and to 1e-10, against a contour of the margin.
+
+    The contour is that of 1000 × 1000 points, which is right to 1e-5.
+    """
     if contour_generator is None:
         return
     for name, sizes in CURVES.items():

@@ -1,8 +1,10 @@
-"""Momentum, its exact reversal and hypergradients against NumPy and PyTorch: checks, then times interleaved.
+"""Momentum, its exact reversal and hypergradients against NumPy and PyTorch.
 
-    python bench/bench_optim.py [--json] [--rounds N] [--size N] [--only step,reversal,hyper] [--long]
+    python bench/bench_optim.py [--json] [--rounds N] [--size N] [--long]
+                                [--only step,reversal,hyper]
 
---long first takes 2000 steps with 10**6 parameters and back, and compares every bit (about half a minute).
+The results are checked; then all candidates are timed in turn.  With --long, 2000 steps with 10**6
+parameters are taken and undone first, and every bit is compared (about half a minute).
 """
 
 import math
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; PyTorch has threads of its own
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # limits NumPy; PyTorch has its own threads
 
 import numpy as np
 
@@ -53,7 +55,10 @@ def numpy_step(theta: np.ndarray, p: np.ndarray, grad: np.ndarray) -> None:
 def torch_step(
     theta: np.ndarray, grad: np.ndarray
 ) -> tuple[Callable[[], None], Callable[[], np.ndarray]]:
-    """torch.optim.SGD in one fused pass (its buffer is −p/α), and its parameters."""
+    """A step of torch.optim.SGD in one fused pass, and a function that returns its parameters.
+
+    Its buffer is −p/α.
+    """
     parameter = torch.nn.Parameter(torch.from_numpy(theta.copy()))
     parameter.grad = torch.from_numpy(grad)
     optimizer = torch.optim.SGD([parameter], lr=ALPHA, momentum=BETA, fused=True)
@@ -61,7 +66,7 @@ def torch_step(
 
 
 class NumPyReversal:
-    """Maclaurin, Duvenaud and Adams' map on int64 arrays: //, % and no spilling."""
+    """The map of Maclaurin, Duvenaud and Adams on int64 arrays, with // and %; it never spills."""
 
     def __init__(self, theta: np.ndarray) -> None:
         self.theta = np.rint(theta * 2.0**44).astype(np.int64)
@@ -82,10 +87,9 @@ class NumPyReversal:
 
 
 def check_steps(theta: np.ndarray, grad: np.ndarray) -> None:
-    """After ten steps all candidates are where the others are."""
-    tolerance = (
-        1e-4 if theta.dtype == np.float32 else 1e-8
-    )  # of NumPyReversal; the others agree to rounding
+    """After ten steps all candidates have the same parameters."""
+    # NumPyReversal needs so much; the others agree to rounding
+    tolerance = 1e-4 if theta.dtype == np.float32 else 1e-8
     ours, numpys = (theta.copy(), np.zeros_like(theta)), (theta.copy(), np.zeros_like(theta))
     fixed, ints = fd.ReversibleMomentum(theta, alpha=ALPHA, beta=BETA), NumPyReversal(theta)
     start = fixed.theta, ints.theta.copy()
@@ -108,10 +112,10 @@ def check_steps(theta: np.ndarray, grad: np.ndarray) -> None:
 
 
 def bench_steps(size: int, dtype: type, n: int, rounds: int) -> Iterator[Result]:
-    """The float step against NumPy and PyTorch."""
+    """The step in floating point against NumPy and PyTorch."""
     theta, grad = np.random.default_rng(0).normal(size=(2, size)).astype(dtype)
     check_steps(theta, grad)
-    grad *= 1e-3  # however many steps the clock takes, they stay small
+    grad *= 1e-3  # parameters stay small, however many steps the timing takes
     ours, numpys = (theta.copy(), np.zeros_like(theta)), (theta.copy(), np.zeros_like(theta))
     candidates: dict[str, Callable[[], object]] = {
         "fastderiv": lambda: fd.momentum_step(*ours, grad, alpha=ALPHA, beta=BETA),
@@ -133,7 +137,7 @@ def bench_steps(size: int, dtype: type, n: int, rounds: int) -> Iterator[Result]
 
 
 def bench_reversal(size: int, n: int, rounds: int) -> Iterator[Result]:
-    """What exactness costs: the fixed-point step against the float step, the way back, and the same in NumPy."""
+    """What exactness costs: steps in fixed point against steps in floating point, and NumPy's."""
     theta, grad = np.random.default_rng(0).normal(size=(2, size))
     grad *= 1e-3
     floats, fixed, ints = (
@@ -203,7 +207,7 @@ def regression(rows: int, columns: int) -> tuple[np.ndarray, ...]:
 def bench_hypergradients(
     rows: int, columns: int, steps: int, n: int, rounds: int
 ) -> Iterator[Result]:
-    """Logistic regression: gradients by parameters and rates through so many steps, against autograd through the loop."""
+    """Gradients through the training of a logistic regression, against autograd through it."""
     X, y, Xh, yh = regression(rows, columns)
 
     def sigma(x: np.ndarray) -> np.ndarray:
@@ -213,9 +217,16 @@ def bench_hypergradients(
         s = sigma(X @ theta)
         return X.T @ (s * (1 - s) * (X @ v)) / rows + 1e-3 * v
 
+    def held_grad(theta: np.ndarray) -> np.ndarray:
+        return Xh.T @ (sigma(Xh @ theta) - yh) / rows
+
+    def train_grad(theta: np.ndarray) -> np.ndarray:
+        return X.T @ (sigma(X @ theta) - y) / rows + 1e-3 * theta
+
     def ours() -> fd.Hypergradients:
-        return fd.hypergradient(lambda t: Xh.T @ (sigma(Xh @ t) - yh) / rows, lambda t: X.T @ (sigma(X @ t) - y) / rows + 1e-3 * t,
-                                train_hvp, np.zeros(columns), n_steps=steps, alpha=ALPHA, beta=BETA)  # fmt: skip
+        rates = {"alpha": ALPHA, "beta": BETA}
+        start = np.zeros(columns)
+        return fd.hypergradient(held_grad, train_grad, train_hvp, start, n_steps=steps, **rates)
 
     def theirs() -> tuple:
         A, b, Ah, bh = map(torch.from_numpy, (X, y, Xh, yh))
@@ -248,11 +259,10 @@ def bench_hypergradients(
 
 
 def long_way() -> None:
-    """10**6 parameters, 2000 steps and back: how many bits differ, how many were held, how long it took."""
+    """10**6 parameters, 2000 steps forwards and backwards: differing bits, bits held, time."""
 
-    def grad(
-        theta: np.ndarray,
-    ) -> np.ndarray:  # never at rest, and no temporary array: the time is that of the steps
+    def grad(theta: np.ndarray) -> np.ndarray:
+        """One that never comes to rest and makes no temporary array: the time is the steps'."""
         return np.copysign(0.125, theta, out=theta)
 
     momentum = fd.ReversibleMomentum(
@@ -270,9 +280,12 @@ def long_way() -> None:
         + np.count_nonzero(momentum.p)
     )
     assert differing == 0 and momentum.information_bits == 0
-    print(f"10**6 parameters, 2000 steps and back in {time.perf_counter() - began:.1f} s: {differing} bits differ; "
-          f"{held[1] / 2000:.4f} bits a parameter and step, {(held[1] - held[0]) / 1000:.4f} in the second half, "
-          f"log2(1/beta) = {-math.log2(BETA):.4f}")  # fmt: skip
+    print(
+        f"10**6 parameters, 2000 steps and back in {time.perf_counter() - began:.1f} s: "
+        f"{differing} bits differ; {held[1] / 2000:.4f} bits a parameter and step, "
+        f"{(held[1] - held[0]) / 1000:.4f} in the second half, "
+        f"log2(1/beta) = {-math.log2(BETA):.4f}"
+    )
 
 
 def results(size: int, rounds: int, only: set[str]) -> Iterator[Result]:

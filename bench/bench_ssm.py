@@ -1,11 +1,13 @@
-"""The selective scan, its adjoint and its single step against peers: checks the results, then times interleaved.
+"""The selective scan, its adjoint and its single step against peers: checks the results, then times
+interleaved.
 
     python bench/bench_ssm.py [--json] [--rounds N] [--all] [--only forward,adjoint,step,layer]
 
-Ratio first (how many times as long the peer takes), time second, then the peak of memory beyond the arguments.  Peers, in
-peers/scans.py, are left out where they are not available: AVX-512 intrinsics by hand, a NumPy loop over L, Numba by hand, the
-PyTorch reference loop and autograd through it, JAX's `lax.scan` and `associative_scan`, the slow path of transformers' Mamba
-layer.  All but the first run at the first shape only, at every shape with --all.
+Ratio first (how many times as long the peer takes), time second, then the peak of memory beyond the
+arguments.  Peers, in peers/scans.py, are left out where they are not available: AVX-512 intrinsics
+by hand, a NumPy loop over L, Numba by hand, the PyTorch reference loop and autograd through it,
+JAX's `lax.scan` and `associative_scan`, the slow path of transformers' Mamba layer.  All but the
+first run at the first shape only, at every shape with --all.
 """
 
 import os
@@ -95,11 +97,13 @@ def agree(ours, theirs, name):
         assert np.abs(a - b).max() < 2e-4 * np.abs(a).max(), f"{name} computes another {field}"
 
 
-# ---- measurements ----------------------------------------------------------------------------------------------------
+# ---- measurements -----------------------------------------------------------------------------
 
 
 def against_ourselves(name, shape, call, rounds):
-    """Two threads, float64 and the other layout; before the peers, some of which keep threads of their own awake ever after."""
+    """Two threads, float64 and the other layout; before the peers, some of which keep threads of
+    their own awake ever after.
+    """
     label, steps = f"{name} {shape} float32", int(np.prod(shape))
     p, wide = problem(shape), problem(shape, np.float64)
     t = interleave({"1 thread": call(p), "2 threads": call(p, 2)}, rounds=rounds, rest=0.02)
@@ -157,7 +161,9 @@ def adjoint(shape, others, rounds):
 
 
 def small_calls(rounds):
-    """A tiny scan, and a decoding step at the size of a 130M model: against NumPy, and against as many state-steps of a long scan."""
+    """A tiny scan, and a decoding step at the size of a 130M model: against NumPy, and against as
+    many state-steps of a long scan.
+    """
     p = problem(TINY)
     t = interleave({"fastderiv": scan(p), "NumPy loop": lambda: numpy_scan(*p)}, rounds=rounds)
     yield compare(f"call {TINY}", t, "fastderiv", "NumPy loop", "call", 1)
@@ -190,7 +196,8 @@ def small_calls(rounds):
 def mamba_layer(rounds, long):
     """A Mamba layer of a 130M model in transformers: its slow path, and the same with fastderiv.
 
-    The slow path's way back is quadratic in L, as every step's gradient fills an array of all steps; L = 2048 is left to --all.
+    The slow path's way back is quadratic in L, as every step's gradient fills an array of all
+    steps; L = 2048 is left to --all.
     """
     yield from layer_of("forward", 2048, rounds)
     yield from layer_of("forward + backward", 256, rounds)

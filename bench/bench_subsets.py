@@ -1,6 +1,8 @@
-"""Subset sums and their enumeration against NumPy, and against the speed of memory: checks, then times interleaved.
+"""Subset sums and their enumeration against NumPy, and against the speed of memory.
 
-python bench/bench_subsets.py [--json] [--rounds N] [--n N]
+    python bench/bench_subsets.py [--json] [--rounds N] [--n N]
+
+The results are checked; then all candidates are timed in turn.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from report import Result, compare, options, report
 
 
 def numba_sums() -> Callable | None:
-    """The blocked loop under Numba, if it is installed."""
+    """The same algorithm compiled by Numba; None if that is not installed."""
     try:
         import numba
     except ImportError:
@@ -40,6 +42,7 @@ def numba_sums() -> Callable | None:
 
 
 def bench_sums(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
+    """All sums of n entries, written into an existing array; two peers only fill such an array."""
     x = np.random.default_rng(0).normal(size=n).astype(dtype)
     out, theirs = np.zeros(2**n, dtype), np.zeros(2**n, dtype)
     exact = numpy_doubling(x.astype(float), np.empty(2**n))
@@ -58,6 +61,7 @@ def bench_sums(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
 
 
 def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
+    """The log of the sum over all subsets, by enumeration."""
     x = np.random.default_rng(0).normal(size=n).astype(dtype)
     exact = np.logaddexp(0, x.astype(float)).sum()
     for value in (fd.subset_logsumexp(x, method="enumerate"), numpy_logsumexp(x)):
@@ -72,6 +76,7 @@ def bench_logsumexp(n: int, dtype: type, rounds: int) -> dict[str, Timing]:
 
 
 def results(n: int, rounds: int) -> Iterator[Result]:
+    """Both functions in both dtypes, on one thread and on two."""
     for threads in (1, 2):
         for what, bench in (
             ("subset_sums(out=)", bench_sums),

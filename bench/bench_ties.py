@@ -1,4 +1,4 @@
-"""Ties in use against NumPy and SciPy: checks the results, then times interleaved; ratio first, time second.
+"""Functions that use ties, against NumPy and SciPy: results are checked, then timed in turn.
 
 python bench/bench_ties.py [--json] [--rounds N]
 """
@@ -71,8 +71,14 @@ def comparisons(rounds):
     peer = Peer(net)
     value = fd.counterfactuals(net, x, bounds=(-8, 8)).value
     np.testing.assert_allclose(value, sampled_counterfactuals(peer, x), atol=1e-9)
-    yield timed("counterfactuals 30-10-2", "sample", rounds, partial(fd.counterfactuals, net, x, bounds=(-8, 8)),
-                partial(sampled_counterfactuals, peer, x), "grid and brentq")  # fmt: skip
+    yield timed(
+        "counterfactuals 30-10-2",
+        "sample",
+        rounds,
+        partial(fd.counterfactuals, net, x, bounds=(-8, 8)),
+        partial(sampled_counterfactuals, peer, x),
+        "grid and brentq",
+    )
 
     net, x = network((64, 24, 10)), 0.3 * rng.standard_normal(64)
     call = partial(fd.decision_intervals, net, np.delete(x, 3)[None], coordinate=3, bounds=(-8, 8))

@@ -1,4 +1,4 @@
-"""What the benches share: options, one form of results (ratio first, then nanoseconds per unit of work), peak memory."""
+"""What the benches share: options, peak memory, and one form of results, ratio first."""
 
 import argparse
 import ctypes
@@ -16,7 +16,11 @@ from fastderiv._cli.timing import Timing
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison; `ratio` is how many times as long the peer takes, times are the best round's, memory is at its peak."""
+    """One comparison.
+
+    `ratio` is how many times as long the peer takes; times are the best round's; memory is the
+    peak's.
+    """
 
     name: str
     peer: str
@@ -49,7 +53,7 @@ def compare(
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
-    """MiB that a call adds to the process at its peak, its result included; None where the system does not tell."""
+    """MiB that a call adds to the process at its peak, with its result; None if that is unknown."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     call()  # what is loaded and compiled once
     gc.collect()

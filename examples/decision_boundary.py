@@ -1,14 +1,16 @@
-"""Where a classifier's decision flips, exactly: breast cancer by two measurements, digits in the plane of three images.
+"""Where a classifier's decision flips, exactly: breast cancer and handwritten digits.
 
     python examples/decision_boundary.py [--plot FILE]
 
 Both networks are trained here, by scikit-learn, on data that come with it.
 
-1. Breast cancer: two measurements of a biopsy, a network with one hidden layer, and its boundary: the curve on which
-   it calls a tumour benign as readily as malignant.  For some patients the nearest point of that curve: the least
-   change of both measurements, in standard deviations, that turns the verdict.
-2. Digits: a network of 64 pixels.  A plane through three images is folded into its first layer, and every curve on
-   which the two leading digits tie is traced in it: what the network sees on the way from one image to another.
+1. Breast cancer: two measurements of a biopsy, a network with one hidden layer, and its boundary,
+   the curve on which it calls a tumour benign as readily as malignant.  For some patients the
+   nearest point of that curve is shown: the least change of both measurements, in standard
+   deviations, that turns the verdict.
+2. Digits: a network of 64 pixels.  A plane through three images is folded into its first layer, and
+   every curve on which two digits tie is traced in it: what the network sees on the way from one
+   image to another.
 """
 
 import argparse
@@ -25,7 +27,7 @@ MEASUREMENTS = "worst radius", "worst concave points"
 DIGITS = 4, 7, 9  # whose images span the plane
 
 
-# ---- networks --------------------------------------------------------------------------------------------------------
+# ---- networks -----------------------------------------------------------------------------------
 
 
 def classifier(hidden, alpha):
@@ -35,19 +37,19 @@ def classifier(hidden, alpha):
 
 
 def in_units_of(net, mean, scale):
-    """The network for inputs that are not standardised: (x − mean)/scale is a part of its first layer."""
+    """The network for inputs that are not standardised: its first layer takes (x − mean)/scale."""
     (first, *weights), (shift, *biases) = net.weights, net.biases
     first = first / scale[:, None]
     return fd.SigmoidMLP([first, *weights], [shift - mean @ first, *biases])
 
 
 def in_plane(net, origin, directions):
-    """The network as a function of two numbers s, t: its inputs are origin + s·directions[0] + t·directions[1]."""
+    """The network of two numbers s, t, for inputs origin + s·directions[0] + t·directions[1]."""
     (first, *weights), (shift, *biases) = net.weights, net.biases
     return fd.SigmoidMLP([directions @ first, *weights], [shift + origin @ first, *biases])
 
 
-# ---- breast cancer ---------------------------------------------------------------------------------------------------
+# ---- breast cancer ------------------------------------------------------------------------------
 
 
 def nearest_on(curves, point, scale):
@@ -64,7 +66,7 @@ def nearest_on(curves, point, scale):
 
 
 def cancer():
-    """X, y, the network in the units of X, its boundary, its accuracy, the standard deviations, and the box."""
+    """X, y, the network in the units of X, its boundary and accuracy, standard deviations, box."""
     data = load_breast_cancer()
     X = data.data[:, [list(data.feature_names).index(name) for name in MEASUREMENTS]]
     train, test, y_train, y_test = train_test_split(
@@ -80,7 +82,7 @@ def cancer():
 
 
 def flips(X, y, net, curves, scale, count=3):
-    """(x, nearest tie, distance) of some patients of each class, of those who are called rightly."""
+    """(x, nearest tie, distance) of some patients of each class who are classified rightly."""
     found = []
     for kind in (0, 1):
         rows = X[(y == kind) & ((net.margin(X) > 0) == kind)]
@@ -89,7 +91,7 @@ def flips(X, y, net, curves, scale, count=3):
     return found
 
 
-# ---- digits ----------------------------------------------------------------------------------------------------------
+# ---- digits -------------------------------------------------------------------------------------
 
 
 def digits():
@@ -112,7 +114,7 @@ def plane_through(images):
     return origin, directions, (np.array(images) - origin) @ directions.T
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- pictures -----------------------------------------------------------------------------------
 
 
 def draw_cancer(axes, X, y, net, bounds, nearest):
@@ -187,10 +189,12 @@ def main():
 
     X, y, net, curves, right, scale, box = cancer()
     print(
-        f"breast cancer by {' and '.join(MEASUREMENTS)}: {100 * right:.1f} % of the held-out patients called rightly"
+        f"breast cancer by {' and '.join(MEASUREMENTS)}: "
+        f"{100 * right:.1f} % of the held-out patients called rightly"
     )
     print(
-        f"  {len(curves.points)} curve(s), {sum(map(len, curves.points))} points, certified: {curves.certified}"
+        f"  {len(curves.points)} curve(s), {sum(map(len, curves.points))} points, "
+        f"certified: {curves.certified}"
     )
     nearest = flips(X, y, net, curves, scale)
     for x, tie, distance in nearest:
@@ -204,7 +208,8 @@ def main():
     reach = 1.5 * np.abs(places).max()
     bounds = ((-reach, reach), (-reach, reach))
     print(
-        f"digits: {100 * accuracy:.1f} % of the held-out images; the plane of the digits {', '.join(map(str, DIGITS))}"
+        f"digits: {100 * accuracy:.1f} % of the held-out images; "
+        f"the plane of the digits {', '.join(map(str, DIGITS))}"
     )
     curves = [fd.trace_boundary(flat, bounds, outputs=(i, j)) for i in range(10) for j in range(i)]
     number, certified = sum(len(c.points) for c in curves), all(c.certified for c in curves)

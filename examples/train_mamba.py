@@ -1,10 +1,12 @@
-"""A small Mamba trained on text, every gradient by hand: NumPy, and fastderiv's selective scan with its adjoint.
+"""A small Mamba trained on text, every gradient by hand: NumPy, and fastderiv's selective scan with
+its adjoint.
 
     python examples/train_mamba.py [--steps N] [--plot FILE]
 
-The sequence is the language reference that ships with every Python (`pydoc_data.topics`), character by character; its last
-tenth is held out.  The model is that of Gu and Dao (arXiv:2312.00752) with two blocks.  Each forward pass is followed by its
-backward pass, whose steps bear the same numbers.  Bits per character are compared with those of n-gram models of the same text.
+The sequence is the language reference that ships with every Python (`pydoc_data.topics`), character
+by character; its last tenth is held out.  The model is that of Gu and Dao (arXiv:2312.00752) with
+two blocks.  Each forward pass is followed by its backward pass, whose steps bear the same numbers.
+Bits per character are compared with those of n-gram models of the same text.
 """
 
 import argparse
@@ -43,7 +45,7 @@ def weight_grad(x, dy):
     return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
 
 
-# ---- root mean square norm -------------------------------------------------------------------------------------------
+# ---- root mean square norm --------------------------------------------------------------------
 
 
 def rms_norm(x, gain):
@@ -58,11 +60,13 @@ def rms_norm_vjp(dy, cache):
     return dx, (dy * unit).sum((0, 1))
 
 
-# ---- a Mamba block ---------------------------------------------------------------------------------------------------
+# ---- a Mamba block ----------------------------------------------------------------------------
 
 
 def block(p, x, carry=None):
-    """x (Bt, L, M) -> the same shape, what the backward pass needs, and the carry into the steps that follow."""
+    """x (Bt, L, M) -> the same shape, what the backward pass needs, and the carry into the steps
+    that follow.
+    """
     Bt, L, _ = x.shape
     tail, state = carry or (np.zeros((Bt, WINDOW - 1, E), x.dtype), None)
     n, norm = rms_norm(x, p["gain"])  # 1
@@ -103,7 +107,7 @@ def block_vjp(p, dout, cache):
     return dout + dx, d
 
 
-# ---- the model: embedding, blocks, norm, logits by the embedding again --------------------------------------------------
+# ---- the model: embedding, blocks, norm, logits by the embedding again ------------------------
 
 
 def forward(model, tokens, carries=None):
@@ -120,7 +124,9 @@ def forward(model, tokens, carries=None):
 
 
 def loss_and_grads(model, text):
-    """Mean bits per character of text (Bt, L + 1), each from those before it, and the gradients in the model's structure."""
+    """Mean bits per character of text (Bt, L + 1), each from those before it, and the gradients in
+    the model's structure.
+    """
     *blocks, ends = model
     tokens, targets = text[:, :-1], text[:, 1:]
     logits, (caches, n, norm), _ = forward(model, tokens)
@@ -153,10 +159,18 @@ def initial_model(rng, symbols):
 
     def new_block():
         step = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), E))  # step sizes to begin with
-        return {"gain": np.ones(M), "W_in": normal(M, 2 * E), "conv": normal(WINDOW, E), "b_conv": np.zeros(E),
-                "W_x": normal(E, R + 2 * N), "W_dt": normal(R, E), "b_dt": step + np.log(-np.expm1(-step)),
-                "log_A": np.log(np.tile(np.arange(1.0, N + 1), (E, 1))), "D": np.ones(E),
-                "W_out": normal(E, M) / np.sqrt(2 * LAYERS)}  # fmt: skip
+        return {
+            "gain": np.ones(M),
+            "W_in": normal(M, 2 * E),
+            "conv": normal(WINDOW, E),
+            "b_conv": np.zeros(E),
+            "W_x": normal(E, R + 2 * N),
+            "W_dt": normal(R, E),
+            "b_dt": step + np.log(-np.expm1(-step)),
+            "log_A": np.log(np.tile(np.arange(1.0, N + 1), (E, 1))),
+            "D": np.ones(E),
+            "W_out": normal(E, M) / np.sqrt(2 * LAYERS),
+        }
 
     ends = {"embedding": rng.normal(size=(symbols, M)) / 8, "gain": np.ones(M)}
     return cast([*(new_block() for _ in range(LAYERS)), ends], np.float32)
@@ -167,7 +181,9 @@ def cast(model, dtype):
 
 
 def gradient_error(model, text, rng):
-    """Relative error, in float64, of the derivative along a random direction against a central difference."""
+    """Relative error, in float64, of the derivative along a random direction against a central
+    difference.
+    """
     model = cast(model, np.float64)
     direction = [{name: rng.normal(size=a.shape) for name, a in p.items()} for p in model]
 
@@ -188,7 +204,7 @@ def gradient_error(model, text, rng):
     return abs(slope / difference - 1)
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ---------------------------------------------------------------------------------
 
 
 class Adam:
@@ -242,11 +258,13 @@ def sample(model, prompt, length, rng, temperature=0.6):
     return np.array(drawn)
 
 
-# ---- what it is measured against -------------------------------------------------------------------------------------
+# ---- what it is measured against --------------------------------------------------------------
 
 
 def ngram_bits(train, test, order, symbols):
-    """Bits per character of n-grams for n = 1..order, each backed by the one below (Witten-Bell smoothing)."""
+    """Bits per character of n-grams for n = 1..order, each backed by the one below (Witten-Bell
+    smoothing).
+    """
     probability, results = np.full(len(test) - order + 1, 1 / symbols), []
     for n in range(1, order + 1):
         radix = symbols ** np.arange(n)[::-1]
@@ -269,7 +287,9 @@ def look_up(keys, known, values):
 
 
 def load_text():
-    """Training and held-out text as numbers, and the characters they stand for; repeated paragraphs only once."""
+    """Training and held-out text as numbers, and the characters they stand for; repeated paragraphs
+    only once.
+    """
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
     characters, text = np.unique(list("\n\n".join(paragraphs)), return_inverse=True)
     cut = len(text) * 9 // 10
@@ -300,8 +320,15 @@ def draw(losses, held_out, ngrams, file):
             ha="right",
             color="#d9822b",
         )
-    axes.set(xlabel="step", ylabel="bits per character", title="A small Mamba learns Python's language reference", yscale="log",
-             ylim=(1.2, 9), yticks=[1.5, 2, 3, 4, 6, 8], yticklabels=["1.5", "2", "3", "4", "6", "8"])  # fmt: skip
+    axes.set(
+        xlabel="step",
+        ylabel="bits per character",
+        title="A small Mamba learns Python's language reference",
+        yscale="log",
+        ylim=(1.2, 9),
+        yticks=[1.5, 2, 3, 4, 6, 8],
+        yticklabels=["1.5", "2", "3", "4", "6", "8"],
+    )
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -332,8 +359,12 @@ def main():
     def report(t, losses):
         if t % 50 == 0 or t == options.steps:
             held_out.append((t, held_out_bits(model, rest)))
-            print(f"step {t:4}  training {np.mean(losses[-50:]):.3f}  held out {held_out[-1][1]:.3f} bits per character"
-                  f"  ({time.perf_counter() - start:.0f} s)", flush=True)  # fmt: skip
+            print(
+                f"step {t:4}  training {np.mean(losses[-50:]):.3f}  "
+                f"held out {held_out[-1][1]:.3f} bits per character  "
+                f"({time.perf_counter() - start:.0f} s)",
+                flush=True,
+            )
 
     losses = train(model, text, options.steps, rng, report)
     ngrams = ngram_bits(text, rest, 6, len(characters))

@@ -2,16 +2,18 @@
 
     python examples/tune_hyperparameters.py [--rounds N] [--plot FILE]
 
-Breast tumours, benign or malignant, by 30 measurements of their cells (scikit-learn's copy of the Wisconsin data): 100 to learn
-from, 200 to tune by, 269 to judge by.  The inner training is 100 steps of gradient descent with momentum from zero; how good
-its rates α and β are is the loss on the tumours to tune by.  `hypergradient` gives the slopes of that by going back through
-the training bit for bit, and an outer descent on log α and logit β, with momentum too, follows them.
+Breast tumours are told benign or malignant by 30 measurements of their cells (scikit-learn's copy
+of the Wisconsin data): 100 tumours to learn from, 200 to tune by, 269 to judge by.  The inner
+training is 100 steps of gradient descent with momentum, from zero.  Its rates α and β are as good
+as the loss that they lead to on the 200 tumours is small.  `hypergradient` computes the slopes of
+that loss by undoing the training bit for bit; an outer descent on log α and logit β, with momentum
+too, follows them.
 """
 
 import argparse
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # such small products only lose by threads
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads make such small products slower
 
 import numpy as np
 
@@ -29,7 +31,7 @@ def sigma(x):
 
 
 class Regression:
-    """The mean logistic loss of theta (bias, weights), its gradient and products with its second derivatives."""
+    """The mean logistic loss of theta (bias, weights), and its first and second derivatives."""
 
     def __init__(self, X, y):
         self.X, self.y = np.column_stack([np.ones(len(X)), X]), y
@@ -50,7 +52,7 @@ class Regression:
 
 
 def load():
-    """Three regressions: to learn from, to tune by, to judge by; standardised by the first."""
+    """Three regressions: to learn from, to tune by, to judge by; the first one standardises all."""
     from sklearn.datasets import load_breast_cancer
 
     X, y = load_breast_cancer(return_X_y=True)
@@ -101,7 +103,7 @@ def descend(train, tune, rounds, report):
 
 
 def gradient_error(train, tune, u):
-    """The slopes against central differences, relatively."""
+    """The relative difference between the slopes and central differences."""
     _, exact = slopes(train, tune, u)
     found = [
         (tune.loss(trained(train, *rates(u + e))) - tune.loss(trained(train, *rates(u - e)))) / 2e-5
@@ -125,8 +127,9 @@ def draw(train, tune, path, file, cells=41):
     figure.colorbar(shown, ax=left, label="loss on the tumours to tune by")
     left.plot(np.exp(u[:, 0]), u[:, 1], "o-", color="#d9822b", markersize=3, linewidth=1)
     ticks = np.array([0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-    left.set(xscale="log", xlabel="learning rate α", ylabel="decay β", title="Downhill by hypergradients", yticks=np.log(ticks / (1 - ticks)),
-             yticklabels=[f"{t:g}" for t in ticks], xlim=np.exp(a[[0, -1]]), ylim=b[[0, -1]])  # fmt: skip
+    left.set(xscale="log", xlabel="learning rate α", ylabel="decay β")
+    left.set(yticks=np.log(ticks / (1 - ticks)), yticklabels=[f"{t:g}" for t in ticks])
+    left.set(xlim=np.exp(a[[0, -1]]), ylim=b[[0, -1]], title="Downhill by hypergradients")
     right.plot([loss for _, loss in path], "o-", color="#2f6f9f", markersize=3, linewidth=1)
     right.set(xlabel="outer step", ylabel="loss", title=f"{STEPS} steps of training each", ylim=0)
     right.spines[["top", "right"]].set_visible(False)
@@ -156,7 +159,8 @@ def main():
     for label, u in ("before", path[0][0]), ("after", path[-1][0]):
         theta = trained(train, *rates(u))
         print(
-            f"{label:>6} tuning, on tumours never looked at: loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}"
+            f"{label:>6} tuning, on tumours never looked at: "
+            f"loss {judge.loss(theta):.4f}, accuracy {judge.accuracy(theta):.1%}"
         )
     if options.plot:
         draw(train, tune, path, options.plot)

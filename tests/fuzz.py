@@ -1,11 +1,12 @@
-"""A fuzzer of the whole public interface: hostile calls, judged by what every call must honour and by the references.
+"""A fuzzer of the whole public interface: hostile calls, judged by contracts and references.
 
     python tests/fuzz.py --calls 10000 --seed 1 [--function selective_scan]
     python tests/fuzz.py --replay '{"function": …}'
 
-Every call is made three times: as drawn, with ordinary arrays of the same values, and (where the data are benign) by
-`fastderiv.reference`.  The calls run in a process of their own, which is started again after a crash; what crashed it, and
-every other finding, is printed as the JSON of its case, and crashes are added to the corpus file.
+Every call is made three times: as drawn, with ordinary arrays of the same values, and (where the
+data are benign) by `fastderiv.reference`.  The calls run in a process of their own, which is
+started again after a crash; what crashed it, and every other finding, is printed as the JSON of its
+case, and crashes are added to the corpus file.
 """
 
 import argparse
@@ -48,7 +49,7 @@ class Finding(Exception):
     """What a call did that it must not."""
 
 
-# ---- one case --------------------------------------------------------------------------------------------------------
+# ---- one case ------------------------------------------------------------------------------------
 
 
 def judge(case):
@@ -186,9 +187,22 @@ def compare(case, arrays):
 
 
 COMPARED = set(fc.CALLS) - {
-    "solve_x1", "find_x1", "decision_intervals", "counterfactuals", "nearest_tie", "tie_sensitivity", "trace_boundary", "follow_boundary",
-    "Crossings", "DecisionIntervals", "ReversibleMomentum", "set_num_threads", "show_config", "get_num_threads", "iter_subset_sums",
-}  # fmt: skip
+    "solve_x1",
+    "find_x1",
+    "decision_intervals",
+    "counterfactuals",
+    "nearest_tie",
+    "tie_sensitivity",
+    "trace_boundary",
+    "follow_boundary",
+    "Crossings",
+    "DecisionIntervals",
+    "ReversibleMomentum",
+    "set_num_threads",
+    "show_config",
+    "get_num_threads",
+    "iter_subset_sums",
+}
 
 
 def wide(value):
@@ -224,7 +238,7 @@ def same_bits(a, b):
 
 
 def close(a, b):
-    """Within the numerical contract, relative to the largest magnitude, where the reference is finite and well scaled."""
+    """Whether a result is within the contract, if the reference is finite and well scaled."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         return False
@@ -239,11 +253,11 @@ def close(a, b):
         return bool(np.abs(a - b).max() <= TOLERANCE[a.dtype.newbyteorder("=")] * scale)
 
 
-# ---- many cases, in a process that may die ---------------------------------------------------------------------------
+# ---- many cases, in a process that may die -------------------------------------------------------
 
 
 def child(seed, functions, first, last, place):
-    """Judge the cases from `first` to `last`, telling the number of each in the file `place` before it begins."""
+    """Judge the cases `first` to `last`; the number of each goes to the file `place` beforehand."""
     faulthandler.enable()
     limit_memory()
     warnings.simplefilter("ignore")

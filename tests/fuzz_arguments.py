@@ -1,4 +1,4 @@
-"""Hostile arguments from recipes: what a recipe says is plain JSON, so that a case can be printed, stored and replayed."""
+"""Hostile arguments from recipes in plain JSON, which can be printed, stored and replayed."""
 
 import itertools
 
@@ -13,7 +13,7 @@ class FuzzError(Exception):
     """What callbacks raise; it must come out as it went in."""
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 EXTREME = [
     np.nan,
@@ -36,7 +36,9 @@ EXTREME = [
 
 
 def values(kind, seed, shape, dtype):
-    """An array of `kind`: benign ("normal", "small", "negative") or not ("extreme", "some extreme", "huge", "tiny")."""
+    """An array of `kind`: benign ("normal", "small", "negative") or not ("extreme", "some extreme",
+    "huge", "tiny").
+    """
     rng = np.random.default_rng(seed)
     x = np.asarray(rng.standard_normal(shape))
     if kind == "small":
@@ -66,7 +68,7 @@ def values(kind, seed, shape, dtype):
 BENIGN = ("normal", "small", "negative", "zero", "equal")
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 class Memory:
@@ -132,7 +134,10 @@ class Hostile(np.ndarray):
     reshape = ravel = copy = astype = transpose = squeeze = swapaxes = flatten = min = max = any = (
         all
     ) = sum = lie
-    tolist = lambda self: []
+
+    def tolist(self):
+        return []
+
     size = property(lambda self: 10**6)
     nbytes = property(lambda self: 0)
     T = property(lie)
@@ -166,24 +171,46 @@ def dressed(view, kind):
 
 
 JUNK = {
-    "object": object, "string": lambda: "abc", "none": lambda: None, "nan": lambda: float("nan"), "dict": dict,
-    "generator": lambda: (i for i in range(3)), "bytes": lambda: b"12345678", "true": lambda: True,
-    "ragged": lambda: [[1.0, 2.0], [3.0]], "complex": lambda: np.ones((2, 3), complex), "bool": lambda: np.ones(3, bool),
-    "half": lambda: np.ones((2, 3), np.float16), "longdouble": lambda: np.ones(4, np.longdouble), "huge int": lambda: 2**63,
-    "objects": lambda: np.array([1.0, None]), "dates": lambda: np.zeros(3, "M8[s]"), "record": lambda: np.zeros(3, "f8,i4"),
-    "raises": lambda: ArrayLike(RuntimeError("no array")), "minus one": lambda: -1, "empty": list, "float": lambda: 0.5,
-    "inf": lambda: float("inf"), "uint64": lambda: np.full(3, 2**64 - 1, np.uint64), "0-d": lambda: np.array(2.0),
-    "huge": lambda: 1e300, "subclass": lambda: np.ones((2, 3)).view(Hostile), "set": lambda: {1, 2}, "int": lambda: 3,
-    "masked": lambda: np.ma.masked_array(np.ones(3), [0, 1, 0]), "nested": lambda: [np.ma.masked_array([1.0], [True])],
-    "expanded": lambda: np.broadcast_to(np.float64(1.0), (2, 3)), "vast": lambda: np.broadcast_to(np.float64(1.0), (2**58,)),
-}  # fmt: skip
+    "object": object,
+    "string": lambda: "abc",
+    "none": lambda: None,
+    "nan": lambda: float("nan"),
+    "dict": dict,
+    "generator": lambda: (i for i in range(3)),
+    "bytes": lambda: b"12345678",
+    "true": lambda: True,
+    "ragged": lambda: [[1.0, 2.0], [3.0]],
+    "complex": lambda: np.ones((2, 3), complex),
+    "bool": lambda: np.ones(3, bool),
+    "half": lambda: np.ones((2, 3), np.float16),
+    "longdouble": lambda: np.ones(4, np.longdouble),
+    "huge int": lambda: 2**63,
+    "objects": lambda: np.array([1.0, None]),
+    "dates": lambda: np.zeros(3, "M8[s]"),
+    "record": lambda: np.zeros(3, "f8,i4"),
+    "raises": lambda: ArrayLike(RuntimeError("no array")),
+    "minus one": lambda: -1,
+    "empty": list,
+    "float": lambda: 0.5,
+    "inf": lambda: float("inf"),
+    "uint64": lambda: np.full(3, 2**64 - 1, np.uint64),
+    "0-d": lambda: np.array(2.0),
+    "huge": lambda: 1e300,
+    "subclass": lambda: np.ones((2, 3)).view(Hostile),
+    "set": lambda: {1, 2},
+    "int": lambda: 3,
+    "masked": lambda: np.ma.masked_array(np.ones(3), [0, 1, 0]),
+    "nested": lambda: [np.ma.masked_array([1.0], [True])],
+    "expanded": lambda: np.broadcast_to(np.float64(1.0), (2, 3)),
+    "vast": lambda: np.broadcast_to(np.float64(1.0), (2**58,)),
+}
 
 
-# ---- callbacks -------------------------------------------------------------------------------------------------------
+# ---- callbacks -----------------------------------------------------------------------------------
 
 
 def callback(kind):
-    """A function of any number of arrays or numbers that behaves as `kind` says; benign ones return something like sin."""
+    """A function of arrays or numbers that behaves as `kind` says; benign ones return about sin."""
 
     def benign(x, *rest):
         with np.errstate(all="ignore"):
@@ -211,7 +238,7 @@ def callback(kind):
         if kind == "state":
             np.seterr(**np.geterr())
         if kind == "shape":
-            return np.ones(np.shape(x) + (2,))
+            return np.ones((*np.shape(x), 2))
         if kind == "none":
             return None
         if kind == "nan":
@@ -240,13 +267,14 @@ GENTLE = ("sin", "reenter", "state", "frozen", "same", "expanded")
 ROUGH = ("raise", "mutate", "shape", "none", "nan", "single", "hostile")
 
 
-# ---- recipes to arguments --------------------------------------------------------------------------------------------
+# ---- recipes to arguments ------------------------------------------------------------------------
 
 
 class Built:
     """The arguments of one call, made from their recipes.
 
-    With `plain` every array is an ordinary contiguous one of the same values, whatever its recipe says of its memory.
+    With `plain` every array is an ordinary contiguous one of the same values, whatever its recipe
+    says of its memory.
     """
 
     def __init__(self, recipes, library=fd, plain=False):

@@ -1,4 +1,4 @@
-"""What the fuzzer calls: for every public name a function that draws the recipes of one call, and how the call is made."""
+"""What the fuzzer calls: for every public name, how a call is drawn and how it is made."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ def _least(dtype):
 
 
 class Draw:
-    """Random choices for one case; `benign` and `lawful` say what became of it: finite data, and a call that must succeed."""
+    """Random choices for one case; `benign`: finite data, `lawful`: the call must succeed."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -161,8 +161,12 @@ class Draw:
     def network(self, n_in=None, n_out=None):
         hidden = [self.choice((1, 2, 3, 4, 6)) for _ in range(self.choice((1, 1, 1, 2)))]
         kind = self.kind if self.benign or self.kind in ("huge", "tiny") else "normal"
-        return {"net": [n_in or self.choice((1, 2, 2, 3)), *hidden, n_out or self.choice((1, 2, 2, 3))],
-                "values": kind, "seed": self.random.randrange(10**6), "scale": self.choice((1.0, 3.0, 30.0))}  # fmt: skip
+        return {
+            "net": [n_in or self.choice((1, 2, 2, 3)), *hidden, n_out or self.choice((1, 2, 2, 3))],
+            "values": kind,
+            "seed": self.random.randrange(10**6),
+            "scale": self.choice((1.0, 3.0, 30.0)),
+        }
 
     def bounds(self):
         return self.choice(
@@ -184,7 +188,7 @@ class Draw:
         recipe["vast"], self.lawful = True, False
 
 
-# ---- selective scans -------------------------------------------------------------------------------------------------
+# ---- selective scans -----------------------------------------------------------------------------
 
 
 def scan_parts(d):
@@ -199,8 +203,13 @@ def scan_parts(d):
 
     if N and d.chance(0.004) and D and L and (Bt or not batched):
         N = 2 ** d.choice((40, 46, 58)) // max(D * L, 1)
-    parts = {"u": d.array(*lead, D, L), "delta": d.array(*lead, D, L), "A": d.array(D, N, kind="negative" if d.benign else None),
-             "B": coefficient(), "C": coefficient()}  # fmt: skip
+    parts = {
+        "u": d.array(*lead, D, L),
+        "delta": d.array(*lead, D, L),
+        "A": d.array(D, N, kind="negative" if d.benign else None),
+        "B": coefficient(),
+        "C": coefficient(),
+    }
     if N > 1000:
         for name in ("A", "B", "C"):
             parts[name] = {"shape": parts[name]["shape"], "dtype": "f8", "vast": True}
@@ -224,8 +233,14 @@ def packed(d, case, lead, D, L, N):
 def selective_scan(d):
     case, lead, D, L, N = scan_parts(d)
     packed(d, case, lead, D, L, N)
-    case |= {"D": d.maybe(D), "z": d.maybe(*lead, D, L), "delta_bias": d.maybe(D), "delta_softplus": d.chance(0.7),
-             "return_last_state": d.chance(0.4), "out": d.out(["u", "delta", "A"], *lead, D, L)}  # fmt: skip
+    case |= {
+        "D": d.maybe(D),
+        "z": d.maybe(*lead, D, L),
+        "delta_bias": d.maybe(D),
+        "delta_softplus": d.chance(0.7),
+        "return_last_state": d.chance(0.4),
+        "out": d.out(["u", "delta", "A"], *lead, D, L),
+    }
     return case
 
 
@@ -297,9 +312,15 @@ def s6(d):
     E, N, L, Bt = d.size(1), d.size(1), d.size(), d.size()
     lead = [Bt] if d.chance(0.5) else []
     x = [*lead, L, E]
-    case = {"W_delta": d.array(E, E), "b_delta": d.array(E), "A": d.array(E, N, kind="negative" if d.benign else None),
-            "W_B": d.array(N, E), "W_C": d.array(N, E), "x": d.array(*x),
-            "method": d.choice(("__call__", "vjp", "step_sizes", "transition_product", "attention"))}  # fmt: skip
+    case = {
+        "W_delta": d.array(E, E),
+        "b_delta": d.array(E),
+        "A": d.array(E, N, kind="negative" if d.benign else None),
+        "W_B": d.array(N, E),
+        "W_C": d.array(N, E),
+        "x": d.array(*x),
+        "method": d.choice(("__call__", "vjp", "step_sizes", "transition_product", "attention")),
+    }
     if case["method"] in ("__call__", "vjp"):
         case["initial_state"] = d.maybe(*lead, E, N)
     if case["method"] == "vjp":
@@ -309,7 +330,7 @@ def s6(d):
     return case
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------
 
 
 def dense(d):
@@ -341,8 +362,13 @@ def dense_vjp(d):
 def lstm(d):
     T, B, D, H = d.size(), d.size(), d.size(), d.size(1)
     lead = [B] if d.chance(0.75) else []
-    case = {"x": d.array(T, *lead, D), "weight_ih": d.array(4 * H, D), "weight_hh": d.array(4 * H, H, kind="small" if d.benign else None),
-            "bias_ih": d.maybe(4 * H), "bias_hh": d.maybe(4 * H)}  # fmt: skip
+    case = {
+        "x": d.array(T, *lead, D),
+        "weight_ih": d.array(4 * H, D),
+        "weight_hh": d.array(4 * H, H, kind="small" if d.benign else None),
+        "bias_ih": d.maybe(4 * H),
+        "bias_hh": d.maybe(4 * H),
+    }
     if d.chance(0.4):
         case["initial_state"] = {"tuple": [d.array(*lead, H), d.array(*lead, H)]}
     if lead and d.chance(0.4):
@@ -365,8 +391,14 @@ def lstm_vjp(d):
 def grid_rnn(d):
     G1, G2, D, H = *d.sizes(3), d.size(1)
     lead, kind = [d.size()] if d.chance(0.4) else [], "small" if d.benign else None  # no chaos
-    return {"x": d.array(*lead, min(G1, 9), min(G2, 9), D), "W_in": d.array(H, D), "W_west": d.array(H, H, kind=kind),
-            "W_north": d.array(H, H, kind=kind), "b": d.maybe(H), "activation": d.activation()}  # fmt: skip
+    return {
+        "x": d.array(*lead, min(G1, 9), min(G2, 9), D),
+        "W_in": d.array(H, D),
+        "W_west": d.array(H, H, kind=kind),
+        "W_north": d.array(H, H, kind=kind),
+        "b": d.maybe(H),
+        "activation": d.activation(),
+    }
 
 
 def grid_rnn_vjp(d):
@@ -374,7 +406,7 @@ def grid_rnn_vjp(d):
     return case | {"dh": d.array(*case["x"]["shape"][:-1], case["W_in"]["shape"][0])}
 
 
-# ---- subsets ---------------------------------------------------------------------------------------------------------
+# ---- subsets -------------------------------------------------------------------------------------
 
 
 def subset_sums(d):
@@ -401,7 +433,7 @@ def subset_logsumexp(d):
     }
 
 
-# ---- boundaries ------------------------------------------------------------------------------------------------------
+# ---- boundaries ----------------------------------------------------------------------------------
 
 
 def sigmoid_mlp(d):
@@ -514,7 +546,7 @@ def follow_boundary(d):
     }
 
 
-# ---- momentum --------------------------------------------------------------------------------------------------------
+# ---- momentum ------------------------------------------------------------------------------------
 
 
 def momentum_step(d):
@@ -546,19 +578,34 @@ def momentum_jacobian(d):
 
 def reversible_momentum(d):
     shape = d.sizes(d.choice((0, 1, 2)))
-    case = {"theta": d.array(*shape), "alpha": 0.1, "beta": d.choice((0.9, 0.5, 0.999, 1e-5, 2.0)), "grads": d.choice((0, 1, 3, 20)),
-            "grad_fn": d.callback(), "tamper": d.choice((None, None, None, "short", "fortran", "dtype", "count", "shape", "stack", "junk"))}  # fmt: skip
+    case = {
+        "theta": d.array(*shape),
+        "alpha": 0.1,
+        "beta": d.choice((0.9, 0.5, 0.999, 1e-5, 2.0)),
+        "grads": d.choice((0, 1, 3, 20)),
+        "grad_fn": d.callback(),
+        "tamper": d.choice(
+            (None, None, None, "short", "fortran", "dtype", "count", "shape", "stack", "junk")
+        ),
+    }
     d.lawful = False
     return case
 
 
 def hypergradient(d):
     d.lawful = False
-    return {"loss_grad": d.callback(), "train_grad": d.callback(), "train_hvp": d.callback(), "theta": d.array(*d.sizes(d.choice((0, 1)))),
-            "n_steps": d.choice((0, 1, 3, {"scalar": 2, "dtype": "u1"})), "alpha": 0.1, "beta": d.choice((0.9, 0.5))}  # fmt: skip
+    return {
+        "loss_grad": d.callback(),
+        "train_grad": d.callback(),
+        "train_hvp": d.callback(),
+        "theta": d.array(*d.sizes(d.choice((0, 1)))),
+        "n_steps": d.choice((0, 1, 3, {"scalar": 2, "dtype": "u1"})),
+        "alpha": 0.1,
+        "beta": d.choice((0.9, 0.5)),
+    }
 
 
-# ---- the rest --------------------------------------------------------------------------------------------------------
+# ---- the rest ------------------------------------------------------------------------------------
 
 
 def set_num_threads(d):
@@ -601,26 +648,61 @@ def indexed(d):
 
 
 CALLS = {
-    "selective_scan": selective_scan, "selective_scan_vjp": selective_scan_vjp, "selective_state_update": selective_state_update,
-    "chunk_summary": chunk_summary, "combine_summaries": combine_summaries, "scan_attention": scan_attention,
-    "transition_product": transition_product, "S6": s6, "dense": dense, "dense_vjp": dense_vjp, "lstm": lstm, "lstm_vjp": lstm_vjp,
-    "lstm_state_adjoints": lstm_vjp, "grid_rnn": grid_rnn, "grid_rnn_vjp": grid_rnn_vjp, "subset_sums": subset_sums,
-    "iter_subset_sums": iter_subset_sums, "subset_logsumexp": subset_logsumexp, "SigmoidMLP": sigmoid_mlp,
-    "ExponentialSum": exponential_sum, "solve_x1": solve_x1, "find_x1": find_x1, "decision_intervals": decision_intervals,
-    "counterfactuals": counterfactuals, "nearest_tie": nearest_tie, "tie_sensitivity": tie_sensitivity, "trace_boundary": trace_boundary,
-    "follow_boundary": follow_boundary, "momentum_step": momentum_step, "momentum_unstep": momentum_unstep,
-    "momentum_jacobian": momentum_jacobian, "ReversibleMomentum": reversible_momentum, "hypergradient": hypergradient,
-    "set_num_threads": set_num_threads, "get_num_threads": get_num_threads, "show_config": get_num_threads, "Crossings": indexed,
+    "selective_scan": selective_scan,
+    "selective_scan_vjp": selective_scan_vjp,
+    "selective_state_update": selective_state_update,
+    "chunk_summary": chunk_summary,
+    "combine_summaries": combine_summaries,
+    "scan_attention": scan_attention,
+    "transition_product": transition_product,
+    "S6": s6,
+    "dense": dense,
+    "dense_vjp": dense_vjp,
+    "lstm": lstm,
+    "lstm_vjp": lstm_vjp,
+    "lstm_state_adjoints": lstm_vjp,
+    "grid_rnn": grid_rnn,
+    "grid_rnn_vjp": grid_rnn_vjp,
+    "subset_sums": subset_sums,
+    "iter_subset_sums": iter_subset_sums,
+    "subset_logsumexp": subset_logsumexp,
+    "SigmoidMLP": sigmoid_mlp,
+    "ExponentialSum": exponential_sum,
+    "solve_x1": solve_x1,
+    "find_x1": find_x1,
+    "decision_intervals": decision_intervals,
+    "counterfactuals": counterfactuals,
+    "nearest_tie": nearest_tie,
+    "tie_sensitivity": tie_sensitivity,
+    "trace_boundary": trace_boundary,
+    "follow_boundary": follow_boundary,
+    "momentum_step": momentum_step,
+    "momentum_unstep": momentum_unstep,
+    "momentum_jacobian": momentum_jacobian,
+    "ReversibleMomentum": reversible_momentum,
+    "hypergradient": hypergradient,
+    "set_num_threads": set_num_threads,
+    "get_num_threads": get_num_threads,
+    "show_config": get_num_threads,
+    "Crossings": indexed,
     "DecisionIntervals": indexed,
-}  # fmt: skip
+}
 
 # result types that their functions' cases make, and pickle
 MADE = {
-    "SelectiveScanGrads": "selective_scan_vjp", "ChunkSummary": "chunk_summary", "S6Grads": "S6", "LSTMGrads": "lstm_vjp",
-    "DenseGrads": "dense_vjp", "GridRNNGrads": "grid_rnn_vjp", "RootResults": "find_x1", "BoundaryCurves": "trace_boundary",
-    "Counterfactuals": "counterfactuals", "NearestTie": "nearest_tie", "TieSensitivity": "tie_sensitivity",
+    "SelectiveScanGrads": "selective_scan_vjp",
+    "ChunkSummary": "chunk_summary",
+    "S6Grads": "S6",
+    "LSTMGrads": "lstm_vjp",
+    "DenseGrads": "dense_vjp",
+    "GridRNNGrads": "grid_rnn_vjp",
+    "RootResults": "find_x1",
+    "BoundaryCurves": "trace_boundary",
+    "Counterfactuals": "counterfactuals",
+    "NearestTie": "nearest_tie",
+    "TieSensitivity": "tie_sensitivity",
     "Hypergradients": "hypergradient",
-}  # fmt: skip
+}
 
 SLOW = {
     "trace_boundary",
@@ -633,7 +715,7 @@ SLOW = {
 }
 
 
-# ---- how the calls are made ------------------------------------------------------------------------------------------
+# ---- how the calls are made ----------------------------------------------------------------------
 
 
 def call(library, name, arguments):
@@ -690,7 +772,7 @@ def sum_method(library, name, a):
 
 
 def there_and_back(library, name, a):
-    """Steps of `ReversibleMomentum`, perhaps a look at a state that was tampered with, and all the way back."""
+    """Steps of `ReversibleMomentum` and back, perhaps with a state that was tampered with."""
     momentum = library.ReversibleMomentum(a["theta"], alpha=a["alpha"], beta=a["beta"])
     first = momentum.theta
     gradient = fa.callback("sin")
@@ -744,24 +826,37 @@ def one_row(library, name, a):
     return pickle.loads(pickle.dumps(result))[row]
 
 
-HOW = {"dense_vjp": with_cache, "lstm_vjp": with_cache, "lstm_state_adjoints": with_cache, "S6": s6_method, "SigmoidMLP": mlp_method,
-       "ExponentialSum": sum_method, "ReversibleMomentum": there_and_back, "set_num_threads": threads, "Crossings": one_row,
-       "DecisionIntervals": one_row}  # fmt: skip
+HOW = {
+    "dense_vjp": with_cache,
+    "lstm_vjp": with_cache,
+    "lstm_state_adjoints": with_cache,
+    "S6": s6_method,
+    "SigmoidMLP": mlp_method,
+    "ExponentialSum": sum_method,
+    "ReversibleMomentum": there_and_back,
+    "set_num_threads": threads,
+    "Crossings": one_row,
+    "DecisionIntervals": one_row,
+}
 
 
-# ---- cases -----------------------------------------------------------------------------------------------------------
+# ---- cases ---------------------------------------------------------------------------------------
 
 
 def draw(name, seed):
-    """One case: which function, its recipes, the state of the thread, and whether it must succeed."""
+    """One case: which function, its recipes, the thread's state, whether it must succeed."""
     d = Draw(f"{name} {seed}")
     recipes = CALLS[name](d)
     if recipes.get("out") and re.search(r'"dtype": "[iu]', json.dumps(recipes)):
         d.lawful = False  # integers are float64, and so is what out must be
     if recipes and d.chance(0.3):
         spoil(d, recipes, name)
-    state = {"errors": d.choice((None, None, None, "raise", "warn")), "rounding": d.choice((None,) * 7 + ("up", "down", "zero")),
-             "flush": d.chance(0.1), "threads": d.choice((1, 2, 2, 3))}  # fmt: skip
+    state = {
+        "errors": d.choice((None, None, None, "raise", "warn")),
+        "rounding": d.choice((None,) * 7 + ("up", "down", "zero")),
+        "flush": d.chance(0.1),
+        "threads": d.choice((1, 2, 2, 3)),
+    }
     if (
         "callback" in str(recipes) or name == "ReversibleMomentum"
     ):  # which compute in the caller's state

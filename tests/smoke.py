@@ -1,4 +1,4 @@
-"""Every public function on tiny input, as a script for an installed package: prints one line of JSON per function.
+"""A script that calls every public function on tiny input and prints a line of JSON for each.
 
 The lines hold the results' bytes, so that a caller can compare CPU levels bit for bit.
 """
@@ -14,8 +14,13 @@ x = np.linspace(-2.0, 1.5, 8)
 u = np.outer([1.0, -0.5, 0.25], x)  # (D, L)
 A = -np.arange(1.0, 6.0) * np.ones((3, 1))  # (D, N)
 B = np.cos(np.arange(40.0)).reshape(1, 5, 8)  # (G, N, L)
-net = fd.SigmoidMLP([np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]]), np.array([[2.0, -1.0], [1.0, 1.5], [-3.0, 0.5]])],
-                    [np.array([0.1, -0.2, 0.3]), np.array([0.2, -0.1])])  # fmt: skip
+net = fd.SigmoidMLP(
+    [
+        np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]]),
+        np.array([[2.0, -1.0], [1.0, 1.5], [-3.0, 0.5]]),
+    ],
+    [np.array([0.1, -0.2, 0.3]), np.array([0.2, -0.1])],
+)
 X = np.stack([x, x[::-1]], 1)
 W = np.cos(np.arange(9.0)).reshape(3, 3) / 2
 layer = fd.S6(np.cos(np.arange(9.0)).reshape(3, 3), np.zeros(3), A, B[0, :, :3], B[0, :, 3:6])

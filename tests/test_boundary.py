@@ -22,8 +22,10 @@ from scipy.special import expit
 
 import fastderiv as fd
 from fastderiv import reference as ref
-from fastderiv.boundary import _roots
-from fastderiv.boundary._roots import METHODS, _kernels
+from fastderiv.boundary._compiled import kernels as _kernels
+from fastderiv.boundary._network import margin_of
+from fastderiv.boundary.line import _roots
+from fastderiv.boundary.line._finders import METHODS
 from helpers import floating_point
 from helpers.awkward import error, layouts, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
@@ -60,7 +62,10 @@ def inputs(m, n, seed=1, scale=1.5):
 
 
 def five_roots():
-    """derivations §2: three hidden units, five ties at x2 = 0; the second input only shifts the first unit."""
+    """The example of derivations §2: three hidden units, five ties at x2 = 0.
+
+    The second input only shifts the first unit.
+    """
     return fd.SigmoidMLP(
         [[[0.25, 50, 51], [0.125, 0, 0]], [[6], [-1.5], [-1.5]]], [[0, 100, -102], [-1.5]]
     )
@@ -70,7 +75,7 @@ def every_evaluation(net, X):
     return [getattr(net, name)(X) for name in EVALUATIONS]
 
 
-# ---- SigmoidMLP: values -------------------------------------------------------------------------------------------
+# ---- SigmoidMLP: values ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -94,7 +99,7 @@ def test_network_equals_reference(sizes, m, name):
 def test_any_network_equals_reference(sizes, m, seed, scale):
     net = network([*sizes, 2], seed, scale)
     X = inputs(m, sizes[0], seed)
-    # a rounding error of a pre-activation is as large as the weights, and passes on through σ' ≤ 1/4 of them
+    # a pre-activation's rounding error is as large as the weights, and σ' ≤ 1/4 of it passes on
     growth = np.prod([1 + np.abs(w).sum(0).max() / 4 for w in net.weights[1:]]) * (
         1 + np.abs(net.weights[0]).sum(0).max()
     )
@@ -214,7 +219,7 @@ def test_outputs_choose_the_columns():
     assert same_bits(single.margin(X, outputs=(1, 0)), single.logits(X)[:, 0])
 
 
-# ---- SigmoidMLP: the same bits ------------------------------------------------------------------------------------
+# ---- SigmoidMLP: the same bits ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 40, 9, 3)])
@@ -261,7 +266,7 @@ def test_the_scalar_callback_has_the_bits_of_the_tiles(sizes):
     net, X = network(sizes, scale=2.0), inputs(20, sizes[0])
     margin, gradient = net.margin(X), net.margin_gradient(X)
     for coordinate in range(sizes[0]):
-        line = _kernels.Line(net._margin_program((0, 1)), coordinate)
+        line = _kernels.Line(margin_of(net, (0, 1)).compiled.program, coordinate)
         for i, x in enumerate(X):
             line.prepare(np.where(np.arange(sizes[0]) == coordinate, np.nan, X), i)
             assert line(x[coordinate]) == margin[i]
@@ -306,7 +311,7 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
     handler = signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     try:
-        for call in (lambda: net._margin_program((0, 1)), lambda: net.margin_gradient(X)):
+        for call in (lambda: margin_of(net, (0, 1)).compiled.program, lambda: net.margin_gradient(X)):
             seen[:] = [time.perf_counter()]
             call()
             assert time.perf_counter() - seen[0] > 0.1  # or this shows nothing
@@ -316,7 +321,7 @@ def test_signals_are_seen_while_wide_layers_are_packed_and_evaluated():
         signal.signal(signal.SIGALRM, handler)
 
 
-# ---- the kernels, handed what they do not expect ------------------------------------------------------------------
+# ---- the kernels, handed what they do not expect ---------------------------------------------
 
 
 def program(sizes=(3, 5, 1), seed=0):
@@ -423,7 +428,7 @@ def test_sizes_no_memory_holds_are_memory_errors():
 @pytest.mark.parametrize("name", ["logits", "forward"])
 def test_a_network_without_outputs_takes_no_time(name):
     net, X = fd.SigmoidMLP([np.zeros((2, 0))], [np.zeros(0)]), np.broadcast_to(1.0, (1 << 58, 2))
-    program, out = net._logits_program(), np.empty((1 << 58, 0))
+    program, out = _kernels.Program(net.weights, net.biases), np.empty((1 << 58, 0))
     program.evaluate(X, out, name == "forward")
 
 
@@ -434,7 +439,7 @@ def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads
     """Subnormal weights and inputs among them; a large enough batch for several threads."""
     net = network((3, 40, 30, 1), scale=2.0)
     p, small = (
-        net._margin_program((0, 1)),
+        margin_of(net, (0, 1)).compiled.program,
         _kernels.Program((np.array([[5e-320], [3e-310]]),), (np.array([2e-311]),)),
     )
     X, Z = inputs(20_000, 3), np.array([[0.3, 1e3], [-0.7, 0.5]])
@@ -474,7 +479,7 @@ def test_kernels_have_the_same_bits_in_every_floating_point_state(state, threads
     assert all(map(same_bits, results, expected))
 
 
-# ---- SigmoidMLP: as an object -------------------------------------------------------------------------------------
+# ---- SigmoidMLP: as an object ----------------------------------------------------------------
 
 
 def test_the_network_owns_read_only_copies():
@@ -599,7 +604,7 @@ def test_bad_outputs_are_named(outputs, kind, message):
             call(np.zeros((1, 2)), outputs)
 
 
-# ---- scikit-learn -------------------------------------------------------------------------------------------------
+# ---- scikit-learn ----------------------------------------------------------------------------
 
 
 def trained(classes, layers=(6,), **options):
@@ -674,7 +679,7 @@ def test_scikit_learn_and_scipy_are_imported_late():
     )
 
 
-# ---- ExponentialSum -----------------------------------------------------------------------------------------------
+# ---- ExponentialSum --------------------------------------------------------------------------
 
 
 def minus_preactivations(net, X):
@@ -794,7 +799,7 @@ def test_log_evaluate_shapes_zeros_and_nan():
 
 
 def test_log_evaluate_in_blocks_equals_one_block(monkeypatch):
-    from fastderiv.boundary import _expsum
+    from fastderiv.boundary.line import _expsum
 
     net, B = network((1, 9, 2)), inputs(50, 9)
     whole = fd.ExponentialSum.from_network(net).log_evaluate(B)
@@ -863,7 +868,8 @@ def test_root_bound_equals_reference_where_many_terms_merge(H, n_in, seed):
 
 
 def test_terms_of_equal_frequency_merge_only_if_the_other_inputs_cannot_part_them():
-    # coordinate 0: frequencies 0, −1, −1, −2 with C = (1, −2, 2, −1)·…: the middle pair may have either sign
+    # along coordinate 0 the frequencies are 0, −1, −1, −2 and C = (1, −2, 2, −1)·…: the sum of the
+    # middle pair may have either sign
     weights, head, bias = [[1, 1], [0, 5]], [[3.0], [-1.0]], [[0, 0], [-1.0]]
     net = fd.SigmoidMLP([weights, head], bias)
     terms = fd.ExponentialSum.from_network(net)
@@ -935,14 +941,14 @@ def test_exponential_sum_errors_and_copies():
         terms.log_evaluate(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="coordinate is 2; expected an integer from -2 to 1"):
         terms.frequencies(2)
-    with pytest.raises(TypeError, match="coordinate is 0.0"):
+    with pytest.raises(TypeError, match=r"coordinate is 0\.0"):
         terms.root_bound(0.0)
     with pytest.raises(ValueError, match="read-only"):
         terms.coefficients[0] = 1
     assert same_bits(pickle.loads(pickle.dumps(terms)).coefficients, terms.coefficients)
 
 
-# ---- find_x1 ------------------------------------------------------------------------------------------------------
+# ---- find_x1 ---------------------------------------------------------------------------------
 
 
 def monotone(sizes=(2, 5, 2), seed=0):
@@ -1062,7 +1068,7 @@ def test_secant_steps_shorter_than_the_tolerance_are_not_convergence():
 
 
 def random_lines(count):
-    """Networks of one input, flat and steep, with a bracket of a tie, of which there may be more."""
+    """Networks of one input, flat and steep, with a bracket of one tie or of several."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         scale, units = 10.0 ** rng.uniform(-2, 3), int(rng.integers(1, 6))
@@ -1094,7 +1100,7 @@ def test_converged_is_what_it_says(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_solvers_own_change_of_sign_counts_where_rounding_makes_many(method):
-    # 1e8 (σ(x) − ½) as the difference of terms of 1e16: signs are a matter of rounding within 1e-8 of 0
+    # 1e8 (σ(x) − ½) as the difference of terms of 1e16: within 1e-8 of 0 rounding decides signs
     net = fd.SigmoidMLP([[[1.0, 1.0]], [[1e16], [-1e16 + 1e8]]], [[0.0, 0.0], [-5e7]])
     r = fd.find_x1(net, [[]], (-3.0, 4.0), method=method)
     if method not in ("newton", "secant"):
@@ -1294,7 +1300,7 @@ def test_flat_ends_are_scipys_to_the_last_field(method, maxiter):
             [[[w, w]], [[2.0], [rng.integers(-3, 4)]]], [rng.normal(size=2) * w, [rng.normal()]]
         )
         lo, hi = rng.normal(size=2) * 3
-        f = _kernels.Line(net._margin_program((0, 1)), 0)
+        f = _kernels.Line(margin_of(net, (0, 1)).compiled.program, 0)
         f.prepare(np.zeros((1, 1)), 0)
         if f(lo) * f(hi) >= 0:
             continue
@@ -1375,7 +1381,7 @@ def test_results_pickle():
     assert all(same_bits(a, b) for a, b in zip(r, again, strict=True))
 
 
-# ---- signals ------------------------------------------------------------------------------------------------------
+# ---- signals ---------------------------------------------------------------------------------
 
 
 def a_big_batch():

@@ -1,5 +1,4 @@
-"""solve_x1 with one hidden layer against ball arithmetic (python-flint), on rows made to be
-hard."""
+"""solve_x1 with one hidden layer against ball arithmetic (python-flint), on rows made hard."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,8 @@
-"""solve_x1 for deep networks against ball arithmetic (python-flint): an isolation of its own, at up to 2600 bits.
+"""solve_x1 for deep networks against ball arithmetic (python-flint), which isolates roots itself.
 
-Networks are made to be hard: roots put where they are wanted, nearly double ones, weights of 1e±300, offsets of 1e15, columns
-that are equal or cancel, steep second layers.
+It uses up to 2600 bits.  Networks are made to be hard: roots put where they are wanted, nearly
+double ones, weights of 1e±300, offsets of 1e15, columns that are equal or cancel, steep second
+layers.
 """
 
 import math
@@ -28,7 +29,7 @@ def precision():
     flint.ctx.prec = before
 
 
-# ---- the function, over points and intervals ----------------------------------------------------------------------
+# ---- the function, over points and intervals -------------------------------------------------
 
 
 def tail(z):
@@ -46,6 +47,14 @@ def sigmoid_jet(z):
         return jets[0]
     y, p = (arb.union(a, b) for a, b in zip(*jets, strict=True))
     return y, arb.union(p, arb(0.25)) if z.contains(0) else p
+
+
+def weighted(weights, jets, bias):
+    """bias + Σ w y and its derivative Σ w y', from the (y, y') of units."""
+    value, slope = bias, arb(0)
+    for w, (y, g) in zip(weights, jets, strict=True):
+        value, slope = value + w * y, slope + w * g
+    return value, slope
 
 
 class Row:
@@ -88,13 +97,11 @@ class Row:
     def jet(self, l, r):
         """f and f' over [l, r]."""
         jets = self.first_units(l, r)
-        layers = self.parameters()[2]
-        for k, (W, b) in enumerate(layers):
-            sums = [(sum((w * y for w, (y, _) in zip(c, jets, strict=True)), bo), sum((w * g for w, (_, g) in zip(c, jets, strict=True)), arb(0)))
-                    for c, bo in zip(W, b, strict=True)]  # fmt: skip
-            if k == len(layers) - 1:
-                return sums[0]
+        *hidden, (W_last, b_last) = self.parameters()[2]
+        for W, b in hidden:
+            sums = [weighted(c, jets, bo) for c, bo in zip(W, b, strict=True)]
             jets = [(y, p * dz) for z, dz in sums for y, p in [sigmoid_jet(z)]]
+        return weighted(W_last[0], jets, b_last[0])
 
     def sign(self, t):
         """Of f(t); 0 where 2600 bits do not tell."""
@@ -128,7 +135,7 @@ def crosses(a, s, l, r):
     return not ((left > 0 and right > 0) or (left < 0 and right < 0))
 
 
-# ---- what is claimed ----------------------------------------------------------------------------------------------
+# ---- what is claimed -------------------------------------------------------------------------
 
 
 def middle(l, r, scale):
@@ -176,7 +183,10 @@ def roots_between(row, l, r, scale, work):
 
 
 def holds_one(row, l, r):
-    """Whether f has opposite signs at the ends and f' one between; None where an end is the root, or nearly."""
+    """Whether f has opposite signs at the ends and f' one sign between them.
+
+    None where an end is the root, or nearly so.
+    """
     left, right = row.sign(l), row.sign(r)
     if left * right > 0:
         return False
@@ -220,7 +230,7 @@ def gap(row, l, r, scale, work):
     return [0, found == 1, 0, found is None]
 
 
-# ---- networks that are hard ---------------------------------------------------------------------------------------
+# ---- networks that are hard ------------------------------------------------------------------
 
 
 def random_network(rng, scales, widths, inputs=1, outputs=1):
@@ -300,7 +310,7 @@ def equal_columns(rng):
 
 
 def prescribed(rng):
-    """The last layer's weights put the margin's roots where they are wanted, some in pairs close together."""
+    """The last layer's weights put the margin's roots where they are wanted, some of them close."""
     n = [int(rng.integers(2, 6)), int(rng.integers(3, 6))]
     W, b = random_network(rng, [1.5, rng.choice([1.5, 5.0, 30.0]), 1.0], n)
     roots = np.sort(rng.uniform(-2, 2, n[1]))
@@ -379,10 +389,12 @@ def test_no_claim_is_false(kind):
 def test_no_claim_is_false_at_length(kind, seed):
     false, missed, unsure, open_, ties, clusters, rows = attack(kind, seed, 260).tolist()
     print(
-        f"{kind.__name__}: {rows} rows, {ties} ties, {clusters} clusters; undecided {unsure} ties, {open_} gaps"
+        f"{kind.__name__}: {rows} rows, {ties} ties, {clusters} clusters; "
+        f"undecided {unsure} ties, {open_} gaps"
     )
     assert (false, missed) == (0, 0)
-    # what balls cannot decide in the time they get: far out f may be 1e-300, between two roots made to be close 1e-16
+    # balls cannot decide everything in the time they get: far out f may be 1e-300, and between two
+    # roots that are made to be close 1e-16
     assert unsure + open_ <= (0.5 if kind in (equal_columns, prescribed) else 0.05) * rows
 
 

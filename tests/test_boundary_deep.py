@@ -1,4 +1,4 @@
-"""solve_x1 for networks with no hidden layer or more than one: certificates against interval arithmetic of its own."""
+"""solve_x1 with no hidden layer or several: certificates against interval arithmetic."""
 
 from itertools import pairwise
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import fastderiv as fd
-from fastderiv.boundary._solve import _kernels, _solver
-from fastderiv.boundary._units import distinct_units
+from fastderiv.boundary._compiled import kernels as _kernels
+from fastderiv.boundary._network import margin_of
+from fastderiv.boundary.line._solver import solver_of
+from fastderiv.boundary.line._units import distinct_units
 from helpers import floating_point, machines
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
@@ -68,9 +70,13 @@ def assert_in_order(ties, bounds=LINE):
     assert np.all((ties.upper[:-1] <= ties.lower[1:])[same_row])
 
 
+def _program(net):
+    return _kernels.Program(net.weights, net.biases)
+
+
 def work(net, x, bounds=LINE):
     """How many enclosures each row took."""
-    solver, _ = _solver(net, net._columns((0, 1)), 0)
+    solver, _ = solver_of(margin_of(net, (0, 1)), 0)
     return solver.effort(x, *bounds, 1e-12)
 
 
@@ -86,7 +92,7 @@ def assert_proven(net, x, bounds=LINE, undecided=0, **options):
     return ties
 
 
-# ---- certificates -------------------------------------------------------------------------------------------------
+# ---- certificates ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sizes", "scale", "fan"), GENERIC)
@@ -127,7 +133,7 @@ def test_steep_networks(sizes, scale):
 
 @pytest.mark.parametrize("height", [1e-6, 1e-9, 1e-11, 1e-13, 1e-14, 1e-15])
 def test_near_double_roots(height):
-    """A local extremum moved to this height above or below zero: two simple roots, or none, or an honest cluster."""
+    """A local extremum at this height above or below zero: two simple roots, none, or a cluster."""
     decided = 0
     for seed in range(4):
         net, t = with_extremum((2, 8, 8, 1), seed)
@@ -142,7 +148,7 @@ def test_near_double_roots(height):
 
 
 def with_extremum(sizes, seed):
-    """A network whose margin has a local extremum of height 0 (nearly) at t, for the other input 0.5."""
+    """A network whose margin has a local extremum of height nearly 0 at t, the other input 0.5."""
     for trial in range(100):
         net = network(sizes, 1000 * seed + trial, 1.5)
         grid = np.linspace(-6, 6, 2001)
@@ -153,7 +159,7 @@ def with_extremum(sizes, seed):
             break
     point = np.array([[grid[inner[0]], 0.5]])
     for _ in range(60):  # Newton's method on the slope, its derivative from differences
-        slope = [net.margin_gradient(point + [[e, 0]])[0, 0] for e in (-1e-5, 0, 1e-5)]
+        slope = [net.margin_gradient(point + np.array([[e, 0]]))[0, 0] for e in (-1e-5, 0, 1e-5)]
         point[0, 0] -= 2e-5 * slope[1] / (slope[2] - slope[0])
     exact = Slice(net.weights, net.biases, [0.5]).exact(point[0, 0])
     biases = (*net.biases[:-1], net.biases[-1] - float(exact))
@@ -198,7 +204,7 @@ def test_enclosures_hold_the_margin_and_its_derivatives(scale):
         net = network(sizes, 3, scale)
         x = rows(1, sizes[0] - 1)
         solver, f = (
-            _kernels.DeepNet(net._margin_program((0, 1)), 0),
+            _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0),
             Slice(net.weights, net.biases, x[0]),
         )
         for width in (1e-12, 1e-6, 1e-3, 0.1, 1.0, 20.0, INF):
@@ -233,7 +239,7 @@ def test_the_oracle_notices():
     assert judge(f, lower + width, upper + width, unique, *LINE)[:2] == (len(lower), len(lower))
 
 
-# ---- what is special ----------------------------------------------------------------------------------------------
+# ---- what is special -------------------------------------------------------------------------
 
 
 def odd_network():
@@ -436,10 +442,12 @@ def test_enclosures_are_as_narrow_as_asked(xtol):
 
 
 def rounding_allows(net, x, xtol=1e-12):
-    """How wide the enclosure of a tie at x must be at most: xtol, or twice the error of f over its slope, and some ulps."""
-    (_, error), (slope, _), *_ = _kernels.DeepNet(net._margin_program((0, 1)), 0).enclosure(
-        np.empty((1, 0)), x, x, x
-    )
+    """How wide the enclosure of a tie at x may be.
+
+    It is xtol, or twice the error of f over its slope, and some ulps.
+    """
+    solver = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0)
+    (_, error), (slope, _), *_ = solver.enclosure(np.empty((1, 0)), x, x, x)
     return max(xtol * max(1, abs(x)), 2 * error / abs(slope) + 2e-15 * abs(x))
 
 
@@ -493,7 +501,7 @@ def test_one_hidden_layer_in_this_kernel_is_as_narrow():
     """A unit of slope 1e4, saturated at the tie, makes the curvature on the line useless there."""
     a, d = np.array([-1e4, 1.0, 1e-3, 1e-12]), np.array([-1.0, -1, 1, -1])
     net = fd.SigmoidMLP([a[None], d[:, None]], [[-3e3, -5.0, -4.0, -3.0], [0.5]])
-    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, x, lower, upper, unique = listing.arrays()
     assert unique.all()
@@ -514,7 +522,7 @@ def test_tie_on_a_plateau_is_unique_though_it_is_wide():
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_units_that_cancel_are_merged(layer, sign):
-    """Copies and mirror images whose outgoing weights cancel up to a constant change no tie and take no work."""
+    """Copies and mirror images that cancel up to a constant change no tie and take no work."""
     net, x = network((2, 7, 6, 5, 1), 3), rows(4, 1)
     W, b = [w.copy() for w in net.weights], [v.copy() for v in net.biases]
     W[layer] = np.hstack([W[layer], sign * W[layer][:, :3]])
@@ -532,13 +540,14 @@ def test_units_that_cancel_are_merged(layer, sign):
 
 
 def test_merged_sums_are_exact():
-    """1e16 + 1 − 1e16 is 1, in whatever order; two outputs' weights are one sum; what sums to 0 is no unit."""
+    """1e16 + 1 − 1e16 is 1 in any order, and so over two outputs; units that sum to 0 vanish."""
     W = [
         [[1.0, 1, 1, 2]],
         [[1e16, 3.0], [1.0, 2.0], [-1e16, -5.0], [1.0, 1.0]],
         [[0.5, 1e16], [2.0, 1e16 + 2]],
     ]
-    weights, biases = distinct_units(fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]]), (0, 1))
+    net = fd.SigmoidMLP(W, [[0.0] * 4, [0.0, 0.0], [0.0, 1.0]])
+    weights, biases = distinct_units(margin_of(net, (0, 1)))
     assert [w.tolist() for w in weights] == [
         [[1.0, 2.0]],
         [[1.0, 0.0], [1.0, 1.0]],
@@ -546,21 +555,24 @@ def test_merged_sums_are_exact():
     ]
     assert [b.tolist() for b in biases] == [[0.0, 0.0], [0.0, 0.0], [-1.0]]
     own = network((2, 5, 4, 2), 0)
-    weights, biases = distinct_units(own, (0, 1))
+    weights, biases = distinct_units(margin_of(own, (0, 1)))
     assert all(map(np.shares_memory, weights[:-1], own.weights[:-1]))
     huge = fd.SigmoidMLP([[[1.0, 1]], [[1.7e308], [1.7e308]], [[1.0]]], [[0, 0], [0.0], [0.0]])
-    assert distinct_units(huge, None)[0][0].shape == (1, 2)
+    assert distinct_units(margin_of(huge, (0, 1)))[0][0].shape == (1, 2)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-12])
 def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise):
-    """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out; the tie at 0.75 is found all the same."""
+    """f = σ(3τ) − σ(2.5τ) ± 3σ(τ), τ = t − 0.75: cancelling units hide f far out.
+
+    The tie at 0.75 is found all the same.
+    """
     a, d = (
         np.array([1.0, 3.0, 1.0, 2.5]) * (1 + noise * np.array([0, 0, 1, 0])),
         np.array([3.0, 1.0, -3.0, -1.0]),
     )
     net = fd.SigmoidMLP([a[None], d[:, None]], [-0.75 * a, [0.0]])
-    solver, listing = _kernels.DeepNet(net._margin_program((0, 1)), 0), _kernels.Listing(1)
+    solver, listing = _kernels.DeepNet(margin_of(net, (0, 1)).compiled.program, 0), _kernels.Listing(1)
     solver.solve(np.empty((1, 0)), -INF, INF, 1e-12, solver.buffers(1), listing)
     _, _, lower, upper, unique = listing.arrays()
     (k,) = np.flatnonzero(unique)
@@ -569,7 +581,7 @@ def test_a_stretch_where_units_cancel_does_not_take_the_work_from_the_rest(noise
     assert np.all((upper - lower)[near] < 0.1)
 
 
-# ---- no hidden layer ----------------------------------------------------------------------------------------------
+# ---- no hidden layer -------------------------------------------------------------------------
 
 
 def test_linear_network():
@@ -619,7 +631,7 @@ def test_linear_network_of_any_scale(a):
     assert ties.lower[0] <= -0.75 / a <= ties.upper[0]
 
 
-# ---- the contract -------------------------------------------------------------------------------------------------
+# ---- the contract ----------------------------------------------------------------------------
 
 
 def every(ties):
@@ -646,7 +658,7 @@ def test_threads_and_neighbours_do_not_change_the_bits():
 
 
 def test_kernels_refuse_arrays_that_do_not_fit():
-    program = network((3, 4, 4, 1), 0)._margin_program((0, 1))
+    program = margin_of(network((3, 4, 4, 1), 0), (0, 1)).compiled.program
     X = np.ones((2, 2))
     solver = _kernels.DeepNet(program, 0)
 
@@ -664,8 +676,8 @@ def test_kernels_refuse_arrays_that_do_not_fit():
         lambda: _kernels.DeepNet(program, 3),
         lambda: _kernels.DeepNet(program, -1),
         lambda: _kernels.DeepNet(None, 0),
-        lambda: _kernels.DeepNet(network((3, 4, 2), 0)._logits_program(), 0),
-        lambda: _kernels.DeepNet(network((3, 1), 0)._logits_program(), 0).enclosure(
+        lambda: _kernels.DeepNet(_program(network((3, 4, 2), 0)), 0),
+        lambda: _kernels.DeepNet(_program(network((3, 1), 0)), 0).enclosure(
             X[:1], 0.0, 1.0, 2.0
         ),
     ]
@@ -684,7 +696,7 @@ def test_every_floating_point_state_gives_the_same_bits(state):
         network((2, 1), 5),
         steep_second_layer(),
     ]
-    solvers = [_solver(net, net._columns((0, 1)), 0)[0] for net in nets]
+    solvers = [solver_of(margin_of(net, (0, 1)), 0)[0] for net in nets]
     inputs = [rows(60, net.n_inputs - 1) for net in nets]
 
     def everything():
@@ -719,7 +731,8 @@ rng = np.random.default_rng(0)
 for sizes in ((3, 16, 16, 16, 1), (2, 5, 9, 2), (2, 40, 33, 1)):
     weights = [rng.standard_normal(n) for n in zip(sizes, sizes[1:])]
     net = fd.SigmoidMLP(weights, [rng.standard_normal(n) for n in sizes[1:]])
-    net = fd.SigmoidMLP(weights, (*net.biases[:-1], net.biases[-1] - np.median(net.margin(rng.standard_normal((50, sizes[0]))))
+    shift = np.median(net.margin(rng.standard_normal((50, sizes[0]))))
+    net = fd.SigmoidMLP(weights, (*net.biases[:-1], net.biases[-1] - shift
                         * np.eye(sizes[-1])[0]))
     ties = fd.solve_x1(net, rng.standard_normal((30, sizes[0] - 1)))
     assert len(ties.x) and ties.unique.all()
@@ -744,7 +757,7 @@ def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
         ],
         [rng.standard_normal(n), rng.standard_normal(n), [0.1]],
     )
-    _solver(net, None, 0)  # packed
+    solver_of(margin_of(net, (0, 1)), 0)  # packed
     for delay in (0.2, 0.27):
         assert (
             seconds_until_answered(lambda: fd.solve_x1(net, np.empty((50, 0))), delay=delay)
@@ -753,7 +766,7 @@ def test_interrupt_is_answered_within_one_enclosure_of_a_wide_network():
 
 
 def cancelling(net, noise):
-    """Half of the last hidden layer's units, each with a copy (but for the noise) that takes its value away again."""
+    """Half of the last hidden layer's units, each with a copy that, but for noise, cancels it."""
     rng, half = np.random.default_rng(3), net.hidden_widths[-1] // 2
     w, b = net.weights[-2][:, :half], net.biases[-2][:half]
     near = 1 + noise * rng.standard_normal((w.shape[0], 2 * half))
@@ -787,7 +800,7 @@ def test_ties_of_a_trained_network_change_the_prediction():
     assert np.all(margins[0] * margins[1] < 0)
 
 
-# ---- at length ----------------------------------------------------------------------------------------------------
+# ---- at length -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -809,7 +822,7 @@ def test_thousands_of_rows(sizes, scale, fan):
 
 
 def test_units_that_rounding_makes_alike_are_not_merged():
-    """The first layer's two units are one, and their sums 1 + 1 and 1 + 2**-54 + … round alike: exactly they differ, and tie."""
+    """The sums 1 + 1 and 1 + 2**-54 + … of units round alike, but exactly they differ, and tie."""
     net = fd.SigmoidMLP(
         [[[1.0, 1.0]], [[1.0, 1.0], [2.0**-54, 0.0]], [[1.0], [-1.0]]], [[0, 0], [0, 0], [-5e-18]]
     )

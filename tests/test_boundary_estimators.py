@@ -1,4 +1,4 @@
-"""SigmoidMLP and what users have beside arrays: scikit-learn's models, DataFrames, and other parameters than arrays."""
+"""SigmoidMLP and scikit-learn's models, DataFrames, and parameters that are no arrays."""
 
 import copy
 import pickle
@@ -31,7 +31,7 @@ def fitted(model, y=BINARY, data=X):
         return model.fit(data, y)
 
 
-# ---- models that look alike ---------------------------------------------------------------------------------------
+# ---- models that look alike ---------------------------------------------------------------------
 
 
 def test_several_labels_per_sample_are_no_network_whose_largest_output_wins():
@@ -145,7 +145,7 @@ def test_everything_that_predict_uses_is_looked_at(name, value, message):
         fd.SigmoidMLP.from_sklearn(model)
 
 
-# ---- names of columns ---------------------------------------------------------------------------------------------
+# ---- names of columns ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +262,14 @@ def test_missing_values_are_nan(frames):
         assert np.isnan(net.margin(other)).sum() == 1
 
 
-# ---- parameters that nobody changes ---------------------------------------------------------------------------------
+# ---- parameters that nobody changes -------------------------------------------------------------
 
 
 def test_parameters_cannot_be_made_writeable():
-    """An array that owns its data lets its owner set the flag again; packed kernels would then disagree with it."""
+    """An array that owns its data lets its owner set the flag again.
+
+    Packed kernels would then disagree with it.
+    """
     net = network((2, 3, 2))
     for array in (*net.weights, *net.biases):
         with pytest.raises(ValueError, match="WRITEABLE"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import fastderiv as fd
 from fastderiv import reference as ref
-from fastderiv.boundary import _intervals
+from fastderiv.boundary.line import _intervals
+from fastderiv.boundary.line._gaps import Ties, filled, merged
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.classifiers import trained
 from helpers.machines import assert_levels_agree, by_threads
@@ -40,7 +41,7 @@ def assert_partition(d, m, lo=-np.inf, hi=np.inf):
 
 
 def points_inside(d, others, coordinate, rng, each=3, reach=50.0):
-    """Random points of the intervals, 1e-9 of their size off their ends, and the interval of each."""
+    """Random points of the intervals, 1e-9 of their size off their ends, and their intervals."""
     row = np.repeat(np.arange(len(d)), np.diff(d.indptr))
     ends = [np.nan_to_num(e, posinf=reach, neginf=-reach) for e in (d.lower, d.upper)]
     k = np.repeat(np.flatnonzero(ends[0] < ends[1]), each)
@@ -95,7 +96,10 @@ def test_equals_reference(sizes, coordinate, bounds):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1), H=st.integers(1, 9), K=st.integers(1, 6), scale=st.sampled_from([0.3, 3.0, 100.0]),
+    seed=st.integers(0, 2**32 - 1),
+    H=st.integers(1, 9),
+    K=st.integers(1, 6),
+    scale=st.sampled_from([0.3, 3.0, 100.0]),
     n=st.integers(1, 3), bounded=st.booleans(),
 )  # fmt: skip
 def test_the_largest_output_everywhere_on_random_networks(seed, H, K, scale, n, bounded):
@@ -196,7 +200,7 @@ def test_outputs_nearly_the_same_make_rows_incomplete_only_where_they_lead():
 
 
 def test_three_outputs_that_tie_at_once_are_not_told_apart():
-    # logits s, 0, −s with s = σ(x) − 1/2: all are equal at 0, where 0 and 2 change places; the second never wins
+    # logits s, 0, −s with s = σ(x) − 1/2: at 0 all are equal, 0 and 2 change places, 1 never wins
     net = fd.SigmoidMLP([[[1.0]], [[1.0, 0.0, -1.0]]], [[0.0], [-0.5, 0.0, 0.5]])
     d = fd.decision_intervals(net, np.zeros((1, 0)))
     assert d.output.tolist() == [2, 0]
@@ -231,7 +235,7 @@ def test_ties_of_losing_outputs_do_not_matter():
     assert d.complete[0]
 
 
-# ---- proven winners -----------------------------------------------------------------------------------------------
+# ---- proven winners -----------------------------------------------------------------------------
 
 
 def exact_logits(net, x):
@@ -259,7 +263,10 @@ def assert_proven_is_true(net, d, others, coordinate, rng, each=2):
 
 
 def columns_nearly_the_same(seed):
-    """Networks whose outputs are an ulp apart, or small beside what they share, or sums that nearly cancel, or huge."""
+    """Networks whose outputs are nearly the same.
+
+    They are an ulp apart, or small beside what they share, or sums that nearly cancel, or huge.
+    """
     rng = np.random.default_rng(seed)
     K, H, n, kind = (
         int(rng.integers(1, 6)),
@@ -300,7 +307,7 @@ def test_columns_an_ulp_apart():
 
 
 def test_outputs_that_are_small_beside_what_they_share():
-    # two outputs and a third: 1e8 σ(x) + 1e-9 (σ(y) − ½), 1e8 σ(x), and 1e8 σ(x) − 1: nothing of it survives in the logits
+    # outputs 1e8 σ(x) + 1e-9 (σ(y) − ½), 1e8 σ(x), and 1e8 σ(x) − 1: logits do not show the order
     net = fd.SigmoidMLP(
         [[[1.0, 0.0], [0.0, 1.0]], [[1e8, 1e8, 1e8], [1e-9, 0.0, 0.0]]],
         [[0.0, 0.0], [-5e-10, 0.0, -1.0]],
@@ -425,9 +432,11 @@ def test_cpu_levels_agree():
     assert_levels_agree("""
 import hashlib, numpy as np, fastderiv as fd
 rng = np.random.default_rng(0)
-net = fd.SigmoidMLP([3 * rng.standard_normal((2, 8)), rng.standard_normal((8, 4))], [rng.standard_normal(8), np.zeros(4)])
+weights = [3 * rng.standard_normal((2, 8)), rng.standard_normal((8, 4))]
+net = fd.SigmoidMLP(weights, [rng.standard_normal(8), np.zeros(4)])
 d = fd.decision_intervals(net, rng.standard_normal(40))
-print(hashlib.sha256(d.lower.tobytes() + d.output.tobytes()).hexdigest(), d.lower[np.isfinite(d.lower)].sum())
+digest = hashlib.sha256(d.lower.tobytes() + d.output.tobytes()).hexdigest()
+print(digest, d.lower[np.isfinite(d.lower)].sum())
 """)
 
 
@@ -468,7 +477,7 @@ def test_the_network_is_checked():
 def test_overlapping_enclosures_are_one_block_and_rows_stay_apart():
     row, lower = np.array([0, 0, 0, 0, 1, 1]), np.array([0.0, 1, 3, 6, 0.5, 0.7])
     upper, pair = np.array([5.0, 2, 4, 7, 0.6, 0.8]), np.zeros((6, 2), int)
-    blocks = _intervals._merged(_intervals._Ties(row, lower, upper, lower, np.ones(6, bool), pair))
+    blocks = merged(Ties(row, lower, upper, lower, np.ones(6, bool), pair))
     assert blocks.first.tolist() == [0, 3, 4, 5]
     assert blocks.upper.tolist() == [5, 7, 0.6, 0.8]
     assert blocks.row.tolist() == [0, 0, 1, 1]
@@ -477,8 +486,8 @@ def test_overlapping_enclosures_are_one_block_and_rows_stay_apart():
 def test_gaps_without_an_inside_take_their_neighbours_output_within_the_row():
     winner, row = np.array([9, 1, 9, 2, 9, 9, 3]), np.array([0, 0, 0, 1, 1, 2, 2])
     known = winner != 9
-    assert _intervals._filled(winner, known, row).tolist() == [1, 1, 1, 2, 2, 3, 3]
-    assert _intervals._filled(winner[:1], known[:1], row[:1]).tolist() == [9]  # nothing to go by
+    assert filled(winner, known, row).tolist() == [1, 1, 1, 2, 2, 3, 3]
+    assert filled(winner[:1], known[:1], row[:1]).tolist() == [9]  # nothing to go by
 
 
 def test_a_cut_somewhere_on_a_plateau_is_not_proven():

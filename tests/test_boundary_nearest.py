@@ -10,7 +10,9 @@ from scipy.optimize import minimize
 
 import fastderiv as fd
 from fastderiv import reference as ref
-from fastderiv.boundary._nearest import _hessian, _Search
+from fastderiv.boundary._network import margin_of
+from fastderiv.boundary.space._problem import hessian
+from fastderiv.boundary.space._search import Search
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.classifiers import trained
 from helpers.floating_point import AVAILABLE, STATES, environment, in_state, word
@@ -32,7 +34,10 @@ def grid_distance(net, x, reach=8.0, n=801):
 
 
 def is_nearest_around(net, x, tie, box=None):
-    """Whether no tie nearby is nearer: random points beside it, moved onto the boundary (within the box)."""
+    """Whether no tie nearby is nearer.
+
+    Random points beside it are moved onto the boundary (within the box).
+    """
     rng, distance = np.random.default_rng(0), np.linalg.norm(tie - x)
     for size in (1e-3, 1e-2):
         X = tie + size * distance * rng.standard_normal((200, len(x)))
@@ -232,7 +237,7 @@ def test_more_inputs_than_units():
     net, x = centred((200, 5, 2), 2), inputs(1, 200)[0]
     tie = fd.nearest_tie(net, x)
     assert tie.converged
-    assert _Search(net, x, (0, 1), None).Q.shape == (200, 5)
+    assert Search(net, x, (0, 1), None).Q.shape == (200, 5)
     q = np.linalg.qr(net.weights[0])[0]
     move = tie.x - x
     np.testing.assert_allclose(
@@ -430,18 +435,18 @@ def test_second_derivatives_equal_differences_of_the_gradient():
     Q, x = np.linalg.qr(rng.standard_normal((4, 3)))[0], rng.standard_normal(4)
     there, back = (net.margin_gradient(x + sign * step * Q.T, (0, 2)) for sign in (1, -1))
     np.testing.assert_allclose(
-        _hessian(net, x, Q, (0, 2)), (there - back) @ Q / (2 * step), atol=1e-10
+        hessian(net, x, Q, margin_of(net, (0, 2))), (there - back) @ Q / (2 * step), atol=1e-10
     )
 
 
 def test_a_point_of_the_boundary_that_is_furthest_around_is_not_converged():
     # between the ring's middle and its corner the distance is stationary, and largest
     net = ring()
-    search = _Search(net, np.zeros(2), (0, 1), None)
+    search = Search(net, np.zeros(2), (0, 1), None)
     (corner,) = search.along_lines(np.array([[1.0, 1.0]]) / 2**0.5)
     assert search.residual(corner) < 1e-12
     assert search.curvature(corner) < -0.01
-    assert not search.result(corner).converged
+    assert not search.verdict(corner).converged
     tie = fd.nearest_tie(net, [0.0, 0.0])
     assert tie.converged
     assert tie.distance == pytest.approx(grid_distance(net, np.zeros(2), 1.0)[0], abs=3e-3)

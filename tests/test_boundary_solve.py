@@ -1,4 +1,4 @@
-"""solve_x1 with one hidden layer: every certificate against an oracle, known root sets, and what a caller may rely on."""
+"""solve_x1 with one hidden layer: certificates against oracles, known roots, the contract."""
 
 import copy
 import pickle
@@ -57,7 +57,7 @@ STAIRS = along(
 )  # up and down: 120 ties
 
 
-# ---- known root sets ----------------------------------------------------------------------------------------------
+# ---- known root sets -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-8, 1.0, 1e8, 1e300])
@@ -119,8 +119,15 @@ def test_a_root_on_a_bound_belongs_to_the_row(bounds):
 
 
 @pytest.mark.parametrize("bounds", [(-INF, INF), (-1, 2), (3, INF)])
-@pytest.mark.parametrize("net", [along([1, 1], [0.3, 0.3], [1, -1], 0), along([1, -1], [0.3, -0.3], [1, 1], -1),
-                                 along([0, 0], [0, 0], [1, -1], 0), along([1, 2], [1, 2], [0, 0], 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "net",
+    [
+        along([1, 1], [0.3, 0.3], [1, -1], 0),
+        along([1, -1], [0.3, -0.3], [1, 1], -1),
+        along([0, 0], [0, 0], [1, -1], 0),
+        along([1, 2], [1, 2], [0, 0], 0),
+    ],
+)
 def test_zero_everywhere_is_one_cluster_over_the_bounds(net, bounds):
     crossings = alone(net, bounds=bounds)
     assert crossings.status.tolist() == ["cluster"] and crossings.complete.all()
@@ -247,7 +254,7 @@ def test_overflowing_inputs_leave_everything_open():
     )  # the other row is not touched by that
 
 
-# ---- faults that were ---------------------------------------------------------------------------
+# ---- faults that were ------------------------------------------------------------------------
 
 
 def holds(crossings, tie):
@@ -257,13 +264,28 @@ def holds(crossings, tie):
 @pytest.mark.parametrize(
     ("net", "l", "r"),
     [
-        (along([-2.7420735103876135, -2.332917454949804], [1.2513039166446588e16, 1.064591717737986e16],
-               [2.58203125, -0.154296875], 0.0), 4563349275299992.0, 4563349275299993.0),
-        (along([-0.988673228103446, -0.7324893344851138], [-880810568558621.5, -652575925827971.5],
-               [-0.4111328125, 103.1591796875], -102.748046875),
-         -890901607853119.0, -890901607853118.4),
+        (
+            along(
+                [-2.7420735103876135, -2.332917454949804],
+                [1.2513039166446588e16, 1.064591717737986e16],
+                [2.58203125, -0.154296875],
+                0.0,
+            ),
+            4563349275299992.0,
+            4563349275299993.0,
+        ),
+        (
+            along(
+                [-0.988673228103446, -0.7324893344851138],
+                [-880810568558621.5, -652575925827971.5],
+                [-0.4111328125, 103.1591796875],
+                -102.748046875,
+            ),
+            -890901607853119.0,
+            -890901607853118.4,
+        ),
     ],
-)  # fmt: skip
+)
 def test_tails_with_large_offsets_are_cut_behind_their_ties(net, l, r):
     (a, d), (s, c) = net.weights, net.biases
     with mpmath.workdps(100):
@@ -335,11 +357,11 @@ def test_steep_units_of_weights_that_scaling_loses_are_not_forgotten():
     assert holds(crossings, 0.0) and not crossings.unique.any()
 
 
-# ---- against the oracles ------------------------------------------------------------------------------------------
+# ---- against the oracles ---------------------------------------------------------------------
 
 
 def slices(seed, m):
-    """A random network and rows: any number of units, inputs and outputs, mild and steep weights, all kinds of bounds."""
+    """A random network, rows and bounds, with any number of units, mild or steep weights."""
     rng = np.random.default_rng(seed)
     H, n = int(rng.choice([1, 2, 3, 3, 4, 5, 8, 16, 21])), int(rng.integers(1, 4))
     net = network(H, n, seed, rng.choice([0.3, 1.5, 1.5, 30, 1000]), int(rng.integers(2, 4)))
@@ -362,7 +384,7 @@ def slices(seed, m):
 
 
 def near_double_rows(seed, m):
-    """Rows whose margin has an extremum as high as the error of float64 and some powers of ten around it."""
+    """Rows whose margin has an extremum about as high as the error of float64."""
     rng = np.random.default_rng(seed)
     net = network(int(rng.choice([3, 4, 8])), 2, seed)
     x = rng.normal(0, 1.5, (m, 1))
@@ -390,7 +412,7 @@ def near_double_rows(seed, m):
 
 
 def verify(cases):
-    """(false uniques, missed ties, open questions), rows, complete rows, rows without a cluster, ties."""
+    """(false uniques, missed ties, open questions), rows, complete ones, clusterless ones, ties."""
     judged, rows, complete, clean, ties = np.zeros(3, int), 0, 0, 0, 0
     for net, x, options in cases:
         crossings = fd.solve_x1(net, x, **options)
@@ -487,7 +509,7 @@ def test_equals_the_reference(seed):
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-9, atol=1e-9)
 
 
-# ---- properties ---------------------------------------------------------------------------------------------------
+# ---- properties ------------------------------------------------------------------------------
 
 NETS = st.builds(
     network,
@@ -499,7 +521,10 @@ NETS = st.builds(
 
 
 def assert_same_ties(a, b, move=lambda t: t):
-    """Where both certify the same number of ties they are the same; a cluster may be decided in one of them only."""
+    """If both certify the same number of ties these are the same.
+
+    A cluster may be decided in one of them only.
+    """
     for i in range(len(a)):
         if len(a[i]) == len(b[i]) and a.unique[a.indptr[i] : a.indptr[i + 1]].all():
             for one, lower, upper in zip(
@@ -580,7 +605,7 @@ def test_enclosures_are_as_narrow_as_xtol_or_as_rounding_allows(xtol):
     assert crossings.unique.all() and np.all(crossings.upper - crossings.lower <= allowed)
 
 
-# ---- what a caller may rely on ------------------------------------------------------------------------------------
+# ---- what a caller may rely on ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_out", [1, 3])
@@ -616,9 +641,11 @@ import fastderiv as fd
 
 for H, n, scale in ((1, 1, 1.5), (3, 2, 1.5), (3, 2, 1000), (16, 3, 1.5), (40, 2, 1.5)):
     rng = np.random.default_rng(H)
-    net = fd.SigmoidMLP([rng.normal(0, scale, (n, H)), rng.normal(0, scale, (H, 2))], [rng.normal(0, scale, H), rng.normal(0, 1, 2)])
+    weights = [rng.normal(0, scale, (n, H)), rng.normal(0, scale, (H, 2))]
+    net = fd.SigmoidMLP(weights, [rng.normal(0, scale, H), rng.normal(0, 1, 2)])
     c = fd.solve_x1(net, rng.normal(size=(300, n - 1)))
-    print(hashlib.sha256(b"".join(a.tobytes() for a in (c.indptr, c.x, c.lower, c.upper, c.unique))).hexdigest(), c.x.sum())
+    parts = (c.indptr, c.x, c.lower, c.upper, c.unique)
+    print(hashlib.sha256(b"".join(a.tobytes() for a in parts)).hexdigest(), c.x.sum())
 """)
 
 
@@ -818,7 +845,7 @@ def test_memory_is_the_result_and_some_mib():
 
 
 def test_what_scaling_loses_is_no_tie_called_unique():
-    """A column of 1e305 shifts all numbers down, subnormal ones lose bits, and scaling back makes them large again."""
+    """A column of 1e305 scales all numbers down: subnormal ones lose bits, and grow again later."""
     q, big, small = 5e-324, 10**5 * 2**14, 6553
     c = -(big - small) // 2
     last = np.array([[big * q, 0], [0, small * q], [1e305, 1e305]])

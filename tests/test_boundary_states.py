@@ -1,4 +1,4 @@
-"""Root finding, intervals, tracing, following, sensitivities: the same bits whatever the caller's thread, arrays and machine are like."""
+"""The same bits of every function whatever the caller's thread, arrays and machine are like."""
 
 import threading
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
-from fastderiv.boundary import _roots
+from fastderiv.boundary.line import _roots
+from fastderiv.boundary.line._finders import METHODS
+from fastderiv.boundary.line._rows import other_inputs
 from helpers.awkward import same_bits
 from helpers.interrupt import ALLOWED, seconds_until_answered
 from helpers.machines import control_register
@@ -39,8 +41,15 @@ def intervals(d):
     return [d.indptr, d.lower, d.upper, d.output, d.complete, d.proven]
 
 
-NETS = {"centred": centred((2, 5, 2), 3), "many": network((2, 7, 4), 2, 3.0), "tiny": tiny(), "plane": centred((2, 6, 2), 4), "ring": ring(),
-        "three": centred((3, 6, 4), 1), "products": fd.SigmoidMLP([[[1e-155], [1.0]]], [[0.0]])}  # fmt: skip
+NETS = {
+    "centred": centred((2, 5, 2), 3),
+    "many": network((2, 7, 4), 2, 3.0),
+    "tiny": tiny(),
+    "plane": centred((2, 6, 2), 4),
+    "ring": ring(),
+    "three": centred((3, 6, 4), 1),
+    "products": fd.SigmoidMLP([[[1e-155], [1.0]]], [[0.0]]),
+}
 ROWS, START = np.linspace(-2, 2, 9), on_axis(ring())
 
 
@@ -50,11 +59,7 @@ def fresh(name):
 
 
 def methods():
-    return [
-        a
-        for m in _roots.METHODS
-        for a in fd.find_x1(fresh("centred"), [0.0], (-1.5, 1.25), method=m)
-    ]
+    return [a for m in METHODS for a in fd.find_x1(fresh("centred"), [0.0], (-1.5, 1.25), method=m)]
 
 
 CALLS = {
@@ -114,7 +119,7 @@ def test_numpys_error_state_does_not_matter(name):
     assert all(map(same_bits, results, expected))
 
 
-# ---- arguments ----------------------------------------------------------------------------------------------------
+# ---- arguments ----------------------------------------------------------------------------------
 
 
 def hostile(value, name):
@@ -179,13 +184,13 @@ def test_what_is_checked_is_our_own():
         np.broadcast_to(array[:1], (5, 1)),
         np.broadcast_to(0.5, 3),
     ):
-        own = _roots._others(network((2, 3, 2)), x, 0)
+        own = other_inputs(network((2, 3, 2)), x, 0)
         assert not np.shares_memory(own, x)
         assert np.array_equal(own, np.reshape(x, (-1, 1)))
     lo = np.array([-1.0, -2.0])
     assert not any(np.shares_memory(end, lo) for end in _roots._ends((lo, lo), 2))
     with pytest.raises(ValueError, match=r"x_other\[0, 1\] is nan"):
-        _roots._others(network((3, 3, 2)), np.broadcast_to([0.0, np.nan], (4, 2)), 0)
+        other_inputs(network((3, 3, 2)), np.broadcast_to([0.0, np.nan], (4, 2)), 0)
 
 
 def test_arrays_that_change_during_a_call_have_no_effect():
@@ -238,7 +243,7 @@ def test_outputs_of_a_single_logit_are_checked(outputs):
             call()
 
 
-# ---- signals ------------------------------------------------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 
 def wide(n):

@@ -1,4 +1,4 @@
-"""trace_boundary: enclosures against mpmath, curves against known ones, fine grids and the reference, the certificate."""
+"""trace_boundary: enclosures against mpmath, curves against known ones and fine grids."""
 
 import pickle
 from itertools import pairwise
@@ -13,7 +13,8 @@ from scipy.spatial import cKDTree
 
 import fastderiv as fd
 from fastderiv import reference as ref
-from fastderiv.boundary import _trace
+from fastderiv.boundary.plane import _cells, _chords
+from fastderiv.boundary.plane._section import section_of
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
 from helpers.machines import assert_levels_agree, by_threads
@@ -36,7 +37,7 @@ def network(sizes, seed, scale=2.0, through=(0.3, -0.2)):
 
 
 def bumps(centres, width=0.5, steep=12.0, level=0.75):
-    """f > 0 on a hill around each centre: of four units of the first layer, told by one of the second."""
+    """f > 0 on a hill around each centre: four units of the first layer, one of the second."""
     first, shift, second = [], [], np.zeros((4 * len(centres), len(centres)))
     for k, (x, y) in enumerate(centres):
         for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -48,7 +49,10 @@ def bumps(centres, width=0.5, steep=12.0, level=0.75):
 
 
 def ring():
-    """f = σ(4x + 4) + σ(4 − 4x) + σ(4y + 4) + σ(4 − 4y) − 3.5: a closed curve with all symmetries of the square."""
+    """f = σ(4x + 4) + σ(4 − 4x) + σ(4y + 4) + σ(4 − 4y) − 3.5.
+
+    Its boundary is a closed curve with all symmetries of the square.
+    """
     return fd.SigmoidMLP(
         [[[4.0, -4, 0, 0], [0, 0, 4, -4]], np.ones((4, 1))], [[4.0, 4, 4, 4], [-3.5]]
     )
@@ -98,7 +102,7 @@ def on_box(points, box=BOX):
     return (points == np.transpose(box)[:, None]).any(axis=(0, 2))
 
 
-# ---- enclosures ---------------------------------------------------------------------------------------------------
+# ---- enclosures ---------------------------------------------------------------------------------
 
 
 def exact(net, x, y):
@@ -134,14 +138,14 @@ def points_on_curves(net, count):
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 1, 1), (2, 3, 2), (2, 11, 1), (2, 4, 3, 2)])
 def test_enclosures_hold_the_exact_values(sizes, scale):
-    """Over points too, where an interval is as narrow as rounding: no gap may exceed what mpmath says."""
+    """No gap may exceed what mpmath says, over points too: intervals are as narrow as rounding."""
     net, rng = network(sizes, len(sizes), scale), np.random.default_rng(7)
-    plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
+    section = section_of(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
     lo = rng.uniform(-1, 1, (2, 24)) * 2.0 ** rng.integers(-9, 1, 24)
     hi = np.minimum(lo + np.where(np.arange(24) < 12, 0, 2.0 ** rng.integers(-30, 0, (2, 24))), 2)
     lo[:, :6] = hi[:, :6] = points_on_curves(net, 6).T  # where terms cancel
     boxes = np.stack([lo[0], hi[0], lo[1], hi[1]])
-    out = plane.judge(boxes)
+    out = section.judge(boxes)
     assert (out[:3] != 0).any()
     for k, (x0, x1, y0, y1) in enumerate(boxes.T):
         inside = [(x0, y0), (x1, y1), (x0, y1), tuple(rng.uniform((x0, y0), (x1, y1)))]
@@ -150,28 +154,28 @@ def test_enclosures_hold_the_exact_values(sizes, scale):
             for gap, value in zip(out[:3, k], values, strict=True):
                 assert gap == 0 or (abs(value) >= abs(gap) and (value > 0) == (gap > 0))
             assert abs(values[0]) <= out[3, k]
-            assert abs(plane.margin(np.array([x, y])) - values[0]) <= plane.rounding
+            assert abs(section.margin(np.array([x, y])) - values[0]) <= section.rounding
 
 
 def test_enclosures_know_the_sign_of_a_slope_down_to_the_smallest_numbers():
-    """One unit, far from its centre: ∂f/∂x = 10 σ' is about 1e-260, and next to it nothing is cancelled."""
+    """One unit, far from its centre: ∂f/∂x = 10 σ' is about 1e-260, and nothing cancels."""
     net = fd.SigmoidMLP([[[10.0], [-10.0]], [[1.0]]], [[0.0], [0.5]])
-    plane = _trace._plane(net, ((-100, 100), (-100, 100)), (0, 1), None, (0, 1))
-    f, fx, fy, largest = plane.judge(np.array([[50.0, 60, 0, 1]]).T)
+    section = section_of(net, ((-100, 100), (-100, 100)), (0, 1), None, (0, 1))
+    f, fx, fy, largest = section.judge(np.array([[50.0, 60, 0, 1]]).T)
     assert 1e-260 < fx[0] < 2.7e-260 and fy[0] == -fx[0] and 1.49 < f[0] <= 1.5 <= largest[0] < 1.51
 
 
 def test_enclosures_are_the_same_in_any_lane_and_at_any_position():
     net = network((2, 5, 4, 2), 3)
-    plane = _trace._plane(net, BOX, (0, 1), None, (0, 1))
+    section = section_of(net, BOX, (0, 1), None, (0, 1))
     lo = np.random.default_rng(1).uniform(-3, 2, (2, 37))
     boxes = np.stack([lo[0], lo[0] + 0.1, lo[1], lo[1] + 0.2])
-    together = plane.judge(boxes)
-    alone = np.concatenate([plane.judge(boxes[:, k : k + 1]) for k in range(37)], axis=1)
-    assert same_bits(together, alone) and plane.judge(boxes[:, :0]).shape == (4, 0)
+    together = section.judge(boxes)
+    alone = np.concatenate([section.judge(boxes[:, k : k + 1]) for k in range(37)], axis=1)
+    assert same_bits(together, alone) and section.judge(boxes[:, :0]).shape == (4, 0)
 
 
-# ---- known curves -------------------------------------------------------------------------------------------------
+# ---- known curves -------------------------------------------------------------------------------
 
 
 def test_linear_boundary_is_a_straight_line_between_the_edges():
@@ -290,7 +294,10 @@ def test_saddle_is_left_open_and_the_curves_that_run_into_it_are_given():
 
 
 def test_curves_that_nearly_cross_are_told_apart_or_left_open():
-    """f = hill(x) − hill(y) + ε: above and below the saddle its two curves join other corners of the box."""
+    """f = hill(x) − hill(y) + ε.
+
+    Above and below the saddle its two curves join other corners of the box.
+    """
     for k in range(1, 16):
         for sign in (1, -1):
             last = [[1.0], [1], [-1], [-1]]
@@ -330,7 +337,7 @@ def test_small_closed_curves_are_found_or_left_open_and_never_invented():
                     assert np.abs(curves.undecided).max() < 1e-3
 
 
-# ---- every curve, and nothing else --------------------------------------------------------------------------------
+# ---- every curve, and nothing else --------------------------------------------------------------
 
 
 def check_against_grid(net, curves, n=220):
@@ -401,7 +408,7 @@ def test_curves_are_those_of_the_reference(sizes):
         assert not theirs.certified
 
 
-# ---- how far chords are from the curve ----------------------------------------------------------------------------
+# ---- how far chords are from the curve ----------------------------------------------------------
 
 
 def from_chords(points, curves, width):
@@ -419,7 +426,7 @@ def from_chords(points, curves, width):
 
 
 def assert_chords_are_close(net, curves, x, box):
-    """Certified ties along lines x₁ = x, and along lines x₂ = x, are no further than 0.1 % of the box from the chords."""
+    """Certified ties along lines x₁ = x and x₂ = x are within 0.1 % of the box of the chords."""
     lo, hi = np.transpose(np.array(box, float))
     worst, count = 0.0, 0
     for c in (0, 1):
@@ -437,7 +444,7 @@ def assert_chords_are_close(net, curves, x, box):
 
 
 def spiky(seed):
-    """A nearly straight boundary with up to four bumps of any width down to 1e-6, and where to look for them."""
+    """A nearly straight boundary with up to four bumps, of any width down to 1e-6, and where."""
     rng = np.random.default_rng(seed)
     gentle, base = 10.0 ** rng.uniform(-2, 0), rng.uniform(-0.5, 0.5)
     first, shift, last, where = [(0.0, gentle)], [0.0], [4 / gentle], []
@@ -539,10 +546,14 @@ def test_chords_that_are_never_proven_are_listed(monkeypatch):
     all_of_it = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert all_of_it.certified
     monkeypatch.setattr(
-        _trace, "_off_by_slopes", lambda plane, p, tol: (np.full(len(p.axis), np.inf), p.lo, p.hi)
+        _chords,
+        "_off_by_slopes",
+        lambda section, p, tol: (np.full(len(p.axis), np.inf), p.lo, p.hi),
     )
-    monkeypatch.setattr(_trace, "_off_by_range", lambda plane, p, tol: np.full(len(p.axis), np.inf))
-    monkeypatch.setattr(_trace, "_PIECES", 8)
+    monkeypatch.setattr(
+        _chords, "_off_by_range", lambda section, p, tol: np.full(len(p.axis), np.inf)
+    )
+    monkeypatch.setattr(_chords, "_PIECES", 8)
     loose = fd.trace_boundary(net, ((-1, 1), (-1, 1)))
     assert not loose.certified
     assert (loose.undecided[..., 0] < loose.undecided[..., 1]).all()
@@ -569,11 +580,11 @@ def test_points_that_rounding_may_move_are_not_certified():
 def test_enclosures_of_slopes_hold_the_exact_ones():
     for sizes, scale in [((2, 2), 1.0), ((2, 3, 2), 30.0), ((2, 4, 3, 2), 3.0)]:
         net, rng = network(sizes, 5, scale), np.random.default_rng(2)
-        plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
+        section = section_of(net, ((-2, 2), (-2, 2)), (0, 1), None, (0, 1))
         lo = rng.uniform(-1, 1, (2, 12))
         hi = lo + 2.0 ** rng.integers(-30, 0, (2, 12))
-        least_x, most_x, least_y, most_y = plane.slopes(np.stack([lo[0], hi[0], lo[1], hi[1]]))
-        gaps = plane.judge(np.stack([lo[0], hi[0], lo[1], hi[1]]))
+        least_x, most_x, least_y, most_y = section.slopes(np.stack([lo[0], hi[0], lo[1], hi[1]]))
+        gaps = section.judge(np.stack([lo[0], hi[0], lo[1], hi[1]]))
         assert np.array_equal(gaps[1] > 0, least_x > 0)
         assert np.array_equal(gaps[2] < 0, most_y < 0)
         for k in range(12):
@@ -585,20 +596,26 @@ def test_enclosures_of_slopes_hold_the_exact_ones():
 
 @pytest.mark.parametrize("size", [1e5, 1e10, 1e15, 1e100, 1e300])
 def test_enclosures_hold_where_sums_are_large_and_cancel(size):
-    """Other inputs and biases of `size` in the first layer's sums s, which nearly cancel: |s| is small, its error is not."""
+    """Other inputs and biases of `size` nearly cancel in the first layer's sums s.
+
+    |s| is small, but its error is not.
+    """
     rng = np.random.default_rng(1)
     for _ in range(4):
         w = rng.normal(size=(4, 5))
         at, bias = np.array([0, 0, size, -size]), rng.normal(size=5)
         bias -= w[2] * size - w[3] * size  # rounded: what is left of s is its own error and more
         net = fd.SigmoidMLP([w, rng.normal(size=(5, 2))], [bias, rng.normal(size=2)])
-        plane = _trace._plane(net, ((-2, 2), (-2, 2)), (0, 1), at, (0, 1))
+        section = section_of(net, ((-2, 2), (-2, 2)), (0, 1), at, (0, 1))
         lo = rng.uniform(-1, 1, (2, 8))
-        out = plane.judge(np.stack([lo[0], lo[0], lo[1], lo[1]]))
+        out = section.judge(np.stack([lo[0], lo[0], lo[1], lo[1]]))
         with mpmath.workdps(700):
             for k, (x, y) in enumerate(lo.T):
-                s = [mpmath.fsum([b, *(mpmath.mpf(float(v)) * u for v, u in zip(column, (x, y, *at[2:]), strict=True))])
-                     for column, b in zip(w.T, bias, strict=True)]  # fmt: skip
+                point = (x, y, *at[2:])
+                s = []
+                for column, b in zip(w.T, bias, strict=True):
+                    terms = (mpmath.mpf(float(v)) * u for v, u in zip(column, point, strict=True))
+                    s.append(mpmath.fsum([b, *terms]))
                 d = (net.weights[1][:, 0].tolist(), net.weights[1][:, 1].tolist())
                 f = mpmath.fsum(
                     (mpmath.mpf(p) - q) / (1 + mpmath.exp(-z))
@@ -609,7 +626,7 @@ def test_enclosures_hold_where_sums_are_large_and_cancel(size):
                 assert abs(f) <= out[3, k]
 
 
-# ---- planes, outputs, depth ---------------------------------------------------------------------------------------
+# ---- planes, outputs, depth ---------------------------------------------------------------------
 
 
 def test_plane_of_two_chosen_inputs_of_many():
@@ -724,7 +741,7 @@ def test_weights_that_overflow_certify_nothing(size):
 def test_work_limit_leaves_boxes_that_hold_what_is_missing(monkeypatch):
     net = network((2, 6, 6, 2), 3, 3.0)
     all_of_it = fd.trace_boundary(net, BOX)
-    monkeypatch.setattr(_trace, "_CELLS", 300)
+    monkeypatch.setattr(_cells, "_CELLS", 300)
     some = fd.trace_boundary(net, BOX)
     assert not some.certified and len(some.undecided)
     found, missing = cKDTree(dense(some.points)), dense(all_of_it.points)
@@ -749,7 +766,7 @@ def test_larger_tolerance_is_kept_too():
         ) <= max(tol, 1e-14)
 
 
-# ---- invariances --------------------------------------------------------------------------------------------------
+# ---- invariances --------------------------------------------------------------------------------
 
 
 def sorted_rows(curves):
@@ -764,7 +781,10 @@ def sorted_rows(curves):
     st.sampled_from([1.0, 3.0]),
 )
 def test_invariances(seed, sizes, scale):
-    """Other names for the same thing give the same curves: exactly, or as closely as other grid lines allow."""
+    """Other names for the same thing give the same curves.
+
+    Exactly, or as closely as other grid lines allow.
+    """
     net = network(sizes, seed, scale)
     w, b = list(net.weights), list(net.biases)
     curves = fd.trace_boundary(net, BOX)
@@ -826,8 +846,10 @@ import hashlib
 import numpy as np
 import fastderiv as fd
 rng = np.random.default_rng(5)
-net = fd.SigmoidMLP([rng.normal(0, 2, s) for s in ((2, 9), (9, 7), (7, 2))], [rng.normal(0, 1, n) for n in (9, 7, 2)])
-net = fd.SigmoidMLP(net.weights, [*net.biases[:2], net.biases[2] - [net.margin([[0.3, -0.2]])[0], 0]])
+weights = [rng.normal(0, 2, s) for s in ((2, 9), (9, 7), (7, 2))]
+net = fd.SigmoidMLP(weights, [rng.normal(0, 1, n) for n in (9, 7, 2)])
+shift = [net.margin([[0.3, -0.2]])[0], 0]
+net = fd.SigmoidMLP(net.weights, [*net.biases[:2], net.biases[2] - shift])
 curves = fd.trace_boundary(net, ((-3, 3), (-3, 3)))
 points = np.concatenate(curves.points)
 print(hashlib.sha256(points.tobytes()).hexdigest(), abs(points).sum() + len(curves.points))
@@ -849,7 +871,7 @@ def test_curves_pickle():
     )
 
 
-# ---- errors -------------------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------
 
 ERRORS = [
     (TypeError, {"net": 3}, "net is a int; expected a SigmoidMLP"),

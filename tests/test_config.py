@@ -1,4 +1,4 @@
-"""Configuration: threads, environment variables, what an import costs, and one version everywhere."""
+"""Configuration: threads, environment variables, what an import costs, one version everywhere."""
 
 import os
 import re
@@ -66,7 +66,10 @@ def test_environment_sets_the_threads():
 
 
 def test_empty_environment_variables_mean_unset():
-    code = "import fastderiv as fd; print(fd.show_config()['CPU level in use'], fd.get_num_threads() >= 1)"
+    code = (
+        "import fastderiv; c = fastderiv.show_config()\n"
+        "print(c['CPU level in use'], c['threads'] >= 1)"
+    )
     done = python(code, FASTDERIV_NUM_THREADS="", FASTDERIV_CPU="")
     assert done.stdout == f"{fd.show_config()['CPU levels supported'][-1]} True\n", done.stderr
 
@@ -95,8 +98,12 @@ def default(affinity=8, **environment):
 
 @pytest.mark.parametrize(
     "value, threads",
-    [("1", 1), ("3", 3), (" 5 ", 5), ("2,4", 2), ("3,1", 3), ("64", 8), ("", 8),  # those of OpenMP
-     ("0", 8), ("-1", 8), ("two", 8), ("1.5", 8), (",2", 8), ("9" * 5000, 8), ("٣", 8)],  # which OpenMP ignores
+    [
+        # numbers as OpenMP takes them
+        ("1", 1), ("3", 3), (" 5 ", 5), ("2,4", 2), ("3,1", 3), ("64", 8), ("", 8),
+        # what OpenMP ignores
+        ("0", 8), ("-1", 8), ("two", 8), ("1.5", 8), (",2", 8), ("9" * 5000, 8), ("٣", 8),
+    ],
 )  # fmt: skip
 def test_openmps_number_of_threads_is_a_limit(value, threads):
     assert default(OMP_NUM_THREADS=value) == threads
@@ -121,35 +128,45 @@ def test_limits_of_joblib_reach_its_processes():
     assert done.stdout == "[1, 1]\n", done.stderr
 
 
-# ---- control groups ----------------------------------------------------------------------------------------------------
+# ---- control groups ---------------------------------------------------------------------------
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
 V1 = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
 INSIDE = "32 31 0:29 /docker/abc /sys/fs/cgroup/cpu rw shared:1 - cgroup cgroup rw,cpu"
 MEMORY = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
-TOP2, TOP1 = "sys/fs/cgroup/", "sys/fs/cgroup/cpu,cpuacct/"
+TOP2, TOP1, TOP = "sys/fs/cgroup/", "sys/fs/cgroup/cpu,cpuacct/", "sys/fs/cgroup/cpu/"
+
+
+def v1(folder, quota, period):
+    """The files of a control group of version 1."""
+    return {folder + "cpu.cfs_quota_us": str(quota), folder + "cpu.cfs_period_us": str(period)}
 
 
 @pytest.mark.parametrize(
     "groups, mounts, files, processors",
     [
-        # version 2: seen from inside its container, and in a group below another with a smaller quota
+        # version 2: seen from inside its container; in a group below one with a smaller quota
         ("0::/", V2, {TOP2 + "cpu.max": "150000 100000"}, 2),
         ("0::/", V2, {TOP2 + "cpu.max": "50000 100000"}, 1),
         ("0::/", V2, {TOP2 + "cpu.max": "max 100000"}, 8),
         ("0::/", V2, {TOP2 + "cpu.max": "3200000 100000"}, 8),
         ("0::/a/b", V2, {TOP2 + "a/b/cpu.max": "300000 100000"}, 3),
-        ("0::/a/b", V2, {TOP2 + "a/b/cpu.max": "max 100000", TOP2 + "a/cpu.max": "100000 50000"}, 2),
-        ("0::/a/b", V2, {TOP2 + "a/b/cpu.max": "600000 100000", TOP2 + "cpu.max": "400000 100000"}, 4),
+        ("0::/a/b", V2, {TOP2 + "a/b/cpu.max": "max 100", TOP2 + "a/cpu.max": "1000 500"}, 2),
+        ("0::/a/b", V2, {TOP2 + "a/b/cpu.max": "6000 1000", TOP2 + "cpu.max": "4000 1000"}, 4),
         ("0::/a/b", V2, {TOP2 + "a/c/cpu.max": "100000 100000"}, 8),
         ("0::/../b", V2, {TOP2 + "cpu.max": "200000 100000"}, 2),
         # version 1: quota -1 is none; inside a container the path is the host's
-        ("4:memory:/a\n3:cpu,cpuacct:/a", f"{MEMORY}\n{V1}", {TOP1 + "a/cpu.cfs_quota_us": "250000", TOP1 + "a/cpu.cfs_period_us": "100000"}, 3),
-        ("3:cpu,cpuacct:/a", V1, {TOP1 + "a/cpu.cfs_quota_us": "-1", TOP1 + "a/cpu.cfs_period_us": "100000"}, 8),
-        ("3:cpu:/docker/abc", INSIDE, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "20000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "10000"}, 2),
-        ("3:cpu:/docker/xyz", INSIDE, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "20000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "10000"}, 2),
+        (
+            "4:memory:/a\n3:cpu,cpuacct:/a",
+            f"{MEMORY}\n{V1}",
+            v1(TOP1 + "a/", quota=250000, period=100000),
+            3,
+        ),
+        ("3:cpu,cpuacct:/a", V1, v1(TOP1 + "a/", quota=-1, period=100000), 8),
+        ("3:cpu:/docker/abc", INSIDE, v1(TOP, quota=20000, period=10000), 2),
+        ("3:cpu:/docker/xyz", INSIDE, v1(TOP, quota=20000, period=10000), 2),
         # both, of which version 2 controls no processors
-        ("3:cpu,cpuacct:/\n0::/", f"{V1}\n{V2}", {TOP1 + "cpu.cfs_quota_us": "500000", TOP1 + "cpu.cfs_period_us": "100000"}, 5),
+        ("3:cpu,cpuacct:/\n0::/", f"{V1}\n{V2}", v1(TOP1, quota=500000, period=100000), 5),
         # nothing, and nonsense
         ("", "", {}, 8),
         ("0::/", V2, {}, 8),
@@ -158,7 +175,7 @@ TOP2, TOP1 = "sys/fs/cgroup/", "sys/fs/cgroup/cpu,cpuacct/"
         ("0::/", V2, {TOP2 + "cpu.max": "100000 0"}, 8),
         ("0::/", V2, {TOP2 + "cpu.max": "0 100000"}, 1),
     ],
-)  # fmt: skip
+)
 def test_quotas_of_control_groups(groups, mounts, files, processors, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
     for name, text in {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts, **files}.items():
@@ -177,7 +194,7 @@ def test_without_control_groups_the_affinity_decides(tmp_path, monkeypatch):
     assert available(str(tmp_path)) == 1
 
 
-# ---- threadpoolctl -----------------------------------------------------------------------------------------------------
+# ---- threadpoolctl ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,8 +204,10 @@ def test_threadpoolctl_finds_and_limits_the_pool(first):
     pytest.importorskip("threadpoolctl")
     code = f"""
         import {first}
-        (before,) = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "fastderiv"]
-        assert before["num_threads"] == fd.get_num_threads() == 3 and before["version"] == fd.__version__, before
+        libraries = threadpoolctl.threadpool_info()
+        (before,) = [one for one in libraries if one["user_api"] == "fastderiv"]
+        assert before["num_threads"] == fd.get_num_threads() == 3, before
+        assert before["version"] == fd.__version__, before
         for limits in 1, {{"fastderiv": 1}}:
             with threadpoolctl.threadpool_limits(limits):
                 assert fd.get_num_threads() == 1
@@ -208,12 +227,13 @@ def test_threadpoolctl_finds_and_limits_the_pool(first):
 @pytest.mark.parametrize("stand_in", ["None", "type(sys)('threadpoolctl')"])
 def test_imports_without_threadpoolctl_and_with_one_too_old(stand_in):
     done = python(
-        f"import sys; sys.modules['threadpoolctl'] = {stand_in}; import fastderiv; print(fastderiv.get_num_threads())"
+        f"import sys; sys.modules['threadpoolctl'] = {stand_in}\n"
+        "import fastderiv; print(fastderiv.get_num_threads())"
     )
     assert int(done.stdout) >= 1, done.stderr
 
 
-# ---- workers of PyTorch's DataLoader -----------------------------------------------------------------------------------
+# ---- workers of PyTorch's DataLoader ----------------------------------------------------------
 
 LOADER = """
 import os
@@ -340,15 +360,22 @@ def test_every_supported_level_can_be_forced(level):
 def test_show_config_is_complete_and_prints_as_a_table():
     config = fd.show_config()
     assert list(config) == [
-        "fastderiv", "Python", "NumPy", "SciPy", "compiler", "compiler flags", "CPU levels compiled", "CPU levels supported",
-        "CPU level in use", "SIMD width", "threads",
-    ]  # fmt: skip
+        "fastderiv",
+        "Python",
+        "NumPy",
+        "SciPy",
+        "compiler",
+        "compiler flags",
+        "CPU levels compiled",
+        "CPU levels supported",
+        "CPU level in use",
+        "SIMD width",
+        "threads",
+    ]
     assert len(str(config).splitlines()) == len(config)
     assert set(config["CPU levels supported"]) <= set(config["CPU levels compiled"])
-    assert (
-        "fast-math" not in config["compiler flags"]
-        and "march=native" not in config["compiler flags"]
-    )
+    flags = config["compiler flags"]
+    assert "fast-math" not in flags and "march=native" not in flags
 
 
 def test_import_brings_in_nothing_heavy():

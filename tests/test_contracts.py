@@ -233,7 +233,7 @@ def test_other_dtypes_are_type_errors_that_name_the_argument(name, dtype):
 
 @pytest.mark.parametrize("name", fd.__all__)
 def test_help_opens_with_a_signature_that_people_read(name):
-    """Annotations are shown as they are written (`ArrayLike`), not as what NumPy spells them out to be."""
+    """Annotations are shown as they are written (`ArrayLike`), not as NumPy spells them out."""
     thing = getattr(fd, name)
     signatures = [inspect.signature(thing)] if callable(thing) else []
     if inspect.isclass(thing):

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from fastderiv._core import arrays, maths, plain
 from helpers.awkward import layouts, overlapping_views, same_bits
 
-# largest errors in units of the last place, float32 and float64: what simd.h states, for a level with and without FMA
+# largest errors in units of the last place, float32 and float64, at every level, found for millions
+# of numbers and rounded up: simd_math.h states them
 ULP = {
     "exp": (1.4, 1.5),
     "sigmoid": (2.5, 2.4),
-    "silu": (3.3, 2.6),
-    "softplus": (3.0, 2.5),
-    "tanh": (3.4, 3.4),
+    "silu": (3.3, 3.2),
+    "softplus": (3.0, 3.0),
+    "tanh": (3.4, 3.8),
     "tanh_grad": (6.0, 6.0),
 }
 EXACT = {
@@ -40,8 +41,15 @@ def samples(dtype, count):
     rng = np.random.default_rng(0)
     reach = 110 if dtype == np.float32 else 760
     near = [np.nextafter(dtype(edge), dtype(to)) for edge in EDGES[dtype] for to in (-1e4, 0, 1e4)]
-    return np.concatenate([rng.uniform(-reach, reach, count), rng.normal(size=count), rng.normal(size=count) * 10 ** rng.uniform(-30, 0, count),
-                           -(10 ** rng.uniform(-2, np.log10(reach), count)), near, EDGES[dtype]]).astype(dtype)  # fmt: skip
+    parts = [
+        rng.uniform(-reach, reach, count),
+        rng.normal(size=count),
+        rng.normal(size=count) * 10 ** rng.uniform(-30, 0, count),
+        -(10 ** rng.uniform(-2, np.log10(reach), count)),
+        near,
+        EDGES[dtype],
+    ]
+    return np.concatenate(parts).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -96,7 +104,7 @@ def test_tanh_is_odd_bounded_and_keeps_the_sign_of_zero(dtype):
 
 
 def test_exp_is_flat_nowhere_near_zero():
-    """The slope at 0 is what a slow recurrence accumulates: (e^x − 1)/x must tend to 1, not to 1 + 3e-7."""
+    """A slow recurrence accumulates the slope at 0: (e^x − 1)/x tends to 1, not to 1 + 3e-7."""
     x = np.float32(2.0) ** np.arange(-12, -3, dtype=np.float32)
     slope = (maths.exp(x).astype(np.float64) - 1) / x
     np.testing.assert_allclose(
@@ -115,7 +123,7 @@ def test_maths_of_any_length_and_layout(n, dtype):
     assert same_bits(maths.softplus(x.reshape(-1, 1))[:, 0].copy(), y)
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.uint64])
@@ -159,8 +167,21 @@ def test_dtype_objects_of_their_own_cost_no_copy():
         assert arrays.working(x=view)[0] is view
 
 
-@pytest.mark.parametrize("bad", [np.zeros(2, bool), True, np.zeros(2, complex), 1j, np.zeros(2, np.float16), np.zeros(2, np.longdouble),
-                                 np.array([None]), ["a"], np.zeros(2, "M8[s]"), object()])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros(2, bool),
+        True,
+        np.zeros(2, complex),
+        1j,
+        np.zeros(2, np.float16),
+        np.zeros(2, np.longdouble),
+        np.array([None]),
+        ["a"],
+        np.zeros(2, "M8[s]"),
+        object(),
+    ],
+)
 def test_other_dtypes_are_type_errors(bad):
     with pytest.raises(
         TypeError, match=r"weight has dtype .*; expected float32, float64 or integers"

@@ -1,4 +1,4 @@
-"""The shipped data: what the loaders return, that it is what its README says, and that the network can be trained again."""
+"""The shipped data: what the loaders return, and that the network can be trained again."""
 
 import json
 import subprocess

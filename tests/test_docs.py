@@ -15,7 +15,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def modules():
-    """Names of all Python modules of the package; compiled kernels have no examples, and __main__ would run."""
+    """Names of the package's Python modules, without kernels, and __main__, which would run."""
     for module in pkgutil.walk_packages(fastderiv.__path__, "fastderiv."):
         if not re.search(r"\._kernels_|\.__main__$", module.name):
             yield module.name
@@ -46,7 +46,7 @@ def test_readme_block(code):
         test = doctest.DocTestParser().get_doctest(code, {}, README.name, str(README), 0)
         assert doctest.DocTestRunner(optionflags=FLAGS).run(test).failed == 0
     else:
-        exec(compile(code, README.name, "exec"), {"__name__": "readme"})  # noqa: S102 (the README is ours)
+        exec(compile(code, README.name, "exec"), {"__name__": "readme"})  # noqa: S102 (ours)
 
 
 def test_readme_has_the_two_commands():

@@ -116,7 +116,9 @@ def boundary():
 
 
 def test_mamba_gradients_of_every_parameter_equal_differences(mamba):
-    """In float64, along a random direction of one parameter after the other, by a central difference."""
+    """In float64, along a random direction of one parameter after the other, by a central
+    difference.
+    """
     rng = np.random.default_rng(1)
     model = mamba.cast(mamba.initial_model(rng, 7), np.float64)
     text = rng.integers(0, 7, (2, 12))
@@ -166,7 +168,7 @@ def test_mamba_reads_in_chunks_as_at_once(mamba):
 
 
 def test_ngrams_are_distributions_that_learn(mamba):
-    """Summed over every possible last character, what an n-gram says of it is 1; and it says nothing of an unseen order."""
+    """The probabilities of every possible last character add up to 1, for every order of n-gram."""
     train = np.random.default_rng(4).integers(0, 5, 300)
     for n in 1, 2, 3:
         ends = [mamba.ngram_bits(train, np.append(train[: n - 1], c), n, 5)[-1] for c in range(5)]
@@ -264,7 +266,9 @@ def digits():
 
 
 def test_digits_gradients_of_every_parameter_equal_differences(digits):
-    """In float64, along a random direction of one parameter after the other, by a central difference."""
+    """In float64, along a random direction of one parameter after the other, by a central
+    difference.
+    """
     rng = np.random.default_rng(1)
     model = digits.initial_model(rng, np.float64)
     images, labels = rng.normal(size=(5, 8, 8, 1)), rng.integers(0, 10, 5)

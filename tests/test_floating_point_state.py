@@ -1,7 +1,8 @@
-"""No result depends on the floating-point state of the thread that calls, nor on NumPy's; both are afterwards as before.
+"""No result depends on the floating-point state of the thread that calls, nor on NumPy's.
 
-`CALLS` has every public function, on numbers whose results are rounded, fall below the normal numbers or overflow.  Arguments
-are made beforehand: only the call itself runs in another state.
+Both are afterwards as before.  `CALLS` has every public function, on numbers whose results are
+rounded, fall below the normal numbers or overflow.  Arguments are made beforehand: only the call
+itself runs in another state.
 """
 
 import os
@@ -331,7 +332,8 @@ u, delta, z = rng.normal(size=(3, 96, 400))
 A, B = -rng.random((96, 16)), rng.normal(size=(1, 16, 400))
 fd.set_num_threads(3)
 with in_state(sys.argv[2]):
-    results = fd.selective_scan(u, delta, A, B, B, z=z), *fd.selective_scan_vjp(u, u, delta, A, B, B, z=z)
+    out = fd.selective_scan(u, delta, A, B, B, z=z)
+    results = out, *fd.selective_scan_vjp(u, u, delta, A, B, B, z=z)
 print(hashlib.sha256(b"".join(r.tobytes() for r in results if r is not None)).hexdigest())
 """
 

@@ -1,4 +1,4 @@
-"""BoundaryDisplay: its curves are those on which two outputs tie and lead, all of them, and rightly labelled."""
+"""BoundaryDisplay: its curves are all those on which two outputs tie and lead, with labels."""
 
 import subprocess
 import sys
@@ -279,7 +279,7 @@ def test_options_that_matplotlib_does_not_take_are_named_before_anything_is_trac
 ):
     display = shown(network(2))
     monkeypatch.setattr(
-        "fastderiv.integrations.matplotlib.trace_boundary", lambda *_, **__: pytest.fail("traced")
+        "fastderiv.integrations._visible.trace_boundary", lambda *_, **__: pytest.fail("traced")
     )
     with pytest.raises(kind, match=message):
         shown(network(2), **options)
@@ -360,7 +360,10 @@ def test_same_curves_in_any_floating_point_state(state):
 
 
 def test_without_matplotlib_the_error_says_what_to_install():
-    script = "import sys; sys.modules['matplotlib'] = None\nimport fastderiv\nimport fastderiv.integrations.matplotlib"
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import fastderiv\nimport fastderiv.integrations.matplotlib"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""fastderiv.integrations.torch: the operators behave as PyTorch's own do, and compute what fastderiv computes."""
+"""fastderiv.integrations.torch: operators behave as PyTorch's own and compute what we do."""
 
 import subprocess
 import sys
@@ -21,8 +21,17 @@ COEFFICIENTS = {"constant": (D, N), "in time": (BATCH, N, L), "grouped": (BATCH,
 
 def problem(dtype=torch.float64, B="in time", C="in time", without=(), seed=0):
     """Every tensor of a scan that requires its gradient, as keyword arguments."""
-    shapes = {"u": (BATCH, D, L), "delta": (BATCH, D, L), "A": (D, N), "B": COEFFICIENTS[B], "C": COEFFICIENTS[C],
-              "D": (D,), "z": (BATCH, D, L), "delta_bias": (D,), "initial_state": (BATCH, D, N)}  # fmt: skip
+    shapes = {
+        "u": (BATCH, D, L),
+        "delta": (BATCH, D, L),
+        "A": (D, N),
+        "B": COEFFICIENTS[B],
+        "C": COEFFICIENTS[C],
+        "D": (D,),
+        "z": (BATCH, D, L),
+        "delta_bias": (D,),
+        "initial_state": (BATCH, D, N),
+    }
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -51,9 +60,14 @@ def plain_loop(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, *, initial_state=None
 ):
     """The recurrence in PyTorch's own operations, for the layouts of `problem`."""
-    rows = [t.expand(BATCH, L, *A.shape) if t.ndim == 2 else
-            (t if t.ndim == 4 else t[:, None]).repeat_interleave(A.shape[0] // (t.shape[1] if t.ndim == 4 else 1), 1).permute(0, 3, 1, 2)
-            for t in (B, C)]  # fmt: skip
+    rows = [
+        t.expand(BATCH, L, *A.shape)
+        if t.ndim == 2
+        else (t if t.ndim == 4 else t[:, None])
+        .repeat_interleave(A.shape[0] // (t.shape[1] if t.ndim == 4 else 1), 1)
+        .permute(0, 3, 1, 2)
+        for t in (B, C)
+    ]
     delta = delta if delta_bias is None else delta + delta_bias[:, None]
     delta = torch.nn.functional.softplus(delta) if delta_softplus else delta
     h = u.new_zeros(BATCH, *A.shape) if initial_state is None else initial_state
@@ -121,8 +135,11 @@ def test_unbatched_and_packed():
         "initial_state": p["initial_state"],
         "cu_seqlens": torch.tensor([0, 2, L], dtype=torch.int32),
     }
-    for ours, theirs in zip(selective_scan(**packed, return_last_state=True),
-                            fd.selective_scan(**arrays(packed), return_last_state=True), strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        selective_scan(**packed, return_last_state=True),
+        fd.selective_scan(**arrays(packed), return_last_state=True),
+        strict=True,
+    ):
         assert np.array_equal(ours, theirs)
 
 
@@ -207,7 +224,7 @@ def test_one_float64_makes_it_float64():
     )
 
 
-# ---- what the operators cannot do is done by PyTorch's operations -----------------------------------------------------
+# ---- what the operators cannot do is done by PyTorch's operations --------------------------------
 
 
 def silu_of_many_derivatives(z):
@@ -335,13 +352,25 @@ TRANSFORMS = {
     "jacfwd": lambda f: torch.func.jacfwd(f, EVERY),
     "hessian": lambda f: torch.func.hessian(squares(f), (0, 2)),
     "vmap": lambda f: lambda *v: torch.func.vmap(f)(*(torch.stack([t, 2 * t]) for t in v)),
-    "vmap of u": lambda f: lambda *v: torch.func.vmap(f, (0, *[None] * 8))(torch.stack([v[0], 2 * v[0]]), *v[1:]),
-    "vmap of grad": lambda f: lambda *v: torch.func.vmap(torch.func.grad(squares(f), EVERY))(*(torch.stack([t, -t]) for t in v)),
+    "vmap of u": lambda f: (
+        lambda *v: torch.func.vmap(f, (0, *[None] * 8))(torch.stack([v[0], 2 * v[0]]), *v[1:])
+    ),
+    "vmap of grad": lambda f: (
+        lambda *v: torch.func.vmap(torch.func.grad(squares(f), EVERY))(
+            *(torch.stack([t, -t]) for t in v)
+        )
+    ),
     "functional.hvp": lambda f: lambda *v: torch.autograd.functional.hvp(squares(f), v, v),
-    "functional.jacobian": lambda f: lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True),
-    "functional.hessian": lambda f: lambda *v: torch.autograd.functional.hessian(squares(f), v, vectorize=True),
-    "forward jacobian": lambda f: lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True, strategy="forward-mode"),
-}  # fmt: skip
+    "functional.jacobian": lambda f: (
+        lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True)
+    ),
+    "functional.hessian": lambda f: (
+        lambda *v: torch.autograd.functional.hessian(squares(f), v, vectorize=True)
+    ),
+    "forward jacobian": lambda f: (
+        lambda *v: torch.autograd.functional.jacobian(f, v, vectorize=True, strategy="forward-mode")
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -452,7 +481,7 @@ def test_a_step_of_many_states():
     torch.testing.assert_close(states, expected, rtol=1e-13, atol=1e-13)
 
 
-# ---- neighbours ------------------------------------------------------------------------------------------------------
+# ---- neighbours ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -564,8 +593,12 @@ def test_a_traced_scan_is_the_operator():
     traced = torch.jit.trace(scan, values, check_trace=False)
     assert "fastderiv::selective_scan" in str(traced.graph)
     for function in scan, traced:
-        torch.testing.assert_close(torch.autograd.grad(squares(function)(*values), values),
-                                   torch.autograd.grad(squares(loop)(*values), values), rtol=1e-11, atol=1e-12)  # fmt: skip
+        torch.testing.assert_close(
+            torch.autograd.grad(squares(function)(*values), values),
+            torch.autograd.grad(squares(loop)(*values), values),
+            rtol=1e-11,
+            atol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -742,7 +775,11 @@ def test_states_with_heads_are_refused():
 
 
 def test_without_pytorch_it_says_what_to_install():
-    code = "import sys; sys.modules['torch'] = None\ntry: import fastderiv.integrations.torch\nexcept ImportError as e: print(e)"
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try: import fastderiv.integrations.torch\n"
+        "except ImportError as e: print(e)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""fastderiv.integrations.transformers: small random models give the same results with fastderiv as without."""
+"""fastderiv.integrations.transformers: small random models give the same results with it."""
 
 import copy
 import subprocess
@@ -138,8 +138,10 @@ def test_cached_prefill_then_tokens_one_by_one(scans):
         with torch.no_grad():
             first = model(ids[:, :4], use_cache=True)
             cache, logits = first.cache_params, [first.logits]
-            for i in range(4, ids.shape[1]):
-                logits.append(model(ids[:, i : i + 1], cache_params=cache, use_cache=True).logits)
+            logits += [
+                model(ids[:, i : i + 1], cache_params=cache, use_cache=True).logits
+                for i in range(4, ids.shape[1])
+            ]
         return torch.cat(logits, 1)
 
     expected = decode()
@@ -307,11 +309,13 @@ def test_what_cannot_be_handled_compiles_too(unsaid):
     assert scan(u, u, A, B, B).shape == u.shape
 
 
-# ---- derivatives that look into the scan, or differentiate it twice ---------------------------------------------------
+# ---- derivatives that look into the scan, or differentiate it twice ------------------------------
 
 
 def program(name):
-    """A function of the model, its embedded tokens and the tokens, by name; each runs on plain transformers."""
+    """A function of the model, its embedded tokens and the tokens, by name; each runs on plain
+    transformers.
+    """
 
     def logits(model, x):
         return model(inputs_embeds=x, use_cache=False).logits
@@ -473,7 +477,11 @@ def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch)
     "missing, advice", [("torch", "needs PyTorch"), ("transformers", "pip install transformers")]
 )
 def test_without_its_libraries_it_says_what_to_install(missing, advice):
-    code = f"import sys; sys.modules['{missing}'] = None\ntry: import fastderiv.integrations.transformers\nexcept ImportError as e: print(e)"
+    code = (
+        f"import sys; sys.modules['{missing}'] = None\n"
+        "try: import fastderiv.integrations.transformers\n"
+        "except ImportError as e: print(e)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )

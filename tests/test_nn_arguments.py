@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastderiv as fd
+from fastderiv.nn import _dense, _grid, _lstm
 from helpers.awkward import layouts, same_bits, snapshot
 from helpers.layers import CALLS, IN_PLACE, RATES, arrays, call
 
@@ -267,6 +268,53 @@ def test_callables_that_are_not_are_type_errors_with_a_name(wrong):
             ):
                 f(np.ones((2, 2)), np.ones((2, 2)), activation=pair)
     assert (theta == 1).all() and momentum.steps == 1
+
+
+# ---- the kernels' door ---------------------------------------------------------------------------
+
+CALLED = (
+    *("dense, tanh", "dense_vjp, gelu", "dense_vjp, None", "dense_vjp, cache", "lstm", "lstm_vjp"),
+    *("lstm_state_adjoints", "grid_rnn", "grid_rnn_vjp"),
+)
+
+
+class Recorder:
+    """A kernel module that notes how it is called: (function, arguments by position or name)."""
+
+    def __init__(self, kernels, calls):
+        self.kernels, self.calls = kernels, calls
+
+    def __getattr__(self, name):
+        def function(*given, **named):
+            self.calls.append((getattr(self.kernels, name), dict(enumerate(given)) | named))
+            return getattr(self.kernels, name)(*given, **named)
+
+        return function
+
+
+def misfits(array):
+    """Arrays that differ from `array` in their size, type or layout."""
+    other = np.float32 if array.dtype == np.float64 else np.float64
+    return array[:-1].copy(), array.astype(other), np.stack([array, array], -1)[..., 0]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_kernels_refuse_arrays_that_do_not_fit(name, monkeypatch):
+    """Whatever a mistake in Python code makes of the arrays, nothing beyond them is touched."""
+    calls = []
+    for module in (_dense, _grid, _lstm):
+        recorders = {dtype: Recorder(one, calls) for dtype, one in module._kernels.items()}
+        monkeypatch.setattr(module, "_kernels", recorders)
+    call(name, arrays(name, np.float64))
+    assert calls
+    for function, given in calls:
+        for key, value in given.items():
+            if isinstance(value, np.ndarray):
+                for wrong in misfits(value)[function.__name__ == "column_groups" :]:
+                    changed = given | {key: wrong}
+                    first = [changed.pop(k) for k in range(sum(isinstance(k, int) for k in given))]
+                    with pytest.raises(ValueError, match="arrays of the wrong type, rank or size"):
+                        function(*first, **changed)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------

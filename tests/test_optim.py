@@ -1,4 +1,7 @@
-"""Momentum there and back: against the reference, bit for bit where integers are, and hypergradients against PyTorch."""
+"""Momentum forwards and backwards, and hypergradients: derivations §4.5 to §4.9.
+
+They are compared with the reference, in fixed point bit by bit, and with PyTorch.
+"""
 
 import copy
 import math
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 import fastderiv as fd
 from fastderiv import reference
+from fastderiv._core.dispatch import kernels
 from helpers.awkward import error, layouts, overlapping_views, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
 from helpers.machines import assert_levels_agree, by_threads, run_at_level
@@ -37,7 +41,7 @@ def state(momentum):
     return momentum.theta.tobytes(), momentum.p.tobytes(), momentum.information_bits, momentum.steps
 
 
-# ---- in floating point -------------------------------------------------------------------------------------------------
+# ---- in floating point -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,7 +167,7 @@ def test_grad_fn_is_given_an_array_of_its_own():
     expected = (p + RATES["alpha"] * theta) / RATES["beta"]
     fd.momentum_unstep(
         theta, p, lambda _: theta, **RATES
-    )  # one of the arrays that are about to be overwritten
+    )  # it returns an array that is about to be overwritten
     assert np.array_equal(theta, before) and error(p, expected) < 1e-15
 
 
@@ -310,12 +314,15 @@ def test_an_exception_of_grad_fn_passes_through_and_nothing_has_changed():
     assert snapshot(theta, p) == before and state(momentum) == held
 
 
-# ---- the Jacobian ------------------------------------------------------------------------------------------------------
+# ---- the Jacobian ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("D", [0, 1, 2, 7])
 def test_jacobian_is_that_of_the_step_by_complex_differences(D):
-    """Of F(θ) = Σ cos(A θ), whose Hessian is −Aᵀ diag(cos(A θ)) A; 1e-30j has no rounding error to speak of."""
+    """With F(θ) = Σ cos(A θ), whose Hessian is −Aᵀ diag(cos(A θ)) A.
+
+    A step of 1e-30j makes an error far below that of rounding.
+    """
     A, theta, p = random(D, D), random(D, seed=1), random(D, seed=2)
     J = fd.momentum_jacobian(-A.T @ (np.cos(A @ theta)[:, None] * A), **RATES)
 
@@ -343,7 +350,7 @@ def test_jacobian_checks_its_argument():
             fd.momentum_jacobian(bad, **RATES)
 
 
-# ---- bit for bit -------------------------------------------------------------------------------------------------------
+# ---- bit for bit -------------------------------------------------------------------------------
 
 gradients = st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=5)
 
@@ -375,7 +382,7 @@ def test_steps_are_undone_to_the_bit_and_are_those_of_the_reference(gradients, t
 @pytest.mark.parametrize("beta", [2**-16, 0.01, 0.3, 0.5, 0.9, 0.999, 1 - 2**-16])
 @pytest.mark.parametrize("size", SIZES)
 def test_many_steps_are_those_of_the_reference_and_come_back(beta, size):
-    """Long enough for several spills at ordinary decays; the reference comes along for some of the parameters."""
+    """There are several spills at ordinary decays.  The reference takes a few of the parameters."""
     theta, steps = random(size), 400
     ours, theirs = (
         fd.ReversibleMomentum(theta, alpha=0.05, beta=beta),
@@ -408,7 +415,10 @@ def test_the_order_of_steps_and_unsteps_is_free():
 
 
 def test_float_steps_backwards_diverge_where_fixed_point_ones_do_not():
-    """The reason for all this: of gradients with noise, as training has them, 1e-16 grows by β**-½ and more a step."""
+    """This is why fixed point is needed.
+
+    With noise in the gradients, as in training, an error of 1e-16 grows by β**-½ or more a step.
+    """
     theta, p, steps = random(20), np.zeros(20), 1200
     momentum = fd.ReversibleMomentum(theta, **RATES)
     start, noise = momentum.theta, random(steps, 20, seed=1)
@@ -428,7 +438,10 @@ def test_float_steps_backwards_diverge_where_fixed_point_ones_do_not():
 
 @pytest.mark.parametrize("beta", [0.5, 0.9, 0.99])
 def test_information_grows_by_the_bits_that_beta_discards(beta):
-    """log2(1/β) a step beyond a constant, the memory of the stack too, and no buffer beyond what its quotients can take."""
+    """By log2(1/β) a step beyond a constant, and so does the memory of the stack.
+
+    No buffer outgrows the range in which quotients are exact.
+    """
     size, at = 500, []
     momentum = fd.ReversibleMomentum(random(size), alpha=0.1, beta=beta)
     for _ in range(3):
@@ -449,7 +462,10 @@ def test_information_grows_by_the_bits_that_beta_discards(beta):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 255, 4096, 30000, 58982, 65000, 65471, 65534, 65535])
 def test_no_buffer_can_outgrow_its_bound(n):
-    """The exact bound ⌈B/n⌉·d, by integers, under the schedule of spills: below 2**50.4, where quotients are exact."""
+    """Under the schedule of spills the exact bound ⌈B/n⌉·d, in integers, stays below 2**50.4.
+
+    Up to there quotients are exact.
+    """
     momentum, bound = fd.ReversibleMomentum(0.0, alpha=0.0, beta=n / 2**16), 2**34
     schedule = reference.ReversibleMomentum(0.0, alpha=0.0, beta=n / 2**16)
     steps = min(20_000, 5 + int(400 / -math.log2(n / 2**16)))
@@ -524,14 +540,16 @@ import hashlib
 import numpy as np, fastderiv as fd
 
 for beta in 0.5, 0.9, 0.999:
-    momentum = fd.ReversibleMomentum(np.random.default_rng(0).normal(size=1003), alpha=0.1, beta=beta)
+    theta = np.random.default_rng(0).normal(size=1003)
+    momentum = fd.ReversibleMomentum(theta, alpha=0.1, beta=beta)
     for _ in range(300):
         momentum.step(np.round(momentum.theta, 2).astype(np.float32))
         momentum.step(np.round(momentum.theta, 2))
     for _ in range(20):
         momentum.unstep(lambda theta: np.round(theta, 2))
         momentum.unstep(lambda theta: np.round(theta, 2).astype(np.float32))
-    print(hashlib.sha256(momentum.theta.tobytes() + momentum.p.tobytes()).hexdigest(), momentum.information_bits)
+    both = momentum.theta.tobytes() + momentum.p.tobytes()
+    print(hashlib.sha256(both).hexdigest(), momentum.information_bits)
 """
 
 
@@ -552,7 +570,7 @@ def test_fixed_point_is_the_same_bits_on_every_cpu_level():
 
 
 def out_of_band(momentum):
-    """Unpickled from memory that is not its own, as processes that share memory do it."""
+    """A copy by pickle whose arrays view memory of another owner, as between processes."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(momentum, protocol=5, buffer_callback=buffers.append)
     return pickle.loads(data, buffers=[bytes(b) for b in buffers])
@@ -591,104 +609,137 @@ def test_pickled_buffers_are_snapshots_that_nothing_writes_to():
     assert state(two) == held and kept == whole
 
 
-# ---- a state that comes from outside ------------------------------------------------------------------------------------
+# ---- a state that comes from outside -----------------------------------------------------------
 
 
 def long_run(size=13, steps=230, beta=0.9):
-    """Beyond two spills."""
+    """A run with two spills."""
     momentum = fd.ReversibleMomentum(random(size), alpha=0.1, beta=beta)
     for _ in range(steps):
         momentum.step(bumpy(momentum.theta))
     return momentum
 
 
-def restored(momentum, **changed):
-    """An object of momentum's state with some of its seven parts, by name, replaced."""
+def set_parts(target, momentum, changed):
+    """Give `target` momentum's state with some of its seven parts, by name, replaced."""
     names = "alpha", "n", "rate", "shape", "numbers", "count", "stack"
     parts = dict(zip(names, momentum.__getstate__(), strict=True))
     assert set(changed) <= set(names)
+    target.__setstate__(tuple({**parts, **changed}.values()))
+
+
+def restored(momentum, **changed):
+    """A new object of momentum's state with some of its parts replaced."""
     other = fd.ReversibleMomentum.__new__(fd.ReversibleMomentum)
-    other.__setstate__(tuple({**parts, **changed}.values()))
+    set_parts(other, momentum, changed)
     return other
 
 
 def put(array, at, value):
+    """A copy with one element changed."""
     array = array.copy()
     array[at] = value
     return array
 
 
-def as_bits(x):
+def bits(x):
+    """The integer with the bits of the float64 x."""
     return np.float64(x).view(np.int64)
 
 
-WRONG = {  # what is wrong with a state, the error, its text; m: the object, N: its numbers, S: its words
-    "alpha nan": (lambda m, N, S: {"alpha": math.nan}, ValueError, "state: alpha is nan; expected a finite number"),
-    "alpha inf": (lambda m, N, S: {"alpha": math.inf}, ValueError, "state: alpha is inf"),
-    "alpha no number": (lambda m, N, S: {"alpha": "0.1"}, TypeError, "state: alpha is '0.1'; expected a number"),
-    "n zero": (lambda m, N, S: {"n": 0}, ValueError, "state: n is 0; expected an integer in"),
-    "n too large": (lambda m, N, S: {"n": 2**16}, ValueError, "state: n is 65536"),
-    "n huge": (lambda m, N, S: {"n": 2**80}, ValueError, "state: n is 1208925819614629174706176"),
-    "n float": (lambda m, N, S: {"n": 0.9}, TypeError, "state: n is 0.9; expected an integer"),
-    "another n": (lambda m, N, S: {"n": 30000}, ValueError, "state: rate is .*; expected .* for n = 30000"),
-    "rate": (lambda m, N, S: {"rate": 5}, ValueError, "state: rate is 5; expected"),
-    "rate float": (lambda m, N, S: {"rate": 1e11}, TypeError, "state: rate is 100000000000.0; expected an integer"),
-    "shape short": (lambda m, N, S: {"shape": (3,)}, ValueError, r"state: theta, p and buffers have shape \(3, 16\); expected \(3, 8\)"),
-    "shape long": (lambda m, N, S: {"shape": (2**20,)}, ValueError, r"expected \(3, 1048576\)"),
-    "shape of the same padding": (lambda m, N, S: {"shape": (9,)}, ValueError, "state: words behind the last parameter are not 0"),
-    "shape overflows": (lambda m, N, S: {"shape": (2**40, 2**40)}, ValueError, "state: shape is .*; no array has it"),
-    "shape overflows to 13": (lambda m, N, S: {"shape": (2**63 + 13,)}, ValueError, "no array has it"),
-    "shape negative": (lambda m, N, S: {"shape": (-1, -13)}, ValueError, "state: shape is -1"),
-    "shape of floats": (lambda m, N, S: {"shape": (13.0,)}, TypeError, "state: shape is 13.0"),
-    "shape a list": (lambda m, N, S: {"shape": [13]}, TypeError, "state: shape is a list; expected a tuple"),
-    "numbers short": (lambda m, N, S: {"numbers": N[:, :8].copy()}, ValueError, r"have shape \(3, 8\); expected \(3, 16\)"),
-    "numbers flat": (lambda m, N, S: {"numbers": N.ravel()}, ValueError, r"have shape \(48,\)"),
-    "numbers two rows": (lambda m, N, S: {"numbers": N[:2]}, ValueError, r"have shape \(2, 16\)"),
-    "numbers floats": (lambda m, N, S: {"numbers": N.astype(float)}, TypeError, "state: theta, p and buffers have dtype float64; expected int64"),
-    "numbers int32": (lambda m, N, S: {"numbers": N.astype(np.int32)}, TypeError, "have dtype int32"),
-    "numbers objects": (lambda m, N, S: {"numbers": N.astype(object)}, TypeError, "have dtype object"),
-    "numbers a list": (lambda m, N, S: {"numbers": N.tolist()}, TypeError, "are a list; expected an array"),
-    "theta high": (lambda m, N, S: {"numbers": put(N, (0, 3), 2**62)}, ValueError, r"state: theta\[3\] is 4611686018427387904 units; expected"),
-    "p low": (lambda m, N, S: {"numbers": put(N, (1, 0), -(2**62) - 1)}, ValueError, r"state: p\[0\] is -4611686018427387905 units"),
-    "padding of theta": (lambda m, N, S: {"numbers": put(N, (0, 14), 1)}, ValueError, "state: numbers behind the last parameter are not 0"),
-    "padding of buffers": (lambda m, N, S: {"numbers": put(N, (2, 15), as_bits(1.0))}, ValueError, "numbers behind the last parameter"),
-    "buffer nan": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(math.nan))}, ValueError, r"state: buffer\[1\] is nan; expected integers"),
-    "buffer inf": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(math.inf))}, ValueError, "is inf"),
-    "buffer negative": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(-1.0))}, ValueError, "is -1.0"),
-    "buffer minus zero": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(-0.0))}, ValueError, "is -0.0"),
-    "buffer no integer": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(1.5))}, ValueError, "is 1.5"),
-    "buffer large": (lambda m, N, S: {"numbers": put(N, (2, 1), as_bits(2.0**51))}, ValueError, "is 2251799813685248.0"),
-    "buffers an integer": (lambda m, N, S: {"numbers": put(N, (2, 1), 7)}, ValueError, r"state: buffer\[1\] is 3.5e-323"),
-    "count negative": (lambda m, N, S: {"count": np.array([-1]), "stack": []}, ValueError, "state: count is -1; expected at least 0"),
-    "count two": (lambda m, N, S: {"count": np.array([230, 1])}, ValueError, r"state: count have shape \(2,\); expected \(1,\)"),
-    "count empty": (lambda m, N, S: {"count": np.array([], np.int64)}, ValueError, r"state: count have shape \(0,\)"),
-    "count a float": (lambda m, N, S: {"count": np.array([230.0])}, TypeError, "state: count have dtype float64"),
-    "count an int": (lambda m, N, S: {"count": 230}, TypeError, "state: count are a int; expected an array"),
-    "count of another time": (lambda m, N, S: {"count": np.array([500])}, ValueError, "state: there are 2 arrays of words; expected 4"),
-    "count of the beginning": (lambda m, N, S: {"count": np.array([0])}, ValueError, "state: there are 2 arrays of words; expected 0"),
-    "words missing": (lambda m, N, S: {"stack": S[:1]}, ValueError, "state: there are 1 arrays of words; expected 2"),
-    "words none": (lambda m, N, S: {"stack": []}, ValueError, "state: there are 0 arrays of words"),
-    "words many": (lambda m, N, S: {"stack": [*S, S[0]]}, ValueError, "state: there are 3 arrays of words"),
-    "words short": (lambda m, N, S: {"stack": [S[0], S[1][:8]]}, ValueError, r"state: words have shape \(8,\); expected \(16,\)"),
-    "words wide": (lambda m, N, S: {"stack": [S[0], S[1].astype(np.uint32)]}, TypeError, "state: words have dtype uint32; expected uint16"),
-    "words signed": (lambda m, N, S: {"stack": [S[0], S[1].view(np.int16)]}, TypeError, "state: words have dtype int16"),
-    "words no arrays": (lambda m, N, S: {"stack": [b"", b""]}, TypeError, "state: words are a bytes; expected an array"),
-    "words padded": (lambda m, N, S: {"stack": [S[0], put(S[1], 15, 1)]}, ValueError, "state: words behind the last parameter are not 0"),
-    "stack a tuple": (lambda m, N, S: {"stack": tuple(S)}, TypeError, "state: words are a tuple; expected a list"),
-}  # fmt: skip
+def wrong_parts(m):
+    """For each part of m's state: values that are refused, the error, and its text."""
+    _, _, _, _, N, _, S = m.__getstate__()
+    return {
+        "alpha": [
+            (math.nan, ValueError, "alpha is nan; expected a finite number"),
+            (math.inf, ValueError, "alpha is inf"),
+            ("0.1", TypeError, "alpha is '0.1'; expected a number"),
+        ],
+        "n": [
+            (0, ValueError, "n is 0; expected an integer in"),
+            (2**16, ValueError, "n is 65536"),
+            (2**80, ValueError, "n is 1208925819614629174706176"),
+            (0.9, TypeError, "n is 0.9; expected an integer"),
+            (30000, ValueError, "rate is .*; expected .* for n = 30000"),
+        ],
+        "rate": [
+            (5, ValueError, "rate is 5; expected"),
+            (1e11, TypeError, "rate is 100000000000.0; expected an integer"),
+        ],
+        "shape": [
+            ((3,), ValueError, r"theta, p and buffers have shape \(3, 16\); expected \(3, 8\)"),
+            ((2**20,), ValueError, r"theta, p and buffers .* expected \(3, 1048576\)"),
+            ((9,), ValueError, "words behind the last parameter are not 0"),  # of the same padding
+            ((2**40, 2**40), ValueError, "shape is .*; no array has it"),
+            ((2**63 + 13,), ValueError, "shape is .*; no array has it"),  # 13 in 64 bits
+            ((-1, -13), ValueError, "shape is -1"),
+            ((13.0,), TypeError, "shape is 13.0"),
+            ([13], TypeError, "shape is a list; expected a tuple"),
+        ],
+        "numbers": [
+            (N[:, :8].copy(), ValueError, r"theta, p and buffers have shape \(3, 8\); expected"),
+            (N.ravel(), ValueError, r"theta, p and buffers have shape \(48,\)"),
+            (N[:2], ValueError, r"theta, p and buffers have shape \(2, 16\)"),
+            (N.astype(float), TypeError, "theta, p and buffers have dtype float64; expected int64"),
+            (N.astype(np.int32), TypeError, "theta, p and buffers have dtype int32"),
+            (N.astype(object), TypeError, "theta, p and buffers have dtype object"),
+            (N.tolist(), TypeError, "theta, p and buffers are a list; expected an array"),
+            (
+                put(N, (0, 3), 2**62),
+                ValueError,
+                r"theta\[3\] is 4611686018427387904 units; expected",
+            ),
+            (put(N, (1, 0), -(2**62) - 1), ValueError, r"p\[0\] is -4611686018427387905 units"),
+            (put(N, (0, 14), 1), ValueError, "numbers behind the last parameter are not 0"),
+            (put(N, (2, 15), bits(1.0)), ValueError, "numbers behind the last parameter are not 0"),
+            (put(N, (2, 1), bits(math.nan)), ValueError, r"buffer\[1\] is nan; expected integers"),
+            (put(N, (2, 1), bits(math.inf)), ValueError, r"buffer\[1\] is inf"),
+            (put(N, (2, 1), bits(-1.0)), ValueError, r"buffer\[1\] is -1.0"),
+            (put(N, (2, 1), bits(-0.0)), ValueError, r"buffer\[1\] is -0.0"),
+            (put(N, (2, 1), bits(1.5)), ValueError, r"buffer\[1\] is 1.5"),
+            (put(N, (2, 1), bits(2.0**51)), ValueError, r"buffer\[1\] is 2251799813685248.0"),
+            (put(N, (2, 1), 7), ValueError, r"buffer\[1\] is 3.5e-323"),
+        ],
+        "count": [
+            (np.array([230, 1]), ValueError, r"count have shape \(2,\); expected \(1,\)"),
+            (np.array([], np.int64), ValueError, r"count have shape \(0,\)"),
+            (np.array([230.0]), TypeError, "count have dtype float64"),
+            (230, TypeError, "count are a int; expected an array"),
+            (np.array([500]), ValueError, "there are 2 arrays of words; expected 4"),
+            (np.array([0]), ValueError, "there are 2 arrays of words; expected 0"),
+        ],
+        "stack": [
+            (S[:1], ValueError, "there are 1 arrays of words; expected 2"),
+            ([], ValueError, "there are 0 arrays of words"),
+            ([*S, S[0]], ValueError, "there are 3 arrays of words"),
+            ([S[0], S[1][:8]], ValueError, r"words have shape \(8,\); expected \(16,\)"),
+            ([S[0], S[1].astype(np.uint32)], TypeError, "words have dtype uint32; expected uint16"),
+            ([S[0], S[1].view(np.int16)], TypeError, "words have dtype int16"),
+            ([b"", b""], TypeError, "words are a bytes; expected an array"),
+            ([S[0], put(S[1], 15, 1)], ValueError, "words behind the last parameter are not 0"),
+            (tuple(S), TypeError, "words are a tuple; expected a list"),
+        ],
+    }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_state_that_is_none_is_refused_whole(wrong):
+WRONG = [
+    pytest.param({part: value}, error, text, id=f"{part} {k}")
+    for part, cases in wrong_parts(long_run()).items()
+    for k, (value, error, text) in enumerate(cases)
+]
+NEGATIVE_COUNT = {"count": np.array([-1]), "stack": []}
+WRONG.append(pytest.param(NEGATIVE_COUNT, ValueError, "count is -1; expected at least 0"))
+
+
+@pytest.mark.parametrize(("changed", "error", "text"), WRONG)
+def test_a_state_that_is_none_is_refused_whole(changed, error, text):
     momentum = long_run()
-    changed, kind, text = WRONG[wrong]
-    held, (*_, numbers, _, stack) = state(momentum), momentum.__getstate__()
-    changed = changed(momentum, numbers, stack)
-    with pytest.raises(kind, match=text):
+    held = state(momentum)
+    with pytest.raises(error, match=f"^state: {text}"):
         restored(momentum, **changed)
-    with pytest.raises(kind, match=text):  # in an object that has one: it keeps that
-        momentum.__setstate__(tuple({**dict(zip(("alpha", "n", "rate", "shape", "numbers", "count", "stack"),
-                                                momentum.__getstate__(), strict=True)), **changed}.values()))  # fmt: skip
+    with pytest.raises(error, match=f"^state: {text}"):  # an object keeps the state it has
+        set_parts(momentum, momentum, changed)
     assert state(momentum) == held
 
 
@@ -717,7 +768,7 @@ def test_a_state_in_any_layout_is_the_same_state_and_the_objects_own():
 
 
 def test_states_that_left_their_way_can_be_copied():
-    """Steps undone with other gradients than they were taken with lead elsewhere; wherever that is, it is a state."""
+    """Undoing steps with other gradients than theirs leads elsewhere, but always to a state."""
     for beta in 0.5, 0.9, 65535 / 2**16:
         momentum = long_run(5, 150, beta)
         for k in range(150):
@@ -742,7 +793,7 @@ def test_jacobians_of_integers_are_those_of_floats(dtype):
 
 
 def test_no_unstep_leaves_the_range():
-    """θ − p beyond it: no step can have begun there."""
+    """θ − p lies outside: no step can have begun there."""
     for room in fd, reference:
         momentum = room.ReversibleMomentum([EDGE - 1], alpha=1.0, beta=0.5)
         momentum.step([1e5])
@@ -755,30 +806,39 @@ def test_no_unstep_leaves_the_range():
 
 
 def test_kernels_compare_what_they_are_given():
-    """The last look: whatever a mistake in Python code made of the arrays, nothing beyond them is touched."""
+    """A mistake in Python code that hands over wrong arrays touches no memory beyond them."""
     momentum, grad = fd.ReversibleMomentum(random(13), **RATES), np.ones(13)
-    kernel = fd.ReversibleMomentum._step.__globals__["_kernels"][np.dtype(np.float64)]
+    kernel = kernels("optim")[np.dtype(np.float64)]
     _, n, _, _, numbers, count, _ = momentum.__getstate__()
-    words, wrong = np.zeros(16, np.uint16), "arrays of the wrong type, rank or size"
+    words, refused = np.zeros(16, np.uint16), "arrays of the wrong type, rank or size"
+    right = {"state": numbers, "count": count, "stack": [], "grad": grad, "alpha": 0.1, "n": n}
     for changed in (
-        {0: numbers[:, :8].copy()}, {0: numbers[:2]}, {0: np.asfortranarray(numbers)}, {0: numbers.astype(float)}, {0: numbers.ravel()},
-        {1: count.astype(float)}, {1: np.zeros(0, np.int64)}, {3: np.ones(17)}, {3: np.ones(8)}, {3: np.ones(13, np.float32)}, {3: np.ones(26)[::2]},
-        {5: 0}, {5: 65536}, {6: words[:8]}, {6: words.astype(np.uint32)},
-    ):  # fmt: skip
-        arguments = {**dict(enumerate((numbers, count, [], grad, 0.1, n, words))), **changed}
-        with pytest.raises(ValueError, match=wrong):
-            kernel.fixed_step(*arguments.values())
-    with pytest.raises(ValueError, match=wrong):
-        kernel.fixed_unstep(numbers, count, [], grad, 0.1, n, True)
-    with pytest.raises(ValueError, match=wrong):
-        kernel.fixed_unstep(numbers, count, [words[:8]], grad, 0.1, n, True)
-    for out in np.zeros(8), np.zeros(16, np.float32):
-        with pytest.raises(ValueError, match=wrong):
-            kernel.positions(numbers, 0, False, out)
-    with pytest.raises(ValueError, match=wrong):
-        kernel.positions(numbers, 2, False, np.zeros(16))
+        {"state": numbers[:, :8].copy()},
+        {"state": numbers[:2]},
+        {"state": np.asfortranarray(numbers)},
+        {"state": numbers.astype(float)},
+        {"state": numbers.ravel()},
+        {"count": count.astype(float)},
+        {"count": np.zeros(0, np.int64)},
+        {"grad": np.ones(17)},
+        {"grad": np.ones(8)},
+        {"grad": np.ones(13, np.float32)},
+        {"grad": np.ones(26)[::2]},
+        {"n": 0},
+        {"n": 65536},
+        {"words": words[:8]},
+        {"words": words.astype(np.uint32)},
+    ):
+        with pytest.raises(ValueError, match=refused):
+            kernel.fixed_step(**{**right, "words": words, **changed})
+    for stack in [], [words[:8]]:
+        with pytest.raises(ValueError, match=refused):
+            kernel.fixed_unstep(**{**right, "stack": stack, "spilled": True})
+    for row, out in (0, np.zeros(8)), (0, np.zeros(16, np.float32)), (2, np.zeros(16)):
+        with pytest.raises(ValueError, match=refused):
+            kernel.positions(numbers, row, before=False, out=out)
     t, p, g = np.zeros((3, 4, 5))
-    for arrays in (
+    for theta, momenta, gradient in (
         (t, p, g[:, :4]),
         (t, p[:3], g),
         (t.ravel(), p, g),
@@ -786,11 +846,10 @@ def test_kernels_compare_what_they_are_given():
         (t, p, g.astype(">f8")),
         (t, p, None),
     ):
-        with pytest.raises(ValueError, match=wrong):
-            kernel.update(*arrays, 0.1, 0.9, False, ())
-    assert (
-        not t.any() and (momentum.theta == fd.ReversibleMomentum(random(13), **RATES).theta).all()
-    )
+        with pytest.raises(ValueError, match=refused):
+            kernel.update(theta, momenta, gradient, alpha=0.1, beta=0.9, back=False, copies=())
+    assert not t.any()
+    assert same_bits(momentum.theta, fd.ReversibleMomentum(random(13), **RATES).theta)
 
 
 def test_attributes_are_copies_that_cannot_be_set():
@@ -808,7 +867,7 @@ def test_attributes_are_copies_that_cannot_be_set():
             setattr(momentum, name, 1)
 
 
-# ---- what cannot be ----------------------------------------------------------------------------------------------------
+# ---- what cannot be ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [0, 210, 211, 212])  # before and at a spill
@@ -818,7 +877,7 @@ def test_attributes_are_copies_that_cannot_be_set():
     [(np.nan, ValueError), (np.inf, OverflowError), (-1e30, OverflowError), (2.7e6, OverflowError)],
 )
 def test_a_step_that_cannot_be_changes_nothing(steps, value, exception, dtype):
-    """At the end of an array of several tasks: all that went before must be taken back."""
+    """The gradient is bad at the end of an array of several tasks; the others must be undone."""
     size = 40_003
     momentum = fd.ReversibleMomentum(random(size), **RATES)
     for _ in range(steps):
@@ -847,8 +906,8 @@ def test_a_step_that_cannot_be_changes_nothing(steps, value, exception, dtype):
 
 
 def test_the_range_is_as_the_reference_has_it():
-    """θ, p and α·g up to the edge and one unit beyond it, both signs, both ways."""
-    unit = 2.0**-9  # of float64 just below 2**18 / 2**44 … : the spacing of what can be asked
+    """θ, p and α·g up to the edge and one unit beyond it, with both signs, in both directions."""
+    unit = 2.0**-9  # small beside the edge; sums with it are exact in float64
     steps = 0
     for start in -EDGE, -EDGE + unit, EDGE - unit, 0.0:
         for g in (
@@ -892,7 +951,7 @@ def test_the_range_is_as_the_reference_has_it():
 
 
 def test_momentum_alone_beyond_the_range_is_refused():
-    """θ would be back near 0, and the increment is allowed."""
+    """θ would come back near 0, and the increment is in the range: p alone is outside."""
     for kind in fd.ReversibleMomentum, reference.ReversibleMomentum:
         momentum = kind([-EDGE], alpha=1.0, beta=0.9)
         momentum.step([-1000.0])
@@ -959,7 +1018,10 @@ def test_huge_rates_are_refused_by_the_step():
 
 
 def interrupted_at(bytecode, call):
-    """Whether a KeyboardInterrupt before that bytecode of the rooms' Python has ended `call`."""
+    """Run `call` with a KeyboardInterrupt before that bytecode of the package's Python code.
+
+    Returns whether it came, as the call may have ended before.
+    """
     count, before = 0, sys.gettrace()
 
     def trace(frame, event, _):
@@ -992,7 +1054,7 @@ def test_ctrl_c_leaves_no_float_step_half_done(back):
         theta, p = (
             np.arange(2, dtype=">f8"),
             np.ones(2, ">f8"),
-        )  # of the other byte order, where machines are as most are
+        )  # the other byte order on most machines, so that copies are made
         function, grad = (
             (fd.momentum_unstep, lambda _: np.ones(2)) if back else (fd.momentum_step, np.ones(2))
         )
@@ -1007,7 +1069,7 @@ def test_ctrl_c_leaves_no_float_step_half_done(back):
 
 @pytest.mark.parametrize("delay", [0.1, 0.17, 0.23])
 def test_ctrl_c_comes_between_steps_and_never_amid_one(delay):
-    """Whenever it comes, there or back: all steps that count can be undone to the bit."""
+    """Whenever it comes, forwards or backwards, all steps that were counted can be undone."""
     momentum, turn = fd.ReversibleMomentum(random(20_000), **RATES), 150
     start = state(momentum)
 
@@ -1044,7 +1106,7 @@ def test_hypergradient_answers_ctrl_c():
 
 @pytest.mark.slow
 def test_a_million_parameters_two_thousand_steps_and_back():
-    """Zero differing bits, and no more than 1.3·log2(1/β) bits a step."""
+    """No bit differs, and the way back needs no more than 1.3·log2(1/β) bits a step."""
 
     def run():
         momentum = fd.ReversibleMomentum(random(1_000_000, dtype=np.float32), **RATES)
@@ -1058,18 +1120,21 @@ def test_a_million_parameters_two_thousand_steps_and_back():
         assert state(momentum) == start
         return bits
 
-    def grad(theta):  # of 0.125·|θ|: never at rest, and no temporary array
+    def grad(theta):  # that of 0.125·|θ|, which never comes to rest, without a temporary array
         return np.copysign(0.125, theta, out=theta)
 
     ((first, second),) = by_threads(run, 2)
     assert second - first <= 1.3 * 1000 * -math.log2(0.9)
 
 
-# ---- through training --------------------------------------------------------------------------------------------------
+# ---- through training --------------------------------------------------------------------------
 
 
 def problem(seed=0, D=6, rows=40):
-    """Logistic regression: gradients of the loss on one half and on the other, and products with its second derivatives."""
+    """Logistic regression, trained on one half of the data and judged on the other.
+
+    Returns both gradients, the product with the training loss's second derivatives, and the data.
+    """
     X, w = random(rows, D, seed=seed), random(D, seed=seed + 1)
     y = (X @ w + 0.3 * random(rows, seed=seed + 2) > 0).astype(float)
     train, held = (X[: rows // 2], y[: rows // 2]), (X[rows // 2 :], y[rows // 2 :])
@@ -1105,7 +1170,7 @@ def test_hypergradients_are_those_of_the_stored_trajectory(n_steps, beta):
 
 
 def test_hypergradients_are_those_of_differences_in_the_complex_plane():
-    """By all four arguments, each along i·1e-30: an oracle that shares no line with the adjoints."""
+    """All four arguments are moved by 1e-30j: an oracle that shares no line with the adjoints."""
     loss, train, hvp, (X, y), (Xh, yh) = problem()
     theta, steps, beta = random(6, seed=9), 60, 58982 / 2**16
     grads = fd.hypergradient(loss, train, hvp, theta, n_steps=steps, alpha=0.5, beta=beta)
@@ -1151,7 +1216,7 @@ def test_hypergradients_are_those_of_pytorch_through_the_unrolled_loop():
 
 
 def test_hypergradients_hold_information_bits_and_no_trajectory():
-    """At its peak, 1000 more steps take 1000·log2(1/β) bits a parameter more, where a trajectory would take 128 000."""
+    """1000 more steps add 1000·log2(1/β) bits a parameter; a trajectory would add 128 000."""
     size, peaks = 20_000, []
     for steps in 10, 1010:
         tracemalloc.start()

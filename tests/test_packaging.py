@@ -1,4 +1,7 @@
-"""What is shipped: the sdist, the wheel built from it in isolation, and that wheel in a fresh environment."""
+"""What is shipped: the sdist, the wheel built from it, and that wheel in a fresh environment.
+
+Also what is not: a build with symbols and assertions, for those who work on the kernels.
+"""
 
 import json
 import os
@@ -31,7 +34,10 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command, cwd, **environment):
-    """The output of a command that must succeed, and that sees neither this source tree nor this process's settings."""
+    """The output of a command that must succeed.
+
+    It sees neither this source tree nor this process's settings.
+    """
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDERIV_", "PYTHON"))}
     done = subprocess.run(
         command,
@@ -50,7 +56,7 @@ EPOCH = "1700000000"  # the time that archives are told to have been made at
 
 
 def built(folder):
-    """A folder with the sdist and the wheel that `build` makes from that sdist, each in isolation."""
+    """A folder with the sdist and the wheel that `build` makes from it, each in isolation."""
     pytest.importorskip("build")
     shutil.copytree(
         ROOT, folder / "tree", ignore=NOT_SOURCE
@@ -81,12 +87,17 @@ def wheel(dist):
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory):
-    """The interpreter of a fresh environment that holds the wheel and what it depends on, and the folder to run it in."""
+    """The interpreter of a fresh environment that holds the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    return installed(folder, str(wheel))
+
+
+def installed(folder, *what, **environment):
+    """The interpreter of a new environment in `folder`, in which pip has installed `what`."""
     venv.create(folder / "venv", with_pip=True)
-    scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    run(str(scripts / "python"), "-m", "pip", "install", "-q", str(wheel), cwd=folder)
-    return scripts / "python"
+    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    run(str(python), "-m", "pip", "install", "-q", *what, cwd=folder, **environment)
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +109,15 @@ def levels(python):
 @pytest.fixture(scope="module")
 def smoke(python, levels):
     """CPU level -> name of function -> its results on tiny input."""
+    return {level: results_of(python, level) for level in levels}
+
+
+def results_of(python, level):
     script = shutil.copy(Path(__file__).with_name("smoke.py"), python.parent)
+    printed = run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level)
     return {
-        level: {
-            one["name"]: [
-                np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]
-            ]
-            for one in map(
-                json.loads,
-                run(str(python), str(script), cwd=python.parent, FASTDERIV_CPU=level).splitlines(),
-            )
-        }
-        for level in levels
+        one["name"]: [np.frombuffer(bytes.fromhex(r["bytes"]), r["dtype"]) for r in one["results"]]
+        for one in map(json.loads, printed.splitlines())
     }
 
 
@@ -204,7 +212,10 @@ def test_two_builds_are_the_same_bytes(dist, tmp_path):
 
 @pytest.mark.parametrize("tool", ["twine check --strict", "check-wheel-contents"])
 def test_archives_pass_the_checks_of_others(dist, tool):
-    """abi3audit is none of them: the modules use more of CPython than its stable interface, and are built for each version."""
+    """abi3audit is none of them.
+
+    The modules use more of CPython than its stable interface, and are built for each version.
+    """
     name, *options = tool.split()
     pytest.importorskip(name.replace("-", "_"))
     files = sorted(dist.glob("*.whl" if name == "check-wheel-contents" else "*"))
@@ -243,3 +254,20 @@ def test_levels_with_fma_agree_bit_for_bit_and_the_baseline_in_rounding(smoke):
                         atol=tolerance * np.abs(theirs).max(initial=0),
                         err_msg=f"{level} {name}",
                     )
+
+
+def test_debug_build_has_symbols_assertions_and_the_same_results(smoke, levels, tmp_path):
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=NOT_SOURCE)
+    tree = str(tmp_path / "tree")
+    python = installed(tmp_path, "-e", tree, FASTDERIV_DEBUG="1")
+    code = "import fastderiv; print(fastderiv.show_config()['compiler flags'])"
+    flags = run(str(python), "-c", code, cwd=tmp_path).split()
+    assert "-g" in flags or "/Z7" in flags
+    modules = list((tmp_path / "tree" / "src" / "fastderiv").rglob("_kernels_*.so"))
+    if sys.platform == "linux":
+        assert modules and all(b".debug_info" in path.read_bytes() for path in modules)
+        assert any(b"__assert_fail" in path.read_bytes() for path in modules)
+    for level in levels:
+        for name, arrays in results_of(python, level).items():
+            for ours, theirs in zip(arrays, smoke[level][name], strict=True):
+                assert ours.tobytes() == theirs.tobytes(), (level, name)

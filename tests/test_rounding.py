@@ -1,11 +1,11 @@
-"""docs/rounding.md and what cites it: numbers of sections, names of tests, constants in the code."""
+"""docs/rounding.md and what cites it: numbers of sections, names of tests and files."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "rounding.md").read_text(encoding="utf-8")
-SECTIONS = re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", PAGE, re.M)
+SECTIONS = re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", PAGE, re.MULTILINE)
 BOUNDARY = ROOT / "src" / "fastderiv" / "boundary"
 TESTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
 

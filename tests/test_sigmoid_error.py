@@ -2,7 +2,7 @@
 arithmetic.
 
 An argument −|x| = (k + f) ln 2 is reduced to |f| ≤ ½, which is cut into pieces.  On each the code
-of simd.h is followed operation by operation, with the values as balls and a bound of what rounding
+of simd_math.h is followed operation by operation, with the values as balls and a bound of what rounding
 has done to them, with fused operations and without.
 """
 
@@ -24,8 +24,8 @@ U = 2.0**-53
 PIECES = 512  # of f in [−½, ½]
 SMALLEST = -60  # k below which 1 + e rounds to 1, and every σ is e: as at this k
 ROOT = Path(__file__).parents[1]
-SOURCE = (ROOT / "src" / "fastderiv" / "_core" / "simd.h").read_text(encoding="utf-8")
-PROVEN = {  # relative errors in u, and the largest absolute one of σ(−|x|); simd.h cites them
+SOURCE = (ROOT / "src" / "fastderiv" / "_core" / "simd_math.h").read_text(encoding="utf-8")
+PROVEN = {  # relative errors in u, and the largest absolute one of σ(−|x|); simd_math.h cites them
     True: {"exp": 2.2, "tail": 3.9, "sigmoid": 3.9, "slope": 5.9, "tail, absolute": 1.03},  # fused
     False: {"exp": 2.6, "tail": 4.31, "sigmoid": 4.31, "slope": 6.31, "tail, absolute": 1.13},
 }
@@ -66,8 +66,7 @@ def half_ulp(x):
 
 
 class Number:
-    """A ball that holds an expression's exact value, and how far from it its float64 value may
-    be."""
+    """A ball that holds an expression's exact value, and the largest error of its float64 value."""
 
     def __init__(self, value, wrong=0.0):
         self.value, self.wrong = arb(value), wrong

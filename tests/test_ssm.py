@@ -23,7 +23,9 @@ REALS = [np.float32, np.float64]
 def problem(
     batch, channels, states, steps, dtype=np.float64, *, B="time", C="time", seed=0, unbatched=False
 ):
-    """Arguments of a scan with every option on; B and C are "constant", "time" or a number of groups."""
+    """Arguments of a scan with every option on; B and C are "constant", "time" or a number of
+    groups.
+    """
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -36,10 +38,18 @@ def problem(
             normal(batch, states, steps) if kind == "time" else normal(batch, kind, states, steps)
         )
 
-    p = dict(u=normal(batch, channels, steps), delta=normal(batch, channels, steps) - dtype(1),
-             A=-np.exp(normal(channels, states)), B=coefficient(B), C=coefficient(C), D=normal(channels),
-             z=normal(batch, channels, steps), delta_bias=normal(channels), delta_softplus=True,
-             initial_state=normal(batch, channels, states))  # fmt: skip
+    p = dict(
+        u=normal(batch, channels, steps),
+        delta=normal(batch, channels, steps) - dtype(1),
+        A=-np.exp(normal(channels, states)),
+        B=coefficient(B),
+        C=coefficient(C),
+        D=normal(channels),
+        z=normal(batch, channels, steps),
+        delta_bias=normal(channels),
+        delta_softplus=True,
+        initial_state=normal(batch, channels, states),
+    )
     if unbatched:
         for name in "u", "delta", "z", "initial_state":
             p[name] = p[name][0]
@@ -56,8 +66,19 @@ def both(p):
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("shape", [(1, 16, 4, 8), (2, 5, 3, 7), (3, 33, 16, 300), (2, 48, 5, 129), (1, 1, 1, 1), (2, 17, 64, 40),
-                                   (1, 4, 300, 20), (1, 16, 16, 257)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 16, 4, 8),
+        (2, 5, 3, 7),
+        (3, 33, 16, 300),
+        (2, 48, 5, 129),
+        (1, 1, 1, 1),
+        (2, 17, 64, 40),
+        (1, 4, 300, 20),
+        (1, 16, 16, 257),
+    ],
+)
 @pytest.mark.parametrize(
     "coefficients",
     [
@@ -102,8 +123,16 @@ def test_every_option_can_be_left_out(without):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 40), st.integers(0, 9), st.integers(0, 300), st.sampled_from(REALS),
-       st.sampled_from(["constant", "time", 1]), st.sampled_from(["constant", "time", 1]), st.integers(0, 2**31))  # fmt: skip
+@given(
+    st.integers(0, 3),
+    st.integers(0, 40),
+    st.integers(0, 9),
+    st.integers(0, 300),
+    st.sampled_from(REALS),
+    st.sampled_from(["constant", "time", 1]),
+    st.sampled_from(["constant", "time", 1]),
+    st.integers(0, 2**31),
+)
 def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, seed):
     p = problem(batch, channels, states, steps, dtype, B=B, C=C, seed=seed)
     if channels == 0:
@@ -115,7 +144,7 @@ def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, s
     assert error(y, y0) < TOLERANCE[dtype] and error(h, h0) < TOLERANCE[dtype]
 
 
-# ---- the same bits, however it is asked ------------------------------------------------------------------------------
+# ---- the same bits, however it is asked -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +247,7 @@ def test_cpu_levels_agree():
     assert_levels_agree(LEVEL_SCRIPT.format(tests=os.path.dirname(__file__)))
 
 
-# ---- extremes --------------------------------------------------------------------------------------------------------
+# ---- extremes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -296,7 +325,7 @@ def test_infinite_step_forgets():
     assert y == 0
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments --------------------------------------------------------------------------------
 
 
 def test_dtypes_are_promoted_together():
@@ -381,23 +410,53 @@ def test_what_is_required_may_not_be_none(name):
 
 BAD_SCANS = [
     (dict(u=np.zeros(5)), ValueError, r"u has shape \(5,\); expected \(batch, D, L\) or \(D, L\)"),
-    (dict(delta=np.zeros((2, 6, 9))), ValueError, r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)"),
-    (dict(z=np.zeros((2, 1, 8))), ValueError, r"z has shape \(2, 1, 8\); expected \(batch, D, L\) = \(2, 6, 8\)"),
+    (
+        dict(delta=np.zeros((2, 6, 9))),
+        ValueError,
+        r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)",
+    ),
+    (
+        dict(z=np.zeros((2, 1, 8))),
+        ValueError,
+        r"z has shape \(2, 1, 8\); expected \(batch, D, L\) = \(2, 6, 8\)",
+    ),
     (dict(A=np.zeros((5, 3))), ValueError, r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)"),
-    (dict(B=np.zeros((2, 4, 8))), ValueError, (r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\), \(batch, G, N, L\) = "
-                                               r"\(2, G, 3, 8\) with G dividing D = 6, or \(D, N\) = \(6, 3\)")),
+    (
+        dict(B=np.zeros((2, 4, 8))),
+        ValueError,
+        (
+            r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\), "
+            r"\(batch, G, N, L\) = \(2, G, 3, 8\) with G dividing D = 6, or \(D, N\) = \(6, 3\)"
+        ),
+    ),
     (dict(C=np.zeros((2, 4, 3, 8))), ValueError, "C has shape .* with G dividing D = 6"),
     (dict(D=np.zeros(1)), ValueError, r"D has shape \(1,\); expected \(D,\) = \(6,\)"),
-    (dict(delta_bias=np.zeros((6, 1))), ValueError, r"delta_bias has shape \(6, 1\); expected \(D,\) = \(6,\)"),
-    (dict(initial_state=np.zeros((6, 3))), ValueError, r"initial_state has shape \(6, 3\); expected \(batch, D, N\) = \(2, 6, 3\)"),
-    (dict(u=np.zeros((2, 6, 8), bool)), TypeError, "u has dtype bool; expected float32, float64 or integers"),
+    (
+        dict(delta_bias=np.zeros((6, 1))),
+        ValueError,
+        r"delta_bias has shape \(6, 1\); expected \(D,\) = \(6,\)",
+    ),
+    (
+        dict(initial_state=np.zeros((6, 3))),
+        ValueError,
+        r"initial_state has shape \(6, 3\); expected \(batch, D, N\) = \(2, 6, 3\)",
+    ),
+    (
+        dict(u=np.zeros((2, 6, 8), bool)),
+        TypeError,
+        "u has dtype bool; expected float32, float64 or integers",
+    ),
     (dict(A=np.zeros((6, 3), complex)), TypeError, "A has dtype complex128"),
     (dict(B=np.zeros((2, 3, 8), np.float16)), TypeError, "B has dtype float16"),
     (dict(C=np.zeros((2, 3, 8), np.longdouble)), TypeError, "C has dtype"),
     (dict(D=["a"] * 6), TypeError, "D has dtype"),
     (dict(z=[[1], [2, 3]]), ValueError, "z is not an array of numbers"),
-    (dict(cu_seqlens=[0, 8]), ValueError, r"cu_seqlens packs sequences along L and needs batch 1; u has shape \(2, 6, 8\)"),
-]  # fmt: skip
+    (
+        dict(cu_seqlens=[0, 8]),
+        ValueError,
+        r"cu_seqlens packs sequences along L and needs batch 1; u has shape \(2, 6, 8\)",
+    ),
+]
 
 
 @pytest.mark.parametrize("change, kind, message", BAD_SCANS)
@@ -407,16 +466,28 @@ def test_errors_name_the_argument(change, kind, message):
         fd.selective_scan(**p)
 
 
-@pytest.mark.parametrize("bounds, kind", [([0, 9], ValueError), ([1, 8], ValueError), ([0, 5, 4, 8], ValueError), ([[0, 8]], ValueError),
-                                          ([], ValueError), ([[0, 1], [8]], ValueError), ([0, 2**63 - 1, -2, 8], ValueError),
-                                          (np.array([0, 2**64 - 1, 8], np.uint64), ValueError), ([0.0, 8.0], TypeError), ([False, True], TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "bounds, kind",
+    [
+        ([0, 9], ValueError),
+        ([1, 8], ValueError),
+        ([0, 5, 4, 8], ValueError),
+        ([[0, 8]], ValueError),
+        ([], ValueError),
+        ([[0, 1], [8]], ValueError),
+        ([0, 2**63 - 1, -2, 8], ValueError),
+        (np.array([0, 2**64 - 1, 8], np.uint64), ValueError),
+        ([0.0, 8.0], TypeError),
+        ([False, True], TypeError),
+    ],
+)
 def test_bad_boundaries(bounds, kind):
     p = {**problem(1, 6, 3, 8), "initial_state": None}
     with pytest.raises(kind, match="cu_seqlens"):
         fd.selective_scan(**p, cu_seqlens=bounds)
 
 
-# ---- one step --------------------------------------------------------------------------------------------------------
+# ---- one step ---------------------------------------------------------------------------------
 
 
 def step_problem(batch=2, channels=6, states=3, dtype=np.float64):
@@ -580,7 +651,7 @@ def test_step_leaves_the_state_alone_when_it_raises():
     assert same_bits(before, state)
 
 
-# ---- the product of the transitions ----------------------------------------------------------------------------------
+# ---- the product of the transitions -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -646,7 +717,7 @@ def test_product_errors():
         fd.transition_product(np.zeros(3), np.zeros((3, 1)))
 
 
-# ---- threads, processes, signals -------------------------------------------------------------------------------------
+# ---- threads, processes, signals --------------------------------------------------------------
 
 
 def test_many_python_threads_at_once():
@@ -784,7 +855,8 @@ for delay in 0.1, 0.5, 2.5:             # longer where the machine has not begun
         fd.selective_scan(u, u, -np.ones((256, 16), np.float32), B, B)
     except RuntimeError as error:
         assert child == [0] and "forked" in str(error), (child, error)
-        fd.selective_scan(np.ones((64, 9000)), np.ones((64, 9000)), -np.ones((64, 16)), np.ones((64, 16)), np.ones((64, 16)))
+        u, A = np.ones((64, 9000)), np.ones((64, 16))
+        fd.selective_scan(u, u, -A, A, A)
         os._exit(7)
     assert child, "the call was over before the signal came"
     if child[0] == 0:
@@ -816,9 +888,11 @@ import fastderiv as fd
 fd.set_num_threads(2)
 rng = np.random.default_rng(0)
 u, delta, z = (rng.random((1, 512, 4096), np.float32) for _ in range(3))
-B, C = (rng.random((1, 4096, 16), np.float32).swapaxes(1, 2) for _ in range(2))    # strided: gathered block by block
+# strided along time: gathered block by block
+B, C = (rng.random((1, 4096, 16), np.float32).swapaxes(1, 2) for _ in range(2))
 A, out = -rng.random((512, 16), np.float32), np.zeros_like(u)
-fd.selective_scan(u[..., :64], delta[..., :64], A, B[..., :64], C[..., :64], z=z[..., :64], out=out[..., :64])
+fd.selective_scan(*(a[..., :64] for a in (u, delta)), A, *(a[..., :64] for a in (B, C)),
+                  z=z[..., :64], out=out[..., :64])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fd.selective_scan(u, delta, A, B, C, z=z, delta_softplus=True, out=out)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -869,7 +943,8 @@ import resource
 import numpy as np
 import fastderiv as fd
 rng = np.random.default_rng(0)
-state, A = rng.random((4, 4096, 256), np.float32), -rng.random((4096, 256), np.float32)        # 16 MiB and 4 MiB
+# 16 MiB and 4 MiB
+state, A = rng.random((4, 4096, 256), np.float32), -rng.random((4096, 256), np.float32)
 x, B = rng.random((4, 4096), np.float32), rng.random((4, 256), np.float32)
 fd.selective_state_update(state[:, :16, :4], x[:, :16], x[:, :16], A[:16, :4], B[:, :4], B[:, :4])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -892,7 +967,7 @@ def test_step_copies_no_argument():
     assert int(done.stdout) < 2048
 
 
-# ---- other oracles ---------------------------------------------------------------------------------------------------
+# ---- other oracles ----------------------------------------------------------------------------
 
 
 def test_equals_pytorch_loop():

@@ -1,4 +1,6 @@
-"""The hidden attention of the scan: against the reference, the scan itself and an exact oracle, and at the edges."""
+"""The hidden attention of the scan: against the reference, the scan itself and an exact oracle, and
+at the edges.
+"""
 
 import os
 import subprocess
@@ -26,7 +28,9 @@ def attention_problem(*shape, **options):
 
 
 def exact_rows(p, rows):
-    """The rows of one channel of a group in extended precision, exponents summed backwards from each row."""
+    """The rows of one channel of a group in extended precision, exponents summed backwards from
+    each row.
+    """
     dt, A, B, C = (np.asarray(p[name], np.longdouble) for name in ("delta", "A", "B", "C"))
     result = np.zeros((dt.shape[0], len(rows), dt.shape[1]), np.longdouble)
     for i, l in enumerate(rows):
@@ -70,8 +74,12 @@ def test_attention_is_accurate_over_long_sequences(dtype, rates, constant):
     steps, rows = 65536, [0, 100, 40000, 65535]
     rng = np.random.default_rng(0)
     delta = np.full((2, steps), 0.1) if constant else rng.random((2, steps)) / 5
-    p = dict(delta=delta.astype(dtype), A=np.tile(np.array(rates, dtype), (2, 1)),
-             B=rng.normal(size=(1, 2, steps)).astype(dtype), C=rng.normal(size=(1, 2, steps)).astype(dtype))  # fmt: skip
+    p = dict(
+        delta=delta.astype(dtype),
+        A=np.tile(np.array(rates, dtype), (2, 1)),
+        B=rng.normal(size=(1, 2, steps)).astype(dtype),
+        C=rng.normal(size=(1, 2, steps)).astype(dtype),
+    )
     attention, exact = fd.scan_attention(**p, rows=rows), exact_rows(p, rows)
     for i in range(len(rows)):
         assert error(attention[:, i], exact[:, i]) < (2e-6 if dtype == np.float32 else 1e-13), rows[
@@ -80,8 +88,17 @@ def test_attention_is_accurate_over_long_sequences(dtype, rates, constant):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2), st.integers(0, 5), st.integers(0, 18), st.integers(0, 150), st.sampled_from(REALS),
-       st.sampled_from(["constant", "time", 1]), st.sampled_from(["constant", "time", 1]), st.booleans(), st.integers(0, 2**31))  # fmt: skip
+@given(
+    st.integers(0, 2),
+    st.integers(0, 5),
+    st.integers(0, 18),
+    st.integers(0, 150),
+    st.sampled_from(REALS),
+    st.sampled_from(["constant", "time", 1]),
+    st.sampled_from(["constant", "time", 1]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
 def test_any_shape_and_any_sign(batch, channels, states, steps, dtype, B, C, wild, seed):
     p = attention_problem(batch, channels, states, steps, dtype=dtype, B=B, C=C, seed=seed)
     if channels == 0:
@@ -103,11 +120,22 @@ def test_any_shape_and_any_sign(batch, channels, states, steps, dtype, B, C, wil
     assert attention.shape == expected.shape and error(attention, expected) < 4 * TOLERANCE[dtype]
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+# ---- rows -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [[5], [-1, 0, -200], [199, 3, 3, 3, 64, 63], range(150, 20, -7), np.arange(200, dtype=np.uint8), [],
-                                  np.array([-3, 7], np.int8), list(range(200)) * 2])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [5],
+        [-1, 0, -200],
+        [199, 3, 3, 3, 64, 63],
+        range(150, 20, -7),
+        np.arange(200, dtype=np.uint8),
+        [],
+        np.array([-3, 7], np.int8),
+        list(range(200)) * 2,
+    ],
+)
 @pytest.mark.parametrize("wild", [False, True])
 def test_rows_index_like_numpy_and_change_no_bit(rows, wild):
     p = attention_problem(2, 3, 4, 200, dtype=np.float32)
@@ -132,16 +160,35 @@ def test_bad_rows(rows, kind, message):
         fd.scan_attention(**attention_problem(1, 2, 3, 8), rows=rows)
 
 
-@pytest.mark.parametrize("change, kind, message", [
-    (dict(delta=np.zeros(5)), ValueError, r"delta has shape \(5,\); expected \(batch, D, L\) or \(D, L\)"),
-    (dict(A=np.zeros((5, 3))), ValueError, r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)"),
-    (dict(B=np.zeros((2, 4, 8))), ValueError, r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\)"),
-    (dict(C=np.zeros((2, 4, 3, 8))), ValueError, "C has shape .* with G dividing D = 6"),
-    (dict(delta_bias=np.zeros(1)), ValueError, r"delta_bias has shape \(1,\); expected \(D,\) = \(6,\)"),
-    (dict(delta=np.zeros((2, 6, 8), bool)), TypeError, "delta has dtype bool"),
-    (dict(delta=None), TypeError, "delta has dtype object"),
-    (dict(C=None), TypeError, "C has dtype object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, kind, message",
+    [
+        (
+            dict(delta=np.zeros(5)),
+            ValueError,
+            r"delta has shape \(5,\); expected \(batch, D, L\) or \(D, L\)",
+        ),
+        (
+            dict(A=np.zeros((5, 3))),
+            ValueError,
+            r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)",
+        ),
+        (
+            dict(B=np.zeros((2, 4, 8))),
+            ValueError,
+            r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\)",
+        ),
+        (dict(C=np.zeros((2, 4, 3, 8))), ValueError, "C has shape .* with G dividing D = 6"),
+        (
+            dict(delta_bias=np.zeros(1)),
+            ValueError,
+            r"delta_bias has shape \(1,\); expected \(D,\) = \(6,\)",
+        ),
+        (dict(delta=np.zeros((2, 6, 8), bool)), TypeError, "delta has dtype bool"),
+        (dict(delta=None), TypeError, "delta has dtype object"),
+        (dict(C=None), TypeError, "C has dtype object"),
+    ],
+)
 def test_errors_name_the_argument(change, kind, message):
     with pytest.raises(kind, match=message):
         fd.scan_attention(**{**attention_problem(2, 6, 3, 8), **change})
@@ -155,7 +202,7 @@ def test_more_than_the_memory_is_refused_at_once():
         fd.scan_attention(delta, -one, one, one)
 
 
-# ---- the same bits, however it is asked ------------------------------------------------------------------------------
+# ---- the same bits, however it is asked -------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["delta", "A", "B", "C", "delta_bias"])
@@ -202,7 +249,7 @@ def test_cpu_levels_agree():
     assert_levels_agree(LEVEL_SCRIPT.format(tests=os.path.dirname(__file__)))
 
 
-# ---- extremes --------------------------------------------------------------------------------------------------------
+# ---- extremes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -231,7 +278,9 @@ def test_growth_overflows_only_where_it_must(dtype):
 @pytest.mark.parametrize("wild", [50, -50])
 @pytest.mark.parametrize("counts", [(64, 64, 64), (32, 32, 64)])
 def test_factors_that_overflow_apart_make_a_finite_product(dtype, wild, counts):
-    """Steps of both signs: sums over blocks, or within one, are beyond the range of exp, the sum from row to column is not."""
+    """Steps of both signs: sums over blocks, or within one, are beyond the range of exp, the sum
+    from row to column is not.
+    """
     delta = np.repeat(np.array([[1, wild, -wild * counts[1] / counts[2]]], dtype), counts, axis=1)
     one = np.ones((1, 1), dtype)
     attention = fd.scan_attention(delta, -one, one, one, rows=[-1])
@@ -295,22 +344,17 @@ def test_nonfinite_stays_where_it_belongs(dtype, bad, name):
         )
 
 
-# ---- threads, memory, signals ----------------------------------------------------------------------------------------
+# ---- threads, memory, signals -----------------------------------------------------------------
 
 
 MEMORY_SCRIPT = """
-import resource
-import numpy as np
-import fastderiv as fd
-fd.set_num_threads(2)
-rng = np.random.default_rng(0)
-delta = rng.random((8, 100_000), np.float32)
-B, C = (rng.random((1, 100_000, 16), np.float32).swapaxes(1, 2) for _ in range(2))  # strided: copied block by block
-A = -rng.random((8, 16), np.float32)
-fd.scan_attention(delta[:, :64], A, B[..., :64], C[..., :64])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-result = fd.scan_attention(delta, A, B, C, rows=range(-16, 0))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before - result.nbytes // 1024)
+import resource import numpy as np import fastderiv as fd fd.set_num_threads(2) rng =
+np.random.default_rng(0) delta = rng.random((8, 100_000), np.float32) B, C = (rng.random((1,
+100_000, 16), np.float32).swapaxes(1, 2) for _ in range(2))  # strided: copied block by block A =
+-rng.random((8, 16), np.float32) fd.scan_attention(delta[:, :64], A, B[..., :64], C[..., :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss result = fd.scan_attention(delta, A, B,
+C, rows=range(-16, 0)) print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before -
+result.nbytes // 1024)
 """
 
 

@@ -48,8 +48,16 @@ def test_summary_equals_reference(shape, dtype, B):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 40), st.integers(0, 9), st.integers(0, 200), st.sampled_from(REALS),
-       st.sampled_from(["constant", "time", 1]), st.booleans(), st.integers(0, 2**31))  # fmt: skip
+@given(
+    st.integers(0, 3),
+    st.integers(0, 40),
+    st.integers(0, 9),
+    st.integers(0, 200),
+    st.sampled_from(REALS),
+    st.sampled_from(["constant", "time", 1]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
 def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, softplus, seed):
     p = chunk_problem(batch, channels, states, steps, dtype=dtype, B=B, seed=seed)
     if channels == 0 and p["B"].ndim != 3:
@@ -161,29 +169,61 @@ def test_nonfinite_stays_in_its_channel(dtype, bad, name):
     assert np.isnan(summary.P[1, 7]).any() == (np.isnan(bad) and name != "u")
 
 
-@pytest.mark.parametrize("change, kind, message", [
-    (dict(u=np.zeros(5)), ValueError, r"u has shape \(5,\); expected \(batch, D, L\) or \(D, L\)"),
-    (dict(delta=np.zeros((2, 6, 9))), ValueError, r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)"),
-    (dict(A=np.zeros((5, 3))), ValueError, r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)"),
-    (dict(B=np.zeros((2, 4, 8))), ValueError, r"B has shape \(2, 4, 8\)"),
-    (dict(delta_bias=np.zeros(1)), ValueError, r"delta_bias has shape \(1,\); expected \(D,\) = \(6,\)"),
-    (dict(u=np.zeros((2, 6, 8), bool)), TypeError, "u has dtype bool"),
-    (dict(u=None), TypeError, "u has dtype object"),
-    (dict(B=None), TypeError, "B has dtype object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, kind, message",
+    [
+        (
+            dict(u=np.zeros(5)),
+            ValueError,
+            r"u has shape \(5,\); expected \(batch, D, L\) or \(D, L\)",
+        ),
+        (
+            dict(delta=np.zeros((2, 6, 9))),
+            ValueError,
+            r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)",
+        ),
+        (
+            dict(A=np.zeros((5, 3))),
+            ValueError,
+            r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)",
+        ),
+        (dict(B=np.zeros((2, 4, 8))), ValueError, r"B has shape \(2, 4, 8\)"),
+        (
+            dict(delta_bias=np.zeros(1)),
+            ValueError,
+            r"delta_bias has shape \(1,\); expected \(D,\) = \(6,\)",
+        ),
+        (dict(u=np.zeros((2, 6, 8), bool)), TypeError, "u has dtype bool"),
+        (dict(u=None), TypeError, "u has dtype object"),
+        (dict(B=None), TypeError, "B has dtype object"),
+    ],
+)
 def test_errors_name_the_argument(change, kind, message):
     with pytest.raises(kind, match=message):
         fd.chunk_summary(**{**chunk_problem(2, 6, 3, 8), **change})
 
 
-@pytest.mark.parametrize("first, second, kind, message", [
-    (([1.0], [1.0]), ([1.0], [1.0, 2.0]), ValueError, r"second has shape \(2,\); expected shape of P in first = \(1,\)"),
-    (([1.0], [[1.0]]), ([1.0], [1.0]), ValueError, r"first has shape \(1, 1\)"),
-    (([1.0], [True]), ([1.0], [1.0]), TypeError, "first has dtype bool"),
-    (([1.0], [1.0]), ([1j], [1.0]), TypeError, "second has dtype complex128"),
-    (([1.0], [1.0]), ([1.0], [1.0], [1.0]), TypeError, "second is a tuple; expected a ChunkSummary or another pair"),
-    (1.0, ([1.0], [1.0]), TypeError, "first is a float; expected a ChunkSummary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, second, kind, message",
+    [
+        (
+            ([1.0], [1.0]),
+            ([1.0], [1.0, 2.0]),
+            ValueError,
+            r"second has shape \(2,\); expected shape of P in first = \(1,\)",
+        ),
+        (([1.0], [[1.0]]), ([1.0], [1.0]), ValueError, r"first has shape \(1, 1\)"),
+        (([1.0], [True]), ([1.0], [1.0]), TypeError, "first has dtype bool"),
+        (([1.0], [1.0]), ([1j], [1.0]), TypeError, "second has dtype complex128"),
+        (
+            ([1.0], [1.0]),
+            ([1.0], [1.0], [1.0]),
+            TypeError,
+            "second is a tuple; expected a ChunkSummary or another pair",
+        ),
+        (1.0, ([1.0], [1.0]), TypeError, "first is a float; expected a ChunkSummary"),
+    ],
+)
 def test_combination_errors(first, second, kind, message):
     with pytest.raises(kind, match=message):
         fd.combine_summaries(first, second)

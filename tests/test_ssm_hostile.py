@@ -26,7 +26,7 @@ def full(value, *shape):
     return np.broadcast_to(value, shape)
 
 
-# ---- every function, and every array argument of it ------------------------------------------------
+# ---- every function, and every array argument of it -------------------------------------------
 
 U, DELTA, Z, DOUT, H0 = (*(normal(1, 4, 6) for _ in "udzo"), normal(2, 4, 3))
 A, B, C, D, BIAS = -np.exp(normal(4, 3)), normal(1, 3, 6), normal(1, 2, 3, 6), normal(4), normal(4)
@@ -231,8 +231,21 @@ class Raises:
 def test_errors_name_the_argument(name, argument):
     shown = {"P1": "first", "q1": "first", "P2": "second", "q2": "second"}.get(argument, argument)
     ragged = [[1.0], [2.0, 3.0]]
-    for bad in ("text", ["a", "b"], b"bytes", object(), {1: 2}, {1.0}, ragged, [None], 1j, np.zeros(3, "M8[s]"),
-                Raises(RuntimeError("no")), Raises(KeyError("no")), Raises(TypeError("two\nlines"))):  # fmt: skip
+    for bad in (
+        "text",
+        ["a", "b"],
+        b"bytes",
+        object(),
+        {1: 2},
+        {1.0},
+        ragged,
+        [None],
+        1j,
+        np.zeros(3, "M8[s]"),
+        Raises(RuntimeError("no")),
+        Raises(KeyError("no")),
+        Raises(TypeError("two\nlines")),
+    ):
         with pytest.raises((TypeError, ValueError), match=rf"^{shown}\b") as raised:
             called(name, **{argument: bad})
         assert "\n" not in str(raised.value)
@@ -266,7 +279,7 @@ def test_out_and_state_that_are_no_arrays():
             fd.selective_state_update(bad, **STEP)
 
 
-# ---- integers -------------------------------------------------------------------------------------
+# ---- integers ---------------------------------------------------------------------------------
 
 KINDS = [np.int8, np.int16, np.int64, np.uint8, np.uint64, ">i4"]
 
@@ -335,7 +348,7 @@ def test_boundaries_are_checked_across_pieces(monkeypatch):
                 fd.selective_scan(**{**arguments, "initial_state": None, "cu_seqlens": bad})
 
 
-# ---- sizes -----------------------------------------------------------------------------------------
+# ---- sizes ------------------------------------------------------------------------------------
 
 ONE, NONE = np.ones((1, 2)), np.ones((1, 4))
 LINE = fd.S6(*(np.ones(shape) for shape in ((1, 1), (1,), (1, 2), (2, 1), (2, 1))))
@@ -380,22 +393,33 @@ def step(D, N):
 
 
 LARGE = {
-    **{f"{f.__name__} N = 2**{n} {v}": states(2**n, f, v) for n in (50, 56, 58, 59) for v in (False, True)
-       for f in (fd.selective_scan, gradient, attention, summary) if not (v and n > 57)},
-    "float32": lambda: fd.selective_scan(*(a.astype(np.float32) for a in (NONE, NONE)),
-                                         *[full(np.float32(-1), 1, 2**60)] * 3),
-    "float32 gradient": lambda: gradient(*(a.astype(np.float32) for a in (NONE, NONE)),
-                                         *[full(np.float32(-1), 1, 2**60)] * 3),
+    **{
+        f"{f.__name__} N = 2**{n} {v}": states(2**n, f, v)
+        for n in (50, 56, 58, 59)
+        for v in (False, True)
+        for f in (fd.selective_scan, gradient, attention, summary)
+        if not (v and n > 57)
+    },
+    "float32": lambda: fd.selective_scan(
+        *(a.astype(np.float32) for a in (NONE, NONE)), *[full(np.float32(-1), 1, 2**60)] * 3
+    ),
+    "float32 gradient": lambda: gradient(
+        *(a.astype(np.float32) for a in (NONE, NONE)), *[full(np.float32(-1), 1, 2**60)] * 3
+    ),
     **{f"{f.__name__} L": long(2**59, f) for f in (fd.selective_scan, gradient, attention)},
     "attention rows": lambda: fd.scan_attention(NONE, -ONE, ONE, ONE, rows=full(1, 2**59)),
-    "attention small rows": lambda: fd.scan_attention(NONE, -ONE, ONE, ONE, rows=full(np.int8(1), 2**62)),
+    "attention small rows": lambda: fd.scan_attention(
+        NONE, -ONE, ONE, ONE, rows=full(np.int8(1), 2**62)
+    ),
     "attention no channels": lambda: fd.scan_attention(full(1.0, 0, 2**58), *[full(1.0, 0, 2)] * 3),
     "sequences": packed(2**60 - 1),
-    "sequences gradient": packed(2**60 - 1, gradient_packed := lambda u, *rest, **k:
-                                 fd.selective_scan_vjp(u, u, *rest, **k)),
+    "sequences gradient": packed(
+        2**60 - 1, gradient_packed := lambda u, *rest, **k: fd.selective_scan_vjp(u, u, *rest, **k)
+    ),
     "small sequences": packed(2**62, dtype=np.int8),
-    "empty sequences of many channels": wide(2**58, 0, 0, fd.selective_scan, return_last_state=True,
-                                             cu_seqlens=full(0, 100)),
+    "empty sequences of many channels": wide(
+        2**58, 0, 0, fd.selective_scan, return_last_state=True, cu_seqlens=full(0, 100)
+    ),
     "channels": wide(2**58, 2, 1, fd.selective_scan),
     "channels without steps": wide(2**58, 2, 0, fd.selective_scan, return_last_state=True),
     "channels gradient": wide(2**58, 2, 0, gradient),
@@ -405,13 +429,16 @@ LARGE = {
     "step of no states": step(2**59, 0),
     "product of states": lambda: fd.transition_product(ONE, full(-1.0, 1, 2**59)),
     "product of channels": lambda: fd.transition_product(full(1.0, 2**58, 2), full(-1.0, 2**58, 1)),
-    "product of items": lambda: fd.transition_product(full(1.0, 2**58, 1, 1), ONE, method="subsets"),
+    "product of items": lambda: fd.transition_product(
+        full(1.0, 2**58, 1, 1), ONE, method="subsets"
+    ),
     "combined": lambda: fd.combine_summaries(*[[full(1.0, 2**59)] * 2] * 2),
     "combined integers": lambda: fd.combine_summaries(*[[full(np.int8(1), 2**61)] * 2] * 2),
     "layer": lambda: LINE(full(1.0, 2**58, 1)),
     "layer's attention": lambda: LINE.attention(np.ones((2**19, 1))),
-    "layer's weights": lambda: fd.S6(np.ones((1, 1)), np.ones(1), full(1.0, 1, 2**58),
-                                     *[full(1.0, 2**58, 1)] * 2),
+    "layer's weights": lambda: fd.S6(
+        np.ones((1, 1)), np.ones(1), full(1.0, 1, 2**58), *[full(1.0, 2**58, 1)] * 2
+    ),
     "sums": lambda: fd.subset_sums(full(1.0, 2**57, 3)),
     "sums of none": lambda: fd.subset_sums(full(1.0, 2**59, 0)),
     "logsumexp": lambda: fd.subset_logsumexp(full(1.0, 2**57, 3)),
@@ -419,7 +446,7 @@ LARGE = {
     "logsumexp of none": lambda: fd.subset_logsumexp(full(1.0, 2**59, 0)),
     "logsumexp enumerated": lambda: fd.subset_logsumexp(full(1.0, 2**58, 2), method="enumerate"),
     "blocks": lambda: fd.iter_subset_sums(np.ones(62), block=2**80),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -451,7 +478,7 @@ def test_results_larger_than_the_memory_are_not_promised(monkeypatch):
             call()
 
 
-# ---- kernels refuse what Python should not hand them ---------------------------------------------------
+# ---- kernels refuse what Python should not hand them ------------------------------------------
 
 KERNELS = list(kernels("ssm").values())
 
@@ -476,48 +503,75 @@ def doors(kernel):
         return np.zeros(shape, real)
 
     u, A, B, C, D, h = of(2, 4, 6), of(4, 3), of(2, 1, 3, 6), of(2, 2, 3, 6), of(4), of(2, 4, 3)
-    inputs = [u, u, A, B, C, D, u, D, False, h]
-    yield kernel.scan, [*inputs, h, None, u]
-    one = [u[:1], u[:1], A, B[:1], C[:1], D, u[:1], D, False, h]
-    starts = np.array([0, 2, 6])
-    yield kernel.scan, [*one, h, starts, u[:1]]
-    yield kernel.adjoint, [u, *inputs, None, h, 6, u, u, u, h, B, C]
-    yield kernel.adjoint, [u[:1], *one, starts, h, 4, u[:1], u[:1], u[:1], h, B[:1], C[:1]]
+    inputs = dict(
+        u=u, delta=u, A=A, B=B, C=C, D=D, z=u, delta_bias=D, delta_softplus=False, initial_state=h,
+        cu_seqlens=None,
+    )  # fmt: skip
+    one = inputs | dict(
+        u=u[:1], delta=u[:1], B=B[:1], C=C[:1], z=u[:1], cu_seqlens=np.array([0, 2, 6])
+    )
+    yield kernel.scan, inputs | dict(last_state=h, out=u)
+    yield kernel.scan, one | dict(last_state=h, out=u[:1])
+    grads = dict(dlast_state=h, du=u, ddelta=u, dz=u, dinitial_state=h, dB=B, dC=C)
+    yield kernel.adjoint, dict(dout=u, longest=6) | inputs | grads
+    grads |= dict(du=u[:1], ddelta=u[:1], dz=u[:1], dB=B[:1], dC=C[:1])
+    yield kernel.adjoint, dict(dout=u[:1], longest=4) | one | grads
     x, b, g = of(2, 4), of(2, 3), of(2, 2, 3)
-    yield kernel.step, [h, x, x, A, b, g, D, x, D, False, x.copy()]
-    yield kernel.step, [h[0], x[0], x[0], A, b[0], g[0], D, x[0], D, False, x[0].copy()]
-    yield kernel.step_sum, [u, D, False, of(2, 4)]
-    yield kernel.attention, [u, A, B, C, D, False, np.array([1, 5]), of(2, 4, 2, 6)]
+    rest = dict(A=A, D=D, dt_bias=D, dt_softplus=False)
+    yield kernel.step, rest | dict(state=h, x=x, dt=x, B=b, C=g, z=x, out=x.copy())
+    rest |= dict(state=h[0], x=x[0], dt=x[0], B=b[0], C=g[0], z=x[0], out=x[0].copy())
+    yield kernel.step, rest
+    yield kernel.step_sum, dict(delta=u, delta_bias=D, delta_softplus=False, total=of(2, 4))
+    inputs = dict(delta=u, A=A, B=B, C=C, delta_bias=D, delta_softplus=False)
+    yield kernel.attention, inputs | dict(rows=np.array([1, 5]), out=of(2, 4, 2, 6))
     subsets = kernels("subsets")[real]
     y, partial = of(2, 3, 5), np.zeros((6, 1))
     yield subsets.sums, [y, of(2, 3, 32), 0, False]
     yield subsets.closed, [y, partial]
     yield subsets.enumerate_rows, [y, of(2, 3)]
-    for function in "exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad":
-        yield getattr(kernels("_core")[real], function), [u, u.copy()]
+    for curve in "exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad":
+        yield kernels("_core")[real].elementwise, [u, u.copy(), curve]
+
+
+def call_door(function, arguments):
+    return function(**arguments) if isinstance(arguments, dict) else function(*arguments)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_refuse_what_does_not_fit(kernel):
     for function, arguments in doors(kernel):
-        function(*arguments)
-        for i, argument in enumerate(arguments):
+        call_door(function, arguments)
+        named = isinstance(arguments, dict)
+        for key, argument in list(arguments.items() if named else enumerate(arguments)):
             if not isinstance(argument, np.ndarray):
                 continue
             for other in wrong(argument):
                 alike = other.dtype == argument.dtype and other.flags.aligned
-                if alike and free(function.__name__, i, other.size == argument.size):
+                if alike and free(function.__name__, key, other.size == argument.size):
                     continue
+                bad = arguments.copy()
+                bad[key] = other
                 with pytest.raises(TypeError, match="handed"):
-                    function(*arguments[:i], other, *arguments[i + 1 :])
+                    call_door(function, bad)
 
 
-def free(function, position, same_size):
-    """Whether a kernel takes this argument in another shape: there is nothing it must agree with."""
-    if function in {"exp", "sigmoid", "silu", "softplus", "tanh", "tanh_grad", "closed"}:
-        return same_size or (function == "closed" and position == 0)
-    return (function, position, same_size) in {
-        ("step", 4, True),  # (N,) is (1, N)
-        ("step_sum", 0, False),  # of any number of steps
+def free(function, key, same_size):
+    """Whether a kernel takes this argument in another shape.
+
+    It does where there is nothing that the argument must agree with.
+    """
+    if function in {"elementwise", "closed"}:
+        return same_size or (function == "closed" and key == 0)
+    return (function, key, same_size) in {
+        ("step", "B", True),  # (N,) is (1, N)
+        ("step_sum", "delta", False),  # of any number of steps
         ("enumerate_rows", 0, False),
     }
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_refuse_gradients_that_are_not_contiguous(kernel):
+    arguments = next(a for function, a in doors(kernel) if function.__name__ == "adjoint")
+    for name in "dB", "dC":
+        with pytest.raises(TypeError, match="handed"):
+            kernel.adjoint(**arguments | {name: np.asfortranarray(arguments[name])})

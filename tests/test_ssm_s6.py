@@ -16,8 +16,18 @@ from helpers.machines import by_threads
 REALS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 NAMES = ["W_delta", "b_delta", "A", "W_B", "W_C"]
-SHAPES = [((7,), 4, 3), ((2, 40), 5, 4), ((1,), 1, 1), ((3, 1), 2, 6), ((300,), 17, 16), ((2, 0), 3, 2), ((0, 5), 3, 2),
-          ((4,), 3, 0), ((0,), 0, 0), ((2, 3), 0, 4)]  # fmt: skip
+SHAPES = [
+    ((7,), 4, 3),
+    ((2, 40), 5, 4),
+    ((1,), 1, 1),
+    ((3, 1), 2, 6),
+    ((300,), 17, 16),
+    ((2, 0), 3, 2),
+    ((0, 5), 3, 2),
+    ((4,), 3, 0),
+    ((0,), 0, 0),
+    ((2, 3), 0, 4),
+]
 
 
 def weights(channels, states, dtype=np.float64, seed=0):
@@ -74,8 +84,16 @@ def test_layer_is_what_the_page_says():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_everything_equals_the_reference(shape, dtype):
     layer, x, dy, h0, dlast = problem(*shape, dtype)
-    ours, theirs = ([*s(x, h0, True), s(x), s.step_sizes(x), s.transition_product(x, 1, -1), *s.vjp(dy, x, h0, dlast)]
-                    for s in (layer, twin(layer)))  # fmt: skip
+    ours, theirs = (
+        [
+            *s(x, h0, True),
+            s(x),
+            s.step_sizes(x),
+            s.transition_product(x, 1, -1),
+            *s.vjp(dy, x, h0, dlast),
+        ]
+        for s in (layer, twin(layer))
+    )
     if shape[0][-1] < 50:
         ours, theirs = ([*r, s.attention(x)] for r, s in ((ours, layer), (theirs, twin(layer))))
     for a, b in zip(ours, theirs, strict=True):
@@ -94,7 +112,7 @@ def test_signatures_are_those_of_the_reference():
         ]
 
 
-# ---- derivatives -----------------------------------------------------------------------------------------------------
+# ---- derivatives ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", range(7))
@@ -150,7 +168,7 @@ def test_gradients_of_chunks_compose():
         assert error(getattr(first, name) + getattr(second, name), getattr(whole, name)) < 1e-13
 
 
-# ---- the theorem and the attention -----------------------------------------------------------------------------------
+# ---- the theorem and the attention ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["closed", "subsets"])
@@ -169,7 +187,9 @@ def test_transition_product_is_the_product_of_the_transitions(method, steps, row
 
 
 def test_state_fades_by_the_transition_product():
-    """Without input to the state (W_B = 0), what remains of it is the product of all transitions."""
+    """Without input to the state (W_B = 0), what remains of it is the product of all
+    transitions.
+    """
     W_delta, b_delta, A, W_B, W_C = weights(5, 4)
     _, x, _, h0, _ = problem()
     layer = fd.S6(W_delta, b_delta, A, 0 * W_B, W_C)
@@ -186,7 +206,7 @@ def test_attention_times_x_is_the_output(rows):
     assert error(np.einsum("...elj,...je->...le", alpha, x), layer(x)) < 1e-13
 
 
-# ---- in pieces, and however it is asked ------------------------------------------------------------------------------
+# ---- in pieces, and however it is asked -------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -291,7 +311,7 @@ def test_nonfinite_stays_in_its_sequence_and_after_its_step():
         assert same_bits(dx[[0, 2]], grads.dx[[0, 2]])
 
 
-# ---- the object ------------------------------------------------------------------------------------------------------
+# ---- the object -------------------------------------------------------------------------------
 
 
 def test_weights_are_read_only_copies():

@@ -1,4 +1,6 @@
-"""The adjoint of the selective scan: its oracle against autograd and the scan itself, and the compiled one against the oracle."""
+"""The adjoint of the selective scan: its oracle against autograd and the scan itself, and the
+compiled one against the oracle.
+"""
 
 import itertools
 import pickle
@@ -66,7 +68,9 @@ def exact(p):
 
 
 def errors(grads, expected):
-    """The error of every gradient relative to its own largest magnitude; None, shapes and fields are compared too."""
+    """The error of every gradient relative to its own largest magnitude; None, shapes and fields
+    are compared too.
+    """
     assert [g is None for g in grads] == [e is None for e in expected]
     present = [
         (name, g, e)
@@ -99,7 +103,7 @@ def arrays_of(p):
     return {k: a for k, a in p.items() if isinstance(a, np.ndarray)}
 
 
-# ---- the oracle ------------------------------------------------------------------------------------------------------
+# ---- the oracle -------------------------------------------------------------------------------
 
 
 def loss(library, p):
@@ -139,8 +143,19 @@ def test_gradients_are_slopes_of_the_scan(library, B, C, form):
 
 
 @pytest.mark.parametrize("library", [reference, fd])
-@pytest.mark.parametrize("without", [{"D"}, {"z"}, {"delta_bias"}, {"delta_softplus"}, {"initial_state"}, {"dlast_state"},
-                                     {"D", "z", "delta_bias", "delta_softplus", "initial_state", "dlast_state"}], ids=sorted)  # fmt: skip
+@pytest.mark.parametrize(
+    "without",
+    [
+        {"D"},
+        {"z"},
+        {"delta_bias"},
+        {"delta_softplus"},
+        {"initial_state"},
+        {"dlast_state"},
+        {"D", "z", "delta_bias", "delta_softplus", "initial_state", "dlast_state"},
+    ],
+    ids=sorted,
+)
 def test_gradients_without_an_option_are_slopes(library, without):
     p = positive_steps(vjp_problem(2, 6, 3, 9))
     assert_gradients_are_slopes(
@@ -201,13 +216,33 @@ def test_reference_equals_autograd_without_steps(bounds):
     assert_within(0, reference.selective_scan_vjp(**p), torch_gradients(p))
 
 
-# ---- against the oracle ----------------------------------------------------------------------------------------------
+# ---- against the oracle -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
-@pytest.mark.parametrize("shape", [(1, 16, 4, 8), (2, 5, 3, 7), (3, 33, 16, 300), (2, 48, 5, 129), (1, 1, 1, 1), (2, 17, 64, 40),
-                                   (1, 4, 300, 20), (1, 16, 16, 257), (1, 15, 1, 31), (2, 31, 2, 32), (1, 32, 8, 33), (2, 63, 7, 63),
-                                   (1, 64, 16, 64), (1, 65, 9, 65), (2, 16, 17, 127), (1, 17, 16, 128), (1, 8, 15, 255), (2, 12, 33, 256)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 16, 4, 8),
+        (2, 5, 3, 7),
+        (3, 33, 16, 300),
+        (2, 48, 5, 129),
+        (1, 1, 1, 1),
+        (2, 17, 64, 40),
+        (1, 4, 300, 20),
+        (1, 16, 16, 257),
+        (1, 15, 1, 31),
+        (2, 31, 2, 32),
+        (1, 32, 8, 33),
+        (2, 63, 7, 63),
+        (1, 64, 16, 64),
+        (1, 65, 9, 65),
+        (2, 16, 17, 127),
+        (1, 17, 16, 128),
+        (1, 8, 15, 255),
+        (2, 12, 33, 256),
+    ],
+)
 @pytest.mark.parametrize("B, C", LAYOUTS[:5])
 def test_vjp_equals_reference(shape, dtype, B, C):
     p = vjp_problem(*shape, dtype, B=B, C=C)
@@ -256,8 +291,16 @@ def test_every_option_can_be_left_out(without, dtype):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 40), st.integers(0, 9), st.integers(0, 200), st.sampled_from(REALS),
-       st.sampled_from(["constant", "time", 1]), st.sampled_from(["constant", "time", 1]), st.integers(0, 2**31))  # fmt: skip
+@given(
+    st.integers(0, 3),
+    st.integers(0, 40),
+    st.integers(0, 9),
+    st.integers(0, 200),
+    st.sampled_from(REALS),
+    st.sampled_from(["constant", "time", 1]),
+    st.sampled_from(["constant", "time", 1]),
+    st.integers(0, 2**31),
+)
 def test_any_shape_empty_ones_too(batch, channels, states, steps, dtype, B, C, seed):
     p = vjp_problem(batch, channels, states, steps, dtype, B=B, C=C, seed=seed)
     if channels == 0:
@@ -308,7 +351,7 @@ def test_nothing_to_do():
     assert fd.selective_scan_vjp(**p).dinitial_state.shape == (0, 5, 3)
 
 
-# ---- how the gradients hang together ---------------------------------------------------------------------------------
+# ---- how the gradients hang together ----------------------------------------------------------
 
 
 def part(p, piece, **changes):
@@ -333,9 +376,14 @@ def test_gradients_pass_from_piece_to_piece(cut):
         return getattr(earlier, name) + getattr(later, name)
 
     pieces = reference.SelectiveScanGrads(
-        *map(joined, ("du", "ddelta")), summed("dA"), joined("dB"), *map(summed, ("dC", "dD")), joined("dz"), summed("ddelta_bias"),
+        *map(joined, ("du", "ddelta")),
+        summed("dA"),
+        joined("dB"),
+        *map(summed, ("dC", "dD")),
+        joined("dz"),
+        summed("ddelta_bias"),
         earlier.dinitial_state,
-    )  # fmt: skip
+    )
     assert_within(1e-13, fd.selective_scan_vjp(**p), pieces)
 
 
@@ -373,7 +421,7 @@ def test_packed_sequences_are_each_by_itself(unbatched):
         assert error(getattr(packed, name), total) < 1e-13, name
 
 
-# ---- the same bits, however it is asked ------------------------------------------------------------------------------
+# ---- the same bits, however it is asked -------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -418,12 +466,26 @@ def test_broadcast_arguments_change_no_bit(dtype):
     assert identical(*(fd.selective_scan_vjp(**a, delta_softplus=True) for a in (shown, copied)))
 
 
-@pytest.mark.parametrize("case", [  # each above half a millisecond of work, from where on threads share it
-    dict(batch=24, channels=24, states=8, steps=200), dict(batch=1, channels=530, states=8, steps=200),
-    dict(batch=2, channels=150, states=16, steps=300, B="constant", C=3), dict(batch=1, channels=16, states=16, steps=4000),
-    dict(batch=1, channels=80, states=8, steps=2000, bounds=[0, 0, *range(5, 1000, 31), 2000]),
-    dict(batch=1, channels=80, states=8, steps=2000, bounds=[0, 1000, 2000], B="constant", C="constant"),
-], ids=["items", "channels", "constant and grouped", "steps", "many sequences", "two sequences"])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [  # each above half a millisecond of work, from where on threads share it
+        dict(batch=24, channels=24, states=8, steps=200),
+        dict(batch=1, channels=530, states=8, steps=200),
+        dict(batch=2, channels=150, states=16, steps=300, B="constant", C=3),
+        dict(batch=1, channels=16, states=16, steps=4000),
+        dict(batch=1, channels=80, states=8, steps=2000, bounds=[0, 0, *range(5, 1000, 31), 2000]),
+        dict(
+            batch=1,
+            channels=80,
+            states=8,
+            steps=2000,
+            bounds=[0, 1000, 2000],
+            B="constant",
+            C="constant",
+        ),
+    ],
+    ids=["items", "channels", "constant and grouped", "steps", "many sequences", "two sequences"],
+)
 @pytest.mark.parametrize("dtype", REALS)
 def test_thread_count_changes_no_bit(case, dtype):
     p = vjp_problem(**case, dtype=dtype)
@@ -458,7 +520,7 @@ def test_cpu_levels_agree(tmp_path):
     assert_levels_agree(LEVEL_SCRIPT.format(path=str(tmp_path / "problems")))
 
 
-# ---- extremes --------------------------------------------------------------------------------------------------------
+# ---- extremes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -633,7 +695,7 @@ def test_one_long_channel():
     assert_within(2e-5, fd.selective_scan_vjp(**p), exact(p))
 
 
-# ---- arguments and results -------------------------------------------------------------------------------------------
+# ---- arguments and results --------------------------------------------------------------------
 
 
 def test_dtypes_are_promoted_together():
@@ -699,29 +761,77 @@ def test_grads_pickle():
 
 
 BAD = [
-    (dict(dout=np.zeros((2, 6, 9))), ValueError, r"dout has shape \(2, 6, 9\); expected .+ = \(2, 6, 8\)"),
-    (dict(dout=np.zeros((6, 8))), ValueError, r"dout has shape \(6, 8\); expected .+ = \(2, 6, 8\)"),
-    (dict(dout=np.zeros((1, 6, 8))), ValueError, r"dout has shape \(1, 6, 8\); expected .+ = \(2, 6, 8\)"),
+    (
+        dict(dout=np.zeros((2, 6, 9))),
+        ValueError,
+        r"dout has shape \(2, 6, 9\); expected .+ = \(2, 6, 8\)",
+    ),
+    (
+        dict(dout=np.zeros((6, 8))),
+        ValueError,
+        r"dout has shape \(6, 8\); expected .+ = \(2, 6, 8\)",
+    ),
+    (
+        dict(dout=np.zeros((1, 6, 8))),
+        ValueError,
+        r"dout has shape \(1, 6, 8\); expected .+ = \(2, 6, 8\)",
+    ),
     (dict(dout=np.float64(1)), ValueError, r"dout has shape \(\); expected"),
-    (dict(dlast_state=np.zeros((6, 3))), ValueError, r"dlast_state has shape \(6, 3\); expected .+ = \(2, 6, 3\)"),
-    (dict(dlast_state=np.zeros((2, 6, 1))), ValueError, r"dlast_state has shape \(2, 6, 1\); expected .+ = \(2, 6, 3\)"),
-    (dict(initial_state=np.zeros((6, 3))), ValueError, r"initial_state has shape \(6, 3\); expected \(batch, D, N\) = \(2, 6, 3\)"),
+    (
+        dict(dlast_state=np.zeros((6, 3))),
+        ValueError,
+        r"dlast_state has shape \(6, 3\); expected .+ = \(2, 6, 3\)",
+    ),
+    (
+        dict(dlast_state=np.zeros((2, 6, 1))),
+        ValueError,
+        r"dlast_state has shape \(2, 6, 1\); expected .+ = \(2, 6, 3\)",
+    ),
+    (
+        dict(initial_state=np.zeros((6, 3))),
+        ValueError,
+        r"initial_state has shape \(6, 3\); expected \(batch, D, N\) = \(2, 6, 3\)",
+    ),
     (dict(u=np.zeros(5)), ValueError, r"u has shape \(5,\); expected \(batch, D, L\) or \(D, L\)"),
-    (dict(delta=np.zeros((2, 6, 9))), ValueError, r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)"),
-    (dict(z=np.zeros((2, 1, 8))), ValueError, r"z has shape \(2, 1, 8\); expected \(batch, D, L\) = \(2, 6, 8\)"),
+    (
+        dict(delta=np.zeros((2, 6, 9))),
+        ValueError,
+        r"delta has shape \(2, 6, 9\); expected \(batch, D, L\) = \(2, 6, 8\)",
+    ),
+    (
+        dict(z=np.zeros((2, 1, 8))),
+        ValueError,
+        r"z has shape \(2, 1, 8\); expected \(batch, D, L\) = \(2, 6, 8\)",
+    ),
     (dict(A=np.zeros((5, 3))), ValueError, r"A has shape \(5, 3\); expected \(D, N\) = \(6, N\)"),
-    (dict(B=np.zeros((2, 4, 8))), ValueError, r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\)"),
+    (
+        dict(B=np.zeros((2, 4, 8))),
+        ValueError,
+        r"B has shape \(2, 4, 8\); expected \(batch, N, L\) = \(2, 3, 8\)",
+    ),
     (dict(C=np.zeros((2, 4, 3, 8))), ValueError, "C has shape .* with G dividing D = 6"),
     (dict(D=np.zeros(1)), ValueError, r"D has shape \(1,\); expected \(D,\) = \(6,\)"),
-    (dict(delta_bias=np.zeros((6, 1))), ValueError, r"delta_bias has shape \(6, 1\); expected \(D,\) = \(6,\)"),
-    (dict(dout=np.zeros((2, 6, 8), bool)), TypeError, "dout has dtype bool; expected float32, float64 or integers"),
+    (
+        dict(delta_bias=np.zeros((6, 1))),
+        ValueError,
+        r"delta_bias has shape \(6, 1\); expected \(D,\) = \(6,\)",
+    ),
+    (
+        dict(dout=np.zeros((2, 6, 8), bool)),
+        TypeError,
+        "dout has dtype bool; expected float32, float64 or integers",
+    ),
     (dict(dout=None), TypeError, "dout has dtype object"),
     (dict(u=None), TypeError, "u has dtype object"),
     (dict(dlast_state=np.zeros((2, 6, 3), complex)), TypeError, "dlast_state has dtype complex128"),
     (dict(dlast_state=np.zeros((2, 6, 3), np.float16)), TypeError, "dlast_state has dtype float16"),
     (dict(dout=[[1], [2, 3]]), ValueError, "dout is not an array of numbers"),
-    (dict(cu_seqlens=[0, 8]), ValueError, r"cu_seqlens packs sequences along L and needs batch 1; u has shape \(2, 6, 8\)"),
-]  # fmt: skip
+    (
+        dict(cu_seqlens=[0, 8]),
+        ValueError,
+        r"cu_seqlens packs sequences along L and needs batch 1; u has shape \(2, 6, 8\)",
+    ),
+]
 
 
 @pytest.mark.parametrize("change, kind, message", BAD)
@@ -736,9 +846,9 @@ def test_errors_of_packed_and_unbatched_calls():
         ValueError, match=r"^dlast_state has shape \(1, 6, 3\); expected .+ = \(2, 6, 3\)"
     ):
         fd.selective_scan_vjp(**{**p, "dlast_state": p["dlast_state"][:1]})
-    with pytest.raises(ValueError, match="^cu_seqlens is"):
+    with pytest.raises(ValueError, match=r"^cu_seqlens is"):
         fd.selective_scan_vjp(**{**p, "cu_seqlens": [0, 9, 8]})
-    with pytest.raises(TypeError, match="^cu_seqlens has dtype float64"):
+    with pytest.raises(TypeError, match=r"^cu_seqlens has dtype float64"):
         fd.selective_scan_vjp(**{**p, "cu_seqlens": [0.0, 3.0, 8.0]})
     p = vjp_problem(1, 6, 3, 8, unbatched=True, B=1, C=1)
     with pytest.raises(ValueError, match=r"^dout has shape \(1, 6, 8\); expected .+ = \(6, 8\)"):
@@ -749,7 +859,7 @@ def test_errors_of_packed_and_unbatched_calls():
         fd.selective_scan_vjp(**{**p, "dlast_state": p["dlast_state"][None]})
 
 
-# ---- memory, signals -------------------------------------------------------------------------------------------------
+# ---- memory, signals --------------------------------------------------------------------------
 
 
 MEMORY_SCRIPT = """
@@ -759,7 +869,8 @@ import fastderiv as fd
 fd.set_num_threads(2)
 rng = np.random.default_rng(0)
 dout, u, delta, z = (rng.random((1, 512, 4096), np.float32) for _ in range(4))
-B, C = (rng.random((1, 4096, 16), np.float32).swapaxes(1, 2) for _ in range(2))    # strided: gathered block by block
+# strided along time: gathered block by block
+B, C = (rng.random((1, 4096, 16), np.float32).swapaxes(1, 2) for _ in range(2))
 A = -rng.random((512, 16), np.float32)
 
 def gradients(steps):
@@ -826,11 +937,13 @@ def test_ctrl_c_is_answered_at_once(threads):
         fd.set_num_threads(before)
 
 
-# ---- extended precision ----------------------------------------------------------------------------------------------
+# ---- extended precision -----------------------------------------------------------------------
 
 
 def longdouble_vjp(p):
-    """The adjoint in extended precision, some channels at a time; B and C vary in time, z is given, dlast_state is not."""
+    """The adjoint in extended precision, some channels at a time; B and C vary in time, z is given,
+    dlast_state is not.
+    """
     whole = {k: a.astype(np.longdouble) for k, a in arrays_of(p).items()}
     parts = [
         _longdouble_channels(whole, np.s_[first : first + 16])
@@ -882,7 +995,9 @@ def _longdouble_channels(whole, some):
 
 
 def benchmarked(shape):
-    """Mamba's own A and step sizes; every value a float32, so that one oracle serves both precisions."""
+    """Mamba's own A and step sizes; every value a float32, so that one oracle serves both
+    precisions.
+    """
     p = vjp_problem(*shape, np.float32)
     p["A"] = -np.tile(np.arange(1, 17, dtype=np.float32), (shape[1], 1))
     p["delta_bias"] = np.log(np.expm1(np.geomspace(1e-3, 1e-1, shape[1]))).astype(np.float32)

@@ -35,7 +35,7 @@ def threads():
 
 
 def run(code, **environment):
-    """The output of `code` after `CASE`, in an interpreter that must end by itself, without a crash."""
+    """The output of `code` after `CASE`, in an interpreter that must end without a crash."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", CASE + textwrap.dedent(code)],
         env=os.environ | {"FASTDERIV_NUM_THREADS": "4"} | environment,
@@ -228,7 +228,7 @@ def test_computing_at_exit():
     assert run(code) == "True\n"
 
 
-# ---- the floating-point state the pool is born in ----------------------------------------------------------------------
+# ---- the floating-point state the pool is born in ---------------------------------------------
 
 STATE = """
 import ctypes, hashlib
@@ -247,14 +247,14 @@ def round_towards(mode):
     assert libm.fesetround(mode) == 0
 
 def flush():
-    environment = (ctypes.c_uint32 * 8)()                    # glibc's fenv_t on x86-64, which ends with MXCSR
+    environment = (ctypes.c_uint32 * 8)()   # glibc's fenv_t on x86-64, which ends with MXCSR
     assert libm.fegetenv(environment) == 0
     environment[7] |= 0x8040
     assert libm.fesetenv(environment) == 0
 
 digest = hashlib.sha256()
 {set_state}
-for threads in 4, 1, 3:                                      # the first starts three threads in this state
+for threads in 4, 1, 3:                     # the first starts three threads in this state
     fd.set_num_threads(threads)
     for array in results(*inputs):
         digest.update(array.tobytes())
@@ -267,7 +267,7 @@ ROUNDINGS = {"x86_64": (0, 0x400, 0x800, 0xC00), "aarch64": (0, 0x400000, 0x8000
 
 @pytest.mark.skipif(not (LINUX and ROUNDINGS), reason="needs glibc's numbers of the modes")
 def test_a_pool_born_in_another_floating_point_state_computes_the_same_bits():
-    """Threads inherit the state of the one that starts them; each call sets it for its own duration."""
+    """Threads inherit the state of the one that starts them; each call sets it while it lasts."""
     digests = set()
     for mode in ROUNDINGS:
         digest, after = run(STATE.replace("{set_state}", f"round_towards({mode})")).split()
@@ -278,12 +278,15 @@ def test_a_pool_born_in_another_floating_point_state_computes_the_same_bits():
     assert len(digests) == 1
 
 
-# ---- Ctrl-C ------------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_ctrl_c_is_answered_while_the_caller_waits_for_the_others():
-    """Nine equal tasks for eight threads: nearly always another thread has the last, and the caller nothing to do."""
+    """Nine equal tasks for eight threads.
+
+    Nearly always another thread has the last one, and the caller has nothing to do.
+    """
     A = -np.ones((1, 16))
     u = np.broadcast_to(0.5, (9, 1, 1_500_000))
     fd.set_num_threads(8)

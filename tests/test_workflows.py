@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not WORKFLOWS, reason="an sdist has no workflows
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_by_commit_and_may_only_read(path):
-    """A tag can be moved to other code; a commit cannot.  The comment behind it says which release it is."""
+    """A tag can be moved to other code, a commit cannot; the comment says which release it is."""
     text = path.read_text(encoding="utf-8")
     used = re.findall(r"uses: (.*)", text)
     assert used and all(

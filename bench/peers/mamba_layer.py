@@ -1,4 +1,6 @@
-"""The Mamba layer of a 130M model as transformers computes it without CUDA, and the same with fastderiv in it."""
+"""The Mamba layer of a 130M model as transformers computes it without CUDA, and the same with
+fastderiv in it.
+"""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +13,9 @@ Call = Callable[[], np.ndarray]
 
 
 def layer(steps: int) -> dict[str, tuple[Call, Call]]:
-    """What is computed -> (with fastderiv, the slow path), each a call; nothing where transformers or PyTorch is missing."""
+    """What is computed -> (with fastderiv, the slow path), each a call; nothing where transformers
+    or PyTorch is missing.
+    """
     try:
         import torch
         from transformers import MambaConfig

@@ -1,7 +1,9 @@
-"""How others compute the scan of bench_ssm.py, and its gradients: NumPy, Numba, PyTorch, JAX, AVX-512 intrinsics.
+"""How others compute the scan of bench_ssm.py, and its gradients: NumPy, Numba, PyTorch, JAX,
+AVX-512 intrinsics.
 
-A peer's `forward(problem)` and `gradient(problem, dout)` return a function of no arguments that computes y, or y and the
-gradients with respect to the eight arguments; None where it has none.  `peers()` leaves out what is not installed.
+A peer's `forward(problem)` and `gradient(problem, dout)` return a function of no arguments that
+computes y, or y and the gradients with respect to the eight arguments; None where it has none.
+`peers()` leaves out what is not installed.
 """
 
 import ctypes
@@ -58,7 +60,7 @@ def by_hand() -> Peer | None:
     return Peer(forward)
 
 
-# ---- NumPy -----------------------------------------------------------------------------------------------------------
+# ---- NumPy ------------------------------------------------------------------------------------
 
 
 def sigmoid(x):
@@ -106,7 +108,7 @@ def by_numpy() -> Peer:
     )
 
 
-# ---- Numba -----------------------------------------------------------------------------------------------------------
+# ---- Numba ------------------------------------------------------------------------------------
 
 
 def by_numba() -> Peer | None:
@@ -199,11 +201,13 @@ def by_numba() -> Peer | None:
     return Peer(forward, gradient)
 
 
-# ---- PyTorch ---------------------------------------------------------------------------------------------------------
+# ---- PyTorch ----------------------------------------------------------------------------------
 
 
 def by_torch() -> Peer | None:
-    """mamba's `selective_scan_ref`: decays and inputs of all steps materialised, then a loop; autograd through it."""
+    """mamba's `selective_scan_ref`: decays and inputs of all steps materialised, then a loop;
+    autograd through it.
+    """
     try:
         import torch
     except ImportError:
@@ -242,7 +246,7 @@ def by_torch() -> Peer | None:
     return Peer(forward, gradient)
 
 
-# ---- JAX -------------------------------------------------------------------------------------------------------------
+# ---- JAX --------------------------------------------------------------------------------------
 
 
 def by_jax(associative: bool) -> Peer | None:

@@ -1,22 +1,32 @@
-"""fastderiv: selective scans, the ties of sigmoid networks, recurrent layers and reversible momentum on plain NumPy arrays.
+"""fastderiv: selective scans, ties of sigmoid networks, recurrent layers, reversible momentum.
 
-How data flows::
+All of it works on plain NumPy arrays.  How data flows::
 
-    your arrays ──► a room's functions ──► its _kernels, compiled for this CPU's level ──► new arrays (or out=)
-                    shapes, dtypes,        nogil, fused, no temporaries;
-                    every error            tasks shared out by _core.threads
+    your arrays
+        │   a room's functions: shapes, dtypes, every error that names an argument
+        ▼
+    base arrays of one dtype, float32 or float64
+        │   the room's _kernels, compiled for this CPU's level: fused, without temporaries;
+        │   _core.threads shares the tasks out
+        ▼
+    new arrays, or the one given as out=
 
-    ssm/        selective_scan and its adjoint selective_scan_vjp, selective_state_update, chunk_summary, scan_attention,
-                transition_product, S6
-    subsets/    subset_sums, iter_subset_sums, subset_logsumexp
-    boundary/   SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals, counterfactuals, nearest_tie,
-                tie_sensitivity, trace_boundary, follow_boundary
-    nn/         dense, lstm, grid_rnn and their adjoints dense_vjp, lstm_vjp, grid_rnn_vjp; lstm_state_adjoints
-    optim/      momentum_step and its inverse momentum_unstep, momentum_jacobian, ReversibleMomentum, hypergradient
-    reference/  the same names in plain NumPy: the oracle
-    _core/      argument checks, threads, choice of CPU level, vector maths (simd.h)
-    data/       the real data of ``python -m fastderiv``
-    integrations/   PyTorch and transformers on fastderiv, boundaries in matplotlib; imported only when asked for
+Each room is a folder:
+
+    ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
+                   chunk_summary, scan_attention, transition_product, S6
+    subsets/       subset_sums, iter_subset_sums, subset_logsumexp
+    boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
+                   counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
+    nn/            dense, lstm, grid_rnn and their adjoints dense_vjp, lstm_vjp, grid_rnn_vjp;
+                   lstm_state_adjoints
+    optim/         momentum_step and its inverse momentum_unstep, momentum_jacobian,
+                   ReversibleMomentum, hypergradient
+    reference/     the same names in plain NumPy: the oracle
+    _core/         argument checks, threads, choice of CPU level, vector maths
+    data/          the real data of ``python -m fastderiv``
+    integrations/  PyTorch and transformers on fastderiv, boundaries in matplotlib; each is imported
+                   only when asked for
 """
 
 __version__ = "0.1.0"

@@ -78,7 +78,7 @@ def _bench(as_json: bool, quick: bool, threads: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 if a check failed, 2 if it was called wrongly."""
+    """Run a command; its exit status: 0, 1 if a check failed, 2 if it was called wrongly."""
     fit_terminal()
     parser = _parser()
     options = parser.parse_args(arguments)

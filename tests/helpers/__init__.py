@@ -1,1 +1,1 @@
-"""What tests share: generators of hostile arguments, oracles, and ways of running a call elsewhere."""
+"""What tests share: generators of hostile arguments, oracles, and ways to run a call elsewhere."""

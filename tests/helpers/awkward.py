@@ -1,10 +1,13 @@
-"""The one generator of awkward arrays: the same values in every memory layout a user may hand over."""
+"""The one generator of awkward arrays: the same values in every memory layout a user may have."""
 
 import numpy as np
 
 
 def layouts(array):
-    """Yield (label, array with the same values): strided, reversed, transposed, read-only, misaligned, swapped, list."""
+    """Yield pairs of a label and an array with the same values.
+
+    They are strided, reversed, transposed, read-only, misaligned, swapped, and a list.
+    """
     array = np.asarray(array)
     yield "contiguous", array.copy()
     yield "fortran", np.asfortranarray(array)
@@ -39,7 +42,7 @@ def same_bits(a, b):
 
 
 def error(value, exact):
-    """Largest deviation relative to the largest magnitude of `exact` (the measure of the numerical contract)."""
+    """Largest deviation relative to the largest magnitude of `exact`, as in the contract."""
     exact = np.asarray(exact)
     if exact.size == 0:
         return 0.0

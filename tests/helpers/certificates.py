@@ -1,6 +1,7 @@
-"""An oracle for certificates of one hidden layer: checks in extended precision what `solve_x1` claims, row by row.
+"""An oracle for certificates of one hidden layer: it checks what `solve_x1` claims, row by row.
 
-It shares nothing with the library: its own evaluation, error bounds, ranges and subdivision, in `numpy.longdouble`.
+It shares nothing with the library: it has its own evaluation, error bounds, ranges and subdivision,
+in `numpy.longdouble`.
 Where that is no wider than float64 (`EXTENDED` is False) it can decide nothing.
 """
 
@@ -12,7 +13,7 @@ EXTENDED = EPS < 2.0**-60
 
 
 class Rows:
-    """f(t) = c + Σ d_i σ(a_i t + s_i) for rows of offsets; values, ranges and what rounding may have done to them."""
+    """f(t) = c + Σ d_i σ(a_i t + s_i) for rows of offsets: values, ranges and rounding."""
 
     def __init__(self, net, x_other, coordinate, outputs):
         W, b = (np.asarray(p[0], REAL) for p in (net.weights, net.biases))
@@ -83,7 +84,7 @@ def _spread(slope, wrong):
 def check(
     net, x_other, crossings, *, coordinate=0, outputs=(0, 1), bounds=(-np.inf, np.inf), depth=200
 ):
-    """How many (false uniques, missed ties, questions left open) there are among the crossings of all rows."""
+    """Counts among the crossings of all rows: (false uniques, missed ties, questions left open)."""
     f = Rows(net, x_other, coordinate % net.n_inputs, outputs)
     count = np.diff(crossings.indptr)
     row = np.repeat(np.arange(len(count)), count)

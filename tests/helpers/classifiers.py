@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 
 @functools.cache
 def trained(name, layers=None):
-    """`name`: iris (4 inputs, 3 classes), breast_cancer (30 inputs, 2 classes) or digits (64 inputs, 10 classes)."""
+    """`name`: iris (4 inputs, 3 classes), breast_cancer (30 and 2) or digits (64 and 10)."""
     from sklearn import datasets
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier

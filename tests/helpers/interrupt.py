@@ -11,23 +11,25 @@ ALLOWED = 0.2 + 0.2  # seconds: what is promised, and what a busy machine may ad
 def seconds_until_answered(call, *, delay=0.3):
     """From SIGINT, sent `delay` seconds into `call`, to the KeyboardInterrupt that leaves it.
 
-    An AssertionError if `call` returns before.  The signal is sent at most once, and what comes late meets a handler that
-    does nothing: pytest's own is back only when nothing can come any more.
+    An AssertionError if `call` returns before.  The signal is sent at most once, and one that comes
+    late meets a handler that does nothing: pytest's own is back only when nothing can come any
+    more.
     """
     sent, inside = [], True
 
     def interrupt():
         sent.append(time.perf_counter())
-        signal.raise_signal(
-            signal.SIGINT
-        )  # Python runs the handler in the main thread, on Windows too
+        # Python runs the handler in the main thread, on Windows too
+        signal.raise_signal(signal.SIGINT)
 
     def handler(signum, frame):
         if inside:
             raise KeyboardInterrupt
 
     gc.collect()
-    gc.disable()  # not while the clock runs; and a KeyboardInterrupt raised inside a gc callback (hypothesis has one) is lost
+    # A collection would take time, and a KeyboardInterrupt raised inside a gc callback, such as
+    # hypothesis has, is lost.
+    gc.disable()
     timer = threading.Timer(delay, interrupt)
     before = signal.signal(signal.SIGINT, handler)
     try:

@@ -1,4 +1,4 @@
-"""Small calls of every function of the rooms nn and optim, by name: the arrays that go in, and the call that takes them."""
+"""Small calls of every function of the rooms nn and optim, by name: their arrays, and the call."""
 
 import numpy as np
 
@@ -36,6 +36,14 @@ def _grid(function, a, *before, activation="tanh"):
     return function(
         *before, a["x"], a["W_in"], a["W_west"], a["W_north"], a["b"], activation=activation
     )
+
+
+def _dense(activation):
+    return lambda a: fd.dense(a["X"], a["W"], a["b"], activation=activation)
+
+
+def _dense_vjp(activation):
+    return lambda a: fd.dense_vjp(a["dY"], a["X"], a["W"], a["b"], activation=activation)
 
 
 def _cached_dense(a):
@@ -82,36 +90,50 @@ def _hypergradient(a):
 
 
 PAIR = (lambda x: np.sin(x), lambda x: np.cos(x))
+NAMES = (None, "sigmoid", "tanh", "relu", "softplus", "silu", "gelu")
 BASE = {"X": (6, 4), "W": (4, 3), "b": (3,)}
-LSTM = {"x": (5, 3, 4), "weight_ih": (20, 4), "weight_hh": (20, 5), "bias_ih": (20,), "bias_hh": (20,),
-        "initial_state[0]": (3, 5), "initial_state[1]": (3, 5)}  # fmt: skip
+DENSE_BACK = {**BASE, "dY": (6, 3)}
+LSTM = {
+    "x": (5, 3, 4),
+    "weight_ih": (20, 4),
+    "weight_hh": (20, 5),
+    "bias_ih": (20,),
+    "bias_hh": (20,),
+    "initial_state[0]": (3, 5),
+    "initial_state[1]": (3, 5),
+}
 BACK = {**LSTM, "dh": (5, 3, 5), "dlast_state[0]": (3, 5), "dlast_state[1]": (3, 5)}
 GRID = {"x": (2, 3, 4, 3), "W_in": (5, 3), "W_west": (5, 5), "W_north": (5, 5), "b": (5,)}
+GRID_BACK = {**GRID, "dh": (2, 3, 4, 5)}
 STATE = {"theta": (3, 4), "p": (3, 4)}
 
 # name -> shapes of the arrays by argument, and the call
 CALLS = {
-    **{f"dense, {name}": (BASE, lambda a, name=name: fd.dense(a["X"], a["W"], a["b"], activation=name))
-       for name in (None, "sigmoid", "tanh", "relu", "softplus", "silu", "gelu")},
-    **{f"dense_vjp, {name}": ({**BASE, "dY": (6, 3)}, lambda a, name=name: fd.dense_vjp(a["dY"], a["X"], a["W"], a["b"], activation=name))
-       for name in (None, "sigmoid", "tanh", "relu", "softplus", "silu", "gelu")},
-    "dense, pair": (BASE, lambda a: fd.dense(a["X"], a["W"], a["b"], activation=PAIR)),
-    "dense_vjp, pair": ({**BASE, "dY": (6, 3)}, lambda a: fd.dense_vjp(a["dY"], a["X"], a["W"], a["b"], activation=PAIR)),
-    "dense_vjp, cache": ({**BASE, "dY": (6, 3)}, _cached_dense),
+    **{f"dense, {name}": (BASE, _dense(name)) for name in NAMES},
+    **{f"dense_vjp, {name}": (DENSE_BACK, _dense_vjp(name)) for name in NAMES},
+    "dense, pair": (BASE, _dense(PAIR)),
+    "dense_vjp, pair": (DENSE_BACK, _dense_vjp(PAIR)),
+    "dense_vjp, cache": (DENSE_BACK, _cached_dense),
     "lstm": (LSTM, lambda a: _lstm(fd.lstm, a)),
     "lstm_vjp": (BACK, lambda a: _lstm(fd.lstm_vjp, a, a["dh"])),
     "lstm_vjp, cache": (BACK, _cached_lstm),
     "lstm_state_adjoints": (BACK, lambda a: _lstm(fd.lstm_state_adjoints, a, a["dh"])),
     "grid_rnn": (GRID, lambda a: _grid(fd.grid_rnn, a)),
     "grid_rnn, pair": (GRID, lambda a: _grid(fd.grid_rnn, a, activation=PAIR)),
-    "grid_rnn_vjp": ({**GRID, "dh": (2, 3, 4, 5)}, lambda a: _grid(fd.grid_rnn_vjp, a, a["dh"])),
-    "grid_rnn_vjp, pair": ({**GRID, "dh": (2, 3, 4, 5)}, lambda a: _grid(fd.grid_rnn_vjp, a, a["dh"], activation=PAIR)),
+    "grid_rnn_vjp": (GRID_BACK, lambda a: _grid(fd.grid_rnn_vjp, a, a["dh"])),
+    "grid_rnn_vjp, pair": (
+        GRID_BACK,
+        lambda a: _grid(fd.grid_rnn_vjp, a, a["dh"], activation=PAIR),
+    ),
     "momentum_step": ({**STATE, "grad": (3, 4)}, _stepped),
     "momentum_unstep": ({**STATE, "grad_fn(theta)": (3, 4)}, _unstepped),
-    "momentum_jacobian": ({"hessian": (4, 4)}, lambda a: fd.momentum_jacobian(a["hessian"], alpha=0.1, beta=-0.9)),
+    "momentum_jacobian": (
+        {"hessian": (4, 4)},
+        lambda a: fd.momentum_jacobian(a["hessian"], alpha=0.1, beta=-0.9),
+    ),
     "ReversibleMomentum": ({"theta": (3, 4), "grad": (3, 4)}, _there_and_back),
     "hypergradient": ({"theta": (3, 4), "train_grad(theta)": (3, 4)}, _hypergradient),
-}  # fmt: skip
+}
 IN_PLACE = {"momentum_step": ("theta", "p"), "momentum_unstep": ("theta", "p")}
 
 

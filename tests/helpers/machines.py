@@ -1,4 +1,4 @@
-"""The same computation by several numbers of threads, and in a process of its own at every CPU level."""
+"""The same computation by several numbers of threads, and in a process at every CPU level."""
 
 import contextlib
 import ctypes
@@ -39,7 +39,10 @@ def run_at_level(level, script, **environ):
 
 
 def assert_levels_agree(script):
-    """The script prints pairs of a hash and a sum: v3 and v4 agree bit for bit, the others in rounding."""
+    """The script prints pairs of a hash and a sum.
+
+    x86-64-v3 and -v4 agree bit for bit, the others in rounding.
+    """
     levels = fd.show_config()["CPU levels supported"]
     words = {level: run_at_level(level, script).split() for level in levels}
     if {"x86-64-v3", "x86-64-v4"} <= set(levels):
@@ -54,17 +57,16 @@ _ROUNDING = {  # what fesetround takes
     "x86_64": {"up": 0x800, "down": 0x400, "zero": 0xC00},
     "aarch64": {"up": 0x400000, "down": 0x800000, "zero": 0xC00000},
 }
-_FLUSH = {
-    "x86_64": (28, 0x8040),
-    "aarch64": (0, 1 << 24),
-}  # where in glibc's fenv_t: MXCSR's FTZ and DAZ, FPCR's FZ
+# where in glibc's fenv_t: MXCSR's FTZ and DAZ, FPCR's FZ
+_FLUSH = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}
 
 
 @contextlib.contextmanager
 def control_register(rounding=None, flush=False):
-    """This thread with another rounding mode ("up", "down", "zero"), subnormal numbers flushed to zero, or both.
+    """This thread with another rounding mode, subnormal numbers flushed to zero, or both.
 
-    Does nothing where the C library is not glibc or the machine is another.
+    `rounding` is "up", "down" or "zero".  Does nothing where the C library is not glibc or the
+    machine is another.
     """
     machine = platform.machine()
     if not (rounding or flush) or platform.libc_ver()[0] != "glibc" or machine not in _ROUNDING:

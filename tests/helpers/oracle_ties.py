@@ -1,5 +1,7 @@
-"""An oracle for certified ties that shares nothing with the kernels: interval arithmetic in NumPy, rounded outward by more than
-its own errors, and signs of the margin from mpmath.  It proves each claim of a row's enclosures, or says which it could not prove.
+"""An oracle for certified ties that shares nothing with the kernels.
+
+It uses interval arithmetic in NumPy, rounded outward by more than its own errors, and signs of the
+margin from mpmath.  It proves each claim of a row's enclosures, or says which it could not prove.
 """
 
 import mpmath
@@ -11,7 +13,7 @@ DIGITS = 60
 
 
 class Slice:
-    """The margin of a network along one input: f(t), the others fixed; every float is an exact number."""
+    """The margin of a network along one input, the others fixed; every float is an exact number."""
 
     def __init__(self, weights, biases, x_other, coordinate=0, outputs=(0, 1)):
         weights, biases = (
@@ -85,7 +87,7 @@ class Slice:
         return self._signs[t]
 
     def ranges(self, l, r):
-        """Ranges of f and f' on the intervals [l, r] (k,): four arrays (k,).  l = r may be infinite."""
+        """Four arrays (k,): ranges of f and f' on [l, r], each (k,).  l = r may be infinite."""
         with np.errstate(all="ignore"):
             ends = [
                 np.where(self.a == 0, 0, self.a * np.where(self.a == 0, 0, t[:, None])) + self.s
@@ -170,7 +172,7 @@ def roots_between(f, l, r, budget=40000):
 
 
 def judge(f, lower, upper, unique, lo, hi):
-    """What is wrong with the enclosures of one row: (false uniques, missed roots, undecided claims)."""
+    """Counts for the enclosures of one row: (false uniques, missed roots, undecided claims)."""
     false = missed = undecided = 0
     for l, r, one in zip(lower, upper, unique, strict=True):
         if one:

@@ -1,1 +1,3 @@
-"""What ``python -m fastderiv`` runs: the demo, the microbenchmarks, and the timing they share with ``bench/``."""
+"""What ``python -m fastderiv`` runs: the demo, the microbenchmarks, and the timing they share with
+``bench/``.
+"""

@@ -1,4 +1,4 @@
-"""``python -m fastderiv bench``: the three kernels against NumPy, each result checked before it is timed."""
+"""``python -m fastderiv bench``: kernels against NumPy, each checked before it is timed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """How one case went; `ratio` is NumPy's time over ours, `error` the largest relative deviation."""
+    """How one case went: NumPy's time over ours, the times, the largest relative deviation."""
 
     kernel: str
     size: str
@@ -70,9 +70,10 @@ def scan_case(
 
 
 def numpy_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True) -> np.ndarray:
-    """The scan as one writes it with care in NumPy: a loop over L, everything else vectorised, in the inputs' own dtype.
+    """The scan as one writes it with care in NumPy: a loop over L, everything else vectorised.
 
-    The oracle in `fastderiv.reference` computes in float64 throughout, which would flatter a float32 kernel.
+    It works in the dtype of its inputs.  `fastderiv.reference` computes in float64 throughout: a
+    float32 kernel would look better beside it than it is.
     """
     step = np.logaddexp(0, delta + delta_bias[:, None])
     weighted = step * u
@@ -113,7 +114,7 @@ def numpy_doubling(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def enumeration_case(n: int) -> Case:
-    """`subset_logsumexp` by enumeration of all subsets; NumPy block by block, or it would need 2**n numbers."""
+    """`subset_logsumexp` by enumeration; NumPy goes block by block to save memory."""
     x = np.random.default_rng(2).standard_normal(n)
 
     def ours() -> np.ndarray:
@@ -128,7 +129,7 @@ def enumeration_case(n: int) -> Case:
 
 
 def numpy_logsumexp(x: np.ndarray, block: int = 14) -> float:
-    """All subsets, 2**block at a time, which fit in the cache: the fastest way in NumPy that we know."""
+    """All subsets, 2**block at a time to stay in the cache: the fastest way we know in NumPy."""
     low = numpy_doubling(x[:block], np.empty(1 << min(block, x.size), x.dtype))
     high = numpy_doubling(x[block:], np.empty(1 << max(0, x.size - block), x.dtype))
     peak, total, terms = float(low.max() + high.max()), 0.0, np.empty_like(low)
@@ -145,8 +146,9 @@ def margin_case(rows: int, sizes: tuple[int, ...]) -> Case:
     biases = [rng.standard_normal(size) for size in sizes[1:]]
     X = rng.standard_normal((rows, sizes[0]))
     net = fd.SigmoidMLP(weights, biases)
-    # in blocks: their temporaries stay in cache, and products this small stay in one thread of the BLAS, whose waiting
-    # threads would make NumPy look ten times slower than it is on a busy machine
+    # in blocks: their temporaries stay in cache, and products this small stay in one thread of the
+    # BLAS, whose waiting threads would make NumPy look ten times slower than it is on a busy
+    # machine
     block = min(8192, 2**17 // max(W.size for W in weights))
 
     def layers(y: np.ndarray) -> np.ndarray:
@@ -257,8 +259,8 @@ def table(results: list[Result], threads: int) -> str:
     """The whole table as text."""
     level = fd.show_config()["CPU level in use"]
     head = [
-        f"fastderiv {fd.__version__}, {level} kernels, {on_threads(threads)} (--threads N for others)",
-        "How many times faster than NumPy (median of interleaved rounds), the times, and the cost per unit of work.",
+        f"fastderiv {fd.__version__}, {level} kernels, {on_threads(threads)} (see --threads N)",
+        "How many times faster than NumPy (median of interleaved rounds); times; cost per unit.",
         "",
     ]
     return "\n".join(head + rows(results))

@@ -1,6 +1,7 @@
-"""``python -m fastderiv``: the library's main jobs on real data, each result checked, in a few seconds.
+"""``python -m fastderiv``: the library's main jobs on real data, in a few seconds.
 
-`run` prints as it goes and returns what it computed, for the exit status and for the plot.  Text is plain ASCII.
+Each result is checked.  `run` prints as it goes and returns what it computed, for the exit status
+and for the plot.  The text is plain ASCII.
 """
 
 from __future__ import annotations
@@ -69,28 +70,35 @@ class Demo:
 
 
 def relative(value: np.ndarray, exact: np.ndarray) -> float:
-    """Largest deviation relative to the largest magnitude; NaN, which passes no check, if either holds one."""
+    """The largest deviation relative to the largest magnitude.
+
+    It is NaN, which passes no check, if either array holds one.
+    """
     return float(np.abs(value - exact).max() / np.abs(exact).max())
 
 
 def digits(a: np.ndarray, b: np.ndarray) -> float:
-    """Decimal digits to which all elements of two arrays agree, each relative to itself; 17 if they are equal."""
+    """The decimal digits to which all elements of two arrays agree, each relative to itself.
+
+    17 if they are equal.
+    """
     worst = float((np.abs(a - b) / np.abs(b)).max())
     return -np.log10(worst) if worst else 17.0
 
 
-# (a) ties -----------------------------------------------------------------------------------------------------------
+# ---- (a) ties -----------------------------------------------------------------------------------
 
 X2 = np.linspace(1.0, 2.0, 101)  # petal widths, cm
-X1 = np.linspace(
-    0.0, 8.0, 801
-)  # the grid of petal lengths on which the margin's sign is scanned, cm
+X1 = np.linspace(0.0, 8.0, 801)  # petal lengths, cm: the margin's sign is looked at on this grid
 
 
 def brackets(
     net: fd.SigmoidMLP, x1: np.ndarray, x2: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x2, lower x1, upper x1) of every pair of neighbours on the grid between which the margin changes sign."""
+    """The pairs of neighbours on the grid between which the margin changes sign.
+
+    Returns x2, the lower x1 and the upper x1 of each.
+    """
     grid = np.stack(np.meshgrid(x1, x2), -1)  # (len(x2), len(x1), 2)
     positive = net.margin(grid.reshape(-1, 2)).reshape(grid.shape[:2]) > 0
     row, cell = np.nonzero(positive[:, 1:] != positive[:, :-1])
@@ -106,9 +114,11 @@ def show_ties(demo: Demo) -> None:
     network, net = demo.network, fd.SigmoidMLP(demo.network.weights, demo.network.biases)
     demo.say(
         "(a) Where a trained network cannot decide",
-        f"A sigmoid network with three hidden units tells Iris {network.outputs[0]} from Iris {network.outputs[1]} by petal length x1 "
-        f"and petal width x2 ({network.training_accuracy:.0%} of 100 plants right). At a given width, at which length do its outputs "
-        "z1 and z2 tie? The tie line turns back on itself, so there may be two answers, or none.",
+        f"A sigmoid network with three hidden units tells Iris {network.outputs[0]} from "
+        f"Iris {network.outputs[1]} by petal length x1 and petal width x2 "
+        f"({network.training_accuracy:.0%} of 100 plants right). At a given width, at which "
+        "length do its outputs z1 and z2 tie? The tie line turns back on itself, so there may "
+        "be two answers, or none.",
     )
     x2, lower, upper = brackets(net, X1, X2)
     found = fd.find_x1(net, x2, (lower, upper), xtol=1e-14)
@@ -145,7 +155,8 @@ def show_ties(demo: Demo) -> None:
     demo.check(
         proven and np.abs(crossings.x - found.x).max() < 1e-10,
         "solve_x1 finds the same without a grid and proves that there are no others",
-        f"{len(crossings.x)} intervals of one tie each, at most {(crossings.upper - crossings.lower).max():.0e} cm wide",
+        f"{len(crossings.x)} intervals of one tie each, at most "
+        f"{(crossings.upper - crossings.lower).max():.0e} cm wide",
     )
     demo.check(
         residual.max() <= 1e-12,
@@ -165,32 +176,34 @@ def show_ties(demo: Demo) -> None:
     demo.check(
         allowed.all(),
         "Descartes' rule of signs allows as many",
-        f"{counts} per width; coefficients that change sign {bound} times permit one of {permitted}",
+        f"{counts} per width; "
+        f"coefficients that change sign {bound} times permit one of {permitted}",
     )
 
 
-# (b) scan -----------------------------------------------------------------------------------------------------------
+# ---- (b) scan -----------------------------------------------------------------------------------
 
 CHANNELS, STATES, LAGS = 64, 16, 12
 
 
 def layer_on(sunspots: Sunspots) -> Scan:
-    """An S6 layer with fixed random weights on random mixtures of the last twelve years' numbers; y is still empty."""
+    """An S6 layer with fixed random weights; y is still empty.
+
+    Its inputs are random mixtures of the last twelve years' numbers.
+    """
     rng = np.random.default_rng(1700)
 
     def mixture(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape) / np.sqrt(shape[0])
 
-    value = (
-        np.sqrt(sunspots.number) / 6
-    )  # counts have an even spread on the scale of their square roots
+    # counts have an even spread on the scale of their square roots
+    value = np.sqrt(sunspots.number) / 6
     lagged = np.stack(
         [np.concatenate([np.zeros(k), value[: len(value) - k]]) for k in range(LAGS)], axis=1
     )
     x = lagged @ mixture(LAGS, CHANNELS)
-    steps = np.geomspace(
-        0.01, 0.5, CHANNELS
-    )  # channels that remember for long, to channels that forget at once
+    # from channels that remember for long to channels that forget at once
+    steps = np.geomspace(0.01, 0.5, CHANNELS)
     preactivation = x @ (mixture(CHANNELS, CHANNELS) / 4) + np.log(np.expm1(steps))
     A = -np.tile(np.arange(1.0, STATES + 1), (CHANNELS, 1))
     return Scan(
@@ -206,10 +219,12 @@ def layer_on(sunspots: Sunspots) -> Scan:
 def scan_arguments(
     scan: Scan, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L), as transposed views of the layer's arrays."""
-    x, preactivation, A, B, C = (
-        a.astype(dtype) for a in scan[:5]
-    )  # not y: it may hold garbage yet
+    """The kernel's u and delta (E, L), A (E, N), B and C (1, N, L).
+
+    They are transposed views of the layer's arrays.
+    """
+    # not y, which may not be computed yet
+    x, preactivation, A, B, C = (a.astype(dtype) for a in scan[:5])
     return x.T, preactivation.T, A, B.T[None], C.T[None]
 
 
@@ -218,8 +233,9 @@ def show_scan(demo: Demo) -> None:
     scan = layer_on(demo.sunspots)
     demo.say(
         "(b) A selective scan over three centuries of sunspots",
-        f"The yearly sunspot numbers {year[0]}-{year[-1]} run through a layer of the kind Mamba models are made of, with fixed random "
-        f"weights: {len(year)} steps, {CHANNELS} channels with {STATES} states each, step sizes and read-outs that depend on the data.",
+        f"The yearly sunspot numbers {year[0]}-{year[-1]} run through a layer of the kind Mamba "
+        f"models are made of, with fixed random weights: {len(year)} steps, {CHANNELS} channels "
+        f"with {STATES} states each, step sizes and read-outs that depend on the data.",
     )
     exact = reference.selective_scan(*scan_arguments(scan, np.float64), delta_softplus=True)
     for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 2e-5)):
@@ -234,7 +250,7 @@ def show_scan(demo: Demo) -> None:
         )
 
 
-# (c) theorem --------------------------------------------------------------------------------------------------------
+# ---- (c) theorem --------------------------------------------------------------------------------
 
 WINDOW, FIRST_YEAR = 20, 1800  # 2**20 subsets; the Dalton minimum
 
@@ -245,12 +261,15 @@ def show_theorem(demo: Demo) -> None:
     delta = np.ascontiguousarray(demo.scan.preactivation[start : start + WINDOW].T)  # (E, WINDOW)
     demo.say(
         "(c) One product, two routes",
-        f"From {FIRST_YEAR} to {FIRST_YEAR + WINDOW - 1} a state decays by a product of {WINDOW} factors exp(step size * A). A theorem says that this product "
-        f"is a sum over all 2^{WINDOW} = {2**WINDOW:,} subsets of those steps, to the power A. Here are both sides, for all {CHANNELS} channels.",
+        f"From {FIRST_YEAR} to {FIRST_YEAR + WINDOW - 1} a state decays by a product of {WINDOW} "
+        "factors exp(step size * A). A theorem says that this product is a sum over all "
+        f"2^{WINDOW} = {2**WINDOW:,} subsets of those steps, to the power A. Here are both sides, "
+        f"for all {CHANNELS} channels.",
     )
     before = time.perf_counter()
     logs = fd.subset_logsumexp(delta, method="enumerate")
-    work = f"{CHANNELS * 2**WINDOW / 1e6:.0f} million terms in {bench.duration(time.perf_counter() - before)}"
+    took = bench.duration(time.perf_counter() - before)
+    work = f"{CHANNELS * 2**WINDOW / 1e6:.0f} million terms in {took}"
     agreement = digits(logs, fd.subset_logsumexp(delta, method="closed"))
     demo.check(agreement >= 12, "the logarithms agree", f"{agreement:.1f} digits or more; {work}")
     closed, enumerated = (
@@ -260,18 +279,19 @@ def show_theorem(demo: Demo) -> None:
     demo.check(
         agreement >= 12,
         "the products agree",
-        f"{agreement:.1f} digits or more; {closed.size} products, {closed.min():.0e} to {closed.max():.2f}",
+        f"{agreement:.1f} digits or more; "
+        f"{closed.size} products, {closed.min():.0e} to {closed.max():.2f}",
     )
 
 
-# (d) timing ---------------------------------------------------------------------------------------------------------
+# ---- (d) timing ---------------------------------------------------------------------------------
 
 
 def show_timing(demo: Demo) -> None:
     demo.say(
         "(d) How much faster than NumPy",
-        "The same results from carefully written NumPy (it is in fastderiv/_cli/bench.py), timed in turn with fastderiv on one "
-        "thread of this machine. Ratio first, then the times.",
+        "The same results from carefully written NumPy (it is in fastderiv/_cli/bench.py), timed "
+        "in turn with fastderiv on one thread of this machine. Ratio first, then the times.",
     )
     with bench.threads_set_to(1):
         for case in (
@@ -280,11 +300,11 @@ def show_timing(demo: Demo) -> None:
             bench.margin_case(100_000, (2, 3, 2)),
         ):
             result = bench.measure(case, rounds=3, round_time=0.05)
-            times = f"{bench.duration(result.seconds)} instead of {bench.duration(result.numpy_seconds)}"
+            ours, numpys = map(bench.duration, (result.seconds, result.numpy_seconds))
             demo.check(
                 result.agrees,
                 f"{result.kernel:<17} {result.ratio:5.1f}x",
-                f"{times}  ({result.size}; differs by {result.error:.0e})",
+                f"{ours} instead of {numpys}  ({result.size}; differs by {result.error:.0e})",
             )
 
 

@@ -1,4 +1,4 @@
-"""Where commands and examples write: files for pictures that are checked before any work, and text that fits the terminal."""
+"""Where commands and examples write: files that are checked before any work, and the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NEEDED = "needs matplotlib: pip install 'fastderiv[demo]'"
 
 
 def picture(text: str) -> Path:
-    """The file that a picture is to be written to, as argparse's type: with an ending that matplotlib knows, in a folder.
+    """The file of a picture, as argparse's type: in a folder, with an ending matplotlib knows.
 
     Without an ending it gets the one that matplotlib would append: the path says what is written.
     """
@@ -55,7 +55,7 @@ def count(text: str) -> int:
 
 
 def fit_terminal() -> None:
-    """Let everything be printed: what the output's encoding lacks comes as an escape instead of an error."""
+    """Print characters that the output's encoding lacks as escapes instead of raising an error."""
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""``python -m fastderiv --plot FILE``: the tie line over the data, and the scan over the sunspots."""
+"""``python -m fastderiv --plot FILE``: the tie line over the data, the scan over the sunspots."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ from .demo import Demo, Scan
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6f9f", "#d9822b"
 STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 9,
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "text.color": INK, "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.direction": "out", "ytick.direction": "out", "legend.frameon": False,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
+    "legend.frameon": False,
+}
 
 
 def draw_ties(axes: Axes, demo: Demo) -> None:
@@ -32,9 +46,8 @@ def draw_ties(axes: Axes, demo: Demo) -> None:
     margin = net.margin(grid.reshape(-1, 2)).reshape(grid.shape[:2])
     axes.contourf(length, width, margin, [-np.inf, 0, np.inf], colors=[ORANGE, BLUE], alpha=0.13)
     axes.contour(length, width, margin, [0], colors=INK, linewidths=1.6)
-    shown = np.isin(
-        demo.ties.x2, np.unique(demo.ties.x2)[::5]
-    )  # every fifth row, or the dots would hide the line
+    # every fifth row, or the dots would hide the line
+    shown = np.isin(demo.ties.x2, np.unique(demo.ties.x2)[::5])
     axes.plot(
         demo.ties.x1[shown],
         demo.ties.x2[shown],
@@ -67,9 +80,7 @@ def draw_ties(axes: Axes, demo: Demo) -> None:
         ylim=width[[0, -1]],
     )
     handles: list[Any] = axes.legend(loc="lower right", handletextpad=0.3).legend_handles
-    for handle in handles[
-        1:
-    ]:  # one size for both species, whatever their first points' multiplicities
+    for handle in handles[1:]:  # one size for both species, however often their first points occur
         handle.set_sizes([36])
 
 
@@ -90,7 +101,8 @@ def draw_sunspots(axes: Axes, demo: Demo) -> None:
 def draw_scan(axes: Axes, demo: Demo, scan: Scan) -> None:
     """Every channel's output, longest memory on top, each on its own scale."""
     year = demo.sunspots.year
-    # on the scale of signed square roots: the outputs are cubic in the sequence, and would show nothing but its maxima
+    # on the scale of signed square roots: the outputs are cubic in the sequence, and would show
+    # nothing but its maxima
     y = np.sign(scan.y) * np.sqrt(np.abs(scan.y))
     y /= np.quantile(np.abs(y), 0.97, axis=0)
     extent = (year[0] - 0.5, year[-1] + 0.5, scan.y.shape[1] + 0.5, 0.5)

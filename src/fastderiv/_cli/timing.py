@@ -1,4 +1,4 @@
-"""The one timing helper: candidates in turn, round by round, so that a machine whose speed drifts slows all of them."""
+"""The one way of timing: candidates in turn, round by round, so that a slow moment slows all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call in every round; rounds of different candidates with the same index ran back to back."""
+    """Seconds per call in every round.
+
+    Rounds of different candidates with the same index ran one right after the other.
+    """
 
     rounds: tuple[float, ...]
 
@@ -43,8 +46,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time the candidates against each other.
 
-    Every candidate is called once to warm up, then in each round as often as fits `round_time` (at least once).  `rest`
-    seconds of sleep before each sample let another library's spinning threads go to sleep.
+    Every candidate is called once to warm up, then in each round as often as fits `round_time` (at
+    least once).  `rest` seconds of sleep before each sample let another library's spinning threads
+    go to sleep.
     """
     loops = {}
     for name, call in candidates.items():

@@ -1,14 +1,19 @@
-"""Element-wise maths on contiguous arrays, one function per curve of simd.h."""
-from libc.string cimport memcpy
+"""Element-wise curves of simd_math.h on contiguous arrays; maths.py is what calls this door."""
 cimport numpy as cnp
-from .simd cimport (VL, ix, real, vexp, vf, vload, vsigmoid, vsilu, vsoftplus, vstore,
-                    vtanh, vtanh_slope)
+
+from .checks cimport affirm
+from .ints cimport ceil_div
+from .simd cimport (VL, ix, real, vexp, vf, vload, vload_some, vsigmoid, vsilu, vsoftplus, vstore,
+                    vstore_some, vtanh, vtanh_slope)
 from .threads cimport Worker, run
 
 cnp.import_array()
 
 ctypedef enum Curve:
     EXP, SIGMOID, SILU, SOFTPLUS, TANH, TANH_GRAD
+
+cdef dict CURVES = {"exp": EXP, "sigmoid": SIGMOID, "silu": SILU, "softplus": SOFTPLUS,
+                    "tanh": TANH, "tanh_grad": TANH_GRAD}
 
 cdef enum:
     BLOCK = 4096                        # elements per task
@@ -20,7 +25,8 @@ cdef struct Elementwise:                # IN x (n,); OUT y (n,)
     Curve curve
 
 
-cdef inline vf curve_of(vf x, const Curve curve) noexcept nogil:
+cdef inline vf at(vf x, const Curve curve) noexcept nogil:
+    """The curve at x."""
     cdef vf slope
     if curve == EXP:
         return vexp(x)
@@ -28,48 +34,48 @@ cdef inline vf curve_of(vf x, const Curve curve) noexcept nogil:
         return vsigmoid(x)
     if curve == SILU:
         return vsilu(x)
+    if curve == SOFTPLUS:
+        return vsoftplus(x)
     if curve == TANH:
         return vtanh(x)
-    if curve == TANH_GRAD:
-        vtanh_slope(x, &slope)
-        return slope
-    return vsoftplus(x)
+    vtanh_slope(x, &slope)
+    return slope
 
 
-cdef inline void span(const real *x, real *y, ix n, const Curve curve) noexcept nogil:
-    cdef real pad[64]
-    cdef ix i = 0
-    while i + VL <= n:
-        vstore(y + i, curve_of(vload(x + i), curve))
-        i += VL
-    if i < n:
-        memcpy(pad, x + i, (n - i) * sizeof(real))
-        vstore(pad, curve_of(vload(pad), curve))
-        memcpy(y + i, pad, (n - i) * sizeof(real))
+cdef inline void block(const Elementwise *a, ix i, const Curve curve) noexcept nogil:
+    """OUT y = the curve at x, for the i-th block of elements."""
+    cdef ix first = i * BLOCK
+    cdef ix n = min(<ix>BLOCK, a.n - first), j = 0
+    cdef const real *x = a.x + first
+    cdef real *y = a.y + first
+    affirm(0 <= first < a.n)
+    while j + VL <= n:
+        vstore(y + j, at(vload(x + j), curve))
+        j += VL
+    if j < n:
+        vstore_some(y + j, at(vload_some(x + j, n - j), curve), n - j)
 
 
-cdef void elementwise(void *args, ix i, Worker *worker) noexcept nogil:
-    cdef Elementwise *a = <Elementwise *>args
-    cdef const real *x = a.x + i * BLOCK
-    cdef real *y = a.y + i * BLOCK
-    cdef ix n = min(<ix>BLOCK, a.n - i * BLOCK)
+cdef void elementwise_task(void *args, ix i, Worker *worker) noexcept nogil:
+    """A loop of its own for each curve, which is a constant in it."""
+    cdef const Elementwise *a = <const Elementwise *>args
     if a.curve == EXP:
-        span(x, y, n, EXP)
+        block(a, i, EXP)
     elif a.curve == SIGMOID:
-        span(x, y, n, SIGMOID)
+        block(a, i, SIGMOID)
     elif a.curve == SILU:
-        span(x, y, n, SILU)
+        block(a, i, SILU)
+    elif a.curve == SOFTPLUS:
+        block(a, i, SOFTPLUS)
     elif a.curve == TANH:
-        span(x, y, n, TANH)
-    elif a.curve == TANH_GRAD:
-        span(x, y, n, TANH_GRAD)
+        block(a, i, TANH)
     else:
-        span(x, y, n, SOFTPLUS)
+        block(a, i, TANH_GRAD)
 
 
 cdef int expect_array(cnp.ndarray a) except -1:
-    """A mistake in Python must not become a read of foreign memory: a TypeError unless `a` is
-    contiguous and of the kernel's type."""
+    """A TypeError unless `a` is contiguous and of the kernel's type: a mistake in Python must not
+    become a read of foreign memory."""
     if not (cnp.PyArray_ISFLOAT(a) and cnp.PyArray_ITEMSIZE(a) == sizeof(real)
             and cnp.PyArray_ISCARRAY_RO(a)):
         raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of dtype "
@@ -77,39 +83,18 @@ cdef int expect_array(cnp.ndarray a) except -1:
     return 0
 
 
-cdef int apply(cnp.ndarray x, cnp.ndarray y, Curve curve) except -1:
+def elementwise(cnp.ndarray x not None, cnp.ndarray y not None, str curve not None):
+    """IN x; OUT y = the curve at x.  Both are contiguous, of one size, and may be one array."""
     cdef Elementwise a
     expect_array(x)
     expect_array(y)
     if cnp.PyArray_SIZE(x) != cnp.PyArray_SIZE(y) or not cnp.PyArray_ISWRITEABLE(y):
         raise TypeError("a kernel was handed a result that is read-only or of another size")
-    a.x, a.y, a.n, a.curve = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x), curve
-    return run(elementwise, &a, (a.n + BLOCK - 1) // BLOCK, 0, a.n * 1e-9 * sizeof(real) / 4)
-
-
-def exp(x, y):
-    apply(x, y, EXP)
-
-
-def sigmoid(x, y):
-    apply(x, y, SIGMOID)
-
-
-def silu(x, y):
-    apply(x, y, SILU)
-
-
-def softplus(x, y):
-    apply(x, y, SOFTPLUS)
-
-
-def tanh(x, y):
-    apply(x, y, TANH)
-
-
-def tanh_grad(x, y):
-    apply(x, y, TANH_GRAD)
+    a.x, a.y, a.n = <real *>cnp.PyArray_DATA(x), <real *>cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x)
+    a.curve = CURVES[curve]
+    run(elementwise_task, &a, ceil_div(a.n, BLOCK), 0, a.n * 1e-9 * sizeof(real) / 4)
 
 
 def simd_bits():
+    """The width of a vector."""
     return VL * sizeof(real) * 8

@@ -1,4 +1,8 @@
-"""Arrays as users pass them, arrays as kernels want them: dtypes, alignment, `out=`, and the errors that name an argument."""
+"""Arrays and scalars as users pass them, and as kernels want them; every error names the argument.
+
+Conversion to arrays comes first, then shapes and shared memory, `out=` and arguments updated in
+place, scalars, and new arrays.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -18,7 +22,7 @@ F32 = np.dtype(np.float32)
 F64 = np.dtype(np.float64)
 _MANY = 100_000  # work allowed to tell interleaved views from overlapping ones
 _PIECE = 1 << 21  # elements that NumPy works on between two looks for signals: some milliseconds
-_LARGE = 1 << 28  # bytes of a result that are looked at before they are promised
+_LARGE = 1 << 28  # bytes of a result from which on it is asked whether the machine has them
 
 
 def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
@@ -37,7 +41,10 @@ def as_array(name: str, value: ArrayLike | None) -> np.ndarray:
 
 
 def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
-    """`value` as an ndarray and no subclass, whose methods would be its own; errors of whatever it is get the argument's name."""
+    """`value` as an ndarray and no subclass, whose methods would be its own.
+
+    Errors that its type raises on the way name the argument.
+    """
     refuse_masked(name, value)
     try:
         if hasattr(value, "to_numpy") and (hasattr(value, "dtype") or hasattr(value, "dtypes")):
@@ -47,8 +54,8 @@ def base_array(name: str, value: Any, of: str = "numbers") -> np.ndarray:
     except (MemoryError, RecursionError):
         raise
     except TypeError as error:
-        kind = f"a {type(value).__name__} that is not"
-        raise TypeError(f"{name} is {kind} an array of {of}: {_first_line(error)}") from error
+        what = f"a {type(value).__name__} that is not an array of {of}"
+        raise TypeError(f"{name} is {what}: {_first_line(error)}") from error
     except Exception as error:  # ragged lists; what `__array__` of another library's type raises
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} is not an array of {of}: {_first_line(error)}") from error
@@ -62,12 +69,16 @@ def refuse_masked(name: str, value: object) -> None:
     if ma is None or not (isinstance(value, ma.MaskedArray) or _holds(value, ma.MaskedArray)):
         return
     raise TypeError(
-        f"{name} is a masked array, whose mask would be ignored; pass an ordinary array, such as {name}.filled(0)"
+        f"{name} is a masked array, whose mask would be ignored; "
+        f"pass an ordinary array, such as {name}.filled(0)"
     )
 
 
 def _holds(value: object, kind: type, depth: int = 64) -> bool:
-    """Whether a list, or a list in it, has an item of this kind; NumPy's arrays have 64 axes at most."""
+    """Whether a list, or a list in it, has an item of this kind.
+
+    NumPy's arrays have 64 axes at most, so deeper lists are not searched.
+    """
     if not isinstance(value, (list, tuple)) or depth == 0:
         return False
     return any(isinstance(item, kind) or _holds(item, kind, depth - 1) for item in value)
@@ -80,7 +91,8 @@ def _first_line(error: Exception) -> str:
 def _columns(frame: Any) -> np.ndarray:
     """The numbers of a DataFrame or Series as scikit-learn takes them; missing ones are NaN.
 
-    float32 if every column is, integers if every column holds integers that one dtype holds and none is missing, else float64.
+    The dtype is float32 if every column has it, an integer one if that holds every column and no
+    number is missing, else float64.
     """
     dtypes = list(frame.dtypes) if hasattr(frame, "columns") else [frame.dtype]
     if all(
@@ -89,9 +101,8 @@ def _columns(frame: Any) -> np.ndarray:
     ):
         return np.asanyarray(frame.to_numpy())
     for dtype in dtypes:
-        if (
-            getattr(dtype, "kind", "f") not in "biufO"
-        ):  # e.g. dates, which NumPy would turn into numbers
+        # of others, such as dates, NumPy would make numbers
+        if getattr(dtype, "kind", "f") not in "biufO":
             raise TypeError(f"it has a column of dtype {dtype}")
     try:
         whole = _integer(dtypes)
@@ -110,17 +121,16 @@ def _integer(dtypes: list[Any]) -> type[np.integer] | None:
     kinds = {getattr(dtype, "kind", "f") for dtype in dtypes}
     if kinds == {"u"}:
         return np.uint64
-    large = (
-        any(dtype.kind == "u" and getattr(dtype, "itemsize", 8) == 8 for dtype in dtypes)
-        if kinds <= set("iu")
-        else True
-    )
+    if not kinds <= set("iu"):
+        return None
+    large = any(dtype.kind == "u" and getattr(dtype, "itemsize", 8) == 8 for dtype in dtypes)
     return None if large else np.int64
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` itself if it is native, aligned and of `dtype`, else a copy that is."""
-    # == and not only `is`: unpickled arrays carry dtype objects of their own; swapped bytes compare unequal
+    # == and not only `is`: unpickled arrays carry dtype objects of their own, and swapped bytes
+    # compare unequal
     if (array.dtype is dtype or array.dtype == dtype) and array.flags.aligned:
         return array
     with ieee(), np.errstate(all="ignore"):
@@ -133,8 +143,10 @@ def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def pieces(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
-    """Indices that cut an array of this shape into parts, each worked on within milliseconds, so that
-    signals are seen in between."""
+    """Indices that cut an array of this shape into parts, between which signals are seen.
+
+    Each part is worked on within milliseconds.
+    """
     size = math.prod(shape)
     if size <= _PIECE:
         yield (...,)
@@ -207,7 +219,10 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def integers(name: str, value: ArrayLike) -> np.ndarray:
-    """`value` as a native, contiguous intp array of our own, that nobody can change any more; floats and bools are a TypeError."""
+    """`value` as a native, contiguous intp array of our own, which nobody else can change.
+
+    Floats and bools are a TypeError.
+    """
     array = base_array(name, value, "integers")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
@@ -223,7 +238,10 @@ def integers(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def expect(name: str, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> None:
-    """A ValueError unless `array` has `shape`; `meaning` spells the shape in symbols, e.g. "(batch, D, L)"."""
+    """A ValueError unless `array` has `shape`.
+
+    `meaning` spells the shape in symbols, e.g. "(batch, D, L)".
+    """
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {meaning} = {shape}")
 
@@ -239,7 +257,10 @@ def overlap(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def overlaps_itself(array: np.ndarray) -> bool:
-    """Whether two elements share memory, as in expanded views; True where that is too hard to tell."""
+    """Whether two elements share memory, as in expanded views.
+
+    True where that is too hard to tell.
+    """
     if array.size <= 1 or array.flags.c_contiguous or array.flags.f_contiguous:
         return False
     reach = array.itemsize
@@ -291,7 +312,11 @@ def check_out(
     inputs: Iterable[tuple[str, np.ndarray | None]],
     name: str = "out",
 ) -> np.ndarray:
-    """The base ndarray view of `out=`, checked: exact shape and dtype, writeable, memory of its own."""
+    """The base ndarray view of `out=`, checked.
+
+    It must have exactly this shape and dtype, be writeable, and share no memory with itself or
+    with an input.
+    """
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} is a {type(out).__name__}; expected a NumPy array")
     refuse_masked(name, out)
@@ -310,7 +335,10 @@ def check_out(
 
 
 def copy_back(target: np.ndarray, out: np.ndarray) -> None:
-    """`out` = `target`, its stand-in `as_dtype(out, …)` that a kernel could write to, if it needed one."""
+    """`out` = `target`, where a kernel could not write to `out` and wrote to `target` instead.
+
+    `target` is `as_dtype(out, …)`; nothing happens if that is `out` itself.
+    """
     if target is not out:
         assign(out, target)
 
@@ -330,17 +358,41 @@ def index(name: str, value: SupportsIndex, least: int | None = None) -> int:
 
 
 def position(name: str, value: SupportsIndex, size: int, what: str) -> int:
-    """`value` as a number in [0, size); negative ones count from the end.  `what` there are `size` of, e.g. "inputs"."""
+    """`value` as a number in [0, size); negative ones count from the end.
+
+    `what` is what there are `size` of, e.g. "inputs".
+    """
     i = index(name, value)
     if not -size <= i < size:
-        raise ValueError(
-            f"{name} is {i}; expected an integer from {-size} to {size - 1}, there being {size} {what}"
-        )
+        wanted = f"expected an integer from {-size} to {size - 1}"
+        raise ValueError(f"{name} is {i}; {wanted}, there being {size} {what}")
     return i % size
 
 
+def pair(
+    name: str, value: Any, size: int, what: str, expected: str = "a pair of integers"
+) -> tuple[int, int]:
+    """`value` as two different numbers in [0, size); negative ones count from the end.
+
+    There are `size` of `what`, e.g. "inputs"; `expected` is what an error asks for.
+    """
+    try:
+        a, b = value
+    except (TypeError, ValueError):
+        raise (ValueError if isinstance(value, (Sequence, np.ndarray)) else TypeError)(
+            f"{name} is {value!r}; expected {expected}"
+        ) from None
+    a, b = position(f"{name}[0]", a, size, what), position(f"{name}[1]", b, size, what)
+    if a == b:
+        raise ValueError(f"{name} is {value!r}; expected two different {what}")
+    return a, b
+
+
 def row_number(value: SupportsIndex, rows: int) -> int:
-    """`value` as one of so many rows, as sequences are indexed: negative ones count from the end, others are an IndexError."""
+    """`value` as one of so many rows, as sequences are indexed.
+
+    Negative numbers count from the end; others out of range are an IndexError.
+    """
     i = index("row", value)
     if not -rows <= i < rows:
         raise IndexError(f"row {i} is out of range, there being {rows} rows")
@@ -348,7 +400,10 @@ def row_number(value: SupportsIndex, rows: int) -> int:
 
 
 def flag(name: str, value: object) -> bool:
-    """`value` as Python has it, true or false; what is neither, such as an array of several, is a TypeError."""
+    """`value` as Python has it, true or false.
+
+    What is neither, such as an array of several elements, is a TypeError.
+    """
     try:
         return bool(value)
     except (TypeError, ValueError, RuntimeError):
@@ -358,7 +413,10 @@ def flag(name: str, value: object) -> bool:
 
 
 def sequence(name: str, value: Any, expected: str) -> list:
-    """The items of `value`; an array's are those of its base view, as a subclass's own indexing may never end."""
+    """The items of `value`.
+
+    An array's are those of its base view, because a subclass's own indexing may never end.
+    """
     if hasattr(value, "__array__"):
         value = base_array(name, value)
     try:
@@ -386,8 +444,10 @@ def empty(
     dtype: np.dtype,
     make: Callable[..., np.ndarray] = np.empty,
 ) -> np.ndarray:
-    """A new array by `make`, np.empty or np.zeros; a MemoryError that says how many bytes it would
-    take, if the machine has not so many."""
+    """A new array by `make`, np.empty or np.zeros.
+
+    If the machine has not so much memory, a MemoryError says how many bytes it would take.
+    """
     try:
         array = make(shape, dtype)
     except (MemoryError, ValueError):  # the latter beyond NumPy's integers
@@ -418,9 +478,7 @@ def _fits(nbytes: int) -> bool:
     if memory > 0:
         return nbytes <= memory
     try:
-        np.empty(
-            nbytes, np.uint8
-        )  # Windows has no sysconf, and promises no memory that it does not have
+        np.empty(nbytes, np.uint8)  # Windows, without sysconf, promises only memory that it has
     except (MemoryError, OverflowError, ValueError):  # the latter two beyond NumPy's integers
         return False
     return True

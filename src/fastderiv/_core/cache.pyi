@@ -6,7 +6,10 @@ from numpy.typing import NDArray
 
 @final
 class Cache:
-    """What a forward pass keeps for its adjoint: opaque, immutable, usable any number of times, in this process only."""
+    """What a forward pass keeps for its adjoint.
+
+    It is opaque and immutable, and can be used any number of times, in this process only.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def __copy__(self) -> Self: ...
@@ -20,12 +23,19 @@ def keep(
     arrays: tuple[NDArray[Any] | None, ...],
     /,
 ) -> Cache:
-    """A cache: whose, what of the call its adjoint must agree in, the arrays it was computed from, and what it holds."""
+    """A cache of `function` that holds `arrays`.
+
+    `call` is what the adjoint's call must agree in, `operands` the arrays that the forward pass
+    was computed from.
+    """
 
 def opened(
     cache: object, function: str, /
 ) -> tuple[tuple[Any, ...], tuple[int | None, ...], tuple[Any, ...]]:
-    """The call, the checksums and the arrays of a cache of `function`; a TypeError if it is none."""
+    """The call, checksums and arrays of a cache of `function`; a TypeError if it is none."""
 
 def checksums(arrays: tuple[NDArray[Any] | None, ...], /) -> tuple[int | None, ...]:
-    """A number for each array, which must be contiguous, that tells its bytes from others; None for None."""
+    """For each array, which must be contiguous, a number that tells its bytes from others.
+
+    None stays None.
+    """

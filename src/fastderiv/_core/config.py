@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from typing import SupportsIndex
 
 from . import cpu, dispatch, processors, threads
@@ -27,8 +28,8 @@ class Config(dict):
 def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use, the calling thread included.
 
-    Results are the same bits for every number.  Calls of less than about half a millisecond stay in the calling thread, and
-    no call starts more than 256 threads.
+    Results are the same bits for every number.  Calls of less than about half a millisecond stay
+    in the calling thread, and no call starts more than 256 threads.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def get_num_threads() -> int:
 
 
 def show_config() -> Config:
-    """What this installation is: version, compiler, CPU levels, SIMD width, threads, NumPy and SciPy.
+    """What this installation is: versions, compiler, CPU levels, SIMD width and threads.
 
     Returns
     -------
@@ -94,14 +95,12 @@ def show_config() -> Config:
     >>> config["CPU level in use"] in config["CPU levels compiled"]
     True
     """
-    import sys
     from importlib.metadata import version
 
-    from .. import __version__
     from .maths import SIMD_BITS
 
     return Config({
-        "fastderiv": __version__,
+        "fastderiv": _package_version(),
         "Python": sys.version.split()[0],
         "NumPy": version("numpy"),
         "SciPy": version("scipy"),
@@ -115,32 +114,34 @@ def show_config() -> Config:
     })  # fmt: skip
 
 
+def _package_version() -> str:
+    """The version that the package states; it imports this room, not the other way round."""
+    return str(sys.modules["fastderiv"].__version__)
+
+
 def _set_default() -> None:
     """The number of threads at import."""
     wanted = os.environ.get("FASTDERIV_NUM_THREADS", "")
     if not wanted:
         threads.set_default(min(processors.available(), _openmp_threads()), by_environment=False)
         return
-    if not (
-        wanted.isascii()
-        and wanted.isdigit()
-        and len(wanted) <= 10
-        and 1 <= int(wanted) <= _MAX_THREADS
-    ):
+    if not _is_count(wanted):
         raise ImportError(f"FASTDERIV_NUM_THREADS={wanted!r}; expected a positive integer")
     threads.set_default(int(wanted), by_environment=True)
 
 
-def _openmp_threads() -> int:
-    """`OMP_NUM_THREADS`; of a list the first, which is for the outermost loops.
+def _is_count(text: str) -> bool:
+    digits = text.isascii() and text.isdigit() and len(text) <= 10
+    return digits and 1 <= int(text) <= _MAX_THREADS
 
-    What OpenMP would not take is no limit.
+
+def _openmp_threads() -> int:
+    """The number in `OMP_NUM_THREADS`; of a list the first one, which is for the outermost loops.
+
+    A value that OpenMP would not take sets no limit.
     """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    usable = (
-        first.isascii() and first.isdigit() and len(first) <= 10 and 1 <= int(first) <= _MAX_THREADS
-    )
-    return int(first) if usable else _MAX_THREADS
+    return int(first) if _is_count(first) else _MAX_THREADS
 
 
 def _register() -> None:
@@ -163,9 +164,7 @@ def _register() -> None:
             self.dynlib.fastderiv_set_num_threads(num_threads)
 
         def get_version(self) -> str:
-            from .. import __version__
-
-            return __version__
+            return _package_version()
 
     register(FastderivController)
 

@@ -25,11 +25,8 @@ def _choose(wanted: str) -> str:
     if not wanted:
         return cpu.SUPPORTED[-1]
     if wanted not in possible:
-        known = (
-            "is built but not supported by this CPU"
-            if wanted in map(LEVEL_NAMES.get, cpu.COMPILED)
-            else "is unknown to this build"
-        )
+        built = wanted in map(LEVEL_NAMES.get, cpu.COMPILED)
+        known = "is built but not supported by this CPU" if built else "is unknown to this build"
         raise ImportError(f"FASTDERIV_CPU={wanted!r} {known}; possible here: {', '.join(possible)}")
     return possible[wanted]
 

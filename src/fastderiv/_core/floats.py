@@ -1,4 +1,4 @@
-"""Floating-point arithmetic in Python code that does not depend on the state the caller's thread is in."""
+"""Floating-point arithmetic in Python code, whatever state the caller's thread is in."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` in the default floating-point state, with NumPy's floating-point errors ignored; both the caller's again after.
+    """`function` in the default floating-point state, with NumPy's floating-point errors ignored.
 
-    The state is the control register's (rounding mode, gradual underflow, traps) and NumPy's (`np.errstate`).  Functions
-    for which a microsecond counts use ``with ieee():`` around what needs it; the thread pool sets the register by itself.
-    A function of the user's, called inside, runs in the user's state if it was passed through `as_caller` before.
+    The state is the control register's (rounding mode, gradual underflow, traps) and NumPy's
+    (`np.errstate`); the caller's is back afterwards.  Functions for which a microsecond counts use
+    ``with ieee():`` around what needs it; the thread pool sets the register by itself.  A function
+    of the user's, called inside, runs in the user's state if it was passed through `as_caller`
+    before.
     """
-
-    quiet = np.errstate(all="ignore")(
-        function
-    )  # as a decorator it takes half as long as a context manager
+    # as a decorator, errstate takes half as long as it does as a context manager
+    quiet = np.errstate(all="ignore")(function)
 
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -35,7 +35,7 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def as_caller(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` in the floating-point and error state that is in force now, wherever it is called."""
+    """`function` in the floating-point and error state in force now, wherever it is called."""
     loud = np.errstate(**np.geterr())(function)
     state = ieee.current()
 

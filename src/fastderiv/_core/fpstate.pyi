@@ -4,7 +4,10 @@ from types import TracebackType
 from typing import Self
 
 class ieee:
-    """``with ieee():`` round to nearest, gradual underflow and no traps in this thread inside, whatever the caller had."""
+    """``with ieee():`` puts this thread into round to nearest, gradual underflow and no traps.
+
+    Afterwards the caller's state is back.
+    """
 
     @staticmethod
     def current() -> ieee:

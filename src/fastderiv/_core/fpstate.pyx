@@ -4,10 +4,10 @@ from .fpstate cimport fp_change, fp_default, fp_get, fp_leave, fp_word
 
 
 cdef class ieee:
-    """``with ieee():`` round to nearest, gradual underflow and no traps in this thread inside, whatever the caller had.
+    """``with ieee():`` puts this thread into round to nearest, gradual underflow and no traps.
 
-    ``ieee.current()`` is a context manager of the state that is in force now, for callbacks: a user's function runs in
-    the user's state.
+    Afterwards the caller's state is back.  ``ieee.current()`` is a context manager of the state
+    that is in force now, for callbacks: a user's function runs in the user's state.
     """
     cdef fp_word wanted, before
 

@@ -1,6 +1,9 @@
-"""The vector maths of simd.h as functions of arrays: what the kernels compute with, made testable and reusable."""
+"""The curves of simd_math.h as functions of arrays: what kernels compute with, for tests and for
+Python code that must agree with them."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -8,15 +11,18 @@ from numpy.typing import ArrayLike
 from .arrays import assign, empty, working
 from .dispatch import kernels
 
-_kernels = kernels("_core")
-SIMD_BITS: int = next(iter(_kernels.values())).simd_bits()
+if TYPE_CHECKING:
+    from ._kernels import Curve, Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("_core")
+SIMD_BITS = next(iter(_kernels.values())).simd_bits()
 
 
-def _elementwise(name: str, x: ArrayLike) -> np.ndarray:
+def _elementwise(curve: Curve, x: ArrayLike) -> np.ndarray:
     (array,) = working(x=x)
     out = empty("the result", array.shape, array.dtype)
     assign(out, array)
-    getattr(_kernels[array.dtype], name)(out, out)
+    _kernels[array.dtype].elementwise(out, out, curve)
     return out
 
 
@@ -27,7 +33,7 @@ def exp(x: ArrayLike) -> np.ndarray:
 
 def exp_in_place(x: np.ndarray) -> None:
     """x = e**x, x C-contiguous and of a working dtype."""
-    _kernels[x.dtype].exp(x, x)
+    _kernels[x.dtype].elementwise(x, x, "exp")
 
 
 def sigmoid(x: ArrayLike) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether arrays are as kernels want them: what nearly every call brings, told at once, in place of many small questions."""
+"""Whether arrays are as kernels want them, as nearly all are: one answer, many checks saved."""
 
 cimport numpy as cnp
 
@@ -6,10 +6,12 @@ cnp.import_array()
 
 
 def plain(target, tuple required, tuple optional):
-    """Whether `target` is a float32 or float64 array that a kernel can write to, no element of it twice in memory, and all others are arrays of the same dtype
-    that it can read and whose memory does not reach into that of `target`; those that are `optional` may be None.
+    """Whether a kernel can write to `target` and read the other arrays, all as they are.
 
-    False says that something may have to be converted, or may be wrong: `arrays` has the conversions and the errors.
+    `target` is then a float32 or float64 array, no two elements of which share memory.  The others
+    are arrays of the same dtype whose memory does not reach into that of `target`; those that are
+    `optional` may be None.  False says that something may have to be converted, or may be wrong:
+    `arrays` has the conversions and the errors.
     """
     cdef cnp.npy_uintp start, end
     if not cnp.PyArray_CheckExact(target) or not cnp.PyArray_ISBEHAVED(target) or not apart(target):
@@ -51,14 +53,17 @@ def widest(cnp.ndarray starts):
             or not cnp.PyArray_ISCARRAY_RO(starts)):
         raise TypeError("starts is not contiguous intp")
     for i in range(cnp.PyArray_DIM(starts, 0) - 1):
-        if p[i + 1] < p[i] or p[i] < 0:                 # a negative one could make the difference overflow
+        if p[i + 1] < p[i] or p[i] < 0:     # a negative one could make the difference overflow
             return -1
         widest = max(widest, p[i + 1] - p[i])
     return widest
 
 
 cdef bint apart(cnp.ndarray a):
-    """Whether its elements surely are apart: each axis steps over everything that the axes behind it (or before it) hold."""
+    """Whether its elements surely are apart.
+
+    They are if each axis steps over everything that the axes behind it hold, or before it.
+    """
     cdef int axis, n = cnp.PyArray_NDIM(a)
     cdef cnp.npy_intp step, size, inner = cnp.PyArray_ITEMSIZE(a), outer = inner
     for axis in range(n - 1, -1, -1):

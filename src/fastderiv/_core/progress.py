@@ -28,5 +28,6 @@ def reporting(
         yield lambda done: progress(done, total)
     else:
         raise TypeError(
-            f"progress is a {type(progress).__name__}; expected None, True or a callable progress(done, total)"
+            f"progress is a {type(progress).__name__}; "
+            "expected None, True or a callable progress(done, total)"
         )

@@ -1,4 +1,4 @@
-"""The thread pool as kernels use it: fill a struct with arguments, then `run(task, &arguments, …)`."""
+"""The thread pool as kernels use it: fill a struct with arguments, then `run(task, &args, …)`."""
 
 ctypedef Py_ssize_t ix
 
@@ -12,12 +12,18 @@ cdef struct Worker:                     # one thread's view of the call it works
 
 ctypedef void (*task_t)(void *args, ix i, Worker *worker) noexcept nogil
 
-# Run task(args, i) for i in [0, n), each exactly once, on as many threads as `seconds` of estimated work deserve.
-# Tasks must not depend on which thread runs them or in what order.  They run in the default floating-point state on every
-# thread.  `scratch`, bytes for each thread, is a double, and so must be everything it is computed from: exact where there is
-# so much memory, and a MemoryError, where integers would overflow to a small number.
-# -1 with KeyboardInterrupt (or MemoryError) set.
-cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=*) except -1
+# Runs task(args, i) for i in [0, n), each exactly once, on as many threads as `seconds` of
+# estimated work deserve.  Tasks must not depend on which thread runs them or in what order.  They
+# run in the default floating-point state on every thread.
+#
+# `scratch` is the bytes that each thread needs.  It is a double, and so must be everything that it
+# is computed from: it is exact as far as memory reaches, and beyond that `run` raises a
+# MemoryError, where integers would overflow to a small number.
+#
+# Returns -1 with KeyboardInterrupt or MemoryError set, or what a signal handler raised.
+cdef int run(task_t task, void *args, ix n, double scratch, double seconds,
+             bint interruptible=*) except -1
 
-# To be called by a task every millisecond or so: true when the call was interrupted and the task must return.
+# A task calls this every millisecond or so.  True: the call was interrupted and the task must
+# return.
 cdef bint interrupted(Worker *worker) noexcept nogil

@@ -1,90 +1,47 @@
 """One small pool of threads for every kernel.
 
-Workers are plain C threads that never touch Python; each sleeps on a lock of its own.  A call cuts its work into tasks by
-the size of the problem, never by the number of threads, so every result is the same bits for 1 or 64 of them.  The calling
-thread works too; if it is Python's main thread, the only one that sees signals, it looks for them every 20 ms.  (Another
-must not ask for the GIL amid a job: a finalizing interpreter ends daemon threads that do, under the feet of the workers.)
-If the pool is busy with another Python thread's call, the caller works alone.  After a fork the child starts a pool of its own.
+Workers are plain C threads that never touch Python; each sleeps on a lock of its own.  A call cuts
+its work into tasks by the size of the problem, never by the number of threads, so that every result
+has the same bits for 1 thread or 64.  The calling thread works too.  If it is Python's main thread,
+the only one that sees signals, it looks for them every 20 ms.  (Another thread must not ask for the
+GIL during a job: an interpreter that shuts down ends daemon threads that do, while workers still
+use the job.)  If the pool is busy with another Python thread's call, the caller works alone.
+After a fork the child starts a pool of its own.
 """
 import os
 import sys
 import threading
 
-from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
-                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
+from cpython.pythread cimport (NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyThread_acquire_lock,
+                               PyThread_allocate_lock, PyThread_free_lock,
+                               PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_start_new_thread, PyThread_type_lock)
-from libc.stdlib cimport free
-from .fpstate cimport fp_enter, fp_get, fp_leave, fp_word
 from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free
+from .checks cimport affirm
+from .fpstate cimport fp_enter, fp_get, fp_leave, fp_word
 
-cdef extern from *:
-    """
-    #include <time.h>
-    static double now(void)
-    {
-        struct timespec t;
-        timespec_get(&t, TIME_UTC);
-        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    }
-    """
-    double now() nogil
+cdef extern from "clock.h" nogil:
+    double now()                        # seconds
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <stdlib.h>
-    #ifdef __linux__
-    # include <sys/mman.h>
-    #endif
-    /* malloc; large memory in large pages where the system has them, as NumPy asks for its arrays: fewer page faults */
-    static void *scratch_memory(size_t size)
-    {
-        void *p = malloc(size);
-    #if defined(__linux__) && defined(MADV_HUGEPAGE)
-        if (p && size >= (size_t)1 << 22) {
-            const uintptr_t start = ((uintptr_t)p + 4095) & ~(uintptr_t)4095;
-            madvise((void *)start, (uintptr_t)p + size - start, MADV_HUGEPAGE);
-        }
-    #endif
-        return p;
-    }
-    """
-    void *scratch_memory(size_t size) nogil
+cdef extern from "scratch.h" nogil:
+    void *scratch_memory(size_t size)   # to be freed
 
-cdef extern from *:
-    """
-    #include "relaxed.h"
-
-    /* How many threads a call may use, and who said so.  threadpoolctl knows the library by the exported functions. */
-    enum { BY_DEFAULT, BY_CALL, BY_ENVIRONMENT };
-    static relaxed num_threads = 1, chosen = BY_DEFAULT;
-    #ifdef _WIN32
-    # define EXPORTED __declspec(dllexport)
-    #else
-    # define EXPORTED __attribute__((visibility("default")))
-    #endif
-    EXPORTED int fastderiv_get_num_threads(void);
-    EXPORTED void fastderiv_set_num_threads(int n);
-    int fastderiv_get_num_threads(void) { return get(&num_threads); }
-    void fastderiv_set_num_threads(int n)
-    {
-        if (n < 1) return;
-        put(&num_threads, n);
-        put(&chosen, BY_CALL);
-    }
-    """
+cdef extern from "thread_count.h" nogil:
     ctypedef int relaxed
-    int get(relaxed *number) nogil
-    void put(relaxed *number, int to) nogil
+    int get(relaxed *number)
+    void put(relaxed *number, int to)
     enum: BY_DEFAULT, BY_CALL, BY_ENVIRONMENT
     relaxed num_threads, chosen
-    void fastderiv_set_num_threads(int n) nogil
+    void fastderiv_set_num_threads(int n)
 
 cdef extern from "pythread.h":
-    int PyThread_acquire_lock_timed(PyThread_type_lock, long long microseconds, bint intr_flag) nogil
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds,
+                                    bint intr_flag) nogil
 
 cdef extern from "Python.h":
-    int check_signals "PyErr_CheckSignals"() nogil          # leaves the exception set; we return -1 later
+    # Leaves the exception set; `run` returns -1 later.
+    int check_signals "PyErr_CheckSignals"() nogil
 
 cdef struct Job:
     task_t task
@@ -101,7 +58,8 @@ cdef enum:
 cdef struct Seat:
     PyThread_type_lock wake
     Job *job                            # what to work on once awake; NULL: nothing any more
-    bint posted                         # wake is released, and its owner not yet awake: releasing it again is not allowed
+    bint posted                         # wake is released and its owner not yet awake: it must not
+                                        # be released again
 
 cdef struct Pool:
     PyThread_type_lock mutex            # guards everything in the pool and in jobs
@@ -114,7 +72,8 @@ cdef struct Pool:
 cdef Pool pool
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef double WORTH_A_THREAD = 250e-6     # seconds of work; waking a thread costs 20 to 30 µs
-cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)  # no address space is larger; below, all products of sizes are exact
+# No address space is larger, and below this all products of sizes are exact.
+cdef double MOST_BYTES = 2.**(8 * sizeof(size_t) - 16)
 
 
 cdef bint interrupted(Worker *w) noexcept nogil:
@@ -146,7 +105,10 @@ cdef ix take(Job *job) noexcept nogil:
 
 
 cdef bint work(Job *job, bint caller, bint alone) noexcept nogil:
-    """Take tasks until none is left, in the default floating-point state; False if there was no memory for the scratch."""
+    """Take tasks until none is left, in the default floating-point state.
+
+    False if there was no memory for the scratch.
+    """
     cdef Worker w
     cdef ix i
     cdef fp_word state
@@ -191,6 +153,7 @@ cdef void worker(void *arg) noexcept nogil:
         work(job, False, False)
         PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
         job.active -= 1
+        affirm(job.active >= 0)
         last = job.closed and job.active == 0
         PyThread_release_lock(pool.mutex)
         if last:
@@ -223,6 +186,7 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
     """Have so many workers of the pool work on `job`."""
     cdef int k
     cdef Seat *seat
+    affirm(helpers <= pool.seated)
     PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
     for k in range(helpers):
         seat = &pool.seats[k]
@@ -253,7 +217,8 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
-            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)    # for ThreadSanitizer, which does not see timed waits
+            # for ThreadSanitizer, which does not see timed waits
+            PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
             PyThread_release_lock(pool.mutex)
             wait = False
         else:                           # the others' last tasks take long: Ctrl-C is for them
@@ -265,12 +230,15 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
     return True
 
 
-cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint interruptible=True) except -1:
+cdef int run(task_t task, void *args, ix n, double scratch, double seconds,
+             bint interruptible=True) except -1:
     cdef Job job
-    cdef double worth = 1 + seconds / WORTH_A_THREAD
-    cdef int helpers = <int>min(min(<double>get(&num_threads), worth), min(<double>n, <double>MAX_WORKERS + 1)) - 1
+    cdef double worth = min(1 + seconds / WORTH_A_THREAD, <double>n)
+    cdef double allowed = min(<double>get(&num_threads), <double>MAX_WORKERS + 1)
+    cdef int helpers = <int>min(worth, allowed) - 1
     cdef int generation = pool.generation
     cdef bint ok, forked
+    affirm(n >= 0 and scratch >= 0)
     if not scratch < MOST_BYTES:
         raise MemoryError(f"no memory for {scratch:.0f} bytes of scratch")
     job.task, job.args, job.n, job.next, job.scratch = task, args, n, 0, <size_t>scratch
@@ -288,7 +256,8 @@ cdef int run(task_t task, void *args, ix n, double scratch, double seconds, bint
             ok = work(&job, True, False)
             forked = not dismiss(&job, helpers, generation)
         if forked:
-            raise RuntimeError("the process was forked by a signal handler amid this call; its result is incomplete here")
+            raise RuntimeError("a signal handler forked the process during this call; "
+                               "in the child its result is incomplete")
         PyThread_release_lock(pool.busy)
     else:
         with nogil:

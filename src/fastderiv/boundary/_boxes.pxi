@@ -4,7 +4,7 @@
 # exact range, whatever the rounding: docs/rounding.md §3.  A sum is wrong by `error` at most, its
 # value at a point by `value_error`; ends are moved out by 32u of them and LEAST; sums of n slopes
 # are wrong by (n + 4) u of their terms' magnitudes.
-# docs/derivations.md §2.
+# docs/derivations.md §2.10.
 # needs: Layer, LEAST, Net, padded, ROUND, WIDE (_net.pxi)
 
 cdef enum:

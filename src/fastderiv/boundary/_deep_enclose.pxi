@@ -2,7 +2,7 @@
 #
 #     z_0 = a t + s,   y_k = σ(z_k),   z_{k+1} = W_k y_k + b_k,   f = the only output
 #
-# (docs/derivations.md §2).  An enclosure of f on X = [l, r] around m runs two things side by side
+# (docs/derivations.md §2.5).  An enclosure of f on X = [l, r] around m runs two things side by side
 # through the layers, units in lanes: the point (z, z') at m, whose radii are rounding only, and
 # ranges of (z, z', z'') on X.  Sums pass between layers as mid ± radius.  Behind every linear map
 # the ranges are cut by the centred forms, h = max(r − m, m − l):

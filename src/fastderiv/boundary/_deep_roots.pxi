@@ -1,12 +1,12 @@
 # One row of a network of any depth: its roots and clusters, as they are found and proven.
-# docs/derivations.md §2; docs/rounding.md §2.6.
+# docs/derivations.md §2.5; docs/rounding.md §2.6.
 # needs: Net, ROUND (_net.pxi)
 # needs: CLUSTER, Found, inside, UNIQUE (_enclosures.pxi)
 # needs: Ball, enclose, evaluate, Flow, Margin (_deep_enclose.pxi)
 
 cdef enum:
     WORK = 20000                        # enclosures a row may take
-    HARD = 1000                         # ordinary rows take fewer; from here on a row's rest counts
+    HARD = 1000                         # ordinary rows take fewer; rows beyond decide more coarsely
 
 cdef double FIRST_SPLIT = 0.0371        # of `scale`, not 0: symmetric networks have roots there
 
@@ -25,14 +25,14 @@ cdef struct End:                        # of a span: f(t) has this proven sign, 
     double least                        # |f(t)| is no less
     int sign
 
-cdef struct Span:
+cdef struct Span:                       # a part of the line that is not decided yet
     End l, r
 
-cdef struct Search:
+cdef struct Search:                     # of one row, from left to right
     const Deep *call
     Flow *flow
     Worker *worker
-    ix row, work
+    ix row, work                        # work: enclosures that it has taken
     bint pending                        # a cluster not yet listed: [lower, upper]
     double lower, upper
     double before                       # the end of what is listed, or of the bounds
@@ -40,6 +40,7 @@ cdef struct Search:
 
 cdef inline void list_enclosure(Search *search, double lower, double upper, double x,
                                 char kind) noexcept nogil:
+    """List [lower, upper] behind the row's others; x is taken into it."""
     cdef const Found *out = &search.call.found
     cdef ix task = search.row // search.call.task_rows, at = task * out.cap + out.needed[task]
     if out.needed[task] < out.cap:
@@ -115,6 +116,7 @@ cdef inline void learn_distance(Root *root, const Ball *f) noexcept nogil:
 
 
 cdef inline bint root_is_wide(const Search *search, const Root *root) noexcept nogil:
+    """Whether the enclosure is wider than asked."""
     return root.upper - root.lower > search.call.xtol * max(1.0, fabs(root.x))
 
 
@@ -298,8 +300,8 @@ cdef void found_cluster(Search *search, double lower, double upper) noexcept nog
     search.pending, search.lower, search.upper = True, lower, upper
 
 
-cdef void found_root(Search *search, const Span *s, const Margin *f, double m) noexcept nogil:
+cdef void found_root(Search *search, const Span *span, const Margin *f, double m) noexcept nogil:
     """List the one root in the span, which lies behind the pending cluster."""
     if search.pending:
-        settle(search, s.l.t)
-    newton(search, s.l.t, s.r.t, s.r.sign, least_slope(f), m - f.f.mid / f.slope.mid)
+        settle(search, span.l.t)
+    newton(search, span.l.t, span.r.t, span.r.sign, least_slope(f), m - f.f.mid / f.slope.mid)

@@ -6,7 +6,7 @@
 # rounding on all of it, or if it is too narrow.  Else it is halved, without the parts close to its
 # ends and its middle where f cannot reach 0.
 # needs: ROUND (_net.pxi)
-# needs: CLUSTER, UNIQUE (_enclosures.pxi)
+# needs: CLUSTER, NARROWEST, UNIQUE (_enclosures.pxi)
 # needs: enclose, evaluate, HUGE, Margin (_deep_enclose.pxi)
 # needs: cut_at, Deep, End, end_at, found_cluster, found_root, HARD, least_slope, list_enclosure,
 #        resolution, Search, settle, Span, WORK (_deep_roots.pxi)
@@ -49,12 +49,10 @@ cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexce
     return max(plain, min(HUGE, root * (1 - 32 * ROUND)))
 
 
-cdef inline bint push_span(Span *stack, ix *n, const End *l, const End *r) noexcept nogil:
-    if n[0] == SPANS:
-        return False
+cdef inline void push_span(Span *stack, ix *n, const End *l, const End *r) noexcept nogil:
+    """INOUT stack and n: the span from l to r on top; there is room for it."""
     stack[n[0]].l, stack[n[0]].r = l[0], r[0]
     n[0] += 1
-    return True
 
 
 cdef inline End moved(const End *e, double by, int way) noexcept nogil:
@@ -69,11 +67,11 @@ cdef inline End moved(const End *e, double by, int way) noexcept nogil:
     return at
 
 
-cdef bint divide(const Span *s, double m, const Margin *f, Span *stack, ix *n) noexcept nogil:
+cdef bint divide(const Span *span, double m, const Margin *f, Span *stack, ix *n) noexcept nogil:
     """Push what is left of both halves, the left one last; False if there is no room."""
     cdef End mid = end_at(m, &f.f)
-    cdef End l = moved(&s.l, clear_of(&s.l, f, 1), 1)
-    cdef End r = moved(&s.r, clear_of(&s.r, f, -1), -1)
+    cdef End l = moved(&span.l, clear_of(&span.l, f, 1), 1)
+    cdef End r = moved(&span.r, clear_of(&span.r, f, -1), -1)
     cdef End before = moved(&mid, clear_of_point(&mid, f, -1), -1)
     cdef End after = moved(&mid, clear_of_point(&mid, f, 1), 1)
     if n[0] + 2 > SPANS:
@@ -89,36 +87,36 @@ cdef bint divide(const Span *s, double m, const Margin *f, Span *stack, ix *n) n
     return True
 
 
-cdef inline bint too_narrow(const Search *search, const Span *s) noexcept nogil:
+cdef inline bint too_narrow(const Search *search, const Span *span) noexcept nogil:
     """Whether a span is split no more: a few ulps wide, or wider the more work its row has taken.
 
     Work goes from left to right: a stretch where units cancel and nothing can be decided must not
     take what is meant for the rest of the row.
     """
-    cdef double width = s.r.t - s.l.t, size = max(fabs(s.l.t), fabs(s.r.t))
-    if width <= 8 * ROUND * size < INFINITY or search.work >= WORK:
+    cdef double width = span.r.t - span.l.t, size = max(fabs(span.l.t), fabs(span.r.t))
+    if width <= NARROWEST * ROUND * size < INFINITY or search.work >= WORK:
         return True
     size = max(size, search.flow.spread)
     return search.work >= HARD and width <= resolution(search.work) * size < INFINITY
 
 
-cdef inline bint hopeless(const Search *search, const Span *s, const Margin *f) noexcept nogil:
+cdef inline bint hopeless(const Search *search, const Span *span, const Margin *f) noexcept nogil:
     """Whether a span is a cluster.
 
     f is rounding on all of it or, in a row that has taken much work, at both ends and in between.
     """
-    cdef double size = max(max(fabs(s.l.t), fabs(s.r.t)), search.flow.spread)
+    cdef double size = max(max(fabs(span.l.t), fabs(span.r.t)), search.flow.spread)
     if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
         return True
-    return (search.work >= HARD and s.l.sign == 0 and s.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
-            and s.r.t - s.l.t <= 1e-2 * size < INFINITY)
+    return (search.work >= HARD and span.l.sign == 0 and span.r.sign == 0 and fabs(f.f.mid) <= f.f.rad
+            and span.r.t - span.l.t <= 1e-2 * size < INFINITY)
 
 
 cdef void solve_row(Search *search, Span *stack) noexcept nogil:
     """Isolate the roots from left to right; undecided spans wait on the stack."""
     cdef const Deep *call = search.call
     cdef Margin f
-    cdef Span s
+    cdef Span span
     cdef double m
     cdef ix n = 1
     evaluate(search.flow, call.lo, &f)
@@ -130,29 +128,29 @@ cdef void solve_row(Search *search, Span *stack) noexcept nogil:
         if (search.work % 8 == 0 or search.flow.watch is not NULL) and interrupted(search.worker):
             return
         n -= 1
-        s = stack[n]
-        m = cut_at(search.flow, s.l.t, s.r.t)
-        if not (s.l.t < m < s.r.t) or too_narrow(search, &s):
-            found_cluster(search, s.l.t, s.r.t)
+        span = stack[n]
+        m = cut_at(search.flow, span.l.t, span.r.t)
+        if not (span.l.t < m < span.r.t) or too_narrow(search, &span):
+            found_cluster(search, span.l.t, span.r.t)
             continue
-        enclose(search.flow, s.l.t, m, s.r.t, &f)
+        enclose(search.flow, span.l.t, m, span.r.t, &f)
         search.work += 1
         if f.range.lo > 0 or f.range.hi < 0:
             continue
-        if least_slope(&f) > 0 and s.l.sign != 0 and s.r.sign != 0:
-            if s.l.sign == s.r.sign:
+        if least_slope(&f) > 0 and span.l.sign != 0 and span.r.sign != 0:
+            if span.l.sign == span.r.sign:
                 continue
-            if isfinite(s.r.t - s.l.t):
-                found_root(search, &s, &f, m)
+            if isfinite(span.r.t - span.l.t):
+                found_root(search, &span, &f, m)
                 continue
-        if hopeless(search, &s, &f) or not divide(&s, m, &f, stack, &n):
-            found_cluster(search, s.l.t, s.r.t)
+        if hopeless(search, &span, &f) or not divide(&span, m, &f, stack, &n):
+            found_cluster(search, span.l.t, span.r.t)
     if search.pending:
         settle(search, call.hi)
 
 
 cdef void solve_linear(Search *search) noexcept nogil:
-    """No hidden layer: f = a t + s, a and s differences of two numbers."""
+    """No hidden layer: f = a t + s, a and s differences of two numbers (rounding.md §2.7)."""
     cdef const Deep *call = search.call
     cdef double a = search.flow.a[0], s = search.flow.s[0], es = search.flow.es[0]
     cdef double x, radius, lower, upper

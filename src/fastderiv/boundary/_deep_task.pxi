@@ -1,5 +1,5 @@
 # A task of the search in networks of any depth: a few rows, their first layers, their roots.
-# docs/derivations.md §2.
+# docs/derivations.md §2.5.
 # needs: Layer, Net, padded, ROUND (_net.pxi)
 # needs: expect_length, expect_reals (_door.pxi)
 # needs: enclose, Flow, Margin, STREAMS, TINY (_deep_enclose.pxi)

@@ -1,8 +1,9 @@
 # Enclosures of ties: as a task finds them, in order, and listed for all rows of a call.
-# docs/derivations.md §2.
+# docs/derivations.md §2.4.
 
 cdef enum:
     CLUSTER, UNIQUE                     # an enclosure holds any roots, or exactly one, simple
+    NARROWEST = 8                       # u: no interval that is narrower, relative to its ends, is cut
     SMALL = 1024                        # enclosures that are copied, not handed over
 
 cdef struct Sink:                       # a task's enclosures in any order, all reals for vcompress

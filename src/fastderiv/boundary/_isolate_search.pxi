@@ -1,4 +1,5 @@
 # All roots between the bounds: from a few points of every row, by splitting what is undecided.
+# docs/derivations.md §2.3, §2.4.
 # needs: count_units, emit_clusters, Isolate, MOST_BREAKS, Pieces, preactivation, real_row,
 #        Sigmoids, Stack, Task (_isolate_terms.pxi)
 # needs: decide (_isolate_verdicts.pxi)

@@ -1,4 +1,4 @@
-# A task of the isolation: a few rows, their offsets, their roots.  docs/derivations.md §2.
+# A task of the isolation: a few rows, their offsets, their roots.  docs/derivations.md §2.4.
 # needs: Layer, padded, ROUND (_net.pxi)
 # needs: dense, load_rows (_tiles.pxi)
 # needs: order_rows, TaskRows (_enclosures.pxi)

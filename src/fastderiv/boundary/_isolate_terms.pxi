@@ -1,5 +1,5 @@
 # One hidden layer along a line, f(t) = c + Σ d_i σ(a_i t + s_i) for many rows s: the sum itself,
-# and what a task that isolates its roots holds.  docs/derivations.md §2.
+# and what a task that isolates its roots holds.  docs/derivations.md §2.4.
 #
 # Lanes are (row, interval).  At a point t only q_i = σ(−|z_i|) with the sign of z_i = a_i t + s_i
 # is kept: σ and σ' at t come from it, and so do the ranges of every term of f (monotone) and of f'
@@ -18,9 +18,9 @@ cdef struct Sigmoids:
     const real *d
     const real *g                       # a·d
     real c
-    real E, E_s                         # rounding.md §1.1: E = E + E_s·es
-    real slope_u, slopes, least_slope   # §1.2: (750 + H)u, G, and what does not depend on T or es
-    real curvature, widest              # §1.3: M₂ / max|a|, and max|a|
+    real E, E_s                         # rounding.md §1.1: f is wrong by E + E_s·es
+    real slope_u, slopes, least_slope   # rounding.md §1.2: (750 + H)u, G, and the rest of E'
+    real curvature, widest              # rounding.md §1.3: M₂ / max|a|, and max|a|
     real beyond[2]                      # how far from an end the way to −∞ or ∞ is split
     real limit[2]                       # f(±∞), its sign exactly; NaN where a unit stays in between
     real narrow                         # 16/max|a|: nothing happens on a smaller scale

@@ -1,5 +1,6 @@
 # What is known about an interval of f from its two ends: docs/rounding.md §1.4.
 # needs: ROUND (_net.pxi)
+# needs: NARROWEST (_enclosures.pxi)
 # needs: count_units, dsigma, emit_clusters, error, Isolate, Pieces, push, push_bracket, sigma,
 #        Sigmoids, slope_error, Stack, Task, Verdict (_isolate_terms.pxi)
 
@@ -69,7 +70,7 @@ cdef inline void judge(const Isolate *call, const Pieces *at, Verdict *v,
         v.none |= same & clear_of_zero(&to, w, E)
     v.one = opposite & monotone & ~v.none
     v.any = flat | ~(vlt(4.0 * E, to.high) | vlt(to.low, -4.0 * E)) | vlt(w, vset1(1e-300))
-    v.any |= vlt(w, 8 * ROUND * vmax(vabs(at.l), vabs(at.r))) & vlt(w, vset1(INFINITY))
+    v.any |= vlt(w, NARROWEST * ROUND * vmax(vabs(at.l), vabs(at.r))) & vlt(w, vset1(INFINITY))
     v.any &= ~v.none & ~v.one
     v.fl, v.fr = to.fl, to.fr
 

@@ -1,5 +1,5 @@
 # One row at a time, units in lanes: the margin along one input, for scalar root finders.
-# docs/derivations.md §2.
+# docs/derivations.md §2.1.
 # needs: Layer, Net, padded, PANELS, units_block (_net.pxi)
 # needs: logistic, logistic_and_slope, times (_tiles.pxi)
 

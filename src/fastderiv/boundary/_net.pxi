@@ -1,4 +1,4 @@
-# A network as the kernels see it, and a batch of its rows: docs/derivations.md §2.
+# A network as the kernels see it, and a batch of its rows: docs/derivations.md §2.1.
 
 cdef extern from "panels.h" nogil:
     enum: AT_ONCE, PANELS

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-# What scikit-learn's `predict` consists of: with one of these replaced, the network is not what the model predicts by.
+# What scikit-learn's `predict` consists of: if one of these is replaced, the model predicts by
+# something else than the network.
 _PREDICTION = ("predict", "predict_proba", "predict_log_proba", "_predict", "_forward_pass_fast")
 
 
 def parameters_of(model: Any) -> tuple[list, list, tuple[str, ...] | None]:
-    """Weights, biases and feature names of a fitted MLPClassifier whose `predict` is that of the network."""
+    """Weights, biases and feature names of a fitted MLPClassifier that predicts by them."""
     _check_kind(model)
     if model.activation != "logistic":
         raise ValueError(f"model has activation {model.activation!r}; expected 'logistic'")
@@ -51,30 +52,33 @@ def _hint(model: Any) -> str:
 
 
 def _check_outputs(model: Any, weights: list) -> None:
-    """A ValueError unless the network's outputs are scores of which `predict` takes the largest, or the sign of one."""
+    """A ValueError unless `predict` takes the largest output, or the sign of a single one."""
     classes, outputs, last = model.classes_, model.n_outputs_, model.out_activation_
     if outputs > 1 and last == "logistic":
         raise ValueError(
-            f"model is a multi-label classifier of {outputs} labels, each with a threshold of its own (out_activation_ is "
-            "'logistic'); expected one class per sample"
+            f"model is a multi-label classifier of {outputs} labels, each with a threshold of its "
+            "own (out_activation_ is 'logistic'); expected one class per sample"
         )
     if len(classes) < 2:
         raise ValueError(
-            f"model was fitted with one class only, {np.asarray(classes).tolist()}; expected two or more"
+            f"model was fitted with one class only, {np.asarray(classes).tolist()}; "
+            "expected two or more"
         )
     expected = (1, "logistic") if len(classes) == 2 else (len(classes), "softmax")
     if (outputs, last) != expected:
         raise ValueError(
-            f"model has n_outputs_ {outputs} and out_activation_ {last!r} for {len(classes)} classes_; "
-            f"expected {expected[0]} and {expected[1]!r}"
+            f"model has n_outputs_ {outputs} and out_activation_ {last!r} for {len(classes)} "
+            f"classes_; expected {expected[0]} and {expected[1]!r}"
         )
     if model.n_layers_ != len(weights) + 1:
         raise ValueError(
-            f"model has n_layers_ {model.n_layers_}; expected one more than coefs_ = {len(weights) + 1}"
+            f"model has n_layers_ {model.n_layers_}; "
+            f"expected one more than coefs_ = {len(weights) + 1}"
         )
     if weights[-1].shape[1] != outputs:
         raise ValueError(
-            f"model's last coefs_ has shape {weights[-1].shape}; expected (n_hidden, n_outputs_ = {outputs})"
+            f"model's last coefs_ has shape {weights[-1].shape}; "
+            f"expected (n_hidden, n_outputs_ = {outputs})"
         )
 
 

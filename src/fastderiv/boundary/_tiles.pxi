@@ -1,4 +1,4 @@
-# Logits and gradients of many rows, tile by tile: docs/derivations.md §2.
+# Logits and gradients of many rows, tile by tile: docs/derivations.md §2.1.
 #
 # Activations of a tile are (unit, row) with the rows in lanes.  The whole network runs over one
 # tile before the next is read, so that nothing of size (m, H) exists.

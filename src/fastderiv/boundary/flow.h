@@ -1,4 +1,4 @@
-/* A linear map of a layer's streams, each mid ± radius (docs/derivations.md §2, rounding.md §2.1).
+/* A linear map of a layer's streams, each mid ± radius (docs/derivations.md §2.5, rounding.md §2.1).
  *
  * The streams of a layer lie in groups of GL units, CELL numbers for each: mid and radius of the
  * point's value and slope, then mid and radius of the ranges of value, slope and curvature.

@@ -1,4 +1,4 @@
-/* Products with packed weights, z = b + Wᵀ y, in registers (docs/derivations.md §2).
+/* Products with packed weights, z = b + Wᵀ y, in registers (docs/derivations.md §2.1).
  *
  * Weights lie in panels of GL outputs: w[k, o] is at ((o / GL)·n_in + k)·GL + o % GL, zero padded.
  * Every sum starts from the bias and runs over the inputs in ascending order with vfma, in both

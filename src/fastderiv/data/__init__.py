@@ -1,4 +1,4 @@
-"""Small real data for the demo and the tests; README.md in this folder says where each file comes from.
+"""Small real data for the demo and the tests; this folder's README.md says where it comes from.
 
 iris.csv      -> load_iris_pair()   petals of two iris species
 network.json  -> load_network()     a sigmoid 2-3-2 network trained on them by train_network.py
@@ -76,7 +76,7 @@ def load_iris_pair() -> IrisPair:
 
 @undisturbed
 def load_network() -> Network:
-    """The sigmoid 2-3-2 network trained on `load_iris_pair`: output k is the logistic score of species k.
+    """The sigmoid 2-3-2 network trained on `load_iris_pair`; output k is the score of species k.
 
     Examples
     --------

@@ -1,8 +1,9 @@
-"""Train the sigmoid 2-3-2 network of the demo and write network.json: ``python train_network.py [OUTPUT]``.
+"""Train the demo's network and write network.json: ``python train_network.py [OUTPUT]``.
 
-Network (inputs standardised while training):  y = s(Z W1 + b1), z = s(y W2 + b2), s the logistic function.
-Loss: mean cross-entropy of the two logistic outputs against one-hot species, plus DECAY/2 times the squared weights.
-The gradient is written out by hand.  Everything is deterministic: fixed starts, one minimum chosen, one canonical form.
+The network is y = s(Z W1 + b1), z = s(y W2 + b2) with the logistic function s; its inputs Z are
+standardised while it is trained.  The loss is the mean cross-entropy of the two logistic outputs
+against one-hot species, plus DECAY/2 times the squared weights.  The gradient is written out by
+hand.  Everything is deterministic: fixed starts, one minimum chosen, one canonical form.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ HERE = Path(__file__).parent
 HIDDEN, OUTPUTS = 3, 2
 DECAY = 2e-4
 STARTS = 12
-DIGITS = 6  # significant digits kept: far fewer than the minimiser resolves, so that every platform rounds alike
+DIGITS = 6  # kept; far fewer than the minimiser resolves, so that every platform rounds alike
 
 
 def read_iris() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -77,7 +78,10 @@ def train(Z: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def canonical(W1, b1, W2, b2):
-    """The same function with one choice among its symmetric forms: s(-a) = 1 - s(a), and hidden units in any order."""
+    """One of the forms of the same function.
+
+    There are several since s(-a) = 1 - s(a), and hidden units may stand in any order.
+    """
     flip = np.where(W1[0] < 0, -1.0, 1.0)
     b2 = b2 + W2[flip < 0].sum(0)
     W1, b1, W2 = W1 * flip, b1 * flip, W2 * flip[:, None]
@@ -99,11 +103,13 @@ def network() -> dict:
     target = np.eye(OUTPUTS)[labels]
     loss, p = train((X - mean) / std, target)
     W1, b1, W2, b2 = unpack(p)
-    # fold the standardisation into the first layer: ((x - mean)/std) W1 + b1 = x (W1/std) + (b1 - mean/std W1)
+    # fold the standardisation into the first layer:
+    # ((x - mean)/std) W1 + b1 = x (W1/std) + (b1 - mean/std W1)
     W1, b1, W2, b2 = canonical(W1 / std[:, None], b1 - (mean / std) @ W1, W2, b2)
     logits = 1 / (1 + np.exp(-(X @ W1 + b1))) @ W2 + b2
     return {
-        "description": "sigmoid 2-3-2 network: petal length and width in cm -> which of two iris species",
+        "description": "sigmoid 2-3-2 network: "
+        "petal length and width in cm -> which of two iris species",
         "data": "iris.csv",
         "script": "train_network.py",
         "inputs": ["petal length", "petal width"],

@@ -1,18 +1,17 @@
-"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, in the style of scikit-learn's."""
+"""`BoundaryDisplay`: the decision boundary of a sigmoid network as exact curves, drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import SigmoidMLP, trace_boundary
+from .. import SigmoidMLP
 from .._core import arrays
 from .._core.floats import undisturbed
-from ..boundary._network import _pair, check_names
+from ._visible import Pair, Place, visible
 
 try:
     from matplotlib.axes import Axes
@@ -28,7 +27,6 @@ except ImportError as error:
 
 __all__ = ["BoundaryDisplay"]
 
-Pair = tuple[int, int]
 INK = "#1f2933"
 # Petroff's ten: told apart by everyone, as in scikit-learn's displays
 COLOURS = (
@@ -46,10 +44,11 @@ COLOURS = (
 
 
 class BoundaryDisplay:
-    """Where a network's decision changes in a plane of two inputs: every curve, exact, instead of a grid of pixels.
+    """Where a network's decision changes in a plane of two inputs: every curve, exact.
 
-    Use `from_estimator` or `from_network` to make one.  With more than two outputs the curve between each two is shown
-    where these are the largest, and ends where a third takes over.
+    It is used like scikit-learn's displays, and shows no grid of pixels.  Use `from_estimator` or
+    `from_network` to make one.  With more than two outputs the curve between each two is shown
+    where these are the largest, and ends where a third becomes larger.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ class BoundaryDisplay:
     >>> from fastderiv.integrations.matplotlib import BoundaryDisplay
     >>> net = fd.SigmoidMLP([[[1.0, 0.0, -1.0], [0.5, 1.0, 0.0]]], [[0.0, 0.0, 0.0]])
     >>> display = BoundaryDisplay.from_network(net, ((-2, 2), (-2, 2)), ax=Figure().subplots())
-    >>> {pair: len(curves) for pair, curves in display.curves.items()}      # three regions that meet in one point
+    >>> {pair: len(curves) for pair, curves in display.curves.items()}   # they meet in one point
     {(0, 1): 1, (0, 2): 1, (1, 2): 1}
     """
 
@@ -148,8 +147,8 @@ class BoundaryDisplay:
         bounds : pair of pairs (lo, hi), optional
             The box, in the order of `coordinates`.
         X : array_like, shape (m, n_inputs), optional
-            Data: without `bounds`, the box is what they span, and `margin` of that more on each side; without `at`, the
-            other inputs are their means.
+            Data.  Without `bounds`, the box is what they span, and `margin` of that more on each
+            side; without `at`, the other inputs are their means.
         margin : float, optional
         coordinates, at, tol
             As in `trace_boundary`.
@@ -164,40 +163,30 @@ class BoundaryDisplay:
         Raises
         ------
         TypeError, ValueError
-            As `trace_boundary`; if neither `bounds` nor `X` is given; and for options that neither this function nor
-            matplotlib knows, before anything is traced.
+            As `trace_boundary`; if neither `bounds` nor `X` is given; and for options that neither
+            this function nor matplotlib knows, before anything is traced.
         """
         if not isinstance(net, SigmoidMLP):
             raise TypeError(f"net is a {type(net).__name__}; expected a SigmoidMLP")
-        coordinates = _pair("coordinates", coordinates, net.n_inputs, "inputs")
+        coordinates = arrays.pair("coordinates", coordinates, net.n_inputs, "inputs")
         names, _ = _names(class_names, net), _palette(class_colors, net)
         _style(kwargs)
         _check_axes(ax)
-        check_names(net, "X", X)
-        data = None if X is None else arrays.finite("X", np.array(arrays.float64("X", X)))
+        data = None if X is None else _data(net, X)
         bounds = None if bounds is None else np.array(arrays.float64("bounds", bounds))
-        check_names(net, "at", at, row=True)
-        at = None if at is None else np.array(arrays.float64("at", at))
-        if data is not None and (data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data)):
-            raise ValueError(
-                f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1"
-            )
         if bounds is None:
             if data is None:
                 raise ValueError("bounds and X are None; expected one of them")
-            bounds = _span(
-                data[:, coordinates],
-                float(arrays.finite("margin", np.array(arrays.number("margin", margin)))),
-            )
+            more = arrays.finite("margin", np.array(arrays.number("margin", margin)))
+            bounds = _span(data[:, coordinates], float(more))
         if at is None and (data is not None or net.n_inputs == 2):
             at = np.zeros(2) if data is None else data.mean(axis=0)
-        place = {"coordinates": coordinates, "at": at}
-        curves, undecided = _visible(net, bounds, place, tol)
+        curves, undecided = visible(net, bounds, coordinates, at, tol)
         display = cls(
             network=net,
             bounds=bounds,
             coordinates=coordinates,
-            at=np.asarray(at, np.float64),
+            at=np.array(at, np.float64),
             curves=curves,
             undecided=undecided,
             class_names=names,
@@ -219,15 +208,16 @@ class BoundaryDisplay:
         ylabel: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Trace the decision boundary of a fitted `sklearn.neural_network.MLPClassifier` and draw it.
+        """Trace and draw the decision boundary of a fitted `sklearn.neural_network.MLPClassifier`.
 
         Parameters
         ----------
         estimator : MLPClassifier
-            With ``activation="logistic"``.  Regions bear the names of `classes_`, axes those of `feature_names_in_`.
+            With ``activation="logistic"``.  Regions bear the names of `classes_`, axes those of
+            `feature_names_in_`.
         X : array_like or DataFrame, shape (m, n_features)
-            Data that say where to look, see `from_network`.  A DataFrame's columns have to be those that the estimator
-            was fitted with, in their order.
+            Data that say where to look, see `from_network`.  A DataFrame's columns have to be those
+            that the estimator was fitted with, in their order.
         xlabel, ylabel : str, optional
         **kwargs
             As in `from_network`.
@@ -242,11 +232,10 @@ class BoundaryDisplay:
             As `SigmoidMLP.from_sklearn` and `from_network`.
         """
         net = SigmoidMLP.from_sklearn(estimator)
-        features = getattr(X, "columns", None) if net._names is None else net._names
+        features = getattr(estimator, "feature_names_in_", getattr(X, "columns", None))
         if features is not None and len(features) == net.n_inputs:
-            first, second = _pair(
-                "coordinates", kwargs.get("coordinates", (0, 1)), net.n_inputs, "inputs"
-            )
+            shown = kwargs.get("coordinates", (0, 1))
+            first, second = arrays.pair("coordinates", shown, net.n_inputs, "inputs")
             xlabel = str(features[first]) if xlabel is None else xlabel
             ylabel = str(features[second]) if ylabel is None else ylabel
         kwargs.setdefault("class_names", estimator.classes_)
@@ -271,14 +260,16 @@ class BoundaryDisplay:
         ax : matplotlib Axes, optional
             By default those of a new figure.
         regions : bool, optional
-            Whether to shade the regions, between the curves and as exact as a grid of 300 × 300 points.
+            Whether to shade the regions between the curves, as exactly as a grid of 300 × 300
+            points allows.
         class_colors : sequence of colours, optional
             One for each output.
         legend : bool, optional
         xlabel, ylabel : str, optional
             Instead of the display's.
         **kwargs
-            For the curves, a `matplotlib.collections.LineCollection`: ``linewidths``, ``colors``, ``linestyles``, ….
+            For the curves, a `matplotlib.collections.LineCollection`: ``linewidths``, ``colors``,
+            ``linestyles``, ….
 
         Returns
         -------
@@ -314,9 +305,8 @@ class BoundaryDisplay:
         """For each output that is the largest somewhere, where it is."""
         sides = np.linspace(self.bounds[:, 0], self.bounds[:, 1], 300).T
         grid = np.stack(np.meshgrid(*sides), axis=-1)
-        logits = _logits(
-            self.network, _plane(grid.reshape(-1, 2), self.coordinates, self.at)
-        ).reshape(300, 300, -1)
+        place = Place(self.coordinates, np.asarray(self.at, np.float64))
+        logits = _logits(self.network, place.inputs(grid.reshape(-1, 2))).reshape(300, 300, -1)
         shaded = {}
         for k in range(logits.shape[-1]):
             lead = logits[..., k] - np.delete(logits, k, axis=-1).max(axis=-1)
@@ -351,108 +341,24 @@ class BoundaryDisplay:
         return ax.legend(handles, labels) if handles else None
 
 
-# ---- the visible part of the boundary -----------------------------------------------------------------------------
-
-
-def _visible(
-    net: SigmoidMLP, bounds: Any, place: dict, tol: float
-) -> tuple[dict[Pair, list[np.ndarray]], np.ndarray]:
-    """For each two outputs the curves on which they tie and lead, and the boxes in which such curves may be missing."""
-    curves: dict[Pair, list[np.ndarray]] = {}
-    boxes = [np.zeros((0, 2, 2))]
-    for pair in combinations(range(max(net.n_outputs, 2)), 2):
-        traced = trace_boundary(net, bounds, outputs=pair, tol=tol, **place)
-        boxes.append(_may_lead(net, traced.undecided, pair, place))
-        curves[pair] = [
-            part for points in traced.points for part in _leading(net, points, pair, place)
-        ]
-    return curves, np.concatenate(boxes)
-
-
-def _leading(net: SigmoidMLP, points: np.ndarray, pair: Pair, place: dict) -> list[np.ndarray]:
-    """The parts of a curve on which no third output is larger, cut where one becomes so."""
-    if net.n_outputs < 3:
-        return [points]
-    logits = net.logits(_plane(points, **place))
-    others = np.delete(logits, pair, axis=1)
-    third = np.delete(np.arange(net.n_outputs), pair)[others.argmax(axis=1)]
-    lead = logits[:, pair[0]] - others.max(axis=1)
-    parts: list[list[np.ndarray]] = [[]]
-    for k, point in enumerate(points):
-        if k and (lead[k] > 0) != (lead[k - 1] > 0):
-            t = lead[k - 1] / (lead[k - 1] - lead[k])
-            start = points[k - 1] + t * (point - points[k - 1])
-            other = third[k] if lead[k] <= 0 else third[k - 1]
-            parts[-1].append(
-                _triple(
-                    net,
-                    start,
-                    (*pair, int(other)),
-                    place,
-                    float(np.hypot(*(point - points[k - 1]))),
-                )
-            )
-            if lead[k] <= 0:
-                parts.append([])
-        if lead[k] > 0:
-            parts[-1].append(point)
-    if (
-        len(parts) > 1
-        and len(parts[-1]) > 0
-        and lead[0] > 0
-        and np.array_equal(points[0], points[-1])
-    ):
-        parts[0] = (
-            parts.pop()[:-1] + parts[0]
-        )  # a closed curve, cut, begins where its last part ends
-    return [np.array(part) for part in parts if len(part) > 1]
-
-
-def _triple(
-    net: SigmoidMLP, start: np.ndarray, outputs: tuple[int, int, int], place: dict, reach: float
-) -> np.ndarray:
-    """Where three outputs tie, by Newton's method in two variables; `start` if that leads further away than `reach`."""
-    i, j, k = outputs
-    p = start
-    for _ in range(8):
-        X = _plane(p[None], **place)
-        f = np.array([net.margin(X, (i, j))[0], net.margin(X, (i, k))[0]])
-        J = np.stack(
-            [
-                net.margin_gradient(X, pair)[0, list(place["coordinates"])]
-                for pair in ((i, j), (i, k))
-            ]
-        )
-        try:
-            p = p - np.linalg.solve(J, f)
-        except np.linalg.LinAlgError:
-            return start
-    return p if np.hypot(*(p - start)) <= reach else start
-
-
-def _may_lead(net: SigmoidMLP, boxes: np.ndarray, pair: Pair, place: dict) -> np.ndarray:
-    """The boxes in whose middle or at one of whose corners no third output is larger than both of the pair."""
-    if net.n_outputs < 3 or not len(boxes):
-        return boxes
-    x, y = boxes[:, 0], boxes[:, 1]
-    points = np.stack([x[:, [0, 1, 0, 1]], y[:, [0, 0, 1, 1]]], axis=-1)
-    points = np.concatenate([points, boxes.mean(axis=2)[:, None]], axis=1)
-    logits = net.logits(_plane(points.reshape(-1, 2), **place))
-    leads = logits[:, pair].max(axis=1) >= np.delete(logits, pair, axis=1).max(axis=1)
-    return boxes[leads.reshape(len(boxes), 5).any(axis=1)]
-
-
-def _plane(points: np.ndarray, coordinates: Sequence[int], at: np.ndarray) -> np.ndarray:
-    """Inputs of the network at points (m, 2) of the plane."""
-    X = np.tile(np.asarray(at, np.float64), (len(points), 1))
-    X[:, list(coordinates)] = points
-    return X
+# ---- arguments ----------------------------------------------------------------------------------
 
 
 def _logits(net: SigmoidMLP, X: np.ndarray) -> np.ndarray:
     """One column per class: a single logit leads where it is positive."""
     logits = net.logits(X)
     return np.column_stack([np.zeros(len(X)), logits]) if net.n_outputs == 1 else logits
+
+
+def _data(net: SigmoidMLP, X: ArrayLike) -> np.ndarray:
+    """`X` as finite float64 (m, n_inputs) with a row at least, our own."""
+    net.logits(X)  # refuses other names of columns, types and shapes
+    data = arrays.finite("X", np.array(arrays.float64("X", X)))
+    if data.ndim != 2 or data.shape[1] != net.n_inputs or not len(data):
+        raise ValueError(
+            f"X has shape {data.shape}; expected (m, n_inputs) = (m, {net.n_inputs}), m ≥ 1"
+        )
+    return data
 
 
 def _span(points: np.ndarray, margin: float) -> np.ndarray:
@@ -500,7 +406,8 @@ def _style(given: Mapping[str, Any]) -> dict[str, Any]:
         except (AttributeError, TypeError, ValueError) as error:
             if "argument" in str(error):  # an unexpected one, or the segments, which are ours
                 raise TypeError(
-                    f"{name} is no option of BoundaryDisplay, nor of a LineCollection for its curves"
+                    f"{name} is no option of BoundaryDisplay, "
+                    "nor of a LineCollection for its curves"
                 ) from None
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(f"{name} is {value!r}, which matplotlib does not take: {error}") from error

@@ -1,9 +1,9 @@
-"""The selective scan on PyTorch's CPU tensors: `selective_scan` with autograd, and `selective_state_update`.
+"""`selective_scan` with autograd, and `selective_state_update`, on PyTorch's CPU tensors.
 
-How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator, opaque to ``torch.compile`` →
-NumPy views of the same memory → fastderiv → tensors that are views of its results.  What the operator
-cannot do (second derivatives, forward mode, ``torch.func``) is computed by PyTorch's own operations, step
-by step (`_in_steps`).
+How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator,
+opaque to ``torch.compile`` → NumPy views of the same memory → fastderiv → tensors that are views of
+its results.  Second derivatives, forward mode and ``torch.func``, which the operator does not
+support, are computed by PyTorch's own operations, step by step (`_in_steps`).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import fastderiv
 from fastderiv._core.arrays import flag, overlaps_itself
-from fastderiv.ssm._scan import ScanCall
+from fastderiv.ssm import ScanCall
 
 try:
     import torch
@@ -25,8 +25,8 @@ try:
     from torch.nn.functional import softplus
 except ImportError as error:
     raise ImportError(
-        "fastderiv.integrations.torch needs PyTorch 2.4 or later, which fastderiv does not depend on; "
-        "https://pytorch.org/get-started/locally says how to install it",
+        "fastderiv.integrations.torch needs PyTorch 2.4 or later, which fastderiv does not depend "
+        "on; https://pytorch.org/get-started/locally says how to install it",
         name="torch",
     ) from error
 
@@ -34,23 +34,50 @@ __all__ = ["selective_scan", "selective_state_update"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-)  # fmt: skip
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 _OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state")
 
 
 @overload
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
-    delta_bias: Tensor | None = None, delta_softplus: bool = False, return_last_state: Literal[False] = False,
-    *, initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None,
-) -> Tensor: ...  # fmt: skip
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor: ...
 @overload
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
-    delta_bias: Tensor | None = None, delta_softplus: bool = False,
-    *, return_last_state: Literal[True], initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
 @overload
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
@@ -59,10 +86,20 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
-    delta_bias: Tensor | None = None, delta_softplus: bool = False, return_last_state: bool = False,
-    *, initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -78,13 +115,15 @@ def selective_scan(
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`fastderiv.selective_scan` on CPU tensors, differentiable: a stand-in for ``mamba_ssm``'s ``selective_scan_fn``.
+    """A differentiable `fastderiv.selective_scan` for CPU tensors.
+
+    It takes the place of ``selective_scan_fn`` of ``mamba_ssm``.
 
     Parameters
     ----------
     u, delta, A, B, C, D, z, delta_bias, initial_state : Tensor
-        The shapes of `fastderiv.selective_scan`, any strides.  float32, float64, bfloat16 or float16 in any mixture; computed
-        in float64 if one of them is float64, else in float32.
+        The shapes of `fastderiv.selective_scan`, any strides.  float32, float64, bfloat16 or
+        float16 in any mixture.  The computation is in float64 if one of them is, else in float32.
     delta_softplus, return_last_state : bool, optional
         As in `fastderiv.selective_scan`.
     cu_seqlens : Tensor of integers, shape (k + 1,), optional
@@ -105,14 +144,16 @@ def selective_scan(
 
     Notes
     -----
-    Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last state may be part of the
-    loss.  Works under ``torch.compile(fullgraph=True)`` as the operator ``fastderiv::selective_scan``.  Tensors in the dtype
-    of the computation are not copied, neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.
-    O(batch·D·L·N) time; the backward pass keeps the inputs only, and recomputes the states.
+    Every tensor that requires a gradient gets the exact one, `initial_state` included, and the last
+    state may be part of the loss.  The function works under ``torch.compile(fullgraph=True)``, as
+    the operator ``fastderiv::selective_scan``.  Tensors in the dtype of the computation are copied
+    neither in nor out.  The threads are fastderiv's: see `fastderiv.set_num_threads`.  It takes
+    O(batch·D·L·N) time.  For the backward pass only the inputs are kept; the states are computed
+    again.
 
     Second and higher derivatives, forward mode and the transforms of ``torch.func`` (`grad`, `jvp`,
-    `vmap`, …) are right, but not fast: there, the recurrence is computed by PyTorch's own operations,
-    step by step, in O(batch·D·L·N) memory.
+    `vmap`, …) are right, but not fast: there, the recurrence is computed by PyTorch's own
+    operations, step by step, in O(batch·D·L·N) memory.
 
     Examples
     --------
@@ -137,9 +178,9 @@ def selective_scan(
     _check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     scan = _in_steps if transformed(*tensors) else _scan
-    out, last = scan(
-        *_cast(_working(*tensors), *tensors), cu_seqlens, _flag("delta_softplus", delta_softplus)
-    )
+    option = _flag("delta_softplus", delta_softplus)
+    arguments: Any = (*_cast(_working(*tensors), *tensors), cu_seqlens, option)
+    out, last = scan(*arguments)
     (out,) = _cast(u.dtype, out)
     return (out, last) if return_last_state else out
 
@@ -156,12 +197,15 @@ def selective_state_update(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
 ) -> Tensor:
-    """`fastderiv.selective_state_update` on CPU tensors: a stand-in for the function of that name in ``mamba_ssm``.
+    """`fastderiv.selective_state_update` for CPU tensors.
+
+    It takes the place of the function of that name in ``mamba_ssm``.
 
     Parameters
     ----------
     state : Tensor, shape (batch, D, N) or (D, N)
-        Overwritten with the new state.  The states with heads (batch, heads, P, N) of Mamba-2 are not supported.
+        The new state overwrites it.  The states with heads (batch, heads, P, N) of Mamba-2 are
+        not supported.
     x, dt, A, B, C, D, z, dt_bias : Tensor
         The shapes of `fastderiv.selective_state_update`, any strides.
     dt_softplus : bool, optional
@@ -178,8 +222,9 @@ def selective_state_update(
 
     Notes
     -----
-    Computed in the dtype of `state`, in float32 if that is bfloat16 or float16.  O(batch·D·N) time, no copies of tensors
-    that have that dtype.  Where a derivative is asked for, the step is a `selective_scan`, and differentiable like that.
+    The computation is in the dtype of `state`, or in float32 if that is bfloat16 or float16.  It
+    takes O(batch·D·N) time and copies no tensor that has that dtype.  Where a derivative is asked
+    for, the step is a `selective_scan`, and differentiable like that.
 
     Examples
     --------
@@ -197,7 +242,8 @@ def selective_state_update(
         n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
     ):
         raise ValueError(
-            f"state is expanded: its {state.numel()} elements share memory, and cannot all be updated"
+            f"state is expanded: its {state.numel()} elements share memory, "
+            "and cannot all be updated"
         )
     arguments = (state, x, dt, A, B, C, D, z, dt_bias)
     if transformed(*arguments) or (
@@ -207,22 +253,25 @@ def selective_state_update(
     dtype = _working(state)
     h, *others = _cast(dtype, *arguments)
     if not torch.compiler.is_compiling() and h.is_neg():
-        h = h.resolve_neg()  # PyTorch hands no operator that writes a view that it negates lazily
+        h = h.resolve_neg()  # PyTorch gives no operator a view to write that it negates lazily
     out = torch.ops.fastderiv.selective_state_update(h, *others, _flag("dt_softplus", dt_softplus))
     if h is not state:
         _write(state, h)
     return _cast(x.dtype, out)[0]
 
 
-def _differentiable_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
-    """The same step as a scan of one, which has an adjoint."""
-    x, dt, z = (None if t is None else t[..., None] for t in (x, dt, z))
-    B, C = (
-        (t if t.ndim > 1 else t[None])[..., None] for t in (B, C)
-    )  # unbatched (N,) is (G, N) with G = 1
-    first = state.clone()  # the graph keeps it, while state is overwritten
+def _differentiable_step(
+    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *options: Any
+) -> Tensor:
+    """The same as a scan of one step, which has an adjoint; options: D, z, dt_bias, dt_softplus."""
+    D, gate, dt_bias, dt_softplus = options
+    x, dt = (t[..., None] for t in (u, delta))
+    z = None if gate is None else gate[..., None]
+    # unbatched (N,) is (G, N) with G = 1
+    B, C = ((t if t.ndim > 1 else t[None])[..., None] for t in (B, C))
+    before = state.clone()  # the graph keeps it, while state is overwritten
     out, last = selective_scan(
-        x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=first
+        x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=before
     )
     _write(state, last)
     return out[..., 0]
@@ -275,7 +324,7 @@ def _check_place(name: str, tensor: Tensor) -> None:
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether ``torch.func`` or forward mode looks on, to which the operators are opaque."""
+    """Whether ``torch.func`` or forward mode is active, which cannot see into the operators."""
     return _in_functorch() or _any_tangent(tensors)
 
 
@@ -286,7 +335,7 @@ def _any_tangent(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _in_functorch() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())
+    return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (no public name tells)
 
 
 def _working(*tensors: Tensor | None) -> torch.dtype:
@@ -308,15 +357,19 @@ def _arrays(*tensors: Tensor | None) -> list[Any]:
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """Where a compiled or traced call reaches an operator, PyTorch would drop them without a word."""
+    """A NotImplementedError for tensors with tangents.
+
+    PyTorch would drop them silently where a compiled or traced call reaches an operator.
+    """
     if _any_tangent(tensors):
         raise NotImplementedError(
-            "forward-mode derivatives of fastderiv's operators need a call that is not compiled or traced"
+            "forward-mode derivatives of fastderiv's operators need a call "
+            "that is not compiled or traced"
         )
 
 
-# The operators take tensors of one working dtype.  Those of the adjoints are operators too, because torch.compile traces
-# the backward pass as well.
+# The operators take tensors of one working dtype.  Those of the adjoints are operators too, because
+# torch.compile traces the backward pass as well.
 
 
 @custom_op("fastderiv::selective_scan", mutates_args=(), device_types="cpu")
@@ -334,15 +387,17 @@ def _scan(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     _refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    *arrays, first, starts = _arrays(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    out, last = fastderiv.selective_scan(  # type: ignore[call-overload]  # it cannot count what a star hands over
-        *arrays, delta_softplus, True, initial_state=first, cu_seqlens=starts
+    x, dt, a, b, c, d, gate, bias = _arrays(u, delta, A, B, C, D, z, delta_bias)
+    before, starts = _arrays(initial_state, cu_seqlens)
+    out, last = fastderiv.selective_scan(
+        x, dt, a, b, c, d, gate, bias, delta_softplus, True, initial_state=before, cu_seqlens=starts
     )
     return torch.from_numpy(out), torch.from_numpy(last)
 
 
 @_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus):  # type: ignore[no-untyped-def]
+def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, cu_seqlens, _ = others
     sequences = u.shape[:-2] if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
     return u.new_empty(u.shape), u.new_empty((*sequences, *A.shape))
 
@@ -363,18 +418,19 @@ def _scan_vjp(
     cu_seqlens: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, …, initial_state, in order; an empty tensor for what is None.
+    """The gradients of u, …, initial_state, in order; an empty tensor for an argument that is None.
 
-    They are a tuple of tensors for `vmap`, which knows no lists and no None.
+    They are a tuple of tensors because `vmap` knows neither lists nor None.
     """
     _refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
-    dy, dlast, *arrays, first, starts = _arrays(
-        dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
+    dy, x, dt, a, b, c, d, gate, bias = _arrays(dout, u, delta, A, B, C, D, z, delta_bias)
+    before, starts, dlast = _arrays(initial_state, cu_seqlens, dlast_state)
+    options: Any = dict(initial_state=before, cu_seqlens=starts, dlast_state=dlast)
+    grads = fastderiv.selective_scan_vjp(
+        dy, x, dt, a, b, c, d, gate, bias, delta_softplus, **options
     )
-    grads = fastderiv.selective_scan_vjp(  # type: ignore[misc]  # nor here
-        dy, *arrays, delta_softplus, initial_state=first, cu_seqlens=starts, dlast_state=dlast
-    )
-    return tuple(dout.new_empty(0) if g is None else torch.from_numpy(g) for g in grads)  # type: ignore[return-value]
+    found: Any = tuple(dout.new_empty(0) if g is None else torch.from_numpy(g) for g in grads)
+    return found
 
 
 @_scan_vjp.register_fake
@@ -401,7 +457,7 @@ def _backward(ctx: Any, dout: Tensor, dlast_state: Tensor) -> tuple[Tensor | Non
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """The adjoint of the adjoint: that of the same function in PyTorch's operations."""
+    """The adjoint of the adjoint, computed for the same function in PyTorch's operations."""
     *tensors, starts = ctx.saved_tensors
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -423,8 +479,8 @@ _scan.register_autograd(_backward, setup_context=_save)
 _scan_vjp.register_autograd(_backward_twice, setup_context=_save)
 
 
-# The same functions in PyTorch's operations, for derivatives that the operators do not have.  Only
-# element by element and with sums, which autocast leaves in the working dtype.
+# The same functions in PyTorch's operations, for derivatives that the operators do not have.  They
+# use element-wise operations and sums only, which autocast leaves in the working dtype.
 
 
 def _in_steps(
@@ -495,9 +551,10 @@ def _first(u: Tensor, A: Tensor, initial_state: Tensor | None, sequence: int | N
 
 
 def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
-    """`_scan_vjp`, with a graph where one is asked for; None for what is None."""
+    """`_scan_vjp`, with a graph where one is asked for; None for an argument that is None."""
     *tensors, starts, delta_softplus = arguments
-    if _in_functorch():  # it allows no new variables, and is_grads_batched does not allow it
+    # torch.func allows no new variables, and is_grads_batched does not allow torch.func
+    if _in_functorch():
         return _vjp_by_functorch((dout, dlast_state), tensors, starts, delta_softplus)
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -519,7 +576,7 @@ def _vjp_by_functorch(cotangents, tensors, starts, delta_softplus):  # type: ign
 
 
 def _gradients(outputs, variables, cotangents, create):  # type: ignore[no-untyped-def]
-    """Those of all variables; None where there is none."""
+    """The gradients with respect to all variables; None for a variable that is None."""
     given = [t for t in variables if t is not None]
     found = iter(
         torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True)
@@ -528,9 +585,9 @@ def _gradients(outputs, variables, cotangents, create):  # type: ignore[no-untyp
 
 
 def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
-    """`t` as a variable of its own (one tensor may be several arguments).
+    """`t` as a variable of its own, since one tensor may be several arguments.
 
-    It is in the graph that `t` is in if `attached`.
+    If `attached`, it belongs to the graph of `t`.
     """
     if t is None:
         return None
@@ -538,15 +595,15 @@ def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
 
 
 def _without_memory(shape: torch.Size, strides: Sequence[int]) -> np.ndarray:
-    """An array of this shape and these strides, in elements, that is not to be read."""
+    """An array of this shape and these strides, in elements, that must not be read."""
     return as_strided(np.zeros((), np.float32), tuple(shape), [4 * step for step in strides])
 
 
 # A step is so short that what custom_op adds to a call, 35 µs, would double it.
 torch.library.define(
     "fastderiv::selective_state_update",
-    "(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-    "bool dt_softplus) -> Tensor",
+    "(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? dt_bias, bool dt_softplus) -> Tensor",
 )
 
 
@@ -555,9 +612,8 @@ def _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no
     _refuse_tangents(state, x, dt, A, B, C, D, z, dt_bias)
     h = state.detach().numpy()  # not forced as in _arrays: it must be the tensor's own memory
     out = fastderiv.selective_state_update(h, *_arrays(x, dt, A, B, C, D, z, dt_bias), dt_softplus)
-    torch.autograd.graph.increment_version(
-        state
-    )  # so that a graph which kept the old state will say so
+    # a graph that kept the old state will then say so
+    torch.autograd.graph.increment_version(state)
     return torch.from_numpy(out)
 
 

@@ -1,9 +1,10 @@
-"""Mamba models of transformers on CPU compute their scans with fastderiv: `enable`, `disable`, `enabled`.
+"""`enable`, `disable`, `enabled`: Mamba models of transformers use fastderiv on the CPU.
 
-How it works: the mixers of Mamba, Falcon-Mamba, Jamba and Zamba look their functions up among the globals of their modules,
-``mamba_selective_scan`` for training and prefill and ``mamba_selective_state_update`` for a token decoded from the cache.
-These two are exchanged, and ``causal_conv1d_fn``, which would be next in cost, for a call of PyTorch that copies less.  Nothing
-else is: projections, cache and generation remain those of transformers.
+How it works: the mixers of Mamba, Falcon-Mamba, Jamba and Zamba look up their functions among the
+globals of their modules, ``mamba_selective_scan`` for training and prefill, and
+``mamba_selective_state_update`` for a token decoded from the cache.  These two are replaced.  So is
+``causal_conv1d_fn``, which would cost most after them, by a call of PyTorch that copies less.
+Projections, cache and generation remain those of transformers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ try:
     from transformers.activations import ACT2FN
 except ImportError as error:
     raise ImportError(
-        "fastderiv.integrations.transformers needs transformers, which fastderiv does not depend on: pip install transformers",
+        "fastderiv.integrations.transformers needs transformers, which fastderiv does not depend "
+        "on: pip install transformers",
         name="transformers",
     ) from error
 
@@ -37,38 +39,41 @@ __all__ = ["disable", "enable", "enabled"]
 
 _MODELS = ("mamba", "falcon_mamba", "jamba", "zamba")
 
-_lock = threading.Lock()
-_wanted = False  # by enable()
+_lock = threading.Lock()  # guards all of this
+_wanted = False  # whether enable() was called last
 _blocks = 0  # of enabled(), entered and not yet left
 _originals: dict[tuple[ModuleType, str], Callable[..., Any]] = {}
 _said: set[str] = set()
 
 
 def enable() -> None:
-    """From now on, Mamba, Falcon-Mamba, Jamba and Zamba models on CPU compute their scans with fastderiv.
+    """Let Mamba, Falcon-Mamba, Jamba and Zamba models on the CPU use fastderiv for their scans.
 
-    Holds for models built before and after, in the whole process, for training, prefill and cached decoding, in float32,
-    float64, bfloat16 and float16 (the latter two computed in float32), and under ``torch.compile``.  Enabling twice is enabling
-    once.
+    This affects models built before and after, in the whole process.  It covers training, prefill
+    and cached decoding, in float32, float64, bfloat16 and float16 (the latter two are computed in
+    float32), also under ``torch.compile``.  Enabling twice has no further effect.
 
-    What cannot be computed here, such as a scan on another device, in forward mode, by the transforms
-    of ``torch.func``, or under ``torch.export`` and ``torch.jit.trace``, is left to transformers, with a
-    RuntimeWarning that names the reason, once per reason.  Second derivatives are computed here, see
-    `fastderiv.integrations.torch.selective_scan`.
+    Some scans cannot be computed here: on another device, in forward mode, by the transforms of
+    ``torch.func``, or under ``torch.export`` and ``torch.jit.trace``.  They are left to
+    transformers, with a RuntimeWarning that names the reason, once per reason.  Second derivatives
+    are computed here, see `fastderiv.integrations.torch.selective_scan`.
 
     Notes
     -----
-    The results are those of transformers to the rounding of the working precision.  They are so where transformers leaves the
-    mathematics, too: several tokens at once on a cache that already holds a state are scanned from a state of zeros.
+    The results are those of transformers up to the rounding of the working precision, also in one
+    case where transformers departs from the mathematics: several tokens at once, on a cache that
+    already holds a state, are scanned from a state of zeros.
 
-    A layer of L tokens takes transformers' own implementation O(batch·D·L·N) memory; with fastderiv it is O(batch·D·L).
+    A layer of L tokens needs O(batch·D·L·N) memory in transformers' own implementation, and
+    O(batch·D·L) with fastderiv.
 
     Examples
     --------
     >>> import torch
     >>> from transformers import MambaConfig, MambaForCausalLM
     >>> from fastderiv.integrations import transformers as fast
-    >>> model = MambaForCausalLM(MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1)).eval()
+    >>> config = MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1)
+    >>> model = MambaForCausalLM(config).eval()
     >>> tokens = torch.arange(10)[None]
     >>> expected = model(tokens).logits
     >>> fast.enable()
@@ -80,7 +85,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo `enable`: the functions of transformers are again the original ones, unless a block of `enabled` still runs.
+    """Undo `enable`: put transformers' functions back, unless a block of `enabled` still runs.
 
     Examples
     --------
@@ -92,7 +97,9 @@ def disable() -> None:
 
 @contextmanager
 def enabled() -> Iterator[None]:
-    """`enable` for the duration of a ``with`` block, in the whole process; blocks may be nested and overlap.
+    """`enable` for the duration of a ``with`` block, in the whole process.
+
+    Blocks may be nested, and may overlap.
 
     Examples
     --------
@@ -108,17 +115,17 @@ def enabled() -> Iterator[None]:
 
 
 def _switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
-    global _wanted, _blocks
+    global _wanted, _blocks  # noqa: PLW0603 (what is replaced is global too)
     with _lock:
         _wanted = _wanted if wanted is None else wanted
         _blocks += blocks
         if not (_wanted or _blocks):
             _restore()
         elif not _originals:
-            _exchange()
+            _replace()
 
 
-def _exchange() -> None:
+def _replace() -> None:
     for model in _MODELS:
         path = f"transformers.models.{model}.modeling_{model}"
         for name, ours in _OURS.items():
@@ -175,7 +182,10 @@ def _step(
 def _convolve(
     hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """The same convolution in two dimensions, where PyTorch takes adjacent channels as they are; in one it would transpose them."""
+    """The same convolution in two dimensions.
+
+    PyTorch takes adjacent channels as they are there; in one dimension it would transpose them.
+    """
     length, taps = hidden_states.shape[-1], weight.shape[-1]
     rows = hidden_states.to(weight.dtype)[:, :, None]
     out = conv2d(rows, weight[:, None, None], bias, padding=(0, taps - 1), groups=len(weight))[
@@ -231,7 +241,7 @@ def _foreign(value: Any) -> str | None:
     if not isinstance(value, Tensor):
         if value is None or isinstance(value, (bool, int, str)):
             return None
-        return f"an argument is a {type(value).__name__}"  # a proxy of another tool that looks on
+        return f"an argument is a {type(value).__name__}"  # of another tool that traces the call
     if not value.is_cpu:
         return f"a tensor is on {value.device.type}, not on cpu"
     if value.dtype not in DTYPES:
@@ -244,9 +254,8 @@ def _foreign(value: Any) -> str | None:
 
 
 def _say(reason: str) -> None:
-    if (
-        reason not in _said and not torch.compiler.is_dynamo_compiling()
-    ):  # Dynamo cannot trace a warning
+    # Dynamo cannot trace a warning
+    if reason not in _said and not torch.compiler.is_dynamo_compiling():
         _said.add(reason)
         warnings.warn(
             f"fastderiv leaves this to transformers: {reason}", RuntimeWarning, stacklevel=2

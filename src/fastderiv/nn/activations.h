@@ -15,15 +15,15 @@
 #include "simd.h"
 
 #ifdef SIMD_F64
-# define SILU_SLOPE_LO -714.9672556330942       /* here |silu'| is the smallest normal number, */
-# define GELU_HI        37.61586831395599       /* here t·Q(t), */
-# define GELU_SLOPE_HI  37.71224633973855       /* and here |gelu'(-t)| */
-# define HEAD ((rint_t)-1 << 27)                /* keeps 26 bits, whose square is exact */
+# define SILU_SLOPE_LO -714.9672556330942 /* here |silu'| is the smallest normal number, */
+# define GELU_HI       37.61586831395599  /* here t·Q(t), */
+# define GELU_SLOPE_HI 37.71224633973855  /* and here |gelu'(-t)| */
+# define HEAD          (~(rint_t)0 << 27) /* keeps 26 bits, whose square is exact */
 #else
 # define SILU_SLOPE_LO -91.84571f
-# define GELU_HI        13.146247f
-# define GELU_SLOPE_HI  13.341882f
-# define HEAD ((rint_t)-1 << 12)
+# define GELU_HI       13.146247f
+# define GELU_SLOPE_HI 13.341882f
+# define HEAD          (~(rint_t)0 << 12)
 #endif
 
 /* silu'(x) = σ(x)·(1 + x·σ(-x)), and (1 + x)·exp(x) below EXP_LO.
@@ -35,7 +35,7 @@ VINL vf vsilu_grad(vf x)
     const vf t = vneg(vabs(x)), zero = vset1(0), one = vset1(1);
     vf k, p = vexp_parts(t, &k), e = vsel_lt(t, vset1(EXP_LO), zero, vscale2(p, k));
     vf r = one / (one + e), q = e * r, y;
-    const vf finite = vsel_lt(vset1(1e30), x, zero, x);         /* at x = inf not inf·0 */
+    const vf finite = vsel_lt(vset1(1e30), x, zero, x); /* at x = inf not inf·0 */
     y = vsel_lt(x, zero, q, r) * vfma(finite, vsel_lt(x, zero, r, q), one);
     y = vsel_lt(x, vset1(EXP_LO), vscale2((one + x) * p, k), y);
     return vkeep_nan(x, vsel_lt(x, vset1(SILU_SLOPE_LO), zero, y));
@@ -97,7 +97,7 @@ VINL vf vgelu_grad(vf x)
     const vf t = vmin(vabs(x), vset1(40)), zero = vset1(0);
     vf p, k, r = vnormal_tail(t, &p, &k), e = vscale2(p, k), y;
     r = vfma(t, vset1((real)-0.398942280401432678), r);
-    y = vsel_lt(t, vset1(1), e * r, vscale2(p * r, k));         /* below 1, r may be 0 */
+    y = vsel_lt(t, vset1(1), e * r, vscale2(p * r, k)); /* below 1, r may be 0 */
     y = vsel_lt(vset1(GELU_SLOPE_HI), t, zero, y);
     return vkeep_nan(x, vsel_lt(zero, x, vset1(1) - y, y));
 }

@@ -21,22 +21,25 @@
 
 #if VB == 64 || (VB == 16 && defined(__aarch64__))
 # define FASTDERIV_REGISTERS 32
-enum { MR = 6, WIDE = 4 };                             /* 24 sums */
+enum { MR = 6, WIDE = 4 }; /* 24 sums */
 #else
 # define FASTDERIV_REGISTERS 16
-enum { MR = 3, WIDE = 2 };                             /* 12 sums */
+enum { MR = 3, WIDE = 2 }; /* 12 sums */
 #endif
 enum {
-    PW = 4 * VL,                                       /* columns of a panel: a vector per gate */
-    TALL = 6,                                          /* grid RNN's tile: TALL x WIDE vectors */
-    STRIP = 8 * TALL                                   /* rows that a segment has pointers for */
+    PW = 4 * VL,     /* columns of a panel: a vector per gate */
+    TALL = 6,        /* grid RNN's tile: TALL x WIDE vectors */
+    STRIP = 8 * TALL /* rows that a segment has pointers for */
 };
 
 VINL void zero_sums(vf sums[][4], const int rows, const int vectors)
 {
     int i, j;
-    UNROLLED for (i = 0; i < rows; i++)
-        UNROLLED for (j = 0; j < vectors; j++) sums[i][j] = vset1(0);
+    UNROLLED
+    for (i = 0; i < rows; i++) {
+        UNROLLED
+        for (j = 0; j < vectors; j++) sums[i][j] = vset1(0);
+    }
 }
 
 /* sums[i][j] += x[i][k] · w[j].  The tile's shorter side is loaded first and stays in registers. */
@@ -46,16 +49,22 @@ VINL void multiply_add(vf sums[][4], const real *const x[], ptrdiff_t k, const r
     vf a[TALL], b[4];
     int i, j;
     if (rows < vectors) {
-        UNROLLED for (i = 0; i < rows; i++) a[i] = vset1(x[i][k]);
-        UNROLLED for (j = 0; j < vectors; j++) {
+        UNROLLED
+        for (i = 0; i < rows; i++) a[i] = vset1(x[i][k]);
+        UNROLLED
+        for (j = 0; j < vectors; j++) {
             b[0] = vload(w + j * VL);
-            UNROLLED for (i = 0; i < rows; i++) sums[i][j] = vfma(a[i], b[0], sums[i][j]);
+            UNROLLED
+            for (i = 0; i < rows; i++) sums[i][j] = vfma(a[i], b[0], sums[i][j]);
         }
     } else {
-        UNROLLED for (j = 0; j < vectors; j++) b[j] = vload(w + j * VL);
-        UNROLLED for (i = 0; i < rows; i++) {
+        UNROLLED
+        for (j = 0; j < vectors; j++) b[j] = vload(w + j * VL);
+        UNROLLED
+        for (i = 0; i < rows; i++) {
             a[0] = vset1(x[i][k]);
-            UNROLLED for (j = 0; j < vectors; j++) sums[i][j] = vfma(a[0], b[j], sums[i][j]);
+            UNROLLED
+            for (j = 0; j < vectors; j++) sums[i][j] = vfma(a[0], b[j], sums[i][j]);
         }
     }
 }
@@ -63,9 +72,12 @@ VINL void multiply_add(vf sums[][4], const real *const x[], ptrdiff_t k, const r
 VINL void add_sums(real *c, ptrdiff_t ldc, vf sums[][4], const int rows, const int vectors)
 {
     int i, j;
-    UNROLLED for (i = 0; i < rows; i++)
-        UNROLLED for (j = 0; j < vectors; j++)
+    UNROLLED
+    for (i = 0; i < rows; i++) {
+        UNROLLED
+        for (j = 0; j < vectors; j++)
             vstore(c + i * ldc + j * VL, vload(c + i * ldc + j * VL) + sums[i][j]);
+    }
 }
 
 /* OUT c[i, j] += Σ_{k < K} a[i·row + k·step] · w[k, j] for i < rows and j < PW. */
@@ -77,7 +89,8 @@ VINL void panel_tile(const real *a, ptrdiff_t row, ptrdiff_t step, const real *w
     ptrdiff_t k;
     int i;
     zero_sums(sums, rows, 4);
-    UNROLLED for (i = 0; i < rows; i++) x[i] = a + i * row;
+    UNROLLED
+    for (i = 0; i < rows; i++) x[i] = a + i * row;
     for (k = 0; k < K; k++, w += PW) multiply_add(sums, x, k * step, w, rows, 4);
     add_sums(c, ldc, sums, rows, 4);
 }
@@ -109,7 +122,8 @@ VINL void multiply_rows(const real *const *x, int segments, const ptrdiff_t *n, 
     int i, g;
     zero_sums(sums, rows, vectors);
     for (g = 0; g < segments; g++, x += STRIP) {
-        UNROLLED for (i = 0; i < rows; i++) row[i] = x[i];
+        UNROLLED
+        for (i = 0; i < rows; i++) row[i] = x[i];
         for (k = 0; k < n[g]; k++, w += vectors * VL) multiply_add(sums, row, k, w, rows, vectors);
     }
     add_sums(c, ldc, sums, rows, vectors);
@@ -126,7 +140,8 @@ VINL void multiply_outer(const real *const *x, ptrdiff_t column, ptrdiff_t K, co
     int i;
     zero_sums(sums, rows, vectors);
     for (k = 0; k < K; k++, b += ld) {
-        UNROLLED for (i = 0; i < rows; i++) row[i] = x[k] + i;
+        UNROLLED
+        for (i = 0; i < rows; i++) row[i] = x[k] + i;
         multiply_add(sums, row, column, b, rows, vectors);
     }
     add_sums(c, ld, sums, rows, vectors);

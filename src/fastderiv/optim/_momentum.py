@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,9 +26,12 @@ from .._core.floats import undisturbed
 from .._core.fpstate import ieee
 from .._core.plain import plain
 
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
 Function = Callable[[np.ndarray], ArrayLike]
-_kernels = kernels("optim")
-_FEW = 1 << 20  # numbers that NumPy subtracts within milliseconds
+_kernels: dict[np.dtype, Kernels] = kernels("optim")
+_FEW = 1 << 20  # so many numbers NumPy subtracts within milliseconds
 
 
 def finite_number(name: str, value: ArrayLike) -> float:
@@ -52,15 +55,17 @@ def expect_like(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 def momentum_step(
     theta: np.ndarray, p: np.ndarray, grad: ArrayLike, *, alpha: float, beta: float
 ) -> None:
-    """One step of gradient descent with momentum, in place: ``p = beta*p - alpha*grad``, then ``theta = theta + p``.
+    """One step of gradient descent with momentum, in place.
+
+    ``p = beta*p - alpha*grad``, then ``theta = theta + p``.
 
     Parameters
     ----------
     theta, p : ndarray, any one shape
-        Parameters and momentum: float32 or float64 arrays of one dtype, writeable, any strides.  Overwritten; if the call
-        raises, they are as before.
+        Parameters and momentum: float32 or float64 arrays of one dtype, writeable, any strides.
+        They are overwritten; if the call raises, they are as before.
     grad : array_like, of the same shape
-        The gradient at `theta`; counts in the dtype of `theta`.
+        The gradient at `theta`; it is converted to the dtype of `theta`.
     alpha : float
         The learning rate, finite.
     beta : float
@@ -69,10 +74,11 @@ def momentum_step(
     Raises
     ------
     TypeError
-        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or `grad` has another dtype.
+        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, or `grad` has
+        another dtype.
     ValueError
-        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, any two of the arrays share memory, or a
-        rate is not finite.
+        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, any two of
+        the arrays share memory, or a rate is not finite.
 
     See Also
     --------
@@ -81,30 +87,29 @@ def momentum_step(
 
     Notes
     -----
-    One pass over the three arrays, O(size) time and 24 KiB of memory per thread (copies where an array is misaligned or of
-    another byte order or dtype).  The bits do not depend on strides or threads.  Ctrl-C waits for the end of the step, so
-    that it is never half done.
+    One pass over the three arrays: O(size) time and 24 KiB of memory per thread, and a copy of each
+    array that is misaligned or of another byte order or dtype.  The bits do not depend on strides
+    or threads.  Ctrl-C waits for the end of the step, so that the step is never half done.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.5.
 
     Examples
     --------
+    The gradient of ``|theta|**2 / 2`` is theta itself:
+
     >>> import numpy as np
     >>> import fastderiv as fd
     >>> theta, p = np.array([1.0, -2.0]), np.zeros(2)
     >>> for _ in range(2):
-    ...     fd.momentum_step(theta, p, theta.copy(), alpha=0.25, beta=0.5)  # the gradient of |theta|**2 / 2
+    ...     fd.momentum_step(theta, p, theta.copy(), alpha=0.25, beta=0.5)
     >>> theta, p
     (array([ 0.4375, -0.875 ]), array([-0.3125,  0.625 ]))
     """
     alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
-    if (
-        plain(theta, (p, grad), ())
-        and plain(p, (grad,), ())
-        and theta.shape == p.shape == grad.shape
-    ):  # type: ignore[union-attr]
+    ready = plain(theta, (p, grad), ()) and plain(p, (grad,), ())
+    if ready and theta.shape == p.shape == grad.shape:  # type: ignore[union-attr]
         given = cast(np.ndarray, grad)
     else:
         theta, p, given = _checked(theta, p, grad)
@@ -114,17 +119,21 @@ def momentum_step(
 def momentum_unstep(
     theta: np.ndarray, p: np.ndarray, grad_fn: Function, *, alpha: float, beta: float
 ) -> None:
-    """The inverse of `momentum_step`, in place: ``theta = theta - p``, then ``p = (p + alpha*grad_fn(theta)) / beta``.
+    """The inverse of `momentum_step`, in place.
 
-    Every step backwards multiplies rounding errors by up to 1/beta: some hundreds of steps later they may be all there is
-    (see the example).  `ReversibleMomentum` has no such limit.
+    ``theta = theta - p``, then ``p = (p + alpha*grad_fn(theta)) / beta``.
+
+    Every step backwards multiplies rounding errors by up to 1/beta; after some hundreds of steps
+    they may have replaced the result (see the example).  `ReversibleMomentum` has no such limit.
 
     Parameters
     ----------
     theta, p : ndarray, any one shape
-        As `momentum_step` takes and leaves them.  Overwritten; if the call raises, they are as before.
+        Parameters and momentum as `momentum_step` has left them, with the same requirements.  They
+        are overwritten; if the call raises, they are as before.
     grad_fn : callable
-        ``grad_fn(theta)`` is the gradient, an array of theta's shape.  It is given an array of its own.
+        ``grad_fn(theta)`` is the gradient, an array of theta's shape.  It is given an array of its
+        own.
     alpha : float
         The learning rate of the step to be undone, finite.
     beta : float
@@ -133,11 +142,11 @@ def momentum_unstep(
     Raises
     ------
     TypeError
-        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, `grad_fn` is not callable, or the gradient has
-        another dtype.
+        If `theta` or `p` is not a float32 or float64 array, their dtypes differ, `grad_fn` is not
+        callable, or the gradient has another dtype.
     ValueError
-        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, they share memory, a rate is not finite,
-        or `beta` is 0 in their dtype.
+        If the shapes differ, `theta` or `p` is read-only or shares memory with itself, they share
+        memory, a rate is not finite, or `beta` is 0 in their dtype.
 
     See Also
     --------
@@ -145,15 +154,16 @@ def momentum_unstep(
 
     Notes
     -----
-    Beside `grad_fn`, O(size) time and one array of theta's size.  What `grad_fn` raises passes through.
+    Beside what `grad_fn` takes: O(size) time and one array of theta's size.  Exceptions of
+    `grad_fn` pass through.
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.5.
 
     Examples
     --------
-    A hundred steps there and back, of gradients with some noise, are fine; a thousand are not:
+    With gradients that contain some noise, a hundred steps can be undone, and a thousand cannot:
 
     >>> import numpy as np
     >>> import fastderiv as fd
@@ -183,7 +193,7 @@ def momentum_unstep(
             for part in pieces(theta.shape):
                 np.subtract(theta[part], p[part], out=before[part])
     grad = as_array("grad_fn(theta)", grad_fn(before))
-    theta, p = _check_state(theta, p)  # once more: grad_fn may have reshaped or locked them
+    theta, p = _check_state(theta, p)  # again, as grad_fn may have reshaped or locked them
     expect_like("grad_fn(theta)", grad, theta.shape)
     if overlap(grad, theta) or overlap(grad, p):
         grad = grad.copy()
@@ -191,19 +201,20 @@ def momentum_unstep(
 
 
 def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.ndarray:
-    """The derivative of `momentum_step`'s (theta, p) by the (theta, p) before it.
+    """The derivative of the (theta, p) after a `momentum_step` by the (theta, p) before it.
 
     Parameters
     ----------
     hessian : array_like, shape (D, D)
-        Second derivatives of the loss at the parameters before the step; float32, float64 or integers.
+        Second derivatives of the loss at the parameters before the step: float32, float64 or
+        integers.
     alpha, beta : float
         Learning rate and decay, finite.
 
     Returns
     -------
     jacobian : ndarray, shape (2D, 2D)
-        ``[[I - alpha*H, beta*I], [-alpha*H, beta*I]]``; its determinant is ``beta**D`` whatever H is.
+        ``[[I - alpha*H, beta*I], [-alpha*H, beta*I]]``; its determinant is ``beta**D`` for any H.
 
     Raises
     ------
@@ -218,7 +229,7 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
 
     References
     ----------
-    docs/derivations.md §4.
+    docs/derivations.md §4.5.
 
     Examples
     --------
@@ -240,14 +251,13 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> np.nd
 
 @undisturbed
 def _jacobian(H: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """In pieces, between which Python looks for signals."""
+    """The matrix, written in pieces: between two of them Python answers signals."""
     D = len(H)
     J = empty("the jacobian", (2 * D, 2 * D), H.dtype)
     one, zero = beta * np.array([1, 0], H.dtype)
     for part in pieces(H.shape):
-        J[:D, :D][part] = J[D:, :D][part] = (
-            0 - alpha * H[part]
-        )  # not -alpha * H, which has zeros with a sign
+        # 0 - alpha * H and not -alpha * H, in which zeros would have the sign −
+        J[:D, :D][part] = J[D:, :D][part] = 0 - alpha * H[part]
         J[:D, D:][part] = J[D:, D:][part] = zero
     i = np.arange(D)
     J[i, i] += 1
@@ -256,7 +266,7 @@ def _jacobian(H: np.ndarray, alpha: float, beta: float) -> np.ndarray:
 
 
 def _check_state(theta: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The base views of theta and p, which can be updated in place."""
+    """Base arrays that view theta and p and can be updated in place, or an error."""
     theta, p = in_place("theta", theta), in_place("p", p)
     if _native(p) != _native(theta):
         raise TypeError(f"p has dtype {p.dtype}; expected that of theta, {theta.dtype}")
@@ -269,7 +279,7 @@ def _check_state(theta: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _checked(
     theta: np.ndarray, p: np.ndarray, grad: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three as base arrays, with whatever is wrong with them raised."""
+    """The three as base arrays, or an error."""
     theta, p = _check_state(theta, p)
     given = as_array("grad", grad)
     expect_like("grad", given, theta.shape)
@@ -280,22 +290,28 @@ def _checked(
 
 
 def _native(array: np.ndarray) -> np.dtype:
+    """The dtype of `array` in this machine's byte order."""
     return F32 if array.dtype.itemsize == 4 else F64
 
 
 def _update(
     theta: np.ndarray, p: np.ndarray, grad: np.ndarray, alpha: float, beta: float, *, back: bool
 ) -> None:
+    """A step in place, or its inverse if `back`, of arrays that have been checked."""
     if theta.size == 0:
         return
     dtype = _native(theta)
-    t, q, g = (as_dtype(a, dtype) for a in (theta, p, grad))
+    t, q, g = as_dtype(theta, dtype), as_dtype(p, dtype), as_dtype(grad, dtype)
     copies = () if t is theta and q is p else ((theta, t), (p, q))
-    _kernels[dtype].update(*_rows(t, q, g), alpha, beta, back, copies)
+    t, q, g = _rows(t, q, g)
+    _kernels[dtype].update(t, q, g, alpha=alpha, beta=beta, back=back, copies=copies)
 
 
 def _rows(theta: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """The same elements with theta's closest neighbours along the last axis; one axis where nothing lies between them."""
+    """The arrays with their axes in the order of theta's strides, the smallest one last.
+
+    They are flattened to one axis if the memory of all of them has no gaps.
+    """
     if theta.ndim == 1:
         return [theta, *others]
     order = sorted(range(theta.ndim), key=lambda axis: -abs(theta.strides[axis]))

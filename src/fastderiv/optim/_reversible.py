@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,27 +13,32 @@ from .._core.dispatch import kernels
 from .._core.floats import undisturbed
 from ._momentum import Function, expect_callable, expect_like, finite_number
 
-_kernels = kernels("optim")
-_UNITS = 2.0**44  # θ and p are whole numbers of these parts of 1 …
-_EDGE = 2.0**62  # … in [−2**62, 2**62)
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("optim")
+_UNITS = 2.0**44  # the number 1 as θ and p count it: they are integers in units of 2**-44
+_EDGE = 2.0**62  # these integers lie in [−2**62, 2**62)
 _INTERVAL = f"[-{_EDGE / _UNITS:.0f}, {_EDGE / _UNITS:.0f})"
 _D = 1 << 16  # β = n / _D; a spilled word holds a remainder by _D
-_LANES = 8  # of the widest vectors: arrays are padded to whole ones
+_LANES = 8  # 64-bit numbers in the widest vector: arrays are padded to whole vectors
 _I64, _U16 = np.dtype(np.int64), np.dtype(np.uint16)
-_PARTS = 40  # binary digits of the bits per step that the schedule counts with
+_PARTS = 40  # the schedule of spills counts bits per step in units of 2**-40
 
 
 class ReversibleMomentum:
     """Gradient descent with momentum that runs backwards bit for bit, however long it was.
 
-    ``p = beta*p - alpha*grad``, ``theta = theta + p``, from p = 0, on integers: what the multiplication by `beta` discards,
-    log2(1/beta) bits per parameter and step, is kept, and a step backwards finds everything as it was.  This is how a
-    gradient through thousands of training steps needs no stored trajectory: see `hypergradient`.
+    A step is ``p = beta*p - alpha*grad``, then ``theta = theta + p``, computed on integers; p
+    starts at 0.  The object keeps the bits that the multiplication by `beta` discards, log2(1/beta)
+    per parameter and step, and so a step backwards restores every bit.  With it, a gradient through
+    thousands of training steps needs no stored trajectory: see `hypergradient`.
 
     Parameters
     ----------
     theta : array_like, any shape
-        Initial parameters, float32, float64 or integers, in [-262144, 262144); rounded to multiples of 2**-44.
+        Initial parameters, float32, float64 or integers, in [-262144, 262144).  They are rounded to
+        multiples of 2**-44.
     alpha : float
         The learning rate, finite.
     beta : float
@@ -48,14 +53,15 @@ class ReversibleMomentum:
     steps : int
         Steps taken and not undone.
     information_bits : int
-        Bits that the way back needs, held now for all parameters together: 16 for every word that the buffers have spilled,
-        and the digits of every number in a buffer.  0 at the start; grows by log2(1/beta) per parameter and step, beyond a
-        constant of at most 35 per parameter.
+        How many bits are held now, over all parameters, to undo the steps: 16 for every word that
+        the buffers have spilled, and the binary digits of every number in a buffer.  It is 0 at the
+        start and grows by log2(1/beta) per parameter and step, plus a constant of at most 35 per
+        parameter.
 
     Raises
     ------
     TypeError
-        If an argument has another dtype or is no number.
+        If an argument has another dtype or is not a number.
     ValueError
         If `theta` holds NaN, `alpha` is not finite or `beta` does not round into (0, 1).
     OverflowError
@@ -68,21 +74,26 @@ class ReversibleMomentum:
 
     Notes
     -----
-    θ and p are multiples of 2**-44 in int64, the gradient enters as round(alpha·2**44·grad), and p becomes beta·p within
-    one unit: 6e-14, whatever the size of p.  `theta` is rounded once more where it is above 512, as float64 has 53 bits; a
-    gradient function sees the same rounded number in both directions.  All this is the same bits on any CPU for any number
-    of threads; it is the gradient function that must return the same bits for the same array.
+    θ and p are multiples of 2**-44, held in int64.  The gradient enters as
+    round(alpha·2**44·grad), and the decay turns p into beta·p with an error below one unit, 6e-14,
+    whatever the size of p.  The attribute `theta` is rounded once more where it is above 512, as
+    float64 has 53 bits; a gradient function sees the same rounded number in both directions.  The
+    results have the same bits on any CPU and for any number of threads, provided that the gradient
+    function returns the same bits for the same array.
 
-    A step is O(size) time in one compiled pass.  Memory: 24 bytes per parameter, and 16 bits per parameter whenever the
-    buffers spill, every 16/log2(1/beta) steps (105 for beta = 0.9) or, at large beta, a little earlier: by 0.04 % at 0.99, by
-    4 % at 0.9999, by a quarter at the largest.
-    `step` and `unstep` complete or change nothing; Ctrl-C waits for their end (some milliseconds for a million parameters).
-    Objects copy, pickle and compare by identity.  One object must not be used by several threads at once.
+    A step takes O(size) time, in one compiled pass.  The memory is 24 bytes per parameter, and 16
+    bits per parameter more whenever the buffers spill.  They spill every 16/log2(1/beta) steps (105
+    for beta = 0.9), and at large beta a little more often: by 0.04 % at 0.99, by 4 % at 0.9999, by
+    a quarter at the largest.
+
+    `step` and `unstep` either complete or change nothing; Ctrl-C waits for their end (some
+    milliseconds for a million parameters).  Objects can be copied and pickled; they compare by
+    identity.  One object must not be used by several threads at once.
 
     References
     ----------
-    D. Maclaurin, D. Duvenaud, R. P. Adams, Gradient-based hyperparameter optimization through reversible learning,
-    arXiv:1502.03492; docs/derivations.md §4.
+    D. Maclaurin, D. Duvenaud, R. P. Adams, Gradient-based hyperparameter optimization through
+    reversible learning, arXiv:1502.03492; docs/derivations.md §4.6.
 
     Examples
     --------
@@ -108,18 +119,18 @@ class ReversibleMomentum:
         self._rate = _bits_per_step(self._n)
         start = as_dtype(as_array("theta", theta), F64)
         self._shape = start.shape
-        self._state = empty(
-            "the state", (3, _padded(start.size)), _I64, np.zeros
-        )  # θ, p, and the buffers as float64
+        # θ, p, and the buffers: float64 numbers in the memory of int64 ones
+        self._state = empty("the state", (3, _padded(start.size)), _I64, np.zeros)
         self._state[0, : start.size] = _units(start).reshape(-1)
         self._count = np.zeros(1, np.int64)
         self._stack: list[np.ndarray] = []  # spilled words, uint16
 
     def __repr__(self) -> str:
-        return f"ReversibleMomentum(shape={self._shape}, alpha={self.alpha}, beta={self.beta}, steps={self.steps})"
+        rates = f"alpha={self.alpha}, beta={self.beta}"
+        return f"ReversibleMomentum(shape={self._shape}, {rates}, steps={self.steps})"
 
     def __getstate__(self) -> tuple[Any, ...]:
-        """Copies of what is updated in place; spilled words never are."""
+        """The state; what steps overwrite is copied, and spilled words they never overwrite."""
         return (
             self._alpha,
             self._n,
@@ -131,10 +142,14 @@ class ReversibleMomentum:
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Checked whole, since a file may be damaged or not ours; and copies, since its arrays may be shared with another object."""
+        """Take the state, or refuse it whole: a file may be damaged, or another program's.
+
+        Its arrays are copied, since another object may share them.
+        """
         if not isinstance(state, tuple) or len(state) != 7:
             raise TypeError(
-                f"state is a {type(state).__name__}; expected the tuple of 7 that __getstate__ returns"
+                f"state is a {type(state).__name__}; "
+                "expected the tuple of 7 that __getstate__ returns"
             )
         alpha, n, rate, shape, numbers, count, stack = state
         alpha, n, shape = (
@@ -175,9 +190,8 @@ class ReversibleMomentum:
     @property
     def information_bits(self) -> int:
         size = math.prod(self._shape)
-        digits = np.frexp(self._state[2].view(F64))[
-            1
-        ]  # of a positive integer: its bit length; 0 of 0
+        # the exponent of a positive integer is its bit length, and that of 0 is 0
+        _, digits = np.frexp(self._state[2].view(F64))
         return 16 * size * len(self._stack) + int(digits.sum())
 
     def step(self, grad: ArrayLike) -> None:
@@ -213,8 +227,9 @@ class ReversibleMomentum:
         Parameters
         ----------
         grad_fn : callable
-            ``grad_fn(theta)`` is the gradient that the step was taken with, given the `theta` it was taken at (an array of
-            its own).  If it differs from that in a single bit, the way back leads elsewhere.
+            ``grad_fn(theta)`` must be the gradient that the step was taken with; it is given the
+            `theta` that the step started from, as an array of its own.  If the gradient differs in
+            a single bit, the step backwards leads elsewhere.
 
         Raises
         ------
@@ -225,11 +240,11 @@ class ReversibleMomentum:
         OverflowError
             If no step with this gradient can have led here.
         RuntimeError
-            If `grad_fn` has itself moved this object.
+            If `grad_fn` has itself stepped this object.
 
         Notes
         -----
-        What `grad_fn` raises passes through.
+        Exceptions of `grad_fn` pass through.
 
         Examples
         --------
@@ -243,19 +258,25 @@ class ReversibleMomentum:
         self._unstep("grad_fn(theta)", grad_fn)
 
     def _step(self, name: str, grad: ArrayLike) -> None:
-        """`step`, where errors call the gradient `name`."""
+        """One step forwards; error messages call the gradient `name`."""
         array = self._gradient(name, grad)
         words = None
-        if self._spills(self.steps + 1) > len(self._stack):
-            # kernels of narrow vectors leave the end of the padding as it is
+        if _spills(self.steps + 1, self._rate) > len(self._stack):
+            # zeros, as kernels of narrow vectors do not write the end of the padding
             words = empty("the words", self._state.shape[1:], _U16, np.zeros)
-        kernel = _kernels[array.dtype]
-        if not kernel.fixed_step(
-            self._state, self._count, self._stack, array, self._alpha, self._n, words
+        if not _kernels[array.dtype].fixed_step(
+            self._state,
+            self._count,
+            self._stack,
+            grad=array,
+            alpha=self._alpha,
+            n=self._n,
+            words=words,
         ):
             self._refuse(name, array, "the step would leave")
 
     def _unstep(self, name: str, grad_fn: Function) -> None:
+        """One step backwards; error messages call the gradient `name`."""
         expect_callable("grad_fn", grad_fn)
         steps = self.steps
         if steps == 0:
@@ -263,10 +284,15 @@ class ReversibleMomentum:
         array = self._gradient(name, grad_fn(self._positions(0, before=True)))
         if self.steps != steps:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
-        spilled = self._spills(steps - 1) < len(self._stack)
-        kernel = _kernels[array.dtype]
-        if not kernel.fixed_unstep(
-            self._state, self._count, self._stack, array, self._alpha, self._n, spilled
+        spilled = _spills(steps - 1, self._rate) < len(self._stack)
+        if not _kernels[array.dtype].fixed_unstep(
+            self._state,
+            self._count,
+            self._stack,
+            grad=array,
+            alpha=self._alpha,
+            n=self._n,
+            spilled=spilled,
         ):
             self._refuse(
                 name,
@@ -282,6 +308,7 @@ class ReversibleMomentum:
         return np.ascontiguousarray(as_dtype(array, dtype), dtype)
 
     def _refuse(self, name: str, grad: np.ndarray, what: str) -> None:
+        """The error for a step that the kernel has refused."""
         nan = np.isnan(grad)
         if nan.any():
             raise ValueError(f"{name}{_first(nan)} is nan; expected numbers")
@@ -291,19 +318,20 @@ class ReversibleMomentum:
         return _spills(steps, self._rate)
 
     def _positions(self, row: int, *, before: bool = False) -> np.ndarray:
-        """θ (row 0), p (row 1), or θ as it was before the last step."""
+        """θ (row 0) or p (row 1); `before` asks for the θ that the last step started from."""
         out = empty("theta" if row == 0 else "p", self._state.shape[1:], F64)
-        _kernels[F64].positions(self._state, row, before, out)
+        _kernels[F64].positions(self._state, row, before=before, out=out)
         return out[: math.prod(self._shape)].reshape(self._shape)
 
 
 def _padded(size: int) -> int:
+    """`size`, rounded up to whole vectors."""
     return -(-size // _LANES) * _LANES
 
 
 @undisturbed
 def _units(start: np.ndarray) -> np.ndarray:
-    """θ in units, or an error that says where it is not in the range."""
+    """θ in units; an error says where it is outside the range."""
     units = np.rint(start * _UNITS)
     nan, inside = np.isnan(units), (units >= -_EDGE) & (units < _EDGE)
     if nan.any():
@@ -317,7 +345,7 @@ def _units(start: np.ndarray) -> np.ndarray:
 
 @undisturbed
 def _numerator(beta: float) -> int:
-    """n of β = n/d."""
+    """The n of β = n/d."""
     n = round(beta * _D) if abs(beta) < 2 else 0
     if not 0 < n < _D:
         raise ValueError(
@@ -330,8 +358,8 @@ def _numerator(beta: float) -> int:
 def _bits_per_step(n: int) -> int:
     """An upper bound of what a buffer grows by in a step, in units of 2**-40 bits.
 
-    i < B turns into i < ⌈B/n⌉ d <= B (d/n) (1 + (n−1)/B), and B stays above 2**34 if 16 bits are spilled only when it would
-    exceed 2**50: docs/derivations.md §4.
+    A step turns i < B into i < ⌈B/n⌉ d <= B (d/n) (1 + (n−1)/B).  B stays above 2**34, as 16 bits
+    are spilled only where it would exceed 2**50: docs/derivations.md §4.7.
     """
     exact = math.log2(_D / n) + math.log1p((n - 1) / 2**34) / math.log(2)
     return math.ceil(exact * (1 << _PARTS))
@@ -342,7 +370,7 @@ def _spills(steps: int, rate: int) -> int:
     return max(0, -(-steps * rate // (16 << _PARTS)) - 1)
 
 
-# ---- a state that comes from outside ------------------------------------------------------------------------------------
+# ---- a state that comes from outside -----------------------------------------------------------
 
 
 def _state_numerator(n: Any) -> int:
@@ -364,14 +392,18 @@ def _state_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _check_rate(rate: Any, n: int) -> None:
-    """The schedule is part of the state, since another platform's logarithm may differ in its last digit."""
+    """An error unless the rate is that of `n`.
+
+    The rate is part of the state, and may differ by 1, as another platform's logarithm may have
+    another last digit.
+    """
     wanted = _bits_per_step(n)
     if abs(index("state: rate", rate) - wanted) > 1:
         raise ValueError(f"state: rate is {rate}; expected {wanted} for n = {n}")
 
 
 def _own(what: str, array: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A copy of `array`, contiguous; it must have this shape and this dtype, in any byte order."""
+    """A contiguous copy of `array`, which must have this shape and, but for byte order, dtype."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"state: {what} are a {type(array).__name__}; expected an array")
     array = np.asarray(array)
@@ -385,10 +417,11 @@ def _own(what: str, array: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.n
 def _state_words(stack: Any, spills: int, size: int) -> list[np.ndarray]:
     if not isinstance(stack, list):
         raise TypeError(f"state: words are a {type(stack).__name__}; expected a list")
-    stack = [*stack]  # a subclass may say another length than it has
+    stack = [*stack]  # len() of a subclass may differ from what it holds
     if len(stack) != spills:
         raise ValueError(
-            f"state: there are {len(stack)} arrays of words; expected {spills}, as often as the buffers have spilled"
+            f"state: there are {len(stack)} arrays of words; expected {spills}, "
+            "as often as the buffers have spilled"
         )
     own = [_own("words", words, _U16, (_padded(size),)) for words in stack]
     if any(words[size:].any() for words in own):
@@ -397,7 +430,7 @@ def _state_words(stack: Any, spills: int, size: int) -> list[np.ndarray]:
 
 
 def _check_numbers(numbers: np.ndarray, size: int, steps: int, rate: int) -> None:
-    """θ, p and the buffers of a state."""
+    """An error unless θ, p and the buffers can be those of a state."""
     if steps < 0:
         raise ValueError(f"state: count is {steps}; expected at least 0")
     if numbers[:, size:].any():
@@ -407,16 +440,18 @@ def _check_numbers(numbers: np.ndarray, size: int, steps: int, rate: int) -> Non
         outside = (row < -edge) | (row >= edge)
         if outside.any():
             raise ValueError(
-                f"state: {name}{_first(outside)} is {row[outside][0]} units; expected integers in [-2**62, 2**62)"
+                f"state: {name}{_first(outside)} is {row[outside][0]} units; "
+                "expected integers in [-2**62, 2**62)"
             )
     _check_buffers(numbers[2].view(F64), steps, rate)
 
 
 @undisturbed
 def _check_buffers(buffers: np.ndarray, steps: int, rate: int) -> None:
-    """Whole numbers below what so many steps make of 2**34 at most: docs/derivations.md §4.
+    """An error unless they are whole numbers below the bound that so many steps turn 2**34 into.
 
-    A quarter more is let pass, and harmless: steps undone with other gradients than they were taken with may exceed the bound.
+    docs/derivations.md §4.7 has the bound.  A quarter more is accepted and harmless: buffers may
+    exceed it where steps were undone with other gradients than they were taken with.
     """
     bits = 34 + (steps * rate - _spills(steps, rate) * (16 << _PARTS)) / (1 << _PARTS)
     bound = 1.25 * 2.0 ** min(bits, 50)
@@ -425,7 +460,8 @@ def _check_buffers(buffers: np.ndarray, steps: int, rate: int) -> None:
     )
     if wrong.any():
         raise ValueError(
-            f"state: buffer{_first(wrong)} is {buffers[wrong][0]}; expected integers in [0, {bound:.0f})"
+            f"state: buffer{_first(wrong)} is {buffers[wrong][0]}; "
+            f"expected integers in [0, {bound:.0f})"
         )
 
 

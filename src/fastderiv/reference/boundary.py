@@ -1,4 +1,4 @@
-"""derivations §2 in plain NumPy and SciPy, one formula at a time; networks are evaluated row by row, unit by unit."""
+"""derivations §2 in plain NumPy and SciPy, one formula at a time, row by row, unit by unit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SigmoidMLP:
         return tuple(w.shape[1] for w in self.weights[:-1])
 
     def _layers(self, x):
-        """The pre-activations n = b + Σ_k W[k] y[k] of every layer for one row x, real or complex."""
+        """The pre-activations n = b + Σ_k W[k] y[k] of all layers for a row x, real or complex."""
         y = np.asarray(x)
         for w, b in zip(self.weights, self.biases, strict=True):
             n = b.astype(y.dtype)
@@ -114,7 +114,7 @@ class ExponentialSum:
         )
 
     def root_bound(self, coordinate: int) -> int:
-        """Changes of sign in order of frequency, for every choice of signs that the other inputs may decide."""
+        """The most changes of sign in order of frequency, whatever signs the other inputs decide."""
         terms, groups = defaultdict[Any, Fraction](Fraction), defaultdict[Any, set[bool]](set)
         for S in self._subsets:
             exponent = tuple(sum(Fraction(row[i]) for i in S) for row in (*self._w, self._b))
@@ -145,9 +145,18 @@ class RootResults(NamedTuple):
     function_calls: NDArray
 
 
-def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *, coordinate: int = 0,
-            outputs: Sequence[int] = (0, 1), method: str = "brentq", xtol: float = 2e-12,
-            rtol: float = 8.881784197001252e-16, maxiter: int = 100) -> RootResults:  # fmt: skip
+def find_x1(
+    net: SigmoidMLP,
+    x_other: ArrayLike,
+    bracket: Sequence[ArrayLike],
+    *,
+    coordinate: int = 0,
+    outputs: Sequence[int] = (0, 1),
+    method: str = "brentq",
+    xtol: float = 2e-12,
+    rtol: float = 8.881784197001252e-16,
+    maxiter: int = 100,
+) -> RootResults:
     """SciPy's root finder `method` on the margin along `coordinate`, row by row."""
     x_other = np.asarray(x_other, np.float64)
     x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
@@ -160,13 +169,21 @@ def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *
             x[coordinate] = t
             return x[None]
 
-        seen = {}
+        seen: dict[float, float] = {}
 
         def f(t, at=at, seen=seen):
             return seen.setdefault(float(t), net.margin(at(t), outputs)[0])
 
-        root, converged, *work = _one_root(f, lambda t, at=at: net.margin_gradient(at(t), outputs)[0, coordinate],
-                                           a, b, method, xtol, rtol, maxiter)  # fmt: skip
+        root, converged, *work = _one_root(
+            f,
+            lambda t, at=at: net.margin_gradient(at(t), outputs)[0, coordinate],
+            a,
+            b,
+            method,
+            xtol,
+            rtol,
+            maxiter,
+        )
         rows.append(
             (root, converged and _changes_sign(f, seen, root, xtol + rtol * abs(root)), *work)
         )
@@ -179,7 +196,7 @@ def find_x1(net: SigmoidMLP, x_other: ArrayLike, bracket: Sequence[ArrayLike], *
 
 
 def _changes_sign(f, seen, x, reach):
-    """Whether f is 0 at x, or has both signs among all points no further than `reach` from x where it was evaluated."""
+    """Whether f is 0 at x, or has both signs among the points seen within `reach` of x."""
     if not np.isfinite(x) or f(x) == 0:
         return bool(np.isfinite(x))
     f(np.nextafter(x - reach, x)), f(np.nextafter(x + reach, x))  # inwards, after rounding
@@ -217,8 +234,16 @@ def _one_root(f, slope, a, b, method, xtol, rtol, maxiter):
 class Crossings:
     """Row i has the ties x[indptr[i]:indptr[i + 1]]."""
 
-    def __init__(self, indptr: NDArray, x: NDArray, lower: NDArray, upper: NDArray, unique: NDArray, complete: NDArray,
-                 root_bound: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        indptr: NDArray,
+        x: NDArray,
+        lower: NDArray,
+        upper: NDArray,
+        unique: NDArray,
+        complete: NDArray,
+        root_bound: int | None = None,
+    ) -> None:
         self.indptr, self.x, self.lower, self.upper = indptr, x, lower, upper
         self.unique, self.complete, self.root_bound = unique, complete, root_bound
 
@@ -234,10 +259,20 @@ class Crossings:
         return self.x[self.indptr[i] : self.indptr[i + 1]]
 
 
-def solve_x1(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0, outputs: Sequence[int] = (0, 1),
-             bounds: Sequence[float] | NDArray = (-np.inf, np.inf), xtol: float = 1e-12,
-             progress: Any = None) -> Crossings:  # fmt: skip
-    """Dense samples where the first layer's units bend, brentq where the margin changes its sign: complete is never claimed."""
+def solve_x1(
+    net: SigmoidMLP,
+    x_other: ArrayLike,
+    *,
+    coordinate: int = 0,
+    outputs: Sequence[int] = (0, 1),
+    bounds: Sequence[float] | NDArray = (-np.inf, np.inf),
+    xtol: float = 1e-12,
+    progress: Any = None,
+) -> Crossings:
+    """Dense samples where units of the first layer bend, brentq where the margin changes its sign.
+
+    It never claims to be complete.
+    """
     x_other, coordinate = np.asarray(x_other, np.float64), coordinate % net.n_inputs
     x_other = x_other if x_other.ndim == 2 else x_other.reshape(-1, 1)
     rows = []
@@ -281,10 +316,16 @@ class BoundaryCurves(NamedTuple):
     undecided: NDArray
 
 
-def trace_boundary(net: SigmoidMLP, bounds: Sequence[ArrayLike] | NDArray, *,
-                   coordinates: Sequence[int] | NDArray = (0, 1), at: ArrayLike | None = None,
-                   outputs: Sequence[int] = (0, 1), tol: float = 1e-10) -> BoundaryCurves:  # fmt: skip
-    """Marching squares: zeros on the edges of a grid, joined cell by cell.  It sees what the grid sees, no proof."""
+def trace_boundary(
+    net: SigmoidMLP,
+    bounds: Sequence[ArrayLike] | NDArray,
+    *,
+    coordinates: Sequence[int] | NDArray = (0, 1),
+    at: ArrayLike | None = None,
+    outputs: Sequence[int] = (0, 1),
+    tol: float = 1e-10,
+) -> BoundaryCurves:
+    """Marching squares: zeros on the edges of a grid, joined cell by cell; it proves nothing."""
     n = 120
     box = np.array(bounds, np.float64)
     x, y = np.linspace(box[:, 0], box[:, 1], n + 1).T
@@ -351,8 +392,9 @@ def _complex_margin(parameters, x, outputs):
     return y[0] if len(y) == 1 else y[outputs[0]] - y[outputs[1]]
 
 
-def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0,
-                    outputs: Sequence[int] = (0, 1)) -> TieSensitivity:  # fmt: skip
+def tie_sensitivity(
+    net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0, outputs: Sequence[int] = (0, 1)
+) -> TieSensitivity:
     """∂x*/∂p = −(∂f/∂p) / (∂f/∂x*), every derivative of f on its own by a complex step."""
     weights, biases = ([a.astype(complex) for a in part] for part in (net.weights, net.biases))
     x, h = np.array(x, complex), 1e-100
@@ -367,14 +409,26 @@ def tie_sensitivity(net: SigmoidMLP, x: ArrayLike, *, coordinate: int = 0,
 
     gradient = derivatives(x)
     slope = gradient[coordinate]
-    return TieSensitivity(tuple(-derivatives(w) / slope for w in weights), tuple(-derivatives(b) / slope for b in biases),
-                          -np.delete(gradient, coordinate) / slope)  # fmt: skip
+    return TieSensitivity(
+        tuple(-derivatives(w) / slope for w in weights),
+        tuple(-derivatives(b) / slope for b in biases),
+        -np.delete(gradient, coordinate) / slope,
+    )
 
 
-def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordinates: Sequence[int] = (0, 1),
-                    outputs: Sequence[int] = (0, 1), step: float | None = None, rtol: float = 1e-10, atol: float = 1e-10,
-                    stop_when_closed: bool = False) -> NDArray:  # fmt: skip
-    """dx/ds = (−∂f/∂x_j, ∂f/∂x_i) / |∇f|, integrated over the whole length; `step` is length / 200 by default."""
+def follow_boundary(
+    net: SigmoidMLP,
+    start: ArrayLike,
+    length: float,
+    *,
+    coordinates: Sequence[int] = (0, 1),
+    outputs: Sequence[int] = (0, 1),
+    step: float | None = None,
+    rtol: float = 1e-10,
+    atol: float = 1e-10,
+    stop_when_closed: bool = False,
+) -> NDArray:
+    """dx/ds = (−∂f/∂x_j, ∂f/∂x_i) / |∇f| over the whole length; `step`: by default length / 200."""
     start, plane = np.asarray(start, np.float64), list(coordinates)
 
     def at(p):
@@ -383,6 +437,10 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
         return X
 
     def field(s, p):
+        nonlocal calls, reached
+        calls, reached = calls + 1, max(reached, s)
+        if calls > 5000 and size > 2.0**52 * reached:  # some 400 steps
+            raise ValueError(f"length is {length:g}, beside which steps are lost in rounding")
         a, b = net.margin_gradient(at(p), outputs)[0, plane]
         return np.array([-b, a]) / np.hypot(a, b) * np.sign(length)
 
@@ -392,21 +450,9 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
             p = p - net.margin(at(p), outputs)[0] * g / (g @ g)
         return at(p)[0]
 
-    p0, size = start[plane], abs(length)
-    steps, longest, before = -1, 0.0, 0.0
-
-    def after_step(s, p):
-        nonlocal steps, longest, before
-        steps, longest, before = steps + 1, max(longest, s - before), s
-        if steps >= 400 and size - s > 2.0**52 * longest:
-            raise ValueError(
-                f"length is {length:g}, beside which steps along this boundary are lost in rounding: "
-                f"the longest of {steps} was {longest:.3g}; expected at most 2**52 times that"
-            )
-        return 1.0  # no event, which would be a change of sign
-
+    p0, size, calls, reached = start[plane], abs(length), 0, 0.0
     way = integrate.solve_ivp(
-        field, (0, size), p0, "DOP853", rtol=rtol, atol=atol, dense_output=True, events=after_step
+        field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True
     ).sol
     end = size
     if stop_when_closed:
@@ -422,7 +468,10 @@ def follow_boundary(net: SigmoidMLP, start: ArrayLike, length: float, *, coordin
 
 
 def _lead(net, x, outputs):
-    """The outputs that may tie with the leading one, as pairs (leading, other); a single output counts as two classes."""
+    """The outputs that may tie with the leading one, as pairs (leading, other).
+
+    A single output counts as two classes.
+    """
     z = net.logits(x[None])[0]
     z = np.append(0, z) if len(z) == 1 else z
     if outputs == "any" and len(z) > 2:
@@ -439,7 +488,7 @@ def _decisive(net, x, pair):
 
 
 class Counterfactuals(NamedTuple):
-    """The nearest change along each input: a root on a grid proves nothing, so `certified` is never claimed."""
+    """The nearest change along each input, never certified: a root on a grid proves nothing."""
 
     value: NDArray
     change: NDArray
@@ -451,10 +500,15 @@ class Counterfactuals(NamedTuple):
     certified: NDArray
 
 
-def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | NDArray | None = None,
-                    outputs: Sequence[int] | NDArray | Literal["any"] = "any",
-                    bounds: ArrayLike = (-np.inf, np.inf)) -> Counterfactuals:  # fmt: skip
-    """One input at a time, the nearest of all changes of sign between the leading output and another."""
+def counterfactuals(
+    net: SigmoidMLP,
+    x: ArrayLike,
+    *,
+    features: Sequence[int] | NDArray | None = None,
+    outputs: Sequence[int] | NDArray | Literal["any"] = "any",
+    bounds: ArrayLike = (-np.inf, np.inf),
+) -> Counterfactuals:
+    """For one input, the nearest change of sign between the leading output and another."""
     x = np.asarray(x, np.float64)
     if x.ndim == 2:
         rows = [
@@ -463,11 +517,13 @@ def counterfactuals(net: SigmoidMLP, x: ArrayLike, *, features: Sequence[int] | 
         ]
         return Counterfactuals(*(np.stack(field) for field in zip(*rows, strict=True)))
     chosen = range(len(x)) if features is None else features
-    found = [_along(net, x, j, outputs, lo, hi)
-             for j, (lo, hi) in zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)]  # fmt: skip
+    found = [
+        _along(net, x, j, outputs, lo, hi)
+        for j, (lo, hi) in zip(chosen, np.broadcast_to(bounds, (len(chosen), 2)), strict=True)
+    ]
+    kinds: list[Any] = [float, float, float, "U7", int, bool]
     value, lower, upper, status, output, decisive = (
-        np.array([f[k] for f in found], kind)
-        for k, kind in enumerate((float, float, float, "U7", int, bool))
+        np.array([f[k] for f in found], kind) for k, kind in enumerate(kinds)
     )
     return Counterfactuals(
         value,
@@ -506,9 +562,14 @@ class NearestTie(NamedTuple):
     decisive: bool
 
 
-def nearest_tie(net: SigmoidMLP, x: ArrayLike, *, outputs: Sequence[int] | NDArray | Literal["any"] = "any",
-                bounds: ArrayLike | None = None) -> NearestTie:  # fmt: skip
-    """min |y − x| with f(y) = 0, by SLSQP from the ties on random lines; the best of them, for every f that counts."""
+def nearest_tie(
+    net: SigmoidMLP,
+    x: ArrayLike,
+    *,
+    outputs: Sequence[int] | NDArray | Literal["any"] = "any",
+    bounds: ArrayLike | None = None,
+) -> NearestTie:
+    """min |y − x| with f(y) = 0, by SLSQP from ties on random lines, for every f that counts."""
     x = np.asarray(x, np.float64)
     box = np.broadcast_to((-np.inf, np.inf) if bounds is None else bounds, (len(x), 2))
     middle, rng = np.clip(x, *box.T), np.random.default_rng(1)
@@ -531,8 +592,11 @@ def _slsqp(net, x, start, pair, box):
     def off(y):
         return (y - x) @ (y - x), 2 * (y - x)
 
-    constraint = {"type": "eq", "fun": lambda y: net.margin([y], pair)[0],
-                  "jac": lambda y: net.margin_gradient([y], pair)[0]}  # fmt: skip
+    constraint = {
+        "type": "eq",
+        "fun": lambda y: net.margin([y], pair)[0],
+        "jac": lambda y: net.margin_gradient([y], pair)[0],
+    }
     y = optimize.minimize(
         off,
         start,
@@ -563,8 +627,15 @@ def _slsqp(net, x, start, pair, box):
 class DecisionIntervals:
     """The intervals of all rows, one row after the other."""
 
-    def __init__(self, indptr: NDArray, lower: NDArray, upper: NDArray, output: NDArray, complete: NDArray,
-                 proven: NDArray) -> None:  # fmt: skip
+    def __init__(
+        self,
+        indptr: NDArray,
+        lower: NDArray,
+        upper: NDArray,
+        output: NDArray,
+        complete: NDArray,
+        proven: NDArray,
+    ) -> None:
         self.indptr, self.lower, self.upper, self.output = indptr, lower, upper, output
         self.complete, self.proven = complete, proven
 
@@ -579,9 +650,14 @@ class DecisionIntervals:
         )
 
 
-def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int = 0,
-                       bounds: ArrayLike = (-np.inf, np.inf)) -> DecisionIntervals:  # fmt: skip
-    """The largest output at many points; where it differs between neighbours, halve until they are the same number.
+def decision_intervals(
+    net: SigmoidMLP,
+    x_other: ArrayLike,
+    *,
+    coordinate: int = 0,
+    bounds: ArrayLike = (-np.inf, np.inf),
+) -> DecisionIntervals:
+    """The largest output at many points; where neighbours differ, the place by bisection.
 
     Nothing of it is proven.
     """
@@ -613,6 +689,11 @@ def decision_intervals(net: SigmoidMLP, x_other: ArrayLike, *, coordinate: int =
     indptr = np.cumsum([0, *map(len, rows)])
     uppers = [[*(at for at, _ in row[1:]), hi] for row in rows]
     flat = [pair for row in rows for pair in row]
-    return DecisionIntervals(indptr, np.array([at for at, _ in flat]), np.array(list(itertools.chain(*uppers))),
-                             np.array([output for _, output in flat], int), np.zeros(len(rows), bool),
-                             np.zeros(len(flat), bool))  # fmt: skip
+    return DecisionIntervals(
+        indptr,
+        np.array([at for at, _ in flat]),
+        np.array(list(itertools.chain(*uppers))),
+        np.array([output for _, output in flat], int),
+        np.zeros(len(rows), bool),
+        np.zeros(len(flat), bool),
+    )

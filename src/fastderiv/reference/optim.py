@@ -1,4 +1,7 @@
-"""derivations §4, momentum: in plain NumPy, and on Python's integers, one parameter after the other."""
+"""Momentum in plain NumPy, and on Python's integers one parameter after the other.
+
+docs/derivations.md §4.5 to §4.9.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def momentum_jacobian(hessian: ArrayLike, *, alpha: float, beta: float) -> NDArr
 
 
 class ReversibleMomentum:
-    """θ, p, i as Python integers, β = n/d.  // and % are Python's, towards −∞."""
+    """θ, p and i are Python's integers, β = n/d; // and % round towards −∞.  §4.6."""
 
     d = 2**16
     unit = 2.0**-44
@@ -71,7 +74,10 @@ class ReversibleMomentum:
         return k
 
     def _spills(self, steps: int) -> int:
-        """16 bits leave each buffer whenever its bound, 2**34 at first, would exceed 2**50."""
+        """How often 16 bits have left each buffer; §4.7.
+
+        They do so whenever its bound, which is 2**34 at first, would exceed 2**50.
+        """
         bits = math.log2(self.d / self.n) + math.log1p((self.n - 1) / 2**34) / math.log(2)
         return max(0, -(-steps * math.ceil(bits * 2**40) // 2**44) - 1)
 
@@ -142,7 +148,7 @@ def hypergradient(
     alpha: float,
     beta: float,
 ) -> Hypergradients:
-    """The whole trajectory is stored, in floating point."""
+    """The whole trajectory is stored, in floating point.  §4.9."""
     beta = round(beta * 2**16) / 2**16
     x = np.array(theta, np.float64)
     p, trajectory = np.zeros_like(x), []

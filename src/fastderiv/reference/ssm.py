@@ -47,10 +47,22 @@ def _states(step, u, A, B, initial):
         yield h
 
 
-def selective_scan(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-                   z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False, *, initial_state: ArrayLike | None = None,
-                   cu_seqlens: ArrayLike | None = None, out: NDArray | None = None) -> Any:  # fmt: skip
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: NDArray | None = None,
+) -> Any:
     u, delta, A = (np.asarray(a, np.float64) for a in (u, delta, A))
     batched = u.ndim == 3
     if cu_seqlens is not None:
@@ -119,8 +131,18 @@ def _packed(
         if h0 is not None and u.ndim == 3:
             h0 = h0[None]
         here = [a if np.ndim(a) == 2 else np.asarray(a)[s] for a in (B, C)]
-        result[s], last[k] = selective_scan(u[s], delta[s], A, *here, D, None if z is None else np.asarray(z)[s], delta_bias,
-                                            delta_softplus, True, initial_state=h0)  # fmt: skip
+        result[s], last[k] = selective_scan(
+            u[s],
+            delta[s],
+            A,
+            *here,
+            D,
+            None if z is None else np.asarray(z)[s],
+            delta_bias,
+            delta_softplus,
+            True,
+            initial_state=h0,
+        )
     return (result, last) if return_last_state else result
 
 
@@ -136,10 +158,22 @@ class SelectiveScanGrads(NamedTuple):
     dinitial_state: NDArray | None
 
 
-def selective_scan_vjp(dout: ArrayLike, u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike,
-                       D: ArrayLike | None = None, z: ArrayLike | None = None, delta_bias: ArrayLike | None = None,
-                       delta_softplus: bool = False, *, initial_state: ArrayLike | None = None,
-                       cu_seqlens: ArrayLike | None = None, dlast_state: ArrayLike | None = None) -> SelectiveScanGrads:  # fmt: skip
+def selective_scan_vjp(
+    dout: ArrayLike,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    dlast_state: ArrayLike | None = None,
+) -> SelectiveScanGrads:
     given = (dout, u, delta, A, B, C, D, z, delta_bias, initial_state, dlast_state)
     arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in given]
     if cu_seqlens is not None:
@@ -202,7 +236,9 @@ def _batched_vjp(arrays, delta_softplus):
 
 
 def _shared(gradient, coefficient):
-    """The gradient (L, batch, D, N) of `_rows` of a batched B or C in that one's shape: the sum over all who share an entry."""
+    """The gradient (L, batch, D, N) of `_rows` of a batched B or C in that one's shape: the sum
+    over all who share an entry.
+    """
     if coefficient.ndim == 2:
         return gradient.sum((0, 1))
     steps, batch, channels, states = gradient.shape
@@ -231,9 +267,18 @@ def _packed_vjp(arrays, delta_softplus, cu_seqlens):
     return total
 
 
-def selective_state_update(state: NDArray, x: ArrayLike, dt: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike,
-                           D: ArrayLike | None = None, z: ArrayLike | None = None, dt_bias: ArrayLike | None = None,
-                           dt_softplus: bool = False) -> NDArray:  # fmt: skip
+def selective_state_update(
+    state: NDArray,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+) -> NDArray:
     x, dt, A = (np.asarray(a, np.float64) for a in (x, dt, A))
     step = dt if dt_bias is None else dt + np.asarray(dt_bias, np.float64)
     if dt_softplus:
@@ -272,11 +317,21 @@ class ChunkSummary(NamedTuple):
     q: NDArray
 
 
-def chunk_summary(u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, delta_bias: ArrayLike | None = None,
-                  delta_softplus: bool = False) -> ChunkSummary:  # fmt: skip
+def chunk_summary(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+) -> ChunkSummary:
     zero, one = np.zeros(np.shape(A)), np.ones((*np.shape(u)[:-1], np.shape(A)[1]))
-    last = [selective_scan(x, delta, A, B, zero, None, None, delta_bias, delta_softplus, True, initial_state=h)[1]
-            for x, h in ((np.zeros(np.shape(u)), one), (u, None))]  # fmt: skip
+    last = [
+        selective_scan(
+            x, delta, A, B, zero, None, None, delta_bias, delta_softplus, True, initial_state=h
+        )[1]
+        for x, h in ((np.zeros(np.shape(u)), one), (u, None))
+    ]
     return ChunkSummary(*last)
 
 
@@ -287,8 +342,16 @@ def combine_summaries(
     return ChunkSummary(P2 * P1, P2 * q1 + q2)
 
 
-def scan_attention(delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, delta_bias: ArrayLike | None = None,
-                   delta_softplus: bool = False, *, rows: ArrayLike | None = None) -> NDArray:  # fmt: skip
+def scan_attention(
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    rows: ArrayLike | None = None,
+) -> NDArray:
     delta, A = np.asarray(delta, np.float64), np.asarray(A, np.float64)
     batched = delta.ndim == 3
     if not batched:
@@ -351,8 +414,17 @@ class S6:
     def vjp(self, dy: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None,
             dlast_state: ArrayLike | None = None) -> S6Grads:  # fmt: skip
         u, delta, B, C = self._projected(x)
-        scan = selective_scan_vjp(_turned(np.asarray(dy, np.float64)), u, delta, self.A, B, C, delta_softplus=True,
-                                  initial_state=initial_state, dlast_state=dlast_state)  # fmt: skip
+        scan = selective_scan_vjp(
+            _turned(np.asarray(dy, np.float64)),
+            u,
+            delta,
+            self.A,
+            B,
+            C,
+            delta_softplus=True,
+            initial_state=initial_state,
+            dlast_state=dlast_state,
+        )
         ddelta, dB, dC = scan.ddelta, scan.dB[..., 0, :, :], scan.dC[..., 0, :, :]
         dx = scan.du + self.W_delta @ ddelta + self.W_B.T @ dB + self.W_C.T @ dC
         dW_delta, dW_B, dW_C = (
@@ -365,8 +437,13 @@ class S6:
         _, delta, _, _ = self._projected(x)
         return _softplus(_turned(delta))
 
-    def transition_product(self, x: ArrayLike, start: SupportsIndex | None, stop: SupportsIndex | None,
-                           method: Literal["closed", "subsets"] = "closed") -> NDArray:  # fmt: skip
+    def transition_product(
+        self,
+        x: ArrayLike,
+        start: SupportsIndex | None,
+        stop: SupportsIndex | None,
+        method: Literal["closed", "subsets"] = "closed",
+    ) -> NDArray:
         _, delta, _, _ = self._projected(x)
         return transition_product(delta[..., start:stop], self.A, method=method)
 

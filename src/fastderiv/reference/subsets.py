@@ -1,4 +1,4 @@
-"""Sums over subsets, by loops over bitmasks.  derivations §1, the theorem."""
+"""Sums over subsets, by loops over bitmasks: docs/derivations.md §1.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair that composes."""
+"""`chunk_summary` and `combine_summaries`: what a stretch of steps does to any state, as a pair
+that composes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from ._transition import power
 
 
 class ChunkSummary(NamedTuple):
-    """What a chunk of a scan does to any state, ``h_out = P * h_in + q``: what `chunk_summary` returns.
+    """What a chunk of a scan does to any state, ``h_out = P * h_in + q``: what `chunk_summary`
+    returns.
 
     Attributes
     ----------
@@ -49,7 +52,8 @@ def chunk_summary(
     .. math::
         h_{\text{out}} = P \odot h_{\text{in}} + q, \qquad P = e^{A \sum_l \Delta_l}
 
-    Chunks can be summarised independently, on other machines too; `combine_summaries` composes them.
+    Chunks can be summarised independently, on other machines too; `combine_summaries` composes
+    them.
 
     Parameters
     ----------
@@ -63,8 +67,8 @@ def chunk_summary(
     Returns
     -------
     summary : ChunkSummary
-        The pair (P, q) of new arrays (batch, D, N), or (D, N) unbatched: float32 if every floating argument is, else float64.
-        L = 0 gives P = 1, q = 0.
+        The pair (P, q) of new arrays (batch, D, N), or (D, N) unbatched: float32 if every floating
+        argument is, else float64.  L = 0 gives P = 1, q = 0.
 
     Raises
     ------
@@ -75,13 +79,14 @@ def chunk_summary(
 
     Notes
     -----
-    O(batch·D·L·N) time, as the scan, whose last state from zero q is to the bit; memory beyond inputs and results is that of
-    the scan.  The step sizes are summed in float64, eight by eight, and P is formed once from the sum, so that rounding does
-    not build up over long chunks.  The bits of the result do not depend on strides or threads.
+    O(batch·D·L·N) time, as the scan, whose last state from zero q is to the bit; memory beyond
+    inputs and results is that of the scan.  The step sizes are summed in float64, eight by eight,
+    and P is formed once from the sum, so that rounding does not build up over long chunks.  The
+    bits of the result do not depend on strides or threads.
 
     References
     ----------
-    docs/derivations.md §1.
+    docs/derivations.md §1.7.
 
     Examples
     --------
@@ -91,7 +96,8 @@ def chunk_summary(
     >>> import fastderiv as fd
     >>> u, delta = np.ones((1, 4)), np.full((1, 4), np.log(2))
     >>> A, B = np.array([[-1.0]]), np.array([[1.0]])
-    >>> first, second = (fd.chunk_summary(u[:, half], delta[:, half], A, B) for half in np.s_[:2, 2:])
+    >>> first = fd.chunk_summary(u[:, :2], delta[:, :2], A, B)
+    >>> second = fd.chunk_summary(u[:, 2:], delta[:, 2:], A, B)
     >>> P, q = fd.combine_summaries(first, second)
     >>> bool(np.allclose(P, 1 / 16))
     True
@@ -100,11 +106,11 @@ def chunk_summary(
     >>> bool(np.allclose(P * state + q, last))
     True
     """
-    call = ScanCall((u, delta, A, B, None, None, None, delta_bias, None), without="C")
+    call = ScanCall(u, delta, A, B, None, delta_bias=delta_bias, required=("u", "delta", "A", "B"))
     total, q = empty("sums of step sizes", call.shape[:-1], call.dtype), call.new_state()
     softplus = flag("delta_softplus", delta_softplus)
-    call.run(None, q, softplus)
-    call.kernel.step_sum(call.signal(call.delta), call.bias, softplus, call.signal(total))
+    call.scan(None, q, softplus)
+    call.kernels.step_sum(call.delta, call.delta_bias, softplus, total=call.signal(total))
     return ChunkSummary(power(total, call.A), q)
 
 
@@ -133,12 +139,12 @@ def combine_summaries(
 
     Notes
     -----
-    Linear in the size of the arrays, in time and memory.  Associative up to rounding, with (1, 0) as its neutral element: a
-    parallel prefix over summaries gives the states at all chunks' ends.
+    Linear in the size of the arrays, in time and memory.  Associative up to rounding, with (1, 0)
+    as its neutral element: a parallel prefix over summaries gives the states at all chunks' ends.
 
     References
     ----------
-    docs/derivations.md §1.
+    docs/derivations.md §1.7.
 
     Examples
     --------

@@ -1,4 +1,6 @@
-"""`S6`: the layer of derivations §1, its projections by matrix products and its recurrence by the scan's kernels."""
+"""`S6`: the layer of derivations §1.1, its projections by matrix products and its recurrence by the
+scan's kernels.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +68,14 @@ class S6:
     For every sequence x (L, E) and channel e,
 
     .. math::
-        \Delta_l = \mathrm{softplus}(x_l W_\Delta + b_\Delta), \quad B_l = W_B x_l, \quad C_l = W_C x_l, \qquad
-        h_{l,e} = e^{\Delta_{l,e} A_e} \odot h_{l-1,e} + \Delta_{l,e} B_l x_{l,e}, \quad y_{l,e} = C_l \cdot h_{l,e}.
+        \Delta_l = \mathrm{softplus}(x_l W_\Delta + b_\Delta), \quad B_l = W_B x_l,
+        \quad C_l = W_C x_l, \qquad
+        h_{l,e} = e^{\Delta_{l,e} A_e} \odot h_{l-1,e} + \Delta_{l,e} B_l x_{l,e},
+        \quad y_{l,e} = C_l \cdot h_{l,e}.
 
-    The layer owns read-only copies of its weights; it is immutable, copies and pickles.  Gradient descent makes a new layer in
-    every step, best with log(−A) for a parameter, so that A stays negative: its gradient is ``dA * A``.
+    The layer owns read-only copies of its weights; it is immutable, copies and pickles.  Gradient
+    descent makes a new layer in every step, best with log(−A) for a parameter, so that A stays
+    negative: its gradient is ``dA * A``.
 
     Parameters
     ----------
@@ -93,17 +98,19 @@ class S6:
 
     Notes
     -----
-    O(L·E·(E + N)) time per sequence.  Memory beyond input and result is that of the projections, L·(E + 2N) elements; the
-    scan reads them through transposed views.  The projections are matrix products of NumPy: the bits of a result do not depend
-    on strides or on fastderiv's threads, but those of a batch or a chunk equal those of its parts to rounding only.
+    O(L·E·(E + N)) time per sequence.  Memory beyond input and result is that of the projections,
+    L·(E + 2N) elements; the scan reads them through transposed views.  The projections are matrix
+    products of NumPy: the bits of a result do not depend on strides or on fastderiv's threads, but
+    those of a batch or a chunk equal those of its parts to rounding only.
 
-    Every method computes in float32 if the weights and all its arguments are float32, else in float64, and takes arrays of any
-    strides.  `x` is (L, E), or (batch, L, E) for a batch, which every other array then has as its first axis too.
+    Every method computes in float32 if the weights and all its arguments are float32, else in
+    float64, and takes arrays of any strides.  `x` is (L, E), or (batch, L, E) for a batch, which
+    every other array then has as its first axis too.
 
     References
     ----------
-    docs/derivations.md §1.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
-    arXiv:2312.00752.
+    docs/derivations.md §1.1 and §1.5.  A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with
+    Selective State Spaces", 2023, arXiv:2312.00752.
 
     Examples
     --------
@@ -111,7 +118,8 @@ class S6:
 
     >>> import numpy as np
     >>> import fastderiv as fd
-    >>> layer = fd.S6([[0.5, 0.0], [0.0, -0.5]], [0.0, 1.0], [[-1.0], [-0.1]], [[1.0, 1.0]], [[0.5, 2.0]])
+    >>> W_delta, b_delta, A = [[0.5, 0.0], [0.0, -0.5]], [0.0, 1.0], [[-1.0], [-0.1]]
+    >>> layer = fd.S6(W_delta, b_delta, A, W_B=[[1.0, 1.0]], W_C=[[0.5, 2.0]])
     >>> layer
     S6(E=2, N=1, float64)
     >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0]])
@@ -187,7 +195,8 @@ class S6:
         initial_state : array_like, shape (E, N) or (batch, E, N), optional
             State before the first step; zeros by default.
         return_last_state : bool, optional
-            Whether to return the state after the last step too: the `initial_state` of the next chunk.
+            Whether to return the state after the last step too: the `initial_state` of the next
+            chunk.
 
         Returns
         -------
@@ -215,9 +224,13 @@ class S6:
         call = _Call(self._weights, x, initial_state)
         y = empty("the result", call.x.shape, call.x.dtype)
         result = selective_scan(
-            *call.scan_arguments(), delta_bias=call.w.b_delta, delta_softplus=True, return_last_state=return_last_state,
-            initial_state=call.initial_state, out=_turned(y),
-        )  # fmt: skip
+            *call.scan_arguments(),
+            delta_bias=call.w.b_delta,
+            delta_softplus=True,
+            return_last_state=return_last_state,
+            initial_state=call.initial_state,
+            out=_turned(y),
+        )
         return (y, result[1]) if isinstance(result, tuple) else y
 
     def vjp(
@@ -250,8 +263,8 @@ class S6:
 
         Notes
         -----
-        The time is three to five times that of the output.  Memory beyond inputs and results is that of the projections and of
-        their adjoints, and the checkpoints of `selective_scan_vjp`.
+        The time is three to five times that of the output.  Memory beyond inputs and results is
+        that of the projections and of their adjoints, and the checkpoints of `selective_scan_vjp`.
 
         Examples
         --------
@@ -270,9 +283,13 @@ class S6:
         """
         call = _Call(self._weights, x, initial_state, as_array("dy", dy), dlast_state)
         scan = selective_scan_vjp(
-            _turned(call.dy), *call.scan_arguments(), delta_bias=call.w.b_delta, delta_softplus=True,
-            initial_state=call.initial_state, dlast_state=call.dlast_state,
-        )  # fmt: skip
+            _turned(call.dy),
+            *call.scan_arguments(),
+            delta_bias=call.w.b_delta,
+            delta_softplus=True,
+            initial_state=call.initial_state,
+            dlast_state=call.dlast_state,
+        )
         return call.projections_vjp(scan)
 
     def step_sizes(self, x: ArrayLike) -> NDArray:
@@ -307,15 +324,18 @@ class S6:
         stop: SupportsIndex | None,
         method: Literal["closed", "subsets"] = "closed",
     ) -> NDArray:
-        """What is left after the steps ``start:stop`` of the state before them: the product of their transitions.
+        """The product of the transitions of the steps ``start:stop``: which part of the state
+        before them is left after them.
 
         Parameters
         ----------
         x : array_like, shape (L, E) or (batch, L, E)
         start, stop : int or None
-            The range of steps, half-open, as in a slice: negative ones count from the end, None is an end of the sequence.
+            The range of steps, half-open, as in a slice: negative ones count from the end, None is
+            an end of the sequence.
         method : {"closed", "subsets"}, optional
-            By which side of the theorem: "closed" sums one term per step, "subsets" one per subset of the steps.
+            By which side of the theorem: "closed" sums one term per step, "subsets" one per subset
+            of the steps.
 
         Returns
         -------
@@ -324,11 +344,13 @@ class S6:
         Raises
         ------
         ValueError, TypeError
-            A shape, dtype or range that does not fit, an unknown method, or more than 62 steps by "subsets".
+            A shape, dtype or range that does not fit, an unknown method, or more than 62 steps by
+            "subsets".
 
         See Also
         --------
-        fastderiv.transition_product : the same from pre-activations; the theorem, and what it costs.
+        fastderiv.transition_product : the same from pre-activations; the theorem, and what it
+        costs.
 
         Examples
         --------
@@ -336,8 +358,10 @@ class S6:
         >>> import fastderiv as fd
         >>> layer = fd.S6([[1.0]], [0.0], [[-1.0]], [[1.0]], [[1.0]])
         >>> x = np.linspace(-1, 1, 9)[:, None]
-        >>> layer.transition_product(x, 2, 7).round(6), layer.transition_product(x, 2, 7, method="subsets").round(6)
-        (array([[0.028921]]), array([[0.028921]]))
+        >>> layer.transition_product(x, 2, 7).round(6)
+        array([[0.028921]])
+        >>> layer.transition_product(x, 2, 7, method="subsets").round(6)
+        array([[0.028921]])
         """
         call = _Call(self._weights, x)
         first, last = (
@@ -346,12 +370,14 @@ class S6:
         delta = _turned(call.preactivations(slice(first, last)))
         if method == "subsets" and delta.shape[-1] > 62:
             raise ValueError(
-                f"start:stop = {first}:{last} has {delta.shape[-1]} steps; expected at most 62 by method 'subsets'"
+                f"start:stop = {first}:{last} has {delta.shape[-1]} steps; "
+                "expected at most 62 by method 'subsets'"
             )
         return transition_product(delta, call.w.A, method=method)
 
     def attention(self, x: ArrayLike) -> NDArray:
-        r"""The layer at `x` as a lower-triangular matrix per channel, its hidden attention: ``y[:, e] = alpha[e] @ x[:, e]``.
+        r"""The layer's hidden attention at `x`: a lower-triangular matrix for every channel, with
+        ``y[:, e] = alpha[e] @ x[:, e]``.
 
         Parameters
         ----------
@@ -360,7 +386,8 @@ class S6:
         Returns
         -------
         alpha : ndarray, shape (E, L, L) or (batch, E, L, L)
-            ``alpha[e, l, j]`` is the weight of ``x[j, e]`` in ``y[l, e]``, the initial state being zero.
+            ``alpha[e, l, j]`` is the weight of ``x[j, e]`` in ``y[l, e]``, the initial state being
+            zero.
 
         Raises
         ------
@@ -437,7 +464,9 @@ class _Call:
 
     @undisturbed
     def scan_arguments(self) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-        """u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x in the scan's layout, as views."""
+        """The scan's arguments u = x, δ = x W_Δ still without its bias, A, B = W_B x and C = W_C x:
+        views in its layout.
+        """
         x, w = self.x, self.w
         delta, B, C = (_product(x, W) for W in (w.W_delta, w.W_B.T, w.W_C.T))
         return (
@@ -450,7 +479,10 @@ class _Call:
 
     @undisturbed
     def projections_vjp(self, scan: SelectiveScanGrads) -> S6Grads:
-        """The layer's gradients from those of the scan: x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C, W̅_Δ = xᵀ δ̄, W̅_B = B̅ᵀ x, W̅_C = C̅ᵀ x."""
+        """The layer's gradients from those of the scan (docs/derivations.md §1.5).
+
+        x̄ = ū + δ̄ W_Δᵀ + B̅ W_B + C̅ W_C,  W̅_Δ = xᵀ δ̄,  W̅_B = B̅ᵀ x,  W̅_C = C̅ᵀ x.
+        """
         x, w = self.x, self.w
         ddelta, dB, dC = (
             _turned(scan.ddelta),

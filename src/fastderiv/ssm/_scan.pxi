@@ -1,35 +1,59 @@
-# The scan forward: a block through the recurrence, a segment block by block, a task of several; included by _kernels.pyx.
+# The scan forward (docs/derivations.md §1.1): h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h.  A block
+# runs through the recurrence, a segment block by block, a task through several work_items; how the
+# recurrence is rounded, says §1.6.  Included by _kernels.pyx.
+# needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
+#        Segment, segment_of, Signal, TB (_problem.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)
+# needs: all_finite, coefficient, copy_states, gathered_size, lanes_size, load_coefficients,
+#        load_initial_state, own_rows, piece_at, set_up_channel_block, stopped,
+#        store_state (_lanes.pxi)
 
-# ---- the recurrence -----------------------------------------------------------------------------------------------
+cdef enum:
+    CARRY = 4                           # Lanes of a task, where they share copies of B and C
+
+cdef struct Loop:                       # a block of one Lanes, as its states run through it
+    Lanes *lanes
+    const real *dt                      # [time, lane]: Δ
+    const real *du                      # [time, lane]: Δ·u
+    real *y                             # [time, lane]: C·h is added; NULL if only the state counts
+    CoefficientRows B, C
+    ix states, steps
+    bint safe                           # whether every Δ·A is well inside the range of exp
+
+
+# ---- the recurrence, step 2 of a block --------------------------------------------------------
 
 cdef inline vf advance(vf dt, vf a, vf h, vf du, vf b, const bint safe) noexcept nogil:
+    """exp(Δ·A)·h + Δ·u·B."""
     return vdecay_safe(dt, a, h, du, b) if safe else vdecay_any(dt, a, h, du, b)
 
 
-cdef inline vf coefficient(const real *p, ix t, const bint constant) noexcept nogil:
-    return vload(p) if constant else vset1(p[t])
-
-
-cdef inline void four_states(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, ix ldb,
-                             const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc,
-                             const bint silent) noexcept nogil:
-    """y += C·h over a block, if not silent: h in registers, the tiles read once for four states."""
+cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint B_constant,
+                             const bint C_constant, const bint with_y) noexcept nogil:
+    """States n … n+3 through a block: h stays in registers, tiles are read once for all four."""
+    cdef const real *dt = loop.dt
+    cdef const real *du = loop.du
+    cdef real *y = loop.y
+    cdef const real *a = loop.lanes.a + n * VL
+    cdef real *h = loop.lanes.h + n * VL
+    cdef ix ldb = loop.B.row, ldc = loop.C.row, T = loop.steps, t
+    cdef const real *B = loop.B.p + n * ldb
+    cdef const real *C = loop.C.p + n * ldc
     cdef vf a0 = vload(a), a1 = vload(a + VL), a2 = vload(a + 2 * VL), a3 = vload(a + 3 * VL)
     cdef vf h0 = vload(h), h1 = vload(h + VL), h2 = vload(h + 2 * VL), h3 = vload(h + 3 * VL)
     cdef vf d, x, s
-    cdef ix t
     for t in range(T):
         d = vload(dt + t * VL)
         x = vload(du + t * VL)
-        h0 = advance(d, a0, h0, x, coefficient(B, t, cb), safe)
-        h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, cb), safe)
-        h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, cb), safe)
-        h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, cb), safe)
-        if not silent:
-            s = vfma(h0, coefficient(C, t, cc), vload(y + t * VL))
-            s = vfma(h1, coefficient(C + ldc, t, cc), s)
-            s = vfma(h2, coefficient(C + 2 * ldc, t, cc), s)
-            s = vfma(h3, coefficient(C + 3 * ldc, t, cc), s)
+        h0 = advance(d, a0, h0, x, coefficient(B, t, B_constant), safe)
+        h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, B_constant), safe)
+        h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, B_constant), safe)
+        h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, B_constant), safe)
+        if with_y:
+            s = vfma(h0, coefficient(C, t, C_constant), vload(y + t * VL))
+            s = vfma(h1, coefficient(C + ldc, t, C_constant), s)
+            s = vfma(h2, coefficient(C + 2 * ldc, t, C_constant), s)
+            s = vfma(h3, coefficient(C + 3 * ldc, t, C_constant), s)
             vstore(y + t * VL, s)
     vstore(h, h0)
     vstore(h + VL, h1)
@@ -37,101 +61,108 @@ cdef inline void four_states(const real *dt, const real *du, real *y, const real
     vstore(h + 3 * VL, h3)
 
 
-cdef inline void one_state(const real *dt, const real *du, real *y, const real *a, real *h, const real *B, const real *C,
-                           ix T, const bint safe, const bint cb, const bint cc, const bint silent) noexcept nogil:
-    cdef vf a0 = vload(a), h0 = vload(h)
-    cdef ix t
+cdef inline void one_state(const Loop *loop, ix n, const bint safe, const bint B_constant,
+                           const bint C_constant, const bint with_y) noexcept nogil:
+    """State n through a block."""
+    cdef const real *dt = loop.dt
+    cdef const real *du = loop.du
+    cdef real *y = loop.y
+    cdef const real *B = loop.B.p + n * loop.B.row
+    cdef const real *C = loop.C.p + n * loop.C.row
+    cdef vf a = vload(loop.lanes.a + n * VL), h = vload(loop.lanes.h + n * VL), b
+    cdef ix t, T = loop.steps
     for t in range(T):
-        h0 = advance(vload(dt + t * VL), a0, h0, vload(du + t * VL), coefficient(B, t, cb), safe)
-        if not silent:
-            vstore(y + t * VL, vfma(h0, coefficient(C, t, cc), vload(y + t * VL)))
-    vstore(h, h0)
+        b = coefficient(B, t, B_constant)
+        h = advance(vload(dt + t * VL), a, h, vload(du + t * VL), b, safe)
+        if with_y:
+            vstore(y + t * VL, vfma(h, coefficient(C, t, C_constant), vload(y + t * VL)))
+    vstore(loop.lanes.h + n * VL, h)
 
 
-cdef inline void all_states(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb,
-                            const real *C, ix ldc, ix T, const bint safe, const bint cb, const bint cc,
-                            const bint silent) noexcept nogil:
-    cdef ix n = 0
-    while n + 4 <= N:
-        four_states(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, ldb, C + n * ldc, ldc, T, safe, cb, cc, silent)
+cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint safe,
+                                 const bint B_constant, const bint C_constant,
+                                 const bint with_y) noexcept nogil:
+    while n + 4 <= end:
+        four_states(loop, n, safe, B_constant, C_constant, with_y)
         n += 4
-    while n < N:
-        one_state(dt, du, y, v.a + n * VL, v.h + n * VL, B + n * ldb, C + n * ldc, T, safe, cb, cc, silent)
+    while n < end:
+        one_state(loop, n, safe, B_constant, C_constant, with_y)
         n += 1
 
 
-cdef void recur(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                ix T, bint safe, bint cb, bint cc) noexcept nogil:
-    """2. h = exp(Δ·A)·h + Δ·u·B, and y += C·h unless y is NULL: pick the loop made for these flags."""
-    if cb:
-        B, ldb = v.b, VL
-    if cc:
-        C, ldc = v.c, VL
-    if y is NULL:
-        if safe and cb:
-            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True, True)
-        elif safe:
-            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True, True)
-        elif cb:
-            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True, True)
-        else:
-            all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, True)
-    elif safe and not cb and not cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, False, False)
-    elif safe and cb and cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, True, False)
-    elif safe and cb:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, True, False, False)
-    elif safe:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, True, False, True, False)
-    elif not cb and not cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, False, False)
-    elif cb and cc:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, True, False)
-    elif cb:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, True, False, False)
+# One loop is made for each way that these flags can be set.
+
+cdef inline void states_with_C(const Loop *loop, ix n, ix end, const bint safe,
+                               const bint B_constant) noexcept nogil:
+    if loop.y is NULL:
+        states_in_fours(loop, n, end, safe, B_constant, True, False)
+    elif loop.C.constant:
+        states_in_fours(loop, n, end, safe, B_constant, True, True)
     else:
-        all_states(dt, du, y, v, N, B, ldb, C, ldc, T, False, False, True, False)
+        states_in_fours(loop, n, end, safe, B_constant, False, True)
 
 
-cdef void recur_in_pieces(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B,
-                          ix ldb, const real *C, ix ldc, ix T, bint safe, bint cb,
-                          bint cc) noexcept nogil:
-    """The same for any number of states, with looks for signals amid very many: y gathers its terms in
-    the same order."""
-    cdef Vector some = v[0]
+cdef inline void states_with_B(const Loop *loop, ix n, ix end, const bint safe) noexcept nogil:
+    if loop.B.constant:
+        states_with_C(loop, n, end, safe, True)
+    else:
+        states_with_C(loop, n, end, safe, False)
+
+
+cdef void advance_piece(const Loop *loop, ix n, ix end) noexcept nogil:
+    """States n … end−1 through a block."""
+    if loop.safe:
+        states_with_B(loop, n, end, True)
+    else:
+        states_with_B(loop, n, end, False)
+
+
+cdef void advance_states(const Loop *loop) noexcept nogil:
+    """All states through a block: y gathers its terms state by state, however many there are."""
     cdef ix n = 0
-    while n < N and not stopped(v, n):
-        recur(dt, du, y, &some, piece_at(n, N), B if cb else B + n * ldb, ldb,
-              C if cc or y is NULL else C + n * ldc, ldc, T, safe, cb, cc)
+    while n < loop.states and not stopped(loop.lanes, n):
+        advance_piece(loop, n, n + piece_at(n, loop.states))
         n += MANY
-        some.a, some.h = some.a + MANY * VL, some.h + MANY * VL
-        some.b, some.c = some.b + MANY * VL, some.c + MANY * VL
 
 
-cdef void recur_in_parts(const real *dt, const real *du, real *y, Vector *v, ix N, const real *B, ix ldb, const real *C, ix ldc,
-                         ix T, bint safe, bint cb, bint cc, real *checkpoints) noexcept nogil:
-    """The same; with `checkpoints`, leave the state before every PART steps there, y unchanged."""
+cdef void advance_with_checkpoints(const Loop *whole, real *checkpoints) noexcept nogil:
+    """As `advance_states`, leaving the state before every INTERVAL steps in checkpoints."""
+    cdef Loop loop = whole[0]
     cdef ix t = 0
+    while t < whole.steps:
+        copy_states(loop.lanes.h, loop.lanes, loop.states, checkpoints)
+        loop.steps = min(<ix>INTERVAL, whole.steps - t)
+        advance_states(&loop)
+        checkpoints += loop.states * VL
+        loop.dt, loop.du = loop.dt + INTERVAL * VL, loop.du + INTERVAL * VL
+        if not loop.B.constant:
+            loop.B.p += INTERVAL
+        t += INTERVAL
+
+
+cdef void advance_block(const Loop *loop, real *checkpoints) noexcept nogil:
+    """`checkpoints` may be NULL; else there is no y."""
     if checkpoints is NULL:
-        recur_in_pieces(dt, du, y, v, N, B, ldb, C, ldc, T, safe, cb, cc)
-        return
-    while t < T:
-        copy_states(v.h, v, N, checkpoints + t // PART * N * VL)
-        recur_in_pieces(dt + t * VL, du + t * VL, NULL, v, N, B if cb else B + t, ldb, C, ldc,
-                        min(<ix>PART, T - t), safe, cb, cc)
-        t += PART
+        advance_states(loop)
+    else:
+        advance_with_checkpoints(loop, checkpoints)
+    loop.lanes.finite = all_finite(loop.lanes, loop.lanes.h, loop.states)
 
 
-cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const bint softplus, Ahead *ahead) noexcept nogil:
-    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is well inside exp's range."""
-    cdef vf bias = vload(v.bias), skip = vload(v.D)
-    cdef vf d, x, top = vset1(0), odd = vset1(0)        # odd becomes NaN with any Δ that is NaN or inf
+# ---- a block ----------------------------------------------------------------------------------
+
+cdef inline bint step_sizes(const Lanes *lanes, real *dt, real *du, real *y, ix T,
+                            const Prefetch *plans, const bint softplus) noexcept nogil:
+    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is
+    well inside the range of exp."""
+    cdef vf bias = vload(lanes.bias), skip = vload(lanes.D)
+    cdef vf d, x, top = vset1(0)
+    cdef vf odd = vset1(0)              # becomes NaN with any Δ that is NaN or inf
     cdef ix t
     for t in range(T):
-        prefetch(ahead, t)
-        prefetch(ahead + 1, t)
-        prefetch(ahead + 2, t)
+        prefetch(plans, t)
+        prefetch(plans + 1, t)
+        prefetch(plans + 2, t)
         d = vload(dt + t * VL) + bias
         if softplus:
             d = vsoftplus(d)
@@ -141,234 +172,143 @@ cdef inline bint step_sizes(Vector *v, real *dt, real *du, real *y, ix T, const 
         vstore(dt + t * VL, d)
         vstore(du + t * VL, d * x)
         vstore(y + t * VL, x * skip)
-    return vall_lt(vfma(top, vload(v.limits), odd), vset1(EXP2_SAFE))
+    return vall_lt(vfma(top, vload(lanes.limits), odd), vset1(EXP2_SAFE))
 
 
-cdef void skip_connection(Scan *s, Vector *v, ix batch, ix t, ix T, real *y) noexcept nogil:
+cdef void skip_connection(const Scan *scan, const Lanes *lanes, const Block *block,
+                          real *y) noexcept nogil:
     """OUT y = D·u of a block, as `step_sizes` leaves it."""
-    cdef vf skip = vload(v.D)
-    cdef ix i
-    if s.D.p is NULL:
-        memset(y, 0, T * VL * sizeof(real))
+    cdef vf skip = vload(lanes.D)
+    cdef ix t
+    if scan.D.p is NULL:
+        memset(y, 0, block.steps * VL * sizeof(real))
         return
-    load_signal(&s.u, batch, v, t, T, y)
-    for i in range(T):
-        vstore(y + i * VL, vload(y + i * VL) * skip)
+    load_signal(&scan.u, lanes, block, y)
+    for t in range(block.steps):
+        vstore(y + t * VL, vload(y + t * VL) * skip)
 
 
-cdef void scan_block(Scan *s, Vector *v, ix batch, ix t, ix T, ix stop, const real *B, ix ldb, const real *C, ix ldc,
-                     real *tiles, real *checkpoints) noexcept nogil:
-    """One vector of channels through steps t … t+T−1: 1. step sizes, 2. recurrence, 3. gate."""
+cdef bint start_block(const Scan *scan, Lanes *lanes, const Block *block, real *dt, real *du,
+                      real *y) noexcept nogil:
+    """1. OUT dt, du and y as `step_sizes` leaves them; whether all Δ·A are inside the range of
+    exp."""
+    cdef Prefetch plans[3]
+    cdef const Signal *third = &scan.u if scan.z.p is NULL else &scan.z
+    plan_prefetch(&scan.delta, block.batch, lanes, block.after, plans)
+    plan_prefetch(&scan.u, block.batch, lanes, block.after, plans + 1)
+    plan_prefetch(third, block.batch, lanes, block.start, plans + 2)
+    load_signal(&scan.delta, lanes, block, dt)
+    load_signal(&scan.u, lanes, block, du)
+    if scan.softplus:
+        return step_sizes(lanes, dt, du, y, block.steps, plans, True)
+    return step_sizes(lanes, dt, du, y, block.steps, plans, False)
+
+
+cdef void scan_block(const Scan *scan, const Block *block, Lanes *lanes, const CoefficientRows *B,
+                     const CoefficientRows *C, real *tiles, real *checkpoints) noexcept nogil:
+    """One Lanes through a block: 1. step sizes, 2. recurrence, 3. gate."""
     cdef real *dt = tiles
-    cdef real *du = tiles + TILE
     cdef real *y = tiles + 2 * TILE
-    cdef real *wanted = NULL if s.out.p is NULL else y  # else only the state counts: the adjoint's first pass, a chunk's summary
-    cdef bint safe
-    cdef Ahead ahead[3]
-    cdef ix i, after = t + T if t + T < stop else t
-    look_ahead(ahead, &s.delta, batch, v, after)
-    look_ahead(ahead + 1, &s.u, batch, v, after)
-    look_ahead(ahead + 2, &s.u if s.z.p is NULL else &s.z, batch, v, t)
-    load_signal(&s.delta, batch, v, t, T, dt)
-    load_signal(&s.u, batch, v, t, T, du)
-    if s.softplus:
-        safe = step_sizes(v, dt, du, y, T, True, ahead)
-    else:
-        safe = step_sizes(v, dt, du, y, T, False, ahead)
-    if s.D.p is NULL and wanted is not NULL:            # not u·0: u may be inf
+    cdef Loop loop
+    cdef ix t, T = block.steps
+    loop.lanes, loop.states, loop.steps = lanes, scan.states, T
+    loop.dt, loop.du, loop.y = dt, tiles + TILE, y
+    loop.B, loop.C = own_rows(B, lanes.b), own_rows(C, lanes.c)
+    loop.safe = start_block(scan, lanes, block, dt, tiles + TILE, y) and lanes.finite
+    if scan.out.p is NULL:              # the adjoint's way forward, the summary of a chunk
+        loop.y = NULL
+    elif scan.D.p is NULL:              # not u·0: u may be inf
         memset(y, 0, T * VL * sizeof(real))
-    safe = safe and v.finite
-    if safe:
-        copy_states(v.h, v, s.states, v.before)
-        recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, True, s.B.constant, s.C.constant, checkpoints)
-        v.finite = all_finite(v, v.h, s.states)
-    if not (safe and v.finite):                         # out of exp's range, or overflowed on the way: again, with care
-        if safe:
-            copy_states(v.before, v, s.states, v.h)
-            if wanted is not NULL:
-                skip_connection(s, v, batch, t, T, y)
-        recur_in_parts(dt, du, wanted, v, s.states, B, ldb, C, ldc, T, False, s.B.constant, s.C.constant, checkpoints)
-        v.finite = all_finite(v, v.h, s.states)
-    if wanted is NULL:
+    if loop.safe:                       # 2.
+        copy_states(lanes.h, lanes, scan.states, lanes.before)
+    advance_block(&loop, checkpoints)
+    if loop.safe and not lanes.finite:  # a state overflowed: what IEEE says of it takes more care
+        copy_states(lanes.before, lanes, scan.states, lanes.h)
+        if loop.y is not NULL:
+            skip_connection(scan, lanes, block, y)
+        loop.safe = False
+        advance_block(&loop, checkpoints)
+    if loop.y is NULL:
         return
-    if s.z.p is not NULL:                               # 3.
-        load_signal(&s.z, batch, v, t, T, dt)
-        for i in range(T):
-            vstore(y + i * VL, vload(y + i * VL) * vsilu(vload(dt + i * VL)))
-    store_signal(&s.out, batch, v, t, T, y)
+    if scan.z.p is not NULL:            # 3.
+        load_signal(&scan.z, lanes, block, dt)
+        for t in range(T):
+            vstore(y + t * VL, vload(y + t * VL) * vsilu(vload(dt + t * VL)))
+    store_signal(&scan.out, lanes, block, y)
 
 
-# ---- a unit of work: a few vectors of channels through one segment ------------------------------------------------
+# ---- a work_item: a channel_block through a segment -------------------------------------------
 
-cdef double vector_size(double N) noexcept nogil:
-    """Scratch of one Vector, in reals."""
-    return (5 * N + 3) * VL + 5 * GL
-
-
-cdef void set_up(Scan *s, Vector *v, real *scratch) noexcept nogil:
-    """What depends on the channels alone."""
-    cdef ix N = s.states, n = 0, end
-    cdef vf a, top = vset1(0), odd = vset1(0)
-    v.a = scratch
-    v.h = v.a + N * VL
-    v.before = v.h + N * VL
-    v.b = v.before + N * VL
-    v.c = v.b + N * VL
-    v.limits = v.c + N * VL
-    v.D = v.limits + VL
-    v.bias = v.D + VL
-    load_rows(s.A, s.A_d, s.A_n, v, N, v.a)
-    while n < N and not stopped(v, n):
-        end = n + piece_at(n, N)
-        while n < end:
-            a = vload(v.a + n * VL) * vset1(LOG2E)
-            vstore(v.a + n * VL, a)
-            top = vmax(top, vabs(a))
-            odd = vfma(a, vset1(0), odd)
-            n += 1
-    vstore(v.limits, top + odd)
-    if s.B.constant:
-        load_rows(s.B.p, s.B.g, s.B.n, v, N, v.b)
-    if s.C.p is not NULL and s.C.constant:
-        load_rows(s.C.p, s.C.g, s.C.n, v, N, v.c)
-    memset(v.D, 0, 2 * VL * sizeof(real))
-    if s.D.p is not NULL:
-        copy(s.D.p + v.channel * s.D.d, s.D.d, v.D, 1, v.rows)
-    if s.bias.p is not NULL:
-        copy(s.bias.p + v.channel * s.bias.d, s.bias.d, v.bias, 1, v.rows)
+cdef Block block_at(const Segment *segment, ix start, ix size) noexcept nogil:
+    """The block of at most `size` steps that begins at `start`, and its successor to be
+    prefetched."""
+    cdef Block block
+    block.batch, block.start = segment.batch, start
+    block.steps = min(size, segment.stop - start)
+    block.after = start + block.steps if start + block.steps < segment.stop else start
+    return block
 
 
-cdef void load_state(State *s, ix segment, Vector *v, ix N, real *h) noexcept nogil:
-    """OUT h [N, lane], zero where there is no state."""
-    if s.p is NULL:
-        clear_states(v, N, h)
-    else:
-        load_rows(s.p + segment * s.s, s.d, s.n, v, N, h)
-
-
-cdef void store_state(State *s, ix segment, Vector *v, ix N, const real *h) noexcept nogil:
-    """Does nothing if the caller wants no such state."""
-    if s.p is not NULL:
-        store_rows(h, v, N, s.p + segment * s.s, s.d, s.n)
-
-
-cdef void first_state(Scan *s, Vector *v, ix segment) noexcept nogil:
-    load_state(&s.first, segment, v, s.states, v.h)
-    v.finite = all_finite(v, v.h, s.states)
-
-
-cdef ix span(Scan *s, ix segment, ix *start, ix *stop) noexcept nogil:
-    """The steps of a segment; the batch item that they belong to."""
-    if s.starts is NULL:
-        start[0], stop[0] = 0, s.steps
-        return segment
-    start[0], stop[0] = s.starts[segment], s.starts[segment + 1]
-    return 0
-
-
-cdef ix set_up_chunk(Scan *s, ix chunk, Vector *v, real *scratch, Worker *worker) noexcept nogil:
-    """The vectors of a chunk; how many they are."""
-    cdef ix channel = first_channel(s, chunk)
-    cdef ix end = end_channel(s, channel), k = 0, size = <ix>vector_size(s.states)
-    while channel < end:
-        v[k].channel, v[k].rows, v[k].worker = channel, min(<ix>VL, end - channel), worker
-        set_up(s, &v[k], scratch + k * size)
-        channel += VL
-        k += 1
-    return k
-
-
-cdef const real *block_of(Coefficient *c, ix batch, Vector *v, ix N, ix t, ix T, real *gathered,
-                          ix ld, ix *stride) noexcept nogil:
-    """Rows [n, time] of a time-varying B or C: in place where time is contiguous, else copied."""
-    cdef const real *p
-    cdef ix n = 0, m
-    if c.constant:
-        return NULL
-    p = c.p + batch * c.b + v.channel // c.channels * c.g + t * c.t
-    if not c.gather:
-        stride[0] = c.n
-        return p
-    while n < N and not stopped(v, n):
-        m = piece_at(n, N)
-        load_tile(p + n * c.n, c.t, c.n, T, m, gathered + n * ld, ld)
-        n += m
-    stride[0] = ld
-    return gathered
-
-
-cdef bint scan_segment(Scan *s, ix segment, Vector *v, ix vectors, real *gathered, real *tiles, Worker *worker) noexcept nogil:
-    """A chunk through a segment; False if interrupted."""
-    cdef ix t, stop, batch = span(s, segment, &t, &stop)
-    cdef ix k, T, ldb = 0, ldc = 0, ld = s.block + GL
-    cdef const real *B
-    cdef const real *C
-    cdef real *gathered_C = gathered + (s.states * ld if s.B.gather else 0)
-    for k in range(vectors):
-        first_state(s, &v[k], segment)
-    while t < stop:
-        if interrupted(worker):
+cdef bint scan_segment(const Scan *scan, ix number, ChannelBlock *carried) noexcept nogil:
+    """A channel_block through a segment; False if interrupted."""
+    cdef Segment segment = segment_of(scan, number)
+    cdef ix t = segment.start, N = scan.states, i
+    cdef CoefficientRows B, C
+    cdef Block block
+    for i in range(carried.count):
+        load_initial_state(scan, number, &carried.lanes[i])
+    while t < segment.stop:
+        if interrupted(carried.worker):
             return False
-        T = min(s.block, stop - t)
-        B = block_of(&s.B, batch, v, s.states, t, T, gathered, ld, &ldb)
-        C = block_of(&s.C, batch, v, s.states, t, T, gathered_C, ld, &ldc)
-        for k in range(vectors):
-            scan_block(s, &v[k], batch, t, T, stop, B, ldb, C, ldc, tiles, NULL)
-        t += T
-    for k in range(vectors):
-        store_state(&s.last, segment, &v[k], s.states, v[k].h)
+        block = block_at(&segment, t, scan.block)
+        load_coefficients(scan, carried, &block, &B, &C)
+        for i in range(carried.count):
+            scan_block(scan, &block, &carried.lanes[i], &B, &C, carried.tiles, NULL)
+        t += block.steps
+    for i in range(carried.count):
+        store_state(&scan.last_state, number, &carried.lanes[i], N, carried.lanes[i].h)
     return True
 
 
 cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """A few units.  Long segments share B and C among the chunks of a batch item, short ones the channels' set-up."""
-    cdef Scan *s = <Scan *>args
-    cdef Vector v[CARRY]
-    cdef real *tiles = <real *>worker.scratch
-    cdef real *gathered = tiles + 3 * TILE
-    cdef real *own = gathered + (s.B.gather + s.C.gather) * s.states * (s.block + GL)
-    cdef ix unit, segment, chunk, vectors = 0, ready = -1
-    for unit in range(i * s.units_per_task, min(s.units, (i + 1) * s.units_per_task)):
-        if s.units_per_task > 1:
-            chunk, segment = unit // s.segments, unit % s.segments
+    """A few work_items.  Neighbouring ones share what is worth most: B and C among the
+    channel_blocks of a long segment, the set-up of channels among short segments."""
+    cdef const Scan *scan = <const Scan *>args
+    cdef Lanes lanes[CARRY]
+    cdef ChannelBlock carried
+    cdef real *own
+    cdef ix item, segment, number, ready = -1
+    carried.lanes, carried.worker, carried.tiles = lanes, worker, <real *>worker.scratch
+    carried.gathered = carried.tiles + 3 * TILE
+    own = carried.gathered + <ix>gathered_size(scan)
+    for item in range(i * scan.items_per_task, min(scan.work_items, (i + 1) * scan.items_per_task)):
+        if scan.items_per_task > 1:
+            number, segment = item // scan.segments, item % scan.segments
         else:
-            segment, chunk = unit // s.chunks, unit % s.chunks
-        if chunk != ready:
-            vectors = set_up_chunk(s, chunk, v, own, worker)
-            ready = chunk
-        if not scan_segment(s, segment, v, vectors, gathered, tiles, worker):
+            segment, number = item // scan.blocks.count, item % scan.blocks.count
+        if number != ready:
+            set_up_channel_block(scan, number, own, &carried)
+            ready = number
+        if not scan_segment(scan, segment, &carried):
             return
 
 
-cdef bint nothing(cnp.ndarray a):
-    """Whether there is nothing to write."""
-    return a is None or cnp.PyArray_SIZE(a) == 0
+cdef double scan_scratch(const Scan *scan) noexcept nogil:
+    """Bytes of scratch of a thread."""
+    cdef double reals = 3 * TILE + scan.blocks.carry * lanes_size(scan.states)
+    return (reals + gathered_size(scan)) * sizeof(real)
 
 
-def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C, cnp.ndarray D, cnp.ndarray z,
-         cnp.ndarray bias, bint softplus, cnp.ndarray first, cnp.ndarray last, cnp.ndarray starts, cnp.ndarray out):
-    """Checked arrays of one dtype: u, delta, z, out (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L); D, bias (D,);
-    first, last (segments, D, N); starts (segments + 1,) intp.  C, D, z, bias, first, last, starts and out may be None."""
-    cdef Scan s
-    cdef double N, unit, scratch                        # unit: seconds
-    cdef ix shape[3]
-    set_scan(&s, u, delta, A, B, C, D, z, bias, softplus, first, starts)
-    N = s.states
-    set_shape(&s, shape)
-    expect_array(last, 3, shape, True)
-    shape[0], shape[2] = cnp.PyArray_DIM(u, 0), s.steps
-    expect_array(out, 3, shape, True)
-    if nothing(out) and nothing(last):
-        return
-    set_signal(&s.out, out)
-    set_state(&s.last, last)
-    s.block = TB
-    while (s.B.gather or s.C.gather) and s.block > 16 and s.block * N > 16384:
-        s.block //= 2
-    set_chunks(&s, CARRY if (s.B.gather or s.C.gather) and N <= 256 else 1)
-    s.units = counted(<double>s.segments * s.chunks)
-    unit = 1e-9 * sizeof(real) / 4 * VL * s.carry * (1 + <double>s.steps / (1 if starts is None else s.segments)) * (2 + 0.3 * N)
-    s.units_per_task = max(1, <ix>(20e-6 / unit))
-    scratch = 3 * TILE + s.carry * vector_size(N) + (s.B.gather + s.C.gather) * N * (s.block + GL)
-    run_with(scan_task, &s, divided(s.units, s.units_per_task), scratch * sizeof(real),
-             unit * s.units)
+cdef double divide_scan(Scan *scan) noexcept nogil:
+    """Blocks, channel_blocks and tasks by the size of the call; the seconds it will take."""
+    cdef bint gather = scan.B.gather or scan.C.gather
+    cdef double N = scan.states, steps = scan.steps, seconds
+    scan.block = TB
+    while gather and scan.block > 16 and scan.block * N > 16384:
+        scan.block //= 2
+    divide_channels(&scan.blocks, CARRY if gather and N <= 256 else 1)
+    if scan.starts is not NULL:
+        steps /= scan.segments
+    seconds = 1e-9 * sizeof(real) / 4 * VL * scan.blocks.carry * (1 + steps) * (2 + 0.3 * N)
+    scan.items_per_task = max(1, <ix>(20e-6 / seconds))
+    return seconds

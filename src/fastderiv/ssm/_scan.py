@@ -1,8 +1,8 @@
-"""`selective_scan` as users call it, and `ScanCall`, the checked arguments that every function over a whole sequence takes."""
+"""`selective_scan`, and `ScanCall`: the checked arguments of functions over whole sequences."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,41 +21,83 @@ from .._core.arrays import (
 from .._core.dispatch import kernels
 from .._core.plain import alike, widest
 
-_kernels = kernels("ssm")
-_SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-_ADJOINTS = ("dout", "dlast_state")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("ssm")
+_REQUIRED = ("u", "delta", "A", "B", "C")
+_NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
 _LOOK = 1 << 24  # boundaries checked between two looks for signals
-_OPTIONAL = (*_SCAN[5:], "dlast_state")
 
 
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    return_last_state: Literal[False] = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray: ...  # fmt: skip
+) -> NDArray: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    *, return_last_state: Literal[True], initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None,
-    z: ArrayLike | None, delta_bias: ArrayLike | None, delta_softplus: bool,
-    return_last_state: Literal[True], *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None,
+    z: ArrayLike | None,
+    delta_bias: ArrayLike | None,
+    delta_softplus: bool,
+    return_last_state: Literal[True],
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
-    u: ArrayLike, delta: ArrayLike, A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None,
-    z: ArrayLike | None = None, delta_bias: ArrayLike | None = None, delta_softplus: bool = False,
-    return_last_state: bool = False, *, initial_state: ArrayLike | None = None, cu_seqlens: ArrayLike | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray | tuple[NDArray, NDArray]: ...  # fmt: skip
+) -> NDArray | tuple[NDArray, NDArray]: ...
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -74,10 +116,12 @@ def selective_scan(
 ) -> NDArray | tuple[NDArray, NDArray]:
     r"""The selective scan of Mamba (S6), in one fused pass.
 
-    For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)` (or :math:`\delta_l + b`),
+    For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)`
+    (or :math:`\delta_l + b`),
 
     .. math::
-        h_l = e^{\Delta_l A} \odot h_{l-1} + \Delta_l B_l u_l, \qquad y_l = (C_l \cdot h_l + D u_l)\,\mathrm{silu}(z_l).
+        h_l = e^{\Delta_l A} \odot h_{l-1} + \Delta_l B_l u_l, \qquad
+        y_l = (C_l \cdot h_l + D u_l)\,\mathrm{silu}(z_l).
 
     Argument names, order and semantics are those of ``mamba_ssm``'s ``selective_scan_fn``.
 
@@ -90,8 +134,9 @@ def selective_scan(
     A : array_like, shape (D, N)
         Continuous-time transition; negative where the state is to decay.
     B, C : array_like, shape (D, N), (batch, N, L) or (batch, G, N, L)
-        Input and output coefficients: constant, varying in time, or shared by groups of ``D // G`` consecutive channels.
-        Unbatched: a 2-D array is always the constant (D, N); one varying in time is (G, N, L), ``G = 1`` included.
+        Input and output coefficients: constant, varying in time, or shared by groups of ``D // G``
+        consecutive channels.  Unbatched: a 2-D array is always the constant (D, N); one varying in
+        time is (G, N, L), ``G = 1`` included.
     D : array_like, shape (D,), optional
         Skip connection.
     z : array_like, shape of `u`, optional
@@ -105,10 +150,11 @@ def selective_scan(
     initial_state : array_like, shape (batch, D, N), optional
         State before the first step; zeros by default.
     cu_seqlens : array_like of int, shape (k + 1,), optional
-        Boundaries of k sequences packed along L with batch 1, from 0 to L, non-decreasing.  The state restarts at each of
-        them; `initial_state` and the last state are then (k, D, N).
+        Boundaries of k sequences packed along L with batch 1, from 0 to L, non-decreasing.  The
+        state restarts at each of them; `initial_state` and the last state are then (k, D, N).
     out : ndarray, optional
-        Where to write the result: exact shape and dtype, any strides, no memory shared with an input.
+        Where to write the result: exact shape and dtype, any strides, no memory shared with an
+        input.
 
     Returns
     -------
@@ -126,18 +172,21 @@ def selective_scan(
 
     Notes
     -----
-    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per thread, growing by 320 bytes with
-    N, by up to 4 KiB where B or C varies in time and is not contiguous along it: no array of batch·D·L·N elements is formed,
-    and inputs of any strides are read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
+    O(batch·D·L·N) time.  Memory beyond inputs and outputs is scratch of some tens of KiB per
+    thread, growing by 320 bytes with N, by up to 4 KiB where B or C varies in time and is not
+    contiguous along it: no array of batch·D·L·N elements is formed, and inputs of any strides are
+    read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
     through a copy).  The bits of the result do not depend on strides or threads.
 
-    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest magnitude; typically 1e-15 and
-    3e-7.  The state itself has the working precision: where it decays by less than 1e-3 a step and its increments all have one
-    sign, their rounding errors may add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
+    float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest
+    magnitude; typically 1e-15 and 3e-7.  The state itself has the working precision: where it
+    decays by less than 1e-3 a step and its increments all have one sign, their rounding errors may
+    add up beyond that over thousands of float32 steps, hundreds of thousands in float64.
 
     References
     ----------
-    A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv:2312.00752.
+    A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
+    arXiv:2312.00752.
 
     Examples
     --------
@@ -153,64 +202,71 @@ def selective_scan(
 
     The same in two halves, carrying the state:
 
-    >>> first, state = fd.selective_scan(u[:, :2], delta[:, :2], -one, one, one, return_last_state=True)
-    >>> second = fd.selective_scan(u[:, 2:], delta[:, 2:], -one, one, one, initial_state=state)
+    >>> rest = (-one, one, one)
+    >>> first, state = fd.selective_scan(u[:, :2], delta[:, :2], *rest, return_last_state=True)
+    >>> second = fd.selective_scan(u[:, 2:], delta[:, 2:], *rest, initial_state=state)
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
     """
-    call = ScanCall((u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens)
-    base = call.checked_out(out)
+    call = ScanCall(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+    result = call.checked_out(out)
     last = call.new_state() if flag("return_last_state", return_last_state) else None
-    call.run(base, last, flag("delta_softplus", delta_softplus))
-    result = base if out is None else out
+    call.scan(result, last, flag("delta_softplus", delta_softplus))
+    result = result if out is None else out
     return result if last is None else (result, last)
 
 
 class ScanCall:
-    """The checked arguments of one scan or of its adjoint, and their kernels; `without` names one not taken, u or C."""
+    """The checked arguments of one call: of a scan, its adjoint, or what takes some of theirs.
 
-    C: Any  # None `without` it
-    dout: NDArray | None
-    dlast: NDArray | None
+    They are arrays of one dtype as kernels take them: signals (Bt, D, L), states (segments, D, N),
+    B and C (D, N) or (Bt, G, N, L).  Those that are not `required` may be None and stay None.
+    """
 
     def __init__(
         self,
-        arguments: tuple[ArrayLike | None, ...],
+        u: ArrayLike | None,
+        delta: ArrayLike,
+        A: ArrayLike,
+        B: ArrayLike,
+        C: ArrayLike | None,
+        D: ArrayLike | None = None,
+        z: ArrayLike | None = None,
+        delta_bias: ArrayLike | None = None,
+        initial_state: ArrayLike | None = None,
         cu_seqlens: ArrayLike | None = None,
-        adjoints: tuple[ArrayLike | None, ...] = (),  # dout, dlast_state
-        without: str = "",
+        dout: ArrayLike | None = None,
+        dlast_state: ArrayLike | None = None,
+        *,
+        required: tuple[str, ...] = _REQUIRED,
     ) -> None:
-        self.given: Any = (*arguments, *adjoints)
-        alikes = self.given
-        if not alike(self.given, 5) or (adjoints and adjoints[0] is None):
-            names = _SCAN + _ADJOINTS[: len(adjoints)]
-            self.given = as_arrays(names, self.given, optional=(*_OPTIONAL, without))
-            alikes = common(self.given)
-        self.u, self.delta, self.A, B, C, self.D, self.z, self.bias, self.first, *adjoint = alikes
-        self.dout, self.dlast = adjoint or (None, None)
+        given: Any = (u, delta, A, B, C, D, z, delta_bias, initial_state, dout, dlast_state)
+        arrays = given
+        if not alike(given, len(_REQUIRED)) or (dout is None and "dout" in required):
+            optional = [name for name in _NAMES if name not in required]
+            given = as_arrays(_NAMES, given, optional)
+            arrays = common(given)
+        self.given = given  # named by _NAMES: `out` is compared with them
+        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, *arrays = arrays
+        self.delta_bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.batched = len(self.shape) == 3
-        self._check_sequences()
-        states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.bias)
-        self.starts, self.longest = None, self.shape[-1]
+        self._check_signals()
+        states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.delta_bias)
+        self.starts: NDArray[np.intp] | None = None
+        self.longest = self.shape[-1]
+        self.state_shape: tuple[int, ...] = (*self.shape[:-1], states)
         if cu_seqlens is not None:
             self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
-        self.state_shape, meaning = (
-            (*self.shape[:-1], states),
-            "(batch, D, N)" if self.batched else "(D, N)",
-        )
-        if self.starts is not None:
-            self.state_shape, meaning = (
-                (len(self.starts) - 1, self.shape[-2], states),
-                "(sequences, D, N)",
-            )
-        for name, state in ("initial_state", self.first), ("dlast_state", self.dlast):
-            if state is not None:
-                expect(name, state, self.state_shape, meaning)
-        self.B = _check_coefficient("B", B, self.shape, states)
-        self.C = None if C is None else _check_coefficient("C", C, self.shape, states)
+            self.state_shape = (len(self.starts) - 1, self.shape[-2], states)
+        self._check_states()
+        self.coefficient_shapes = self.B.shape, None if self.C is None else self.C.shape
+        self.B = _check_coefficient("B", self.B, self.shape, states)
+        self.C = None if self.C is None else _check_coefficient("C", self.C, self.shape, states)
+        if not self.batched:
+            self._add_batch_axis()
 
-    def _check_sequences(self) -> None:
+    def _check_signals(self) -> None:
         if len(self.shape) not in (2, 3):
             name = "delta" if self.u is None else "u"
             raise ValueError(f"{name} has shape {self.shape}; expected (batch, D, L) or (D, L)")
@@ -218,47 +274,57 @@ class ScanCall:
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
 
+    def _check_states(self) -> None:
+        for name, state in ("initial_state", self.initial_state), ("dlast_state", self.dlast_state):
+            if state is not None:
+                meaning = "(batch, D, N)" if self.batched else "(D, N)"
+                if self.starts is not None:
+                    meaning = "(sequences, D, N)"
+                expect(name, state, self.state_shape, meaning)
+
+    def _add_batch_axis(self) -> None:
+        self.u, self.delta, self.z, self.dout = map(
+            self.signal, (self.u, self.delta, self.z, self.dout)
+        )
+        self.initial_state = self.state(self.initial_state)
+        self.dlast_state = self.state(self.dlast_state)
+
     def checked_out(self, out: NDArray | None) -> NDArray:
+        """The array for the result, in the caller's shape."""
         if out is None:
             return empty("the result", self.shape, self.dtype)
-        return check_out(out, self.shape, self.dtype, zip(_SCAN, self.given, strict=True))
+        return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
 
     def new_state(self) -> NDArray:
+        """An array for a state, in the caller's shape."""
         return empty("the state", self.state_shape, self.dtype)
 
-    def run(self, out: NDArray | None, last: NDArray | None, softplus: bool) -> None:
-        """OUT out, last."""
+    def scan(self, out: NDArray | None, last_state: NDArray | None, delta_softplus: bool) -> None:
+        """OUT out, last_state: arrays in the caller's shapes, or None."""
         y = None if out is None else as_dtype(out, self.dtype)
-        self.kernel.scan(*self.inputs(softplus), self.state(last), self.starts, self.signal(y))
+        self.kernels.scan(
+            self.u, self.delta, self.A, B=self.B, C=self.C, D=self.D, z=self.z,
+            delta_bias=self.delta_bias, delta_softplus=delta_softplus,
+            initial_state=self.initial_state, cu_seqlens=self.starts,
+            last_state=self.state(last_state), out=self.signal(y),
+        )  # fmt: skip
         if out is not None and y is not None:
             copy_back(y, out)
 
     @property
-    def kernel(self) -> Any:
+    def kernels(self) -> Kernels:
         return _kernels[self.dtype]
 
-    def inputs(self, softplus: bool) -> tuple[Any, ...]:
-        """The scan's arguments as kernels take them."""
-        u, delta, z = self.signal(self.u), self.signal(self.delta), self.signal(self.z)
-        return (
-            u,
-            delta,
-            self.A,
-            self.B,
-            self.C,
-            self.D,
-            z,
-            self.bias,
-            softplus,
-            self.state(self.first),
-        )
-
+    @overload
+    def signal(self, a: NDArray) -> NDArray: ...
+    @overload
+    def signal(self, a: NDArray | None) -> NDArray | None: ...
     def signal(self, a: NDArray | None) -> NDArray | None:
-        """An array of u's shape, with the batch axis that kernels want."""
+        """An array in the caller's shape, with the batch axis that kernels want."""
         return a if a is None or self.batched else a[None]
 
     def state(self, a: NDArray | None) -> NDArray | None:
-        """A state as (segments, D, N)."""
+        """A state in the caller's shape, as (segments, D, N)."""
         return a if a is None or self.batched or self.starts is not None else a[None]
 
 
@@ -292,7 +358,8 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
     whole = f"(batch, N, L) = {(*batch, states, steps)}, (batch, G, N, L)" if batch else "(G, N, L)"
     at = ", ".join(map(str, (*batch, "G", states, steps)))
     raise ValueError(
-        f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, or (D, N) = {(channels, states)}"
+        f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, "
+        f"or (D, N) = {(channels, states)}"
     )
 
 

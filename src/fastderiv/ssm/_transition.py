@@ -29,7 +29,8 @@ def transition_product(
         The :math:`\delta` of each step, bias included, before softplus.
     A : array_like, shape (D, N)
     method : {"closed", "subsets"}, optional
-        "closed" evaluates the left side from L terms; "subsets" the right side, with all 2**L terms formed one by one.
+        "closed" evaluates the left side from L terms; "subsets" the right side, with all 2**L terms
+        formed one by one.
 
     Returns
     -------
@@ -43,13 +44,14 @@ def transition_product(
 
     Notes
     -----
-    O(D·(L + N)) time by "closed", O(D·(2**L + N)) by "subsets", for every item of the leading axes; memory beyond inputs and
-    result is O(D) for each, and some KiB per thread.  Two independent routes to one number: the library's own end-to-end check.
-    "subsets" works in the log domain relative to the largest term, as any one may overflow.
+    O(D·(L + N)) time by "closed", O(D·(2**L + N)) by "subsets", for every item of the leading axes;
+    memory beyond inputs and result is O(D) for each, and some KiB per thread.  Two independent
+    routes to one number: the library's own end-to-end check.  "subsets" works in the log domain
+    relative to the largest term, as any one may overflow.
 
     References
     ----------
-    docs/derivations.md §1, "Theorem".
+    docs/derivations.md §1.3.
 
     Examples
     --------
@@ -58,7 +60,8 @@ def transition_product(
     >>> delta = np.array([[0.0, 1.0, 400.0, 400.0]])
     >>> A = np.array([[-0.01, -0.5]])
     >>> closed = fd.transition_product(delta, A)
-    >>> bool(np.allclose(closed, fd.transition_product(delta, A, method="subsets"), rtol=1e-13, atol=0))
+    >>> subsets = fd.transition_product(delta, A, method="subsets")
+    >>> bool(np.allclose(closed, subsets, rtol=1e-13, atol=0))
     True
     """
     if method not in ("closed", "subsets"):
@@ -78,13 +81,15 @@ def transition_product(
 
 @undisturbed
 def power(total: NDArray, A: NDArray) -> NDArray:
-    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a signal can come between."""
+    """exp(total[..., None] · A), (..., D) and (D, N) -> (..., D, N): in place, and in pieces that a
+    signal can come between.
+    """
     product = empty("the product", (*total.shape, A.shape[1]), A.dtype)
     if not product.size:
         return product
     rows, totals = product.reshape(-1, *A.shape), total.reshape(-1, A.shape[0])
     for part in pieces(rows.shape):
-        item, channel, state = (*part, *(slice(None),) * (3 - len(part)))
+        item, channel, state = part + (slice(None),) * (3 - len(part))
         piece = rows[item, channel, state]
         np.multiply(totals[item, channel, None], A[channel, state], out=piece)
         maths.exp_in_place(piece)

@@ -14,7 +14,8 @@ from ._scan import ScanCall
 
 
 class SelectiveScanGrads(NamedTuple):
-    """Gradients with respect to the arguments of `selective_scan`, each of its argument's shape; None where that was None.
+    """Gradients with respect to the arguments of `selective_scan`, each of its argument's shape;
+    None where that was None.
 
     Examples
     --------
@@ -55,10 +56,12 @@ def selective_scan_vjp(
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
 ) -> SelectiveScanGrads:
-    r"""The adjoint of `selective_scan`: gradients of a scalar from those with respect to the scan's results.
+    r"""The adjoint of `selective_scan`: gradients of a scalar from those with respect to the scan's
+    results.
 
-    With :math:`\bar h_l` the gradient with respect to the state after step l, and :math:`\bar y_l` that with respect to
-    :math:`C_l \cdot h_l`, backwards in time from :math:`\bar h_L` = `dlast_state`:
+    With :math:`\bar h_l` the gradient with respect to the state after step l, and :math:`\bar y_l`
+    that with respect to :math:`C_l \cdot h_l`, backwards in time from :math:`\bar h_L` =
+    `dlast_state`:
 
     .. math::
         \bar h_l = C_l \bar y_l + e^{\Delta_{l+1} A} \odot \bar h_{l+1}
@@ -72,15 +75,17 @@ def selective_scan_vjp(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens
         As they were passed to `selective_scan`.
     dlast_state : array_like, shape (batch, D, N), optional
-        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` (sequences, D, N).
+        Gradient with respect to the last state; zeros by default.  With `cu_seqlens` (sequences, D,
+        N).
 
     Returns
     -------
     grads : SelectiveScanGrads
-        ``du``, ``ddelta``, ``dA``, ``dB``, ``dC``, ``dD``, ``dz``, ``ddelta_bias`` and ``dinitial_state``, each of the shape of
-        its argument, None where the argument was None.  Those of B and C that channels share are summed over these channels.
-        ``du``, ``ddelta`` and ``dz`` lie in one piece of memory, which lives as long as any of them.
-        float32 if every floating argument is, else float64.
+        ``du``, ``ddelta``, ``dA``, ``dB``, ``dC``, ``dD``, ``dz``, ``ddelta_bias`` and
+        ``dinitial_state``, each of the shape of its argument, None where the argument was None.
+        Those of B and C that channels share are summed over these channels.  ``du``, ``ddelta`` and
+        ``dz`` lie in one piece of memory, which lives as long as any of them.  float32 if every
+        floating argument is, else float64.
 
     Raises
     ------
@@ -91,20 +96,23 @@ def selective_scan_vjp(
 
     Notes
     -----
-    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by division: the scan runs
-    once more, leaving its state every 32 steps, and is replayed from there on the way back.  Memory beyond inputs and outputs:
-    these checkpoints, of 64 to 256 bytes of channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with
-    `cu_seqlens` L is that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a twelfth of
-    inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a channel each, or 3N + 2 where B and C
-    are constant; and scratch of about 1/4 MiB per thread at N = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
+    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by
+    division: the scan runs once more, leaving its state every 32 steps, and is replayed from there
+    on the way back.  Memory beyond inputs and outputs: these checkpoints, of 64 to 256 bytes of
+    channels at once and so at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens` L is
+    that of the longest sequence); shares of ``dB`` and ``dC`` that await their summation, at most a
+    twelfth of inputs and outputs; up to 32 shares of what is summed over the batch, N + 2 numbers a
+    channel each, or 3N + 2 where B and C are constant; and scratch of about 1/4 MiB per thread at N
+    = 16, growing by 8 KiB with N in float32, by 14 KiB in float64.
 
-    Sums are taken in a fixed order: the bits of the result do not depend on the number of threads, nor on strides.  float64 is
-    within 1e-12, float32 within 2e-5 of the exact gradient, relative to its largest magnitude; typically 1e-15 and 5e-7.
-    NaN and infinities stay in their channel; a gradient that overflows on the way may become NaN instead of an infinity.
+    Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
+    nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to
+    its largest magnitude; typically 1e-15 and 5e-7.  NaN and infinities stay in their channel; a
+    gradient that overflows on the way may become NaN instead of an infinity.
 
     References
     ----------
-    docs/derivations.md §1, "Adjoints of the scan".
+    docs/derivations.md §1.4.
 
     Examples
     --------
@@ -119,17 +127,25 @@ def selective_scan_vjp(
     array([[0.125, 0.25 , 0.5  , 1.   ]])
     """
     call = ScanCall(
-        (u, delta, A, B, C, D, z, delta_bias, initial_state), cu_seqlens, (dout, dlast_state)
-    )
-    # in one piece: allocators give several large ones back to the system, and fetching them anew costs a quarter of the time
-    count = 2 if call.z is None else 3
-    du, ddelta, *gate = empty("the gradients", (count, *call.shape), call.dtype)
-    dz = gate[0] if gate else None
-    dfirst = None if call.first is None else call.new_state()
-    dB, dC = _varying("dB", call.B), _varying("dC", call.C)
-    results = *(call.signal(a) for a in (du, ddelta, dz)), call.state(dfirst), dB, dC
+        u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, dout, dlast_state,
+        required=("dout", "u", "delta", "A", "B", "C"),
+    )  # fmt: skip
+    results = _Results(call)
     sums = _sums(call, flag("delta_softplus", delta_softplus), results)
-    return _collect(call, sums, du, ddelta, dB, dC, dz, dfirst)
+    return _collect(call, sums, results)
+
+
+class _Results:
+    """What the kernel writes to, in the caller's shapes; dB and dC (Bt, G, N, L)."""
+
+    def __init__(self, call: ScanCall) -> None:
+        # in one piece: allocators give several large ones back to the system, and fetching them
+        # anew costs a quarter of the time
+        count = 2 if call.z is None else 3
+        self.du, self.ddelta, *gate = empty("the gradients", (count, *call.shape), call.dtype)
+        self.dz = gate[0] if gate else None
+        self.dinitial_state = None if call.initial_state is None else call.new_state()
+        self.dB, self.dC = _varying("dB", call.B), _varying("dC", call.C)
 
 
 def _varying(name: str, coefficient: NDArray) -> NDArray | None:
@@ -139,12 +155,16 @@ def _varying(name: str, coefficient: NDArray) -> NDArray | None:
     return empty(name, coefficient.shape, coefficient.dtype, np.zeros)
 
 
-def _sums(call: ScanCall, softplus: bool, results: tuple[NDArray | None, ...]) -> NDArray:
+def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
     with ieee():  # into how many shares they are cut, is computed too
-        shares: NDArray = call.kernel.adjoint(
-            call.signal(call.dout), *call.inputs(softplus), call.starts, call.state(call.dlast),
-            call.longest, *results,
+        shares = call.kernels.adjoint(
+            call.dout, call.u, call.delta, A=call.A, B=call.B, C=call.C, D=call.D, z=call.z,
+            delta_bias=call.delta_bias, delta_softplus=delta_softplus,
+            initial_state=call.initial_state, cu_seqlens=call.starts, longest=call.longest,
+            dlast_state=call.dlast_state, du=call.signal(results.du),
+            ddelta=call.signal(results.ddelta), dz=call.signal(results.dz),
+            dinitial_state=call.state(results.dinitial_state), dB=results.dB, dC=results.dC,
         )  # fmt: skip
     return shares[0] if len(shares) == 1 else _total(shares)
 
@@ -155,17 +175,29 @@ def _total(shares: NDArray) -> NDArray:
     return total
 
 
-def _collect(call: ScanCall, sums: NDArray, du: NDArray, ddelta: NDArray, dB: NDArray | None, dC: NDArray | None,
-             dz: NDArray | None, dfirst: NDArray | None) -> SelectiveScanGrads:  # fmt: skip
-    """The kernel's results in the arguments' shapes; `sums` (rows, D) holds dA, constant dB and dC, dD and dbias."""
+def _collect(call: ScanCall, sums: NDArray, results: _Results) -> SelectiveScanGrads:
+    """The kernel's results in the arguments' shapes.
+
+    Rows of `sums` (rows, D) are dA state by state, then dB and dC likewise where they are constant,
+    dD, and ddelta_bias.
+    """
     N = call.A.shape[1]
-    blocks = range(1 + (dB is None) + (dC is None))
-    dA, *constant = (_turned(sums[i * N : (i + 1) * N]) for i in blocks)
-    dB = constant.pop(0) if dB is None else dB.reshape(call.given[3].shape)
-    dC = constant.pop(0) if dC is None else dC.reshape(call.given[4].shape)
-    dD = None if call.D is None else sums[-2].copy()
-    dbias = None if call.bias is None else sums[-1].copy()
-    return SelectiveScanGrads(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst)
+    states = range(1 + (results.dB is None) + (results.dC is None))
+    dA, *constant = (_turned(sums[i * N : (i + 1) * N]) for i in states)
+    B_shape, C_shape = call.coefficient_shapes
+    dB = constant.pop(0) if results.dB is None else results.dB.reshape(B_shape)
+    dC = constant.pop(0) if results.dC is None else results.dC.reshape(C_shape)
+    return SelectiveScanGrads(
+        du=results.du,
+        ddelta=results.ddelta,
+        dA=dA,
+        dB=dB,
+        dC=dC,
+        dD=None if call.D is None else sums[-2].copy(),
+        dz=results.dz,
+        ddelta_bias=None if call.delta_bias is None else sums[-1].copy(),
+        dinitial_state=results.dinitial_state,
+    )
 
 
 def _turned(a: NDArray) -> NDArray:

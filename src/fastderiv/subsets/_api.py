@@ -1,10 +1,10 @@
-"""Subset sums: arguments in, arrays out; the arithmetic is in _kernels.pyx.  docs/derivations.md §1, the theorem."""
+"""The public functions on subset sums; docs/derivations.md §1.3 has the mathematics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,12 +24,13 @@ from .._core.dispatch import kernels
 from .._core.floats import as_caller, undisturbed
 from .._core.progress import Progress, reporting
 
-_kernels = kernels("subsets")
+if TYPE_CHECKING:
+    from ._kernels import Kernels
+
+_kernels: dict[np.dtype, Kernels] = kernels("subsets")
 _MAX_N = 62
-_SPAN_BITS: int = next(
-    iter(_kernels.values())
-).SPAN_BITS  # the subsets that one task enumerates, as a power of two
-_CHUNK_BITS = _SPAN_BITS + 8  # the subsets between two reports of progress: tens of milliseconds
+_MASKS_PER_TASK = _kernels[F64].MASKS_PER_TASK
+_MASKS_PER_REPORT = _MASKS_PER_TASK << 8  # between two calls of `progress`: tens of milliseconds
 
 Report = Callable[[int], object] | None
 
@@ -47,7 +48,8 @@ def _masks(x: np.ndarray) -> int:
     n = x.shape[-1]
     if n > _MAX_N:
         raise ValueError(
-            f"x has {n} entries along its last axis; expected at most {_MAX_N}, as masks are 64-bit integers"
+            f"x has {n} entries along its last axis; expected at most {_MAX_N}, "
+            "as masks are 64-bit integers"
         )
     return 1 << n
 
@@ -64,22 +66,23 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     x : array_like, shape (..., n)
         float32 or float64; integers count as float64.
     out : ndarray, shape (..., 2**n), optional
-        Where to put the result: of the result's dtype, writeable, any strides, no memory shared with `x`.  Writing
-        into an array that exists is about three times as fast as having a new one, which the system must first hand
-        out page by page.
+        The array to write the result to.  It has the result's dtype and is writeable; its strides
+        may be any, and it shares no memory with `x`.  Writing into an array that exists is about
+        three times as fast as making a new one, as the system must first hand out its pages.
 
     Returns
     -------
     sums : ndarray, shape (..., 2**n)
-        At position `mask` the sum of the ``x[..., i]`` with bit `i` set in `mask`, so 0 at position 0.  `out` if it was
-        given.
+        Position `mask` holds the sum of the ``x[..., i]`` with bit `i` set in `mask`; so position 0
+        holds 0.  This is `out` if it was given.
 
     Raises
     ------
     TypeError
         If `x` is of another dtype, or `out` not an array of the result's dtype.
     ValueError
-        If `x` is a scalar or n > 62, or if `out` has the wrong shape, is read-only or shares memory with `x`.
+        If `x` is a scalar or n > 62, or if `out` has the wrong shape, is read-only or shares memory
+        with `x`.
     MemoryError
         If the result does not fit; the message says how many bytes it would take.
 
@@ -90,9 +93,10 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
 
     Notes
     -----
-    Every result is the ascending sum of the chosen entries among the first 10, plus the ascending sum of the other
-    chosen entries: one addition a subset, at the speed of memory.  The bits are the same for any strides, number of
-    threads and CPU.  Time O(2**n) a row; memory beyond the result: 16 KiB per thread.
+    Every result is the ascending sum of the chosen entries among the first 10, plus the ascending
+    sum of the other chosen entries.  A subset costs one addition, at the speed of memory.  The bits
+    are the same for any strides, number of threads and CPU.  Time O(2**n) a row; memory beyond the
+    result: 16 KiB per thread.
 
     Examples
     --------
@@ -107,7 +111,7 @@ def subset_sums(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
         _empty(shape, x.dtype) if out is None else check_out(out, shape, x.dtype, [("x", source)])
     )
     target = as_dtype(base, x.dtype)
-    _kernels[x.dtype].sums(x, target, 0, out is not None)
+    _kernels[x.dtype].sums(x, target, first=0, reused=out is not None)
     copy_back(target, base)
     return base if out is None else out
 
@@ -124,21 +128,22 @@ def iter_subset_sums(
     block : int, optional
         Sums in a block, at least 1; rounded up to a power of two, and no more than 2**n.
     progress : bool or callable, optional
-        True for a bar, or a function to be called as ``progress(done, total)`` with numbers of subsets after each
-        block.
+        True for a bar, or a function that is called as ``progress(done, total)`` with numbers of
+        subsets after each block.
 
     Yields
     ------
     first_mask : int
         The mask of the block's first sum: a multiple of the block's length.
     sums : ndarray, shape (block,)
-        The sums of the masks from `first_mask` on: a new array each time, the bits those of `subset_sums` for any
-        `block`.
+        The sums of the masks from `first_mask` on.  Each block is a new array; its bits are those
+        of `subset_sums`, for any `block`.
 
     Raises
     ------
     TypeError
-        If `x` is of another dtype, `block` not an integer or `progress` neither a bool nor callable.
+        If `x` is of another dtype, `block` is not an integer or `progress` is neither a bool nor
+        callable.
     ValueError
         If `x` is not one-dimensional, n > 62 or `block` < 1.
     MemoryError
@@ -167,18 +172,19 @@ def iter_subset_sums(
     block = min(total, 1 << (index("block", block, least=1) - 1).bit_length())
     check_fits(f"subset sums of shape {(block,)} and dtype {x.dtype}", block * x.dtype.itemsize)
     blocks = _blocks(x.copy(), block, total, progress)
-    next(blocks)  # up to where `progress` has been checked
+    next(blocks)  # runs it to its first `yield`, so that a wrong `progress` is refused now
     return blocks
 
 
 def _blocks(
     x: np.ndarray, block: int, total: int, progress: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
+    """An empty block, then all sums in blocks of so many."""
     with reporting(progress, total, "subset sums") as report:
-        yield 0, np.empty(0, x.dtype)  # iter_subset_sums takes this one
+        yield 0, np.empty(0, x.dtype)  # taken by iter_subset_sums
         for first in range(0, total, block):
             sums = _empty((block,), x.dtype)
-            _kernels[x.dtype].sums(x, sums, first, False)
+            _kernels[x.dtype].sums(x, sums, first=first, reused=False)
             if report:
                 report(first + block)
             yield first, sums
@@ -186,22 +192,23 @@ def _blocks(
 
 def subset_logsumexp(
     x: ArrayLike, *, method: Literal["closed", "enumerate"] = "closed", progress: Progress = None
-) -> Any:  # an array or a NumPy scalar, which NumPy too types so
+) -> Any:  # an array or a NumPy scalar: NumPy's own functions of both are typed so
     """Log of the sum over all subsets of the exponential of the subset's sum.
 
-    This is log Σ_S exp(Σ_{i∈S} x_i) along the last axis, S running over all subsets of the entries I, the empty one
-    included.  As Σ_{S⊆I} Π_{i∈S} e^{x_i} = Π_{i∈I} (1 + e^{x_i}), it equals Σ_i softplus(x_i): docs/derivations.md §1.
+    This is log Σ_S exp(Σ_{i∈S} x_i) along the last axis, where S runs over all subsets of the
+    entries I, the empty one included.  As Σ_{S⊆I} Π_{i∈S} e^{x_i} = Π_{i∈I} (1 + e^{x_i}), it
+    equals Σ_i softplus(x_i): docs/derivations.md §1.3.
 
     Parameters
     ----------
     x : array_like, shape (..., n)
         float32 or float64; integers count as float64.
     method : {"closed", "enumerate"}, optional
-        "closed" adds n softplus terms.  "enumerate" forms each of the 2**n subset sums and its exponential: a second,
-        independent way to the same number.
+        "closed" adds n softplus terms.  "enumerate" forms each of the 2**n subset sums and its
+        exponential: a second, independent way to the same number.
     progress : bool or callable, optional
-        True for a bar, or a function to be called as ``progress(done, total)``: numbers of subsets where they are
-        enumerated, else of rows.
+        True for a bar, or a function that is called as ``progress(done, total)`` with numbers of
+        subsets if `method` is "enumerate", else of rows.
 
     Returns
     -------
@@ -222,13 +229,15 @@ def subset_logsumexp(
 
     Notes
     -----
-    Nothing overflows on the way: exponentials are taken relative to the largest subset sum, which is that of the
-    positive entries.  The term of the empty subset is kept apart, so that a result far below 1 has all its digits too.
-    NaN gives NaN, inf without NaN inf, and −inf contributes the factor 1, each in its own row.
+    Nothing overflows on the way: exponentials are taken relative to the largest subset sum, which
+    is that of the positive entries.  The term of the empty subset is kept apart, so that a result
+    far below 1 has all its digits too.  A row with NaN gives NaN, a row with inf and no NaN gives
+    inf, and an entry −inf contributes the factor 1; other rows are not affected.
 
-    Sums are accumulated in float64 in an order that depends on n alone: the same bits for any strides and number of
-    threads.  Time O(n), or O(2**n) for "enumerate": about 0.3 ns a subset and core in float64.  Memory beyond the
-    result: 8 bytes a row; "enumerate": 16 KiB a thread.
+    Sums are accumulated in float64 in an order that depends on n alone, so that the bits are the
+    same for any strides and number of threads.  Time O(n), or O(2**n) for "enumerate": about 0.3 ns
+    a subset and core in float64.  Memory beyond the result: 8 bytes a row; "enumerate": 16 KiB a
+    thread.
 
     Examples
     --------
@@ -251,6 +260,7 @@ def _logsumexp(x: np.ndarray, method: str, progress: Progress) -> np.ndarray:
 
 
 def _closed(x: np.ndarray, progress: Progress) -> np.ndarray:
+    """Σ softplus of each row, of partial sums that the kernel makes."""
     kernel = _kernels[x.dtype]
     rows = math.prod(x.shape[:-1])
     with reporting(progress, rows, "softplus") as report:
@@ -265,41 +275,43 @@ def _closed(x: np.ndarray, progress: Progress) -> np.ndarray:
 
 
 def _enumerated(x: np.ndarray, progress: Progress) -> np.ndarray:
+    """The log of the sum over all subsets of each row."""
     masks, rows = _masks(x), math.prod(x.shape[:-1])
     result = empty("the result", x.shape[:-1], x.dtype)
     with reporting(progress, rows * masks, "subsets") as report:
-        if x.shape[-1] <= _SPAN_BITS:
+        if masks <= _MASKS_PER_TASK:
             _enumerate_short_rows(x, result, report)
         else:
             for done, row in enumerate(np.ndindex(result.shape)):
-                result[row] = _enumerate_row(x[row], masks, report, done * masks)
+                result[row] = _enumerate_long_row(x[row], masks, report, done * masks)
     return result
 
 
 def _enumerate_short_rows(x: np.ndarray, result: np.ndarray, report: Report) -> None:
-    """Rows of at most 2**_SPAN_BITS subsets; without `report` in one call, else a chunk of rows in each."""
+    """Rows whose subsets are one task or less: in one call, or in one for each report."""
     kernel, masks, rows = _kernels[x.dtype], 1 << x.shape[-1], result.size
     if report is None:
         kernel.enumerate_rows(x, result)
         return
     x, flat = x.reshape(rows, x.shape[-1]), result.reshape(rows)
-    step = max(1, (1 << _CHUNK_BITS) // (masks + 32))
+    step = max(1, _MASKS_PER_REPORT // (masks + 32))
     for first in range(0, rows, step):
         kernel.enumerate_rows(x[first : first + step], flat[first : first + step])
         report(min(rows, first + step) * masks)
 
 
-def _enumerate_row(x: np.ndarray, masks: int, report: Report, done: int) -> float:
-    """One row of more; `done` subsets of earlier rows are behind us."""
+def _enumerate_long_row(x: np.ndarray, masks: int, report: Report, done: int) -> float:
+    """One row of several tasks; `done` subsets of earlier rows have been reported."""
     kernel = _kernels[x.dtype]
     peak, total = kernel.peak(x), 0.0
-    parts = np.empty(min(masks, 1 << _CHUNK_BITS) >> _SPAN_BITS)
-    for first in range(0, masks if math.isfinite(peak) else 0, parts.size << _SPAN_BITS):
-        kernel.enumerate_span(x, first, parts)
-        for part in parts.tolist():
+    at_once = min(masks, _MASKS_PER_REPORT)
+    partial = np.empty(at_once // _MASKS_PER_TASK)
+    for first in range(0, masks if math.isfinite(peak) else 0, at_once):
+        kernel.enumerate_masks(x, first, partial)
+        for part in partial.tolist():
             total += part
         if report:
-            report(done + first + (parts.size << _SPAN_BITS))
+            report(done + first + at_once)
     if not math.isfinite(peak) and report:
         report(done + masks)
     return peak + math.log1p(total)

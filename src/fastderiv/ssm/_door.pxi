@@ -1,0 +1,220 @@
+# From arrays to structs.  A mistake in Python must not become a read of foreign memory: an array
+# that does not have the shape, type and alignment that a kernel counts on is a TypeError.
+# Included by _kernels.pyx.
+# needs: Coefficient, PerChannel, Scan, Signal, State (_problem.pxi)
+
+cdef enum:
+    ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works
+
+
+cdef int refuse(cnp.ndarray a, shape) except -1:
+    raise TypeError(f"a kernel for {8 * sizeof(real)}-bit numbers was handed an array of shape "
+                    f"{(<object>a).shape} and dtype {a.dtype}; expected an aligned one of shape "
+                    f"{shape}")
+
+
+cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
+    """Pass None, and an array of this shape and the kernel's type that can be read, or
+    `written`."""
+    cdef int i
+    cdef bint good
+    if a is None:
+        return 0
+    good = (cnp.PyArray_NDIM(a) == axes and cnp.PyArray_ISFLOAT(a)
+            and cnp.PyArray_ITEMSIZE(a) == sizeof(real) and cnp.PyArray_ISBEHAVED_RO(a)
+            and (not written or cnp.PyArray_ISWRITEABLE(a)))
+    if good:
+        for i in range(axes):
+            good = good and cnp.PyArray_DIM(a, i) == shape[i]
+    if not good:
+        refuse(a, tuple([shape[i] for i in range(axes)]))
+    return 0
+
+
+cdef int expect_axes(cnp.ndarray a, int axes, shape) except -1:
+    """Pass an array of so many axes."""
+    if cnp.PyArray_NDIM(a) != axes:
+        refuse(a, shape)
+    return 0
+
+
+cdef int expect_integers(cnp.ndarray a) except -1:
+    """Pass (k,) contiguous intp: what kernels index by."""
+    if (cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP
+            or not cnp.PyArray_ISCARRAY_RO(a)):
+        raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected "
+                        "contiguous (k,) intp")
+    return 0
+
+
+cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
+    """Pass B or C: (D, N), (Bt, G, N, L) with G dividing D, or None."""
+    cdef ix shape[2]
+    if a is not None and cnp.PyArray_NDIM(a) == 2:
+        shape[0], shape[1] = scan.channels, scan.states
+        return expect_array(a, 2, shape, False)
+    return expect_varying(scan, a, False)
+
+
+cdef int expect_varying(const Scan *scan, cnp.ndarray a, bint written) except -1:
+    """Pass a time-varying B or C, or the gradient of one: (Bt, G, N, L) with G dividing D, or
+    None."""
+    cdef ix shape[4]
+    if a is None:
+        return 0
+    shape[0], shape[1], shape[2], shape[3] = scan.batch, 0, scan.states, scan.steps
+    if cnp.PyArray_NDIM(a) == 4:
+        shape[1] = cnp.PyArray_DIM(a, 1)
+    if shape[1] == 0 or scan.channels % shape[1]:
+        refuse(a, (scan.batch, "G", scan.states, scan.steps))
+    return expect_array(a, 4, shape, written)
+
+
+cdef inline bint nothing(cnp.ndarray a):
+    """Whether there is nothing to write."""
+    return a is None or cnp.PyArray_SIZE(a) == 0
+
+
+cdef inline ix stride(cnp.ndarray a, int axis):
+    return cnp.PyArray_STRIDE(a, axis) // <ix>sizeof(real)
+
+
+cdef inline real *data(cnp.ndarray a):
+    return <real *>cnp.PyArray_DATA(a)
+
+
+# ---- one array --------------------------------------------------------------------------------
+
+cdef int set_signal(const Scan *scan, cnp.ndarray a, bint written, Signal *signal) except -1:
+    """OUT signal: a (Bt, D, L), or None."""
+    cdef ix shape[3]
+    signal.p = NULL
+    if a is None:
+        return 0
+    shape[0], shape[1], shape[2] = scan.batch, scan.channels, scan.steps
+    expect_array(a, 3, shape, written)
+    signal.p, signal.b, signal.d, signal.t = data(a), stride(a, 0), stride(a, 1), stride(a, 2)
+    return 0
+
+
+cdef int set_state(const Scan *scan, cnp.ndarray a, bint written, State *state) except -1:
+    """OUT state: a (segments, D, N), or None."""
+    cdef ix shape[3]
+    state.p = NULL
+    if a is None:
+        return 0
+    shape[0], shape[1], shape[2] = scan.segments, scan.channels, scan.states
+    expect_array(a, 3, shape, written)
+    state.p, state.s, state.d, state.n = data(a), stride(a, 0), stride(a, 1), stride(a, 2)
+    return 0
+
+
+cdef int set_per_channel(const Scan *scan, cnp.ndarray a, PerChannel *values) except -1:
+    """OUT values: a (D,), or None."""
+    values.p = NULL
+    if a is None:
+        return 0
+    expect_array(a, 1, &scan.channels, False)
+    values.p, values.d = data(a), stride(a, 0)
+    return 0
+
+
+cdef int set_coefficient(const Scan *scan, cnp.ndarray a, Coefficient *coefficient) except -1:
+    """OUT coefficient: a (D, N) or (Bt, G, N, L), or None, which counts as constant."""
+    expect_coefficient(scan, a)
+    coefficient.p, coefficient.constant, coefficient.gather = NULL, True, False
+    coefficient.channels = scan.channels
+    if a is None:
+        return 0
+    coefficient.p = data(a)
+    if cnp.PyArray_NDIM(a) == 2:
+        coefficient.g, coefficient.n = stride(a, 0), stride(a, 1)
+        return 0
+    coefficient.constant = False
+    coefficient.b, coefficient.g = stride(a, 0), stride(a, 1)
+    coefficient.n, coefficient.t = stride(a, 2), stride(a, 3)
+    coefficient.channels = scan.channels // cnp.PyArray_DIM(a, 1)
+    coefficient.gather = coefficient.t != 1 and cnp.PyArray_DIM(a, 3) > 1
+    return 0
+
+
+# ---- the arguments of a scan, in this order ---------------------------------------------------
+
+cdef int set_inputs(Scan *scan, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray z) except -1:
+    """Sizes of batch, channels and steps, and the signals."""
+    expect_axes(u, 3, ("batch", "D", "L"))
+    scan.batch, scan.channels = cnp.PyArray_DIM(u, 0), cnp.PyArray_DIM(u, 1)
+    scan.steps = cnp.PyArray_DIM(u, 2)
+    set_signal(scan, u, False, &scan.u)
+    set_signal(scan, delta, False, &scan.delta)
+    return set_signal(scan, z, False, &scan.z)
+
+
+cdef int set_transition(Scan *scan, cnp.ndarray A) except -1:
+    """The number of states, and A (D, N)."""
+    cdef ix shape[2]
+    expect_axes(A, 2, ("D", "N"))
+    shape[0] = scan.channels
+    shape[1] = scan.states = cnp.PyArray_DIM(A, 1)
+    expect_array(A, 2, shape, False)
+    point_at_A(scan, A)
+    return 0
+
+
+cdef inline void point_at_A(Scan *scan, cnp.ndarray A):
+    scan.A, scan.A_d, scan.A_n = data(A), stride(A, 0), stride(A, 1)
+
+
+cdef int set_coefficients(Scan *scan, cnp.ndarray B, cnp.ndarray C) except -1:
+    """B and C, and which channels share both."""
+    set_coefficient(scan, B, &scan.B)
+    set_coefficient(scan, C, &scan.C)
+    group_channels(scan)
+    return 0
+
+
+cdef void group_channels(Scan *scan) noexcept:
+    """Channels that share B and C form a channel_group."""
+    scan.blocks.channels = scan.channels
+    scan.blocks.group = common_divisor(scan.B.channels, scan.C.channels)
+
+
+cdef ix common_divisor(ix a, ix b) noexcept:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+cdef int set_channels(Scan *scan, cnp.ndarray D, cnp.ndarray delta_bias,
+                      bint delta_softplus) except -1:
+    """What is given once a channel, and what becomes of delta."""
+    scan.softplus = delta_softplus
+    set_per_channel(scan, D, &scan.D)
+    return set_per_channel(scan, delta_bias, &scan.bias)
+
+
+cdef int set_segments(Scan *scan, cnp.ndarray starts, cnp.ndarray initial_state) except -1:
+    """The segments, and the state before each."""
+    scan.starts, scan.segments = NULL, scan.batch
+    if starts is not None:
+        expect_integers(starts)
+        scan.starts, scan.segments = <ix *>cnp.PyArray_DATA(starts), cnp.PyArray_DIM(starts, 0) - 1
+    return set_state(scan, initial_state, False, &scan.initial_state)
+
+
+# ---- running ----------------------------------------------------------------------------------
+
+cdef ix counted(double n) except -1:
+    """A number of tasks, as an integer."""
+    if n > 2.**62:
+        raise MemoryError(f"no memory for what {n:.0f} tasks would write")
+    return <ix>n
+
+
+cdef int run_with(task_t task, void *args, ix n, double scratch, double seconds) except -1:
+    """`run` with scratch of any size: a MemoryError if the machine has not so much, and one thread
+    alone if it is huge."""
+    if scratch > ALONE:
+        check_fits("scratch", int(scratch))
+        seconds = 0
+    return run(task, args, n, scratch, seconds)

@@ -1,0 +1,120 @@
+"""What the compiled kernels of this room offer: `_core.dispatch.kernels("ssm")` returns them by
+dtype.
+
+Arrays have the dtype of the kernels and any strides; shapes and types are checked by the kernels,
+and a mistake in them is a TypeError.  ``cu_seqlens`` are (segments + 1,) contiguous intp,
+non-decreasing from 0 to L, which the kernels do not check; without them every batch item is one
+segment.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Kernels(Protocol):
+    def scan(
+        self,
+        u: NDArray,
+        delta: NDArray,
+        A: NDArray,
+        B: NDArray,
+        C: NDArray | None,
+        D: NDArray | None,
+        z: NDArray | None,
+        delta_bias: NDArray | None,
+        delta_softplus: bool,
+        initial_state: NDArray | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        last_state: NDArray | None,
+        out: NDArray | None,
+    ) -> None:
+        """The selective scan (docs/derivations.md §1.1).
+
+        IN u, delta, z (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L) with G dividing D; D,
+        delta_bias (D,); initial_state (segments, D, N).  OUT last_state (segments, D, N); out
+        (Bt, D, L).  C may be None only where out is.
+        """
+
+    def adjoint(
+        self,
+        dout: NDArray,
+        u: NDArray,
+        delta: NDArray,
+        A: NDArray,
+        B: NDArray,
+        C: NDArray,
+        D: NDArray | None,
+        z: NDArray | None,
+        delta_bias: NDArray | None,
+        delta_softplus: bool,
+        initial_state: NDArray | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        longest: int,
+        dlast_state: NDArray | None,
+        du: NDArray,
+        ddelta: NDArray,
+        dz: NDArray | None,
+        dinitial_state: NDArray | None,
+        dB: NDArray | None,
+        dC: NDArray | None,
+    ) -> NDArray:
+        """The adjoint of `scan` (docs/derivations.md §1.4).
+
+        IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
+        steps of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given;
+        dinitial_state (segments, D, N); dB, dC (Bt, G, N, L), contiguous and zero before, where B
+        or C varies.
+
+        Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges.  Rows
+        are dA state by state, then dB and dC likewise where they are constant, dD, and dbias.
+        """
+
+    def step(
+        self,
+        state: NDArray,
+        x: NDArray,
+        dt: NDArray,
+        A: NDArray,
+        B: NDArray,
+        C: NDArray,
+        D: NDArray | None,
+        z: NDArray | None,
+        dt_bias: NDArray | None,
+        dt_softplus: bool,
+        out: NDArray,
+    ) -> None:
+        """One step of the scan (docs/derivations.md §1.1), never interrupted.
+
+        IN x, dt, z (Bt, D); A (D, N); B, C (Bt, N) or (Bt, G, N) with G dividing D; D, dt_bias
+        (D,).  IN OUT state (Bt, D, N).  OUT out (Bt, D).  Without Bt, it is missing everywhere.
+        """
+
+    def step_sum(
+        self,
+        delta: NDArray,
+        delta_bias: NDArray | None,
+        delta_softplus: bool,
+        total: NDArray,
+    ) -> None:
+        """The sum of all step sizes of a channel (docs/derivations.md §1.7).
+
+        IN delta (Bt, D, L); delta_bias (D,).  OUT total (Bt, D) = Σ Δ, contiguous.
+        """
+
+    def attention(
+        self,
+        delta: NDArray,
+        A: NDArray,
+        B: NDArray,
+        C: NDArray,
+        delta_bias: NDArray | None,
+        delta_softplus: bool,
+        rows: NDArray[np.intp],
+        out: NDArray,
+    ) -> None:
+        """Rows of the hidden attention (docs/derivations.md §1.2).
+
+        IN delta, A, B, C and delta_bias as of `scan`; rows (R,) contiguous, in [0, L), which is not
+        checked.  OUT out (Bt, D, R, L), contiguous and zero before.
+        """
