@@ -169,7 +169,9 @@ def runtime(tool, folder):
         "PYTHONMALLOC": "malloc",  # so that small objects have borders too
         "ASAN_OPTIONS": options,  # leaks: an interpreter leaves many behind
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": f"halt_on_error=0:history_size=4:report_signal_unsafe=0:suppressions={suppressions}",
+        # die_after_fork: the children of the tests' forks start threads
+        "TSAN_OPTIONS": "halt_on_error=0:history_size=4:report_signal_unsafe=0:die_after_fork=0:"
+        f"suppressions={suppressions}",
     }
 
 
