@@ -47,6 +47,7 @@ TESTS = {  # unless others are given
     "address": ["tests", "--ignore=tests/test_typing.py", "--ignore=tests/test_packaging.py"],
     "thread": [
         "tests/test_config.py",
+        "tests/test_threads.py",
         "tests/test_ssm.py",
         "tests/test_subsets.py",
         "-k",
@@ -58,15 +59,17 @@ TESTS = {  # unless others are given
 # Reports about other people's code, each with the reason why it is none of ours.
 SUPPRESSED = {
     "thread": """
-# CPython is not built for ThreadSanitizer: the GIL's hand-overs are invisible to it, and so is everything they order
-called_from_lib:libpython
+# CPython is not built for ThreadSanitizer: the GIL's hand-overs are invisible to it, and so is
+# everything they order.  No called_from_lib: where Python is a shared library, the locks of our
+# pool are taken by libpython for us, and would be ignored too.
 race:_Py
 race:Py
 race:take_gil
 race:drop_gil
-# OpenBLAS has a pool of its own, with its own barriers in assembly
-called_from_lib:libscipy_openblas
-called_from_lib:libopenblas
+# OpenBLAS has a pool of its own, with its own barriers in assembly.  NumPy and SciPy may each bring
+# one, so this is no called_from_lib: that ends the process if it matches two libraries.
+race:libscipy_openblas
+race:libopenblas
 """,
     "valgrind": "",
 }
@@ -166,7 +169,9 @@ def runtime(tool, folder):
         "PYTHONMALLOC": "malloc",  # so that small objects have borders too
         "ASAN_OPTIONS": options,  # leaks: an interpreter leaves many behind
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": f"halt_on_error=0:history_size=4:report_signal_unsafe=0:suppressions={suppressions}",
+        # die_after_fork: the children of the tests' forks start threads
+        "TSAN_OPTIONS": "halt_on_error=0:history_size=4:report_signal_unsafe=0:die_after_fork=0:"
+        f"suppressions={suppressions}",
     }
 
 
