@@ -437,10 +437,6 @@ def follow_boundary(
         return X
 
     def field(s, p):
-        nonlocal calls, reached
-        calls, reached = calls + 1, max(reached, s)
-        if calls > 5000 and size > 2.0**52 * reached:  # some 400 steps
-            raise ValueError(f"length is {length:g}, beside which steps are lost in rounding")
         a, b = net.margin_gradient(at(p), outputs)[0, plane]
         return np.array([-b, a]) / np.hypot(a, b) * np.sign(length)
 
@@ -450,9 +446,16 @@ def follow_boundary(
             p = p - net.margin(at(p), outputs)[0] * g / (g @ g)
         return at(p)[0]
 
-    p0, size, calls, reached = start[plane], abs(length), 0, 0.0
+    p0, size, taken = start[plane], abs(length), [0.0]
+
+    def after_step(s, p):
+        taken.append(s)
+        if len(taken) % 400 == 0 and size - s > 2.0**52 * max(np.diff(taken)):
+            raise ValueError(f"length is {length:g}, beside which steps are lost in rounding")
+        return 1.0  # an event would be a change of its sign
+
     way = integrate.solve_ivp(
-        field, (0, size), p0, method="DOP853", rtol=rtol, atol=atol, dense_output=True
+        field, (0, size), p0, "DOP853", rtol=rtol, atol=atol, dense_output=True, events=after_step
     ).sol
     end = size
     if stop_when_closed:
