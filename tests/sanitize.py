@@ -1,10 +1,11 @@
-"""The suite under sanitizers: a copy of the tree, its extensions built for one, and every report an error.
+"""The suite under sanitizers: a copy of the tree, extensions built for one, each report an error.
 
-    python tests/sanitize.py address [options of pytest]     AddressSanitizer and UndefinedBehaviorSanitizer
-    python tests/sanitize.py thread [options of pytest]      ThreadSanitizer; by default the tests of the thread pool only
-    python tests/sanitize.py valgrind [options of pytest]    no build of its own kind; slow: give it few tests
+    python tests/sanitize.py address [options of pytest]     AddressSanitizer with UBSan
+    python tests/sanitize.py thread [options of pytest]      ThreadSanitizer; tests of the threads
+    python tests/sanitize.py valgrind [options of pytest]    slow: give it few tests
 
-Runs at every CPU level of this machine, or at those of --level; the compiler is $CC, else gcc.  Only Linux with GCC or Clang.
+Runs at every CPU level of this machine, or at those of --level.  The compiler is $CC, else gcc.
+Needs Linux, and GCC or Clang.
 """
 
 import argparse
@@ -31,8 +32,9 @@ NOT_SOURCE = (
     ".hypothesis",
 )
 
-# appended to every command of the compiler, after Python's own -fwrapv and the project's flags: the last one wins
-COMMON = "-O1 -g1 -fno-omit-frame-pointer -fno-wrapv"  # lines, and no names of variables: those double the time
+# These are appended to every command of the compiler, after Python's own -fwrapv and the project's
+# flags: the last one wins.  -g1 gives lines, and no names of variables, which double the time.
+COMMON = "-O1 -g1 -fno-omit-frame-pointer -fno-wrapv"
 FLAGS = {
     "address": f"{COMMON} -fsanitize=address,undefined,float-cast-overflow",
     "thread": f"{COMMON} -fsanitize=thread",
@@ -41,7 +43,8 @@ FLAGS = {
 # what the project's own flags would spoil: no line numbers, no symbols
 DROPPED = ("-g0", "-Wl,-s", "-O2", "-O3")
 REPORTS = re.compile(
-    r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|==\d+== (?:Invalid|Conditional|Use of uninit)"
+    r"runtime error:|ERROR: \w+Sanitizer|WARNING: ThreadSanitizer"
+    r"|==\d+== (?:Invalid|Conditional|Use of uninit)"
 )
 TESTS = {  # unless others are given
     "address": ["tests", "--ignore=tests/test_typing.py", "--ignore=tests/test_packaging.py"],
@@ -119,7 +122,7 @@ def run(tool, folder, levels, pytest):
     return int(bool(failures))
 
 
-# ---- building --------------------------------------------------------------------------------------------------------
+# ---- building ----------------------------------------------------------------------------------
 
 
 def build(tool, folder):
@@ -135,8 +138,9 @@ def build(tool, folder):
         COMPILER.format(cc=cc, flags=FLAGS[tool] + shared, dropped="|".join(DROPPED))
     )
     compiler.chmod(0o755)
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True,
-                   env=os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"})  # fmt: skip
+    environment = os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree, check=True, env=environment)
     return tree
 
 
@@ -149,7 +153,7 @@ exec {cc} "$@" {flags}
 """
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------
 
 
 def runtime(tool, folder):
@@ -196,8 +200,9 @@ def library(name):
 def prefix(tool, folder):
     if tool != "valgrind":
         return []
-    return ["valgrind", "--quiet", "--error-limit=no", "--num-callers=30", "--show-mismatched-frees=no", "--undef-value-errors=yes",
-            *(f"--suppressions={path}" for path in PYTHON_SUPPRESSIONS if os.path.exists(path))]  # fmt: skip
+    options = "--quiet --error-limit=no --num-callers=30 --show-mismatched-frees=no"
+    known = [f"--suppressions={path}" for path in PYTHON_SUPPRESSIONS if os.path.exists(path)]
+    return ["valgrind", *options.split(), "--undef-value-errors=yes", *known]
 
 
 PYTHON_SUPPRESSIONS = ("/usr/lib/valgrind/python3.supp",)

@@ -344,7 +344,7 @@ def test_outputs_of_a_single_logit_are_looked_at():
         ):
             with pytest.raises(ValueError, match=message):
                 call(outputs)
-        with pytest.raises(TypeError, match="outputs is None; expected .*a pair of integers"):
+        with pytest.raises(TypeError, match=r"outputs is None; expected .*a pair of integers"):
             call(None)
     assert same_bits(net.margin([[1.0, 2.0]], (1, 0)), net.logits([[1.0, 2.0]])[0])
 
