@@ -7,7 +7,7 @@ non-decreasing from 0 to L, which the kernels do not check; without them every b
 segment.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 class Kernels(Protocol):
     def scan(
         self,
-        u: NDArray,
-        delta: NDArray,
-        A: NDArray,
-        B: NDArray,
-        C: NDArray | None,
-        D: NDArray | None,
-        z: NDArray | None,
-        delta_bias: NDArray | None,
+        u: NDArray[Any],
+        delta: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any] | None,
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        delta_bias: NDArray[Any] | None,
         delta_softplus: bool,
-        initial_state: NDArray | None,
+        initial_state: NDArray[Any] | None,
         cu_seqlens: NDArray[np.intp] | None,
-        last_state: NDArray | None,
-        out: NDArray | None,
+        last_state: NDArray[Any] | None,
+        out: NDArray[Any] | None,
     ) -> None:
         """The selective scan (docs/derivations.md §1.1).
 
@@ -38,27 +38,27 @@ class Kernels(Protocol):
 
     def adjoint(
         self,
-        dout: NDArray,
-        u: NDArray,
-        delta: NDArray,
-        A: NDArray,
-        B: NDArray,
-        C: NDArray,
-        D: NDArray | None,
-        z: NDArray | None,
-        delta_bias: NDArray | None,
+        dout: NDArray[Any],
+        u: NDArray[Any],
+        delta: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        delta_bias: NDArray[Any] | None,
         delta_softplus: bool,
-        initial_state: NDArray | None,
+        initial_state: NDArray[Any] | None,
         cu_seqlens: NDArray[np.intp] | None,
         longest: int,
-        dlast_state: NDArray | None,
-        du: NDArray,
-        ddelta: NDArray,
-        dz: NDArray | None,
-        dinitial_state: NDArray | None,
-        dB: NDArray | None,
-        dC: NDArray | None,
-    ) -> NDArray:
+        dlast_state: NDArray[Any] | None,
+        du: NDArray[Any],
+        ddelta: NDArray[Any],
+        dz: NDArray[Any] | None,
+        dinitial_state: NDArray[Any] | None,
+        dB: NDArray[Any] | None,
+        dC: NDArray[Any] | None,
+    ) -> NDArray[Any]:
         """The adjoint of `scan` (docs/derivations.md §1.4).
 
         IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
@@ -72,17 +72,17 @@ class Kernels(Protocol):
 
     def step(
         self,
-        state: NDArray,
-        x: NDArray,
-        dt: NDArray,
-        A: NDArray,
-        B: NDArray,
-        C: NDArray,
-        D: NDArray | None,
-        z: NDArray | None,
-        dt_bias: NDArray | None,
+        state: NDArray[Any],
+        x: NDArray[Any],
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        dt_bias: NDArray[Any] | None,
         dt_softplus: bool,
-        out: NDArray,
+        out: NDArray[Any],
     ) -> None:
         """One step of the scan (docs/derivations.md §1.1), never interrupted.
 
@@ -92,10 +92,10 @@ class Kernels(Protocol):
 
     def step_sum(
         self,
-        delta: NDArray,
-        delta_bias: NDArray | None,
+        delta: NDArray[Any],
+        delta_bias: NDArray[Any] | None,
         delta_softplus: bool,
-        total: NDArray,
+        total: NDArray[Any],
     ) -> None:
         """The sum of all step sizes of a channel (docs/derivations.md §1.7).
 
@@ -104,14 +104,14 @@ class Kernels(Protocol):
 
     def attention(
         self,
-        delta: NDArray,
-        A: NDArray,
-        B: NDArray,
-        C: NDArray,
-        delta_bias: NDArray | None,
+        delta: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        delta_bias: NDArray[Any] | None,
         delta_softplus: bool,
         rows: NDArray[np.intp],
-        out: NDArray,
+        out: NDArray[Any],
     ) -> None:
         """Rows of the hidden attention (docs/derivations.md §1.2).
 
