@@ -124,7 +124,7 @@ def dense(
     the arguments, which is computed at the speed of memory; by the checksum `dense_vjp` recognises
     a cache of other arguments.  The bits of the result depend neither on strides nor on fastderiv's
     threads; they may depend on the threads of BLAS.  Activations are within 4 units in the last
-    place (gelu 7), far into their tails, and raise no floating-point warnings.
+    place (gelu 9), far into their tails, and raise no floating-point warnings.
 
     References
     ----------
