@@ -468,7 +468,7 @@ def test_broadcast_arguments_change_no_bit(dtype):
 
 @pytest.mark.parametrize(
     "case",
-    [  # each above half a millisecond of work, from where on threads share it
+    [  # each above a quarter of a millisecond of work, from where on threads share it
         dict(batch=24, channels=24, states=8, steps=200),
         dict(batch=1, channels=530, states=8, steps=200),
         dict(batch=2, channels=150, states=16, steps=300, B="constant", C=3),

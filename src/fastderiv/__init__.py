@@ -5,7 +5,7 @@ All of it works on plain NumPy arrays.  How data flows::
     your arrays
         │   a room's functions: shapes, dtypes, every error that names an argument
         ▼
-    base arrays of one dtype, float32 or float64
+    plain ndarrays (no subclass) of one dtype, float32 or float64
         │   the room's _kernels, compiled for this CPU's level: fused, without temporaries;
         │   _core.threads shares the tasks out
         ▼
@@ -14,7 +14,7 @@ All of it works on plain NumPy arrays.  How data flows::
 Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
-                   chunk_summary, scan_attention, transition_product, S6
+                   chunk_summary, combine_summaries, scan_attention, transition_product, S6
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -22,7 +22,7 @@ Each room is a folder:
                    lstm_state_adjoints
     optim/         momentum_step and its inverse momentum_unstep, momentum_jacobian,
                    ReversibleMomentum, hypergradient
-    reference/     the same names in plain NumPy: the oracle
+    reference/     the same names in plain NumPy and SciPy: the oracle
     _core/         argument checks, threads, choice of CPU level, vector maths
     data/          the real data of ``python -m fastderiv``
     integrations/  PyTorch and transformers on fastderiv, boundaries in matplotlib; each is imported

@@ -28,8 +28,8 @@ class Config(dict):
 def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use, the calling thread included.
 
-    Results are the same bits for every number.  Calls of less than about half a millisecond stay
-    in the calling thread, and no call starts more than 256 threads.
+    Results are the same bits for every number.  Calls of less than about a quarter of a millisecond
+    stay in the calling thread, and no call uses more than 256 threads.
 
     Parameters
     ----------

@@ -18,7 +18,8 @@ Which file holds what::
                           counterfactuals, ExponentialSum, tie_sensitivity
     plane/                ties in a plane of two inputs: trace_boundary, follow_boundary
     space/                ties anywhere: nearest_tie
-    _kernels.pyx          the compiled module of all of them, typed in _kernels.pyi
+    _kernels.pyx          the compiled module of all of them, typed in _kernels.pyi and imported
+                          by _compiled.py
     _former_names.py      lets pickles load that were made before files moved
 
     a network ──► Margin ──┬──► line     one input varies       o──×────×──o

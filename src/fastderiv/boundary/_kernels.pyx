@@ -1,4 +1,4 @@
-"""Sigmoid networks and where their outputs tie: the door to the kernels of this room.
+"""Sigmoid networks and where their outputs tie: the doors to the kernels of this room.
 
 What Python calls is below; _kernels.pyi declares it, with shapes.  The arithmetic is in the files
 that are included here, each of which sees what stands above it:

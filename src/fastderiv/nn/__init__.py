@@ -1,16 +1,16 @@
 """The fully connected layer, the LSTM and the grid RNN, each with its adjoint.
 
-The equations are in docs/derivations.md §3–5.
+The equations are in docs/derivations.md §3, §4.1–4.4 and §5.
 
 The path of one call, ``lstm(x, weight_ih, …)``:
 
     _lstm.py            `lstm` makes an LSTMCall, which checks the arguments, brings them to one
                         dtype and layout and sorts the sequences by length
-    _kernels.pyx        the door: `lstm` compares sizes, packs the weights and fills a struct;
+    _kernels.pyx        its door, `lstm`, compares sizes, packs the weights and fills a struct;
                         _kernels.pyi declares it for Python
     _lstm_forward.pxi   `lstm_forward`, a task of the thread pool: some sequences, all their steps
     gemm.h              the products of that task; σ and tanh are in _core/simd_math.h
-    _lstm.py            wraps the results, and as a cache what the adjoint needs
+    _lstm.py            wraps the results, and packs what the adjoint needs into a cache
 
 `dense` goes through _dense.py and _dense.pxi; its product is NumPy's, through _core/products.py.
 `grid_rnn` goes through _grid.py and _grid_sweeps.pxi.  _lstm_problem.pxi and _grid_problem.pxi have

@@ -1,7 +1,7 @@
-"""The arithmetic of the layers (docs/derivations.md §3–5), in one compiled module.
+"""The arithmetic of the layers (docs/derivations.md §3, §4.1–4.4 and §5), in one compiled module.
 
-This file is the door: every function that Python calls is here, and the order of the includes.  The
-arrays that come in are the room's own, checked where users passed them.  The door compares their
+The doors, which are the functions that Python calls, are here, and so is the order of the includes.
+The arrays that come in are the room's own, checked where users passed them.  A door compares their
 ranks, types and sizes all the same before anything is read, so that a mistake in this package is an
 exception and no stray read.  `_kernels.pyi` has the signatures with their types and shapes.
 """

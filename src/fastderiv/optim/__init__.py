@@ -4,13 +4,13 @@ gradients of a loss through training, docs/derivations.md §4.5 to §4.9.
 The path of a call, ``ReversibleMomentum.step(grad)``:
 
     _reversible.py     step: checks the gradient, decides whether this step spills its buffers
-    _kernels.pyi       what the compiled modules offer
     _kernels.pyx       fixed_step: compares shapes (_door.pxi), runs the step or takes it back
     _fixed.pxi         step_task: 16384 parameters, a vector of them at a time
     fixed.h            step_lanes: the arithmetic
 
 `momentum_step` goes from _momentum.py by `update` to _momentum.pxi; `hypergradient`, in
-_hypergradient.py, calls a `ReversibleMomentum` forwards and backwards.
+_hypergradient.py, calls a `ReversibleMomentum` forwards and backwards.  _kernels.pyi says what each
+door of the compiled modules takes.
 """
 
 from ._hypergradient import Hypergradients, hypergradient

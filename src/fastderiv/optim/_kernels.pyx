@@ -3,7 +3,7 @@
     _momentum.pxi     the step in floating point and its inverse, arrays of any strides
     fixed.h           a vector of parameters in 64-bit fixed point, forwards and backwards
     _fixed.pxi        all parameters in fixed point, with information buffers: exactly reversible
-    _door.pxi         checks of what Python hands over
+    _door.pxi         the doors' checks of what Python hands over
 
 In fixed point `real` is the type of the gradient alone; everything else is the same integers in
 both modules and on every CPU level.

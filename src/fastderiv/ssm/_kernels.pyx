@@ -1,13 +1,13 @@
 """The arithmetic of the selective scan (docs/derivations.md §1), in one compiled module.
 
-This file is the door: every `def`, which is what Python calls, is here, declared to Python in
-_kernels.pyi.  It fills a struct from arrays and runs tasks on it.  The rest is included below, in
-this order; nothing sees what stands further down:
+The doors are here: every `def`, which is what Python calls, declared to Python in _kernels.pyi.  A
+door fills a struct from arrays and runs tasks on it.  The rest is included below, in this order;
+nothing sees what stands further down:
 
     _problem.pxi             structs: arrays, a call, the division of channels, what a task carries
     _tiles.pxi               blocks of signals, transposed into [time, lane] and back; prefetching
     _lanes.pxi               Lanes: parameters and state of VL channels, B and C of a block
-    _door.pxi                checks: from arrays to structs
+    _door.pxi                the doors' checks: from arrays to structs
     _scan.pxi                forward, in one fused pass
     _coefficient_sums.pxi    adjoint: the sums over channels that dB and dC are
     _replay.pxi              adjoint: the recurrence forward once more, and back

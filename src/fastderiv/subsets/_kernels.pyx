@@ -8,7 +8,7 @@ Bit i of a mask says whether x[i] is in the subset.  docs/derivations.md §1.3.
     _sums.pxi          all sums, written out
     _enumerate.pxi     log Σ exp by enumerating all subsets
     _closed.pxi        the same number as Σ softplus
-    _door.pxi          checks of what Python hands over
+    _door.pxi          the doors' checks of what Python hands over
 
 The bits of a subset sum do not depend on blocks, CPU level or threads: it is low + high, where low
 is the ascending sum of the chosen x[i], i < LOW_BITS, and high that of the others.
