@@ -1,4 +1,4 @@
-"""The fully connected layer, the grid RNN and the LSTM in plain NumPy: docs/derivations.md §3–5."""
+"""The fully connected layer, grid RNN and LSTM in plain NumPy: docs/derivations.md §3–§5."""
 
 from __future__ import annotations
 
