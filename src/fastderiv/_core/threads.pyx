@@ -57,8 +57,8 @@ cdef enum:
 
 cdef struct Seat:
     PyThread_type_lock wake
-    Job *job                            # what to work on once awake; NULL: nothing any more
-    bint posted                         # wake is released, its owner not yet awake: never twice
+    Job *job                            # what to work on once awake; NULL if nothing is left
+    bint posted                         # wake was released, and must not be again until it is taken
 
 cdef struct Pool:
     PyThread_type_lock mutex            # guards everything in the pool and in jobs
@@ -216,7 +216,7 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
-            # for ThreadSanitizer, which does not see timed waits
+            # ThreadSanitizer does not see timed waits: this lock shows it the order
             PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
             PyThread_release_lock(pool.mutex)
             wait = False
@@ -318,7 +318,7 @@ def _after_fork():
     global main_thread
     main_thread = PyThread_get_thread_ident()
     if get(&chosen) == BY_CALL:
-        put(&chosen, BY_DEFAULT)        # by another process
+        put(&chosen, BY_DEFAULT)        # the call was another process's
     pool.generation += 1
     _new_pool()
 

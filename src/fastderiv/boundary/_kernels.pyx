@@ -328,7 +328,7 @@ cdef class DeepNet(Solver):
         """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r]."""
         cdef Deep call
         cdef OneSpan one
-        cdef Margin *f = &one.f
+        cdef MarginRange *f = &one.f
         cdef cnp.ndarray store = reals(deep_scratch(&self.program.net) / sizeof(real))
         if self.program.net.depth < 2 or not l <= m <= r:
             given = f"{self.program.net.depth - 1} hidden layers, and points {l}, {m}, {r}"

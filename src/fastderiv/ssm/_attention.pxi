@@ -14,12 +14,12 @@
 # needs: accumulate, Sum, sum_of (_step_sum.pxi)
 
 cdef enum:
-    AB = 64                             # columns of a block: fewer take more exp(A·g), more make
-                                        # the diagonal dearer
+    AB = 64                             # columns of a block: with fewer, more exp(A·g) are
+                                        # computed; with more, diagonal blocks take longer
     RB = 64                             # rows of a task, at most: they share exp(A·x)·Δ·B
 
 cdef struct Attention:
-    Scan scan                           # delta, A, B, C, bias, softplus and the sizes of it
+    Scan scan                           # of which delta, A, B, C, bias, softplus and sizes are set
     const ix *rows                      # their steps
     real *out                           # (Bt, D, rows, L), contiguous and zero
     ix count, per_task, tasks           # rows; rows of a task; tasks of a channel

@@ -3,8 +3,8 @@
 
 cdef enum:
     TB = 128                            # steps in a block
-    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of them
-                                        # fits the first-level cache
+    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of so
+                                        # many steps fits into the first-level cache
     MANY = 4096                         # states between two looks for signals, a multiple of 4
 
 
