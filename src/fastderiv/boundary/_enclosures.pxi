@@ -2,7 +2,7 @@
 # docs/derivations.md §2.4.
 
 cdef enum:
-    CLUSTER, UNIQUE                     # it may hold any roots; it holds exactly one, a simple one
+    CLUSTER, UNIQUE                     # it may hold any roots, or none; exactly one, a simple one
     NARROWEST = 8                       # an interval narrower than so many u times the larger
                                         # magnitude of its ends is not cut any more
     SMALL = 1024                        # listings with room for at most so many are copied

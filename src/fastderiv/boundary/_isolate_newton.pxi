@@ -12,7 +12,7 @@ cdef struct Jet:                        # in lanes, at a point
 
 cdef struct Point:                      # f at x, one row alone
     real x, f, E, slope
-    real reach                          # 2.2 (|f| + E)/|f'|: |f| > E there if f' hardly changes
+    real reach                          # 2.2 (|f| + E)/|f'|: so far off, |f| > E if f' is steady
     int sign                            # of f, 0 where it cannot be told
 
 

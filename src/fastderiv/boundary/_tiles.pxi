@@ -5,7 +5,7 @@
 # needs: AT_ONCE, Batch, dense_block, Layer, Net, padded, Panel (_net.pxi)
 
 cdef enum:
-    STEP = 16                           # rows of a tile are a multiple: two vectors of any level
+    STEP = 16                           # rows of a tile, a multiple of: two vectors of any level
     MAX_ROWS = 128
     TILE_BYTES = 32768                  # of a layer's activations: they fit the first-level cache
     QUICK = 1 << 24                     # a tile of no more multiply–adds does not look for signals

@@ -52,7 +52,7 @@ VINL void dense_block(const Panel *panel, const real *y, real *z, ptrdiff_t ts, 
     }
 }
 
-/* IN y (n,), one row; OUT z (NP·GL,), outputs in lanes.  `panel`: the distance of panels. */
+/* IN y (n,), one row; OUT z (NP·GL,), outputs in lanes.  `panel`: the distance between panels. */
 VINL void units_block(const real *w, ptrdiff_t panel, const real *b, const real *y, real *z,
                       ptrdiff_t n, const int NP)
 {

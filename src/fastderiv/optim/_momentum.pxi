@@ -12,12 +12,13 @@
 cdef enum:
     AT_ONCE = 1024                      # numbers of each array gathered at a time
 
+# alpha and beta are rounded to `real` inside the tasks, where the rounding mode is to nearest.
 cdef struct Update:                     # θ, p, g (..., n)
     Rows rows
     Strided theta
     Strided p
     Strided grad
-    double alpha, beta                  # `real` in tasks only: these round to nearest
+    double alpha, beta
     bint back
 
 cdef struct Piece:                      # a piece of one row: where it starts in each array

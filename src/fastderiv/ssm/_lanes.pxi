@@ -156,7 +156,7 @@ cdef void load_initial_state(const Scan *scan, ix segment, Lanes *lanes) noexcep
 # ---- B and C ----------------------------------------------------------------------------------
 
 cdef inline ix gathered_row(const Scan *scan) noexcept nogil:
-    """The distance of the rows of a copied block of B or C."""
+    """The distance between the rows of a copied block of B or C."""
     return scan.block + GL
 
 

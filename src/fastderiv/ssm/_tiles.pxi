@@ -93,7 +93,8 @@ cdef void store_signal(const Signal *signal, const Lanes *lanes, const Block *bl
 
 # ---- prefetching ------------------------------------------------------------------------------
 
-cdef struct Prefetch:                   # a cache line for every step of a block: it is used later
+# At every step of a block, one cache line is fetched that will be needed later.
+cdef struct Prefetch:
     const real *p
     ix mask, lane, shift, line
 
