@@ -9,7 +9,7 @@ from .threads cimport Worker, run
 
 cnp.import_array()
 
-ctypedef enum Curve:
+ctypedef enum Curve:                    # of this door alone: nn numbers its activations differently
     EXP, SIGMOID, SILU, SOFTPLUS, TANH, TANH_GRAD
 
 cdef dict CURVES = {"exp": EXP, "sigmoid": SIGMOID, "silu": SILU, "softplus": SOFTPLUS,

@@ -197,7 +197,7 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
 
 
 cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
-    """Wait until none of them is inside `job`.
+    """Wait until no worker is inside `job`.
 
     False in a child that a signal handler forked: there, the job has no helpers.
     """
@@ -220,7 +220,7 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
             PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
             PyThread_release_lock(pool.mutex)
             wait = False
-        else:                           # the others' last tasks take long: Ctrl-C is for them
+        else:                           # the workers' last tasks take long: let Ctrl-C stop them
             with gil:
                 if check_signals():
                     put(&job.stop, True)
@@ -269,7 +269,7 @@ cdef int run(task_t task, void *args, ix n, double scratch, double seconds,
 
 
 def set_default(int n, bint by_environment):
-    """How many threads, where no call of this process has said otherwise."""
+    """Set the number of threads that holds unless a call of this process sets another."""
     put(&num_threads, n)
     put(&chosen, BY_ENVIRONMENT if by_environment else BY_DEFAULT)
 
@@ -304,7 +304,7 @@ cdef int obey_loader() except -1:
 
 
 def _new_pool():
-    """At import, and in the child after a fork, where the parent's threads are not."""
+    """Make the pool, at import and in the child after a fork, which lacks the parent's threads."""
     pool.mutex = PyThread_allocate_lock()
     pool.busy = PyThread_allocate_lock()
     pool.done = PyThread_allocate_lock()

@@ -59,7 +59,8 @@ cdef bint cut(const Task *task, ix row, real *lower, real *upper) noexcept nogil
 cdef real steepness(const Task *task, ix row, real l, const Point *x, real r) noexcept nogil:
     """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
 
-    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l).
+    It comes from the ranges of the terms of f' on [l, r], and from f'(x) ± h sup |f''|, where
+    h = max(r − x, x − l).
     """
     cdef const Sigmoids *f = task.call.f
     cdef vf es = vset1(task.es[row]), s, zl, zr, pl, pr, p

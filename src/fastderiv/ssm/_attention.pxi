@@ -47,12 +47,12 @@ cdef struct AttentionRow:
 
 
 cdef inline bint halted(const Columns *held, ix n) noexcept nogil:
-    """Whether to leave at the n-th state: as `stopped`, asked at every state."""
+    """Whether the call was interrupted, which is looked up at every MANY-th state only."""
     return n % MANY == 0 and n > 0 and interrupted(held.worker)
 
 
 cdef inline bint halted_amid(const Columns *held, ix N) noexcept nogil:
-    """Whether to leave between two vectors of columns, each of which takes all N states."""
+    """As `halted`, between two vectors of columns, each of which takes all N states."""
     return N > MANY and interrupted(held.worker)
 
 
