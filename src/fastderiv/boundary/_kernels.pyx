@@ -200,7 +200,7 @@ cdef class Listing:
 
 
 cdef class Buffers:
-    """Memory for up to so many rows in tasks of `task_rows`, with room for `cap` enclosures each."""
+    """Memory for up to so many rows in tasks of `task_rows`, with `cap` enclosures for each."""
     cdef Found found
     cdef ix tasks, rows, task_rows
     cdef cnp.ndarray needed, lower, upper, x, unique
