@@ -9,7 +9,7 @@ from .threads cimport Worker, run
 
 cnp.import_array()
 
-ctypedef enum Curve:
+ctypedef enum Curve:                    # of this door alone: nn numbers its activations differently
     EXP, SIGMOID, SILU, SOFTPLUS, TANH, TANH_GRAD
 
 cdef dict CURVES = {"exp": EXP, "sigmoid": SIGMOID, "silu": SILU, "softplus": SOFTPLUS,
@@ -57,7 +57,7 @@ cdef inline void block(const Elementwise *a, ix i, const Curve curve) noexcept n
 
 
 cdef void elementwise_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """A loop of its own for each curve, which is a constant in it."""
+    """Each curve has a loop of its own, in which `curve` is a constant."""
     cdef const Elementwise *a = <const Elementwise *>args
     if a.curve == EXP:
         block(a, i, EXP)

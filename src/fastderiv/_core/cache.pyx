@@ -24,7 +24,7 @@ cdef class Cache:
 
     It is opaque and immutable, and can be used any number of times, in this process only.
     """
-    cdef str function                   # that made it; None if nobody did
+    cdef str function                   # the function that made it; None if none did
     cdef tuple call, checksums, arrays
 
     def __init__(self, *args, **kwargs):

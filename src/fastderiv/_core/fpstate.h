@@ -21,7 +21,7 @@ typedef uint64_t fp_word;
 # define FP_CONTROL 0xFFFF0000FFC0u
 # if (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
 #  define FP_X87 0x037Fu
-/* fnclex clears the flags: one left by an operation would trap as soon as the caller's word unmasks
+/* fnclex clears the flags: a flag left set would trap as soon as the caller's control word unmasks
  * it. */
 static inline uint16_t x87_get(void)
 {

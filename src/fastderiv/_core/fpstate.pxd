@@ -5,6 +5,6 @@ cdef extern from "fpstate.h" nogil:
         pass
     fp_word fp_default()
     fp_word fp_get()
-    fp_word fp_change(fp_word wanted)   # the state before
-    fp_word fp_enter()                  # the default state; the one before
+    fp_word fp_change(fp_word wanted)   # returns the state before
+    fp_word fp_enter()                  # enters the default state; returns the one before
     void fp_leave(fp_word before)

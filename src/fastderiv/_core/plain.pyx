@@ -60,9 +60,10 @@ def widest(cnp.ndarray starts):
 
 
 cdef bint apart(cnp.ndarray a):
-    """Whether its elements surely are apart.
+    """Whether surely no two elements share memory.
 
-    They are if each axis steps over everything that the axes behind it hold, or before it.
+    This is so if each axis steps over everything that the axes after it span, or if each steps over
+    everything that the axes before it span.
     """
     cdef int axis, n = cnp.PyArray_NDIM(a)
     cdef cnp.npy_intp step, size, inner = cnp.PyArray_ITEMSIZE(a), outer = inner

@@ -8,8 +8,8 @@
 #endif
 
 /* malloc; a large piece is put into large pages where the system has them, as NumPy asks for its
- * arrays, so that there are fewer page faults.  NULL if there is no memory; free() gives it back.
- * */
+ * arrays, so that there are fewer page faults.  Returns NULL if there is no memory.  free() gives
+ * it back. */
 static void *scratch_memory(size_t size)
 {
     void *p = malloc(size);

@@ -57,8 +57,8 @@ cdef enum:
 
 cdef struct Seat:
     PyThread_type_lock wake
-    Job *job                            # what to work on once awake; NULL: nothing any more
-    bint posted                         # wake is released, its owner not yet awake: never twice
+    Job *job                            # what to work on once awake; NULL if nothing is left
+    bint posted                         # wake was released, and must not be again until it is taken
 
 cdef struct Pool:
     PyThread_type_lock mutex            # guards everything in the pool and in jobs
@@ -197,7 +197,7 @@ cdef void wake(Job *job, int helpers) noexcept nogil:
 
 
 cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
-    """Wait until none of them is inside `job`.
+    """Wait until no worker is inside `job`.
 
     False in a child that a signal handler forked: there, the job has no helpers.
     """
@@ -216,11 +216,11 @@ cdef bint dismiss(Job *job, int helpers, int generation) noexcept nogil:
             PyThread_acquire_lock(pool.done, WAIT_LOCK)
             wait = False
         elif PyThread_acquire_lock_timed(pool.done, 20000, False) == PY_LOCK_ACQUIRED:
-            # for ThreadSanitizer, which does not see timed waits
+            # ThreadSanitizer does not see timed waits: this lock shows it the order
             PyThread_acquire_lock(pool.mutex, WAIT_LOCK)
             PyThread_release_lock(pool.mutex)
             wait = False
-        else:                           # the others' last tasks take long: Ctrl-C is for them
+        else:                           # the workers' last tasks take long: let Ctrl-C stop them
             with gil:
                 if check_signals():
                     put(&job.stop, True)
@@ -269,7 +269,7 @@ cdef int run(task_t task, void *args, ix n, double scratch, double seconds,
 
 
 def set_default(int n, bint by_environment):
-    """How many threads, where no call of this process has said otherwise."""
+    """Set the number of threads that holds unless a call of this process sets another."""
     put(&num_threads, n)
     put(&chosen, BY_ENVIRONMENT if by_environment else BY_DEFAULT)
 
@@ -304,7 +304,7 @@ cdef int obey_loader() except -1:
 
 
 def _new_pool():
-    """At import, and in the child after a fork, where the parent's threads are not."""
+    """Make the pool, at import and in the child after a fork, which lacks the parent's threads."""
     pool.mutex = PyThread_allocate_lock()
     pool.busy = PyThread_allocate_lock()
     pool.done = PyThread_allocate_lock()
@@ -318,7 +318,7 @@ def _after_fork():
     global main_thread
     main_thread = PyThread_get_thread_ident()
     if get(&chosen) == BY_CALL:
-        put(&chosen, BY_DEFAULT)        # by another process
+        put(&chosen, BY_DEFAULT)        # the call was another process's
     pool.generation += 1
     _new_pool()
 

@@ -2,12 +2,13 @@
 #
 # Lanes are boxes [x0, x1] × [y0, y1].  Every number below is an end of an interval that holds the
 # exact range, whatever the rounding: docs/rounding.md §3.  A sum is wrong by `error` at most, its
-# value at a point by `value_error`; ends are moved out by 32u of them and LEAST; sums of n slopes
-# are wrong by (n + 4) u of their terms' magnitudes.
+# value at a point by `value_error` at most, a sum of n slopes by (n + 4) u times the sum of its
+# terms' magnitudes.  Every end e is moved outwards by 32u |e| + LEAST.
 # docs/derivations.md §2.10.
 # needs: Layer, LEAST, Net, padded, ROUND, WIDE (_net.pxi)
 
 cdef enum:
+    # distances in what is stored of a unit
     UP = VL                             # from the lower end of an interval to its upper end
     XS = 2 * VL                         # from a unit's value to its slopes along x and along y
     YS = 4 * VL
@@ -21,7 +22,7 @@ cdef struct Boxes:
     const real *box                     # (4, m): x0, x1, y0, y1
     real *out                           # (4, m), see `judge_vector`
     ix m, task_boxes                    # multiples of GL
-    bint slopes                         # out is what `store_slopes` says
+    bint slopes                         # whether out is what `store_slopes` says, not `store_gaps`
 
 cdef struct Box:                        # VL of them
     vf end[4]                           # x0, x1, y0, y1
@@ -88,7 +89,7 @@ cdef inline void store_sum(const SumRange *sum, const Box *box, real value_error
     vstore(z + CENTRE, sum.c)
     reach = (above(vmax(vabs(sum.x0), vabs(sum.x1)) * box.hx)
              + above(vmax(vabs(sum.y0), vabs(sum.y1)) * box.hy) + vset1(value_error))
-    # where one is NaN, vmax and vmin return their second operand: the plain range
+    # if the mean value form is NaN, vmax and vmin return their second operand, the plain range
     vstore(z, vmax(below(sum.c - above(reach)), sum.z0))
     vstore(z + UP, vmin(above(sum.c + above(reach)), sum.z1))
 
@@ -157,7 +158,7 @@ cdef inline UnitSum sum_of(const Layer *layer, const real *errors, ix k) noexcep
 
 
 cdef inline real *enclose_box(const Boxes *call, const Box *box, real *y) noexcept nogil:
-    """Where the output's intervals lie in the end.  y: scratch, twice (widest) units."""
+    """Returns where the output's intervals lie.  y is scratch for 2·widest units."""
     cdef const Net *net = call.net
     cdef const Layer *layer = &net.layers[0]
     cdef const real *errors = call.errors

@@ -28,8 +28,8 @@ cdef struct Unit:                       # one vector of units
     vf g, ge                            # its slope
     vf lo, hi, lo1, hi1, lo2, hi2       # on the interval: z, z', z''
 
-cdef struct Toll:                       # what a map of n inputs loses
-    vf sums, values, slopes             # of its radii, of values, of slopes and curvatures
+cdef struct Toll:                       # bounds of what a map of n inputs loses by rounding
+    vf sums, values, slopes             # in sums of radii; in values; in slopes and curvatures
 
 cdef struct Interval:
     double lo, hi
@@ -40,7 +40,7 @@ cdef struct Ball:
 cdef struct Where:                      # an interval and the point in it that it is enclosed around
     double l, m, r
 
-cdef struct Margin:                     # f and f' at the point; f, f', f'' on the interval
+cdef struct MarginRange:                # f and f' at the point; f, f', f'' on the interval
     Ball f, slope
     Interval range, slopes, curvatures
 
@@ -51,8 +51,8 @@ cdef struct Flow:                       # one row on its way, in a worker's scra
     real *es
     real *y                             # streams, CELL numbers for every GL units
     real *z
-    Worker *watch                       # to ask for interrupts; NULL where a pass is short
-    double scale                        # 1 / max |a|: below it, f is smooth in t
+    Worker *watch                       # asked for interrupts; NULL if a pass is short
+    double scale                        # 1 / max |a|: on smaller scales f is smooth in t
     double spread                       # 1 / rms a
 
 
@@ -70,7 +70,7 @@ cdef inline vf larger(vf lo, vf hi) noexcept nogil:
 
 
 cdef inline void known(vf *m, vf *r) noexcept nogil:
-    """INOUT m ± r: any real number where it overflows or is NaN."""
+    """INOUT m ± r: it becomes 0 ± ∞ where it overflows or is NaN."""
     cdef vf size = vabs(m[0]) + r[0]
     m[0] = vsel_lt(size, vset1(HUGE), m[0], vset1(0))
     r[0] = vsel_lt(size, vset1(HUGE), r[0], vset1(INFINITY))
@@ -96,8 +96,8 @@ cdef inline void store_range(real *y, vf lo, vf hi, vf extra, vf k, const Toll *
 
 
 cdef inline void load_sums(const real *z, vf h, Unit *unit, const bint ranged) noexcept nogil:
-    """OUT unit: pre-activations from a layer's sums, plain ranges cut by the centred forms."""
-    cdef vf curve, rise, rho
+    """OUT unit: pre-activations from a layer's sums; their ranges are cut by the centred forms."""
+    cdef vf bend, rise, rho
     unit.z, unit.e = vload(z), vload(z + GL)
     unit.g, unit.ge = vload(z + 2 * GL), vload(z + 3 * GL)
     known(&unit.z, &unit.e)
@@ -108,18 +108,18 @@ cdef inline void load_sums(const real *z, vf h, Unit *unit, const bint ranged) n
     range_of(z + 6 * GL, &unit.lo1, &unit.hi1)
     range_of(z + 8 * GL, &unit.lo2, &unit.hi2)
     # vmax and vmin take their second operand where one is NaN: the plain range (rounding.md §2.5)
-    curve = h * larger(unit.lo2, unit.hi2)
-    rho = (unit.ge + curve) * vset1(1 + 8 * ROUND)
+    bend = h * larger(unit.lo2, unit.hi2)
+    rho = (unit.ge + bend) * vset1(1 + 8 * ROUND)
     unit.lo1 = vmax(less(unit.g - rho), unit.lo1)
     unit.hi1 = vmin(more(unit.g + rho), unit.hi1)
-    rise = vmin(h * (vabs(unit.g) + unit.ge + vset1(0.5) * curve), h * larger(unit.lo1, unit.hi1))
+    rise = vmin(h * (vabs(unit.g) + unit.ge + vset1(0.5) * bend), h * larger(unit.lo1, unit.hi1))
     rho = (unit.e + rise) * vset1(1 + 16 * ROUND)
     unit.lo = vmax(less(unit.z - rho), unit.lo)
     unit.hi = vmin(more(unit.z + rho), unit.hi)
 
 
 cdef inline void activate_point(const Unit *unit, real *y, const Toll *pay) noexcept nogil:
-    """OUT y: σ(z) and σ'(z) z' at a point, their radii by rounding.md §2.3."""
+    """OUT y: σ(z) and σ'(z) z' at a point, with the radii of rounding.md §2.3."""
     cdef vf z = unit.z, e = unit.e, one = vset1(1), half = vset1(0.5)
     cdef vf t = vabs(vtail(z)), p = t * (one - t), v = vsel_lt(z, vset1(0), t, one - t)
     cdef vf g = p * unit.g, ey = p * (e + e * e) * vset1(1.0001), ep = ey, far
@@ -177,7 +177,7 @@ cdef inline void activate_range(const Unit *unit, real *y, const Toll *pay) noex
 
 
 cdef inline void along(vf a, vf s, vf es, double t, vf *z, vf *e) noexcept nogil:
-    """OUT z ± e ∋ a t + s (rounding.md §2.4); t may be infinite, then exact unless a = 0."""
+    """OUT z ± e ∋ a t + s (rounding.md §2.4).  t may be infinite: z is then exact unless a = 0."""
     z[0], e[0] = s, es
     if isfinite(t):
         z[0] = vfma_once(a, vset1(t), s)
@@ -250,7 +250,7 @@ cdef inline void map_layer(const Layer *layer, const real *y, real *z, Worker *w
                 v += 1
 
 
-cdef inline void enclose_as(const Flow *flow, const Where *at, Margin *f,
+cdef inline void enclose_as(const Flow *flow, const Where *at, MarginRange *f,
                             const bint ranged) noexcept nogil:
     """OUT f at m and, if `ranged`, on [l, r].
 
@@ -281,14 +281,14 @@ cdef inline void enclose_as(const Flow *flow, const Where *at, Margin *f,
         f.curvatures.lo, f.curvatures.hi = vget(unit.lo2, 0), vget(unit.hi2, 0)
 
 
-cdef void enclose(const Flow *flow, double l, double m, double r, Margin *f) noexcept nogil:
+cdef void enclose(const Flow *flow, double l, double m, double r, MarginRange *f) noexcept nogil:
     """OUT f and f' at m, f, f' and f'' on [l, r]."""
     cdef Where at
     at.l, at.m, at.r = l, m, r
     enclose_as(flow, &at, f, True)
 
 
-cdef void evaluate(const Flow *flow, double t, Margin *f) noexcept nogil:
+cdef void evaluate(const Flow *flow, double t, MarginRange *f) noexcept nogil:
     """OUT f and f' at t; nothing about an interval."""
     cdef Where at
     at.l = at.m = at.r = t

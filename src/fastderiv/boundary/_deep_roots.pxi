@@ -2,13 +2,14 @@
 # docs/derivations.md §2.5; docs/rounding.md §2.6.
 # needs: Net, ROUND (_net.pxi)
 # needs: CLUSTER, Found, inside, UNIQUE (_enclosures.pxi)
-# needs: Ball, enclose, evaluate, Flow, Margin (_deep_enclose.pxi)
+# needs: Ball, enclose, evaluate, Flow, MarginRange (_deep_enclose.pxi)
 
 cdef enum:
     WORK = 20000                        # enclosures a row may take
-    HARD = 1000                         # ordinary rows take fewer; rows beyond decide more coarsely
+    HARD = 1000                         # a row that has taken more is decided more coarsely
 
-cdef double FIRST_SPLIT = 0.0371        # of `scale`, not 0: symmetric networks have roots there
+# Times `scale`, where the whole line is cut.  It is not 0, as symmetric networks have roots there.
+cdef double FIRST_SPLIT = 0.0371
 
 cdef struct Deep:                       # a call
     const Net *net
@@ -20,19 +21,19 @@ cdef struct Deep:                       # a call
     Found found
     ix *work                            # (m,): OUT enclosures computed, or NULL
 
-cdef struct End:                        # of a span: f(t) has this proven sign, or 0: unknown
+cdef struct End:                        # an end t of a span, and what is proven of f(t)
     double t
-    double least                        # |f(t)| is no less
-    int sign
+    double least                        # |f(t)| is at least this
+    int sign                            # 1 or −1; 0 if it is unknown
 
 cdef struct Span:                       # a part of the line that is not decided yet
     End l, r
 
-cdef struct Search:                     # of one row, from left to right
+cdef struct Search:                     # the search of one row, from left to right
     const Deep *call
     Flow *flow
     Worker *worker
-    ix row, work                        # work: enclosures that it has taken
+    ix row, work                        # the row; enclosures that it has taken
     bint pending                        # a cluster not yet listed: [lower, upper]
     double lower, upper
     double before                       # the end of what is listed, or of the bounds
@@ -40,7 +41,7 @@ cdef struct Search:                     # of one row, from left to right
 
 cdef inline void list_enclosure(Search *search, double lower, double upper, double x,
                                 char kind) noexcept nogil:
-    """List [lower, upper] behind the row's others; x is taken into it."""
+    """List [lower, upper] behind the row's others, with x, moved into it if it is outside."""
     cdef const Found *out = &search.call.found
     cdef ix task = search.row // search.call.task_rows, at = task * out.cap + out.needed[task]
     if out.needed[task] < out.cap:
@@ -60,7 +61,7 @@ cdef inline End end_at(double t, const Ball *f) noexcept nogil:
     return e
 
 
-cdef inline double least_slope(const Margin *f) noexcept nogil:
+cdef inline double least_slope(const MarginRange *f) noexcept nogil:
     """min |f'| on the interval, 0 if f' may vanish."""
     return max(0.0, max(f.slopes.lo, -f.slopes.hi))
 
@@ -95,7 +96,7 @@ cdef struct Root:                       # the only one in (l, r), simple
     double l, r, slope                  # f has opposite signs at l and r, and |f'| ≥ slope between
     int rising                          # the sign of f'
     double x                            # where f was evaluated last
-    double lower, upper                 # between them the root is
+    double lower, upper                 # the root lies between them
 
 
 cdef inline void learn_sign(Root *root, double t, const Ball *f) noexcept nogil:
@@ -127,7 +128,7 @@ cdef void newton(Search *search, double l, double r, int rising, double slope,
     Newton's method from x, kept in the bracket.
     """
     cdef Root root
-    cdef Margin f
+    cdef MarginRange f
     cdef double next
     cdef int i
     root.l, root.r, root.lower, root.upper, root.slope, root.rising = l, r, l, r, slope, rising
@@ -144,7 +145,7 @@ cdef void newton(Search *search, double l, double r, int rising, double slope,
             break
         next = x - f.f.mid / f.slope.mid
         x = next if root.l < next < root.r else 0.5 * root.l + 0.5 * root.r
-        if i >= 16 and i % 2:           # down an exponential all steps have one size
+        if i >= 16 and i % 2:           # on an exponential all Newton steps have one size
             x = cut_at(search.flow, root.l, root.r)
     if root_is_wide(search, &root):
         narrow_root(search, &root, &f)
@@ -154,12 +155,12 @@ cdef void newton(Search *search, double l, double r, int rising, double slope,
     list_enclosure(search, root.lower, root.upper, next, UNIQUE)
 
 
-cdef void narrow_root(Search *search, Root *root, Margin *f) noexcept nogil:
+cdef void narrow_root(Search *search, Root *root, MarginRange *f) noexcept nogil:
     """Narrow the enclosure as far as rounding allows; INOUT f, at root.x.
 
-    The least |f'| over what is left is renewed again and again.  Where that does not help, because
-    f' nearly vanishes elsewhere or its range is poor, signs of f just beyond where its rounding
-    hides them make a new bracket.
+    Every round computes the least |f'| on the enclosure that is left.  Where that does not help,
+    because f' nearly vanishes elsewhere or its range is poor, the nearest points at which the sign
+    of f is certain make a new bracket.
     """
     cdef double width, reach
     cdef int i
@@ -181,9 +182,9 @@ cdef void narrow_root(Search *search, Root *root, Margin *f) noexcept nogil:
 
 
 cdef void probe_root(Search *search, Root *root, double reach, int way) noexcept nogil:
-    """Cut the enclosure about where f begins to have a sign.
+    """Cut the enclosure on one side of x, near the first point where the sign of f is certain.
 
-    First at x ± reach, x ± 4 reach and so on, then nearer.
+    The points tried are x ± reach, x ± 4 reach and so on until one cuts, then nearer ones.
     """
     cdef double x = root.x, inner = x, t = x + way * reach
     cdef int i
@@ -201,7 +202,7 @@ cdef void probe_root(Search *search, Root *root, double reach, int way) noexcept
 
 cdef bint cut_off(Search *search, Root *root, double t, int way) noexcept nogil:
     """Whether f(t) shows that the root is not beyond t."""
-    cdef Margin f
+    cdef MarginRange f
     evaluate(search.flow, t, &f)
     learn_sign(root, t, &f.f)
     return root.upper <= t if way > 0 else root.lower >= t
@@ -215,7 +216,7 @@ cdef void settle(Search *search, double after) noexcept nogil:
     """
     cdef double x = inside(search.lower, search.upper), width = search.upper - search.lower
     cdef double least = 64 * ROUND * fabs(x) + 1e-300, reach
-    cdef Margin f
+    cdef MarginRange f
     cdef int i
     search.pending = False
     if isfinite(width):
@@ -224,7 +225,8 @@ cdef void settle(Search *search, double after) noexcept nogil:
         if settled(search, x, reach, after):
             return
         reach = 0.01 * width + least
-        for i in range(6):              # closer by, f' more often has one sign; further out, f has
+        # close to the cluster f' more often has one sign, further out the sign of f is certain
+        for i in range(6):
             if settled(search, x, reach, after):
                 return
             reach *= 4
@@ -236,7 +238,7 @@ cdef bint settled(Search *search, double x, double reach, double after) noexcept
     cdef double l = search.lower - reach, r = search.upper + reach, slope
     cdef int parts
     cdef End left, right
-    cdef Margin f
+    cdef MarginRange f
     if not (search.before < l and r < after and isfinite(r - l)):
         return False
     evaluate(search.flow, l, &f)
@@ -255,14 +257,14 @@ cdef bint settled(Search *search, double x, double reach, double after) noexcept
 
 
 cdef double least_by_parts(Search *search, double l, double m, double r, int most) noexcept nogil:
-    """min |f'| on [l, r], 0 if f' may vanish, from at most so many parts, the first cut at m.
+    """min |f'| on [l, r], or 0 if f' may vanish, from at most `most` enclosures, first around m.
 
     It is 0 also where f' is below its rounding, because no part would show more.
     """
     cdef double ends[32]
     cdef double least = INFINITY
     cdef int n = 1, sign = 0, i
-    cdef Margin f
+    cdef MarginRange f
     ends[0] = r
     for i in range(most):
         enclose(search.flow, l, m, ends[n - 1], &f)
@@ -286,8 +288,8 @@ cdef double least_by_parts(Search *search, double l, double m, double r, int mos
 cdef void found_cluster(Search *search, double lower, double upper) noexcept nogil:
     """Add [lower, upper] to the pending cluster, or settle that one and begin another.
 
-    In rows that have taken much work clusters a little apart are one: thousands of small ones tell
-    nothing.
+    In rows that have taken much work, clusters that lie close together are joined: thousands of
+    small ones tell nothing.
     """
     cdef double gap = max(1e-3, resolution(search.work)) * max(fabs(lower), search.flow.spread)
     if not search.work >= HARD:
@@ -300,7 +302,8 @@ cdef void found_cluster(Search *search, double lower, double upper) noexcept nog
     search.pending, search.lower, search.upper = True, lower, upper
 
 
-cdef void found_root(Search *search, const Span *span, const Margin *f, double m) noexcept nogil:
+cdef void found_root(Search *search, const Span *span, const MarginRange *f,
+                     double m) noexcept nogil:
     """List the one root in the span, which lies behind the pending cluster."""
     if search.pending:
         settle(search, span.l.t)

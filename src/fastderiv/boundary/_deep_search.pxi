@@ -2,20 +2,20 @@
 # docs/rounding.md §2.6.
 #
 # A span is free of roots if 0 is outside f(X), or if f' has one sign and f the same sign at both
-# ends; it holds one root if f' has one sign and f opposite signs there; it is a cluster if f is
-# rounding on all of it, or if it is too narrow.  Else it is halved, without the parts close to its
-# ends and its middle where f cannot reach 0.
+# ends; it holds one root if f' has one sign and f opposite signs there; it is a cluster if rounding
+# hides the sign of f on all of it, or if it is too narrow.  Otherwise it is halved, and the parts
+# close to its ends and its middle where f cannot reach 0 are left out.
 # needs: ROUND (_net.pxi)
 # needs: CLUSTER, NARROWEST, UNIQUE (_enclosures.pxi)
-# needs: enclose, evaluate, HUGE, Margin (_deep_enclose.pxi)
+# needs: enclose, evaluate, HUGE, MarginRange (_deep_enclose.pxi)
 # needs: cut_at, Deep, End, end_at, found_cluster, found_root, HARD, least_slope, list_enclosure,
 #        resolution, Search, settle, Span, WORK (_deep_roots.pxi)
 
 cdef enum:
-    SPANS = 2048                        # undecided at once: halving floats goes at most 1100 deep
+    SPANS = 2048                        # room for undecided spans: floats can be halved 1100 times
 
 
-cdef inline double clear_of(const End *e, const Margin *f, int way) noexcept nogil:
+cdef inline double clear_of(const End *e, const MarginRange *f, int way) noexcept nogil:
     """How far beyond e, to the right (way = 1) or left, f surely keeps its sign.
 
     By the slopes on the whole span (rounding.md §2.6); −1 where the sign is unknown.
@@ -31,8 +31,11 @@ cdef inline double clear_of(const End *e, const Margin *f, int way) noexcept nog
     return min(HUGE, e.least / fall * (1 - 8 * ROUND))
 
 
-cdef inline double clear_of_point(const End *e, const Margin *f, int way) noexcept nogil:
-    """The same from the span's point, where f' is known too: |f| ≥ least + rise·δ − bend·δ²/2."""
+cdef inline double clear_of_point(const End *e, const MarginRange *f, int way) noexcept nogil:
+    """As `clear_of`, from the span's inner point, where f' is known too.
+
+    At a distance δ, |f| ≥ least + rise·δ − bend·δ²/2.
+    """
     cdef double plain = clear_of(e, f, way), bend, rise, square, root
     if e.sign == 0 or not isfinite(e.t):
         return -1
@@ -56,7 +59,7 @@ cdef inline void push_span(Span *stack, ix *n, const End *l, const End *r) noexc
 
 
 cdef inline End moved(const End *e, double by, int way) noexcept nogil:
-    """e, moved over what is known to be free of roots, or e itself if rounding takes that."""
+    """e, moved by what is known to be free of roots; e itself if that is lost in rounding."""
     cdef End at = e[0]
     cdef double t
     if by > 1e-300:
@@ -67,7 +70,8 @@ cdef inline End moved(const End *e, double by, int way) noexcept nogil:
     return at
 
 
-cdef bint divide(const Span *span, double m, const Margin *f, Span *stack, ix *n) noexcept nogil:
+cdef bint divide(const Span *span, double m, const MarginRange *f, Span *stack,
+                 ix *n) noexcept nogil:
     """Push what is left of both halves, the left one last; False if there is no room."""
     cdef End mid = end_at(m, &f.f)
     cdef End l = moved(&span.l, clear_of(&span.l, f, 1), 1)
@@ -88,10 +92,10 @@ cdef bint divide(const Span *span, double m, const Margin *f, Span *stack, ix *n
 
 
 cdef inline bint too_narrow(const Search *search, const Span *span) noexcept nogil:
-    """Whether a span is split no more: a few ulps wide, or wider the more work its row has taken.
+    """Whether a span is not split any more: the least width grows with the work of its row.
 
-    Work goes from left to right: a stretch where units cancel and nothing can be decided must not
-    take what is meant for the rest of the row.
+    It begins at a few ulps.  Rows are searched from left to right: a stretch where units cancel, so
+    that nothing can be decided, must not use up the work that is meant for the rest of the row.
     """
     cdef double width = span.r.t - span.l.t, size = max(fabs(span.l.t), fabs(span.r.t))
     if width <= NARROWEST * ROUND * size < INFINITY or search.work >= WORK:
@@ -100,10 +104,11 @@ cdef inline bint too_narrow(const Search *search, const Span *span) noexcept nog
     return search.work >= HARD and width <= resolution(search.work) * size < INFINITY
 
 
-cdef inline bint hopeless(const Search *search, const Span *span, const Margin *f) noexcept nogil:
-    """Whether a span is a cluster.
+cdef inline bint hopeless(const Search *search, const Span *span,
+                          const MarginRange *f) noexcept nogil:
+    """Whether a span is a cluster because rounding hides the sign of f.
 
-    f is rounding on all of it or, in a row that has taken much work, at both ends and in between.
+    It does so on all of the span or, in a row that has taken much work, at its ends and in between.
     """
     cdef double size = max(max(fabs(span.l.t), fabs(span.r.t)), search.flow.spread)
     if max(-f.range.lo, f.range.hi) <= 4 * f.f.rad < INFINITY:
@@ -115,7 +120,7 @@ cdef inline bint hopeless(const Search *search, const Span *span, const Margin *
 cdef void solve_row(Search *search, Span *stack) noexcept nogil:
     """Isolate the roots from left to right; undecided spans wait on the stack."""
     cdef const Deep *call = search.call
-    cdef Margin f
+    cdef MarginRange f
     cdef Span span
     cdef double m
     cdef ix n = 1
@@ -150,7 +155,7 @@ cdef void solve_row(Search *search, Span *stack) noexcept nogil:
 
 
 cdef void solve_linear(Search *search) noexcept nogil:
-    """No hidden layer: f = a t + s, a and s differences of two numbers (rounding.md §2.7)."""
+    """No hidden layer: f = a t + s; a and s are differences of two numbers (rounding.md §2.7)."""
     cdef const Deep *call = search.call
     cdef double a = search.flow.a[0], s = search.flow.s[0], es = search.flow.es[0]
     cdef double x, radius, lower, upper

@@ -2,12 +2,12 @@
 # docs/derivations.md §2.5.
 # needs: Layer, Net, padded, ROUND (_net.pxi)
 # needs: expect_length, expect_reals (_door.pxi)
-# needs: enclose, Flow, Margin, STREAMS, TINY (_deep_enclose.pxi)
+# needs: enclose, Flow, MarginRange, STREAMS, TINY (_deep_enclose.pxi)
 # needs: Deep, Search, Span (_deep_roots.pxi)
 # needs: solve_linear, solve_row, SPANS (_deep_search.pxi)
 
 cdef enum:
-    DEEP_QUICK = 1 << 17                # multiply–adds of a network that is enclosed within a ms
+    DEEP_QUICK = 1 << 17                # a network of no more multiply–adds is enclosed within 1 ms
 
 
 cdef void deep_offsets(const Deep *call, ix row, Flow *flow) noexcept nogil:
@@ -100,11 +100,11 @@ cdef void deep_task(void *args, ix task, Worker *worker) noexcept nogil:
             return
 
 
-cdef struct OneSpan:                    # what `enclosure` asks
+cdef struct OneSpan:                    # one call of `enclosure`
     const Deep *call
     Flow flow
     double l, m, r
-    Margin f                            # OUT
+    MarginRange f                       # OUT
 
 
 cdef void enclose_task(void *args, ix i, Worker *worker) noexcept nogil:

@@ -2,19 +2,23 @@
 # docs/derivations.md §2.4.
 
 cdef enum:
-    CLUSTER, UNIQUE                     # an enclosure holds any roots, or exactly one, simple
-    NARROWEST = 8                       # u of an interval's ends: none that is narrower is cut
-    SMALL = 1024                        # enclosures that are copied, not handed over
+    CLUSTER, UNIQUE                     # it may hold any roots, or none; exactly one, a simple one
+    NARROWEST = 8                       # an interval narrower than so many u times the larger
+                                        # magnitude of its ends is not cut any more
+    SMALL = 1024                        # listings with room for at most so many are copied
 
-cdef struct Sink:                       # a task's enclosures in any order, all reals for vcompress
+# A task's enclosures, in any order.  Every field is real, even row and kind, because vcompress
+# writes reals.
+cdef struct Sink:
     real *row
     real *lower
     real *upper
     real *x
     real *kind
-    ix n, cap                           # nothing is stored beyond cap, but n counts on
+    ix n, cap                           # n counts all enclosures; only the first cap are stored
 
-cdef struct Found:                      # OUT of a call: task i's begin at i·cap, in order
+# The results of a call: the enclosures of task i begin at index i·cap, in order.
+cdef struct Found:
     real *lower
     real *upper
     real *x
@@ -75,9 +79,9 @@ cdef void count_rows(const Sink *sink, const TaskRows *rows, ix *start, ix *orde
 
 
 cdef ix list_row(const Sink *sink, const ix *order, ix n, ix begin, Found *found) noexcept nogil:
-    """OUT found, from `begin`: a row's n enclosures in `order`, clusters that touch as one.
+    """OUT found, from `begin` on: the n enclosures of a row, in the order of `order`.
 
-    Returns how many are left.
+    Clusters that touch become one.  Returns how many enclosures are left.
     """
     cdef ix at = begin, i, j
     for j in range(n):
@@ -95,9 +99,9 @@ cdef ix list_row(const Sink *sink, const ix *order, ix n, ix begin, Found *found
 
 cdef void order_rows(const Sink *sink, const TaskRows *rows, ix *start, ix *order,
                      Found *found) noexcept nogil:
-    """OUT found: the enclosures of the task's rows, ascending, clusters that touch as one.
+    """OUT found: the enclosures of the task's rows, ascending.
 
-    start (rows + 1,) and order (cap,) are scratch.
+    Clusters that touch become one.  start (rows + 1,) and order (cap,) are scratch.
     """
     cdef ix *count = &found.count[rows.first]
     cdef ix row, at = rows.task * found.cap

@@ -1,4 +1,4 @@
-# Clusters, once more: those that reach to ±∞ are cut, and some prove to be one root or none.
+# A second look at clusters: those that reach to ±∞ are cut, and some prove to be one root or none.
 # docs/rounding.md §1.5.
 # needs: ROUND (_net.pxi)
 # needs: Found, inside, TaskRows (_enclosures.pxi)
@@ -8,8 +8,8 @@
 cdef bint decided_beyond(const Task *task, ix row, real t, ix side) noexcept nogil:
     """Whether f has one sign from t to ±∞ (side 1 or 0).
 
-    It has if its limit has that sign or is 0, and so have the slowest units, which outweigh the
-    others at t and all the more further on.
+    It has one sign if the slowest units outweigh the others at t, and so further out too, and if
+    the limit of f is 0 or has the sign of their sum.
     """
     cdef const Sigmoids *f = task.call.f
     cdef real z, e, delta, nearest = INFINITY, slow = 0, size = 0, rest = 0
@@ -38,7 +38,7 @@ cdef bint decided_beyond(const Task *task, ix row, real t, ix side) noexcept nog
 
 
 cdef bint cut(const Task *task, ix row, real *lower, real *upper) noexcept nogil:
-    """Take from a cluster what is decided on the way to ±∞; whether anything is left."""
+    """Cut off the infinite part of a cluster if f has one sign there; whether anything is left."""
     cdef real far = 32 / task.call.f.slowest, end
     cdef ix k
     if upper[0] == INFINITY and lower[0] > -INFINITY:
@@ -59,7 +59,8 @@ cdef bint cut(const Task *task, ix row, real *lower, real *upper) noexcept nogil
 cdef real steepness(const Task *task, ix row, real l, const Point *x, real r) noexcept nogil:
     """What |f'| surely exceeds on [l, r] around x; not positive if f' may vanish there.
 
-    The ranges of the terms of f' on [l, r], cut by f'(x) ± h sup |f''|, h = max(r − x, x − l).
+    It comes from the ranges of the terms of f' on [l, r], and from f'(x) ± h sup |f''|, where
+    h = max(r − x, x − l).
     """
     cdef const Sigmoids *f = task.call.f
     cdef vf es = vset1(task.es[row]), s, zl, zr, pl, pr, p
@@ -112,7 +113,7 @@ cdef struct Cluster:                    # of one row
 
 
 cdef int prove(const Task *task, Cluster *at) noexcept nogil:
-    """Try to make a cluster the enclosure of exactly one root, 1, or of none, 0; −1: it stays one.
+    """1 if a cluster proves to hold exactly one root, which it then encloses; 0 if none; else −1.
 
     The proof: f has signs a little outside, within the bounds and between the neighbours, and f'
     has one sign in between.
@@ -139,7 +140,7 @@ cdef int prove(const Task *task, Cluster *at) noexcept nogil:
 
 
 cdef bint sharpen_one(const Task *task, Cluster *at, char *unique) noexcept nogil:
-    """INOUT a cluster, which may become smaller or one root; False if it holds no root at all."""
+    """INOUT a cluster, which may become smaller or unique; False if it holds no root at all."""
     cdef int known
     if not cut(task, at.row, &at.lower, &at.upper):
         return False

@@ -5,14 +5,14 @@
 #        Sigmoids, slope_error, Stack, Task (_isolate_terms.pxi)
 
 cdef enum:
-    STEPS = 100                         # of Newton's method; bisections among them
+    STEPS = 100                         # steps for a bracket at most, bisections included
 
 cdef struct Jet:                        # in lanes, at a point
-    vf f, slope, T, curve               # f, f', Σ |a_i d_i| σ'_i and f''/2
+    vf f, slope, T, curvature           # f, f', Σ |a_i d_i| σ'_i and f''/2
 
 cdef struct Point:                      # f at x, one row alone
     real x, f, E, slope
-    real reach                          # 2.2 (|f| + E)/|f'|: there |f| > E if f' hardly changes
+    real reach                          # 2.2 (|f| + E)/|f'|: so far off, |f| > E if f' is steady
     int sign                            # of f, 0 where it cannot be told
 
 
@@ -48,7 +48,7 @@ cdef inline vf middle(const Sigmoids *f, vf l, vf r) noexcept nogil:
 cdef inline void values(const Task *task, vf row, vf x, Jet *at, const int H) noexcept nogil:
     """OUT f, f', T and f''/2 at x."""
     cdef const Sigmoids *f = task.call.f
-    cdef vf value = vset1(f.c), slope = vset1(0), T = slope, curve = slope, q, y, e
+    cdef vf value = vset1(f.c), slope = vset1(0), T = slope, curvature = slope, q, y, e
     cdef ix i
     for i in range(count_units(f, H)):
         q = vtail(preactivation(f, i, x, vgather(task.s + i * task.call.task_rows, row)))
@@ -57,8 +57,8 @@ cdef inline void values(const Task *task, vf row, vf x, Jet *at, const int H) no
         value = vfma(vset1(f.d[i]), y, value)
         slope += e
         T += vabs(e)
-        curve = vfma(e * vset1(f.a[i]), vset1(0.5) - y, curve)
-    at.f, at.slope, at.T, at.curve = value, slope, T, curve
+        curvature = vfma(e * vset1(f.a[i]), vset1(0.5) - y, curvature)
+    at.f, at.slope, at.T, at.curvature = value, slope, T, curvature
 
 
 cdef void visit(const Task *task, ix row, real x, Point *p) noexcept nogil:
@@ -100,7 +100,7 @@ cdef void narrow(const Task *task, ix row, int rising, const Point *x, real *low
 
 cdef void narrow_lanes(const Task *task, const Bracket *at, unsigned lanes, vf *lower,
                        vf *upper) noexcept nogil:
-    """The same for the enclosures of the lanes."""
+    """INOUT lower, upper: as `narrow` does, for the enclosures of the lanes."""
     cdef real l[VL]
     cdef real r[VL]
     cdef Point x
@@ -118,7 +118,7 @@ cdef void narrow_lanes(const Task *task, const Bracket *at, unsigned lanes, vf *
 
 
 cdef inline void put(Task *task, vf row, vf lower, vf upper, vf x, unsigned lanes) noexcept nogil:
-    """Enclosures of one root each to the sink, which has room for VL more than its cap."""
+    """Put enclosures of one root each into the sink, which has room for VL more than its cap."""
     cdef Sink *sink = &task.sink
     if sink.n <= sink.cap:
         vcompress(sink.row + sink.n, row, lanes)
@@ -137,7 +137,7 @@ cdef inline void load_bracket(const Stack *stack, ix i, Bracket *at) noexcept no
 
 cdef inline void store_bracket(Stack *stack, ix i, const Bracket *at,
                                unsigned lanes) noexcept nogil:
-    """The brackets of the lanes, close together from i on."""
+    """Store the brackets of the lanes, close together from i on."""
     cdef real *p = stack.p + i
     vcompress(p, at.row, lanes)
     vcompress(p + stack.cap, at.negative, lanes)
@@ -148,11 +148,12 @@ cdef inline void store_bracket(Stack *stack, ix i, const Bracket *at,
 
 cdef inline unsigned newton_step(Task *task, Bracket *at, unsigned live, bint last,
                                  const int H) noexcept nogil:
-    """One step of the brackets `live`: those that are done become enclosures; returns the others.
+    """Take one step in the brackets `live`; those that are done become enclosures.
 
-    |f'| is at least half of |f'(x)| within t of x if E' + M₂ t < |f'(x)|/2; if t = 2(|f| + E)/|f'|
-    the root is there, and no other.  Where that fails the least |f'| on the bracket gives a radius.
-    Where f cannot be told from 0 any more and both leave too much, the signs of f around x decide.
+    If E' + M₂ t < |f'(x)|/2, then |f'| is at least half of |f'(x)| within t of x; with
+    t = 2(|f| + E)/|f'| that interval holds the root, and no other.  If this test fails, the least
+    |f'| on the bracket gives a radius.  If f cannot be told from 0 any more and both radii are too
+    wide, the signs of f around x decide.  Returns the brackets that need another step.
     """
     cdef const Isolate *call = task.call
     cdef vf x = at.x, es = vgather(task.es, at.row), one = vset1(1)
@@ -169,8 +170,8 @@ cdef inline unsigned newton_step(Task *task, Bracket *at, unsigned live, bint la
     at.positive = vsel_lt(E, f.f, x, at.positive)
     at.negative = vsel_lt(f.f, -E, x, at.negative)
     l, r = vmin(at.negative, at.positive), vmax(at.negative, at.positive)
-    step = f.f / f.slope                # Halley's, its factor kept tame
-    next = x - step / vmin(vmax(one - step * (f.curve / f.slope), vset1(0.5)), vset1(2))
+    step = f.f / f.slope                # Halley's method, its factor kept between ½ and 2
+    next = x - step / vmin(vmax(one - step * (f.curvature / f.slope), vset1(0.5)), vset1(2))
     ends = tol * (1 + 4 * ROUND) + 2 * ROUND * vabs(x)
     goal = 0.4999 * call.xtol * vmax(one, vabs(x))
     done = vlt(ends, goal) | ~vlt(E, vabs(f.f)) | vlt(r - l, 4 * ROUND * vabs(x))
@@ -191,7 +192,10 @@ cdef inline unsigned newton_step(Task *task, Bracket *at, unsigned live, bint la
 
 
 cdef inline void refine(Task *task, const int H) noexcept nogil:
-    """All brackets to enclosures: one step of each at a time; those that need another move up."""
+    """Turn all brackets into enclosures.
+
+    Each round takes one step in every bracket and packs the unfinished ones to the front.
+    """
     cdef Stack *stack = &task.bracket
     cdef Bracket at
     cdef ix i, j, kept, step_number = 0

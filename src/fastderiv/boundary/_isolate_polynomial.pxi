@@ -1,12 +1,13 @@
-# Intervals of rows whose units nearly cancel: a polynomial of f, with its rest, decides them.
+# Intervals of rows whose units nearly cancel: a Taylor polynomial of f with a bound of its rest
+# decides them.
 # docs/rounding.md §1.6.
 # needs: ROUND (_net.pxi)
 # needs: dsigma, emit_clusters, error, Pieces, push_bracket, sigma, Sigmoids, Task,
 #        Verdict (_isolate_terms.pxi)
 
-cdef struct Taylor:                     # of f at t, in τ = (x − t)/h, |τ| ≤ 1
+cdef struct Taylor:                     # f around t, a polynomial in τ = (x − t)/h, |τ| ≤ 1
     vf c0, c1, c2, c3, c4
-    vf rest                             # of f beyond these, at most
+    vf rest                             # a bound of all further terms
     vf size                             # Σ |d_i| |a_i h|ⁿ/n! σ', n from 1 to 4
     vf fl, fr                           # f at the ends
 

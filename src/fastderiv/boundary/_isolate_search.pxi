@@ -7,9 +7,10 @@
 # needs: decide_whole (_isolate_polynomial.pxi)
 
 cdef enum:
-    BUDGET = 4000                       # splits of a row; what is undecided then is a cluster
-    MANY = 300                          # splits; then polynomials judge a row's intervals too
-    DEPTH = 192                         # items that one lane at a time may add to a full stack
+    BUDGET = 4000                       # splits of a row; what is still undecided becomes a cluster
+    MANY = 300                          # splits of a row after which polynomials judge it too
+    DEPTH = 192                         # room kept free on the stack: so many items may be pushed
+                                        # while intervals are split one at a time
 
 
 cdef inline void make_room(Task *task, const int H) noexcept nogil:
@@ -61,7 +62,7 @@ cdef inline void at_point(const Task *task, ix row, vf t, real *q, const int H) 
 
 cdef inline void at_infinity(const Task *task, ix row, real side, real *q,
                              const int H) noexcept nogil:
-    """The same at t = ±∞: every exponential but those of units that do not see t is 0."""
+    """OUT q at t = ±∞: it is ±0 for every unit that depends on t."""
     cdef const Sigmoids *f = task.call.f
     cdef ix i
     for i in range(count_units(f, H)):
@@ -106,9 +107,9 @@ cdef inline void begin(Task *task, const int H) noexcept nogil:
 
 cdef inline unsigned afford(Task *task, const Pieces *at, unsigned live,
                             unsigned *hard) noexcept nogil:
-    """The lanes of rows with splits left and where there is room for two more items.
+    """The lanes that may be split: their rows have splits left, and the stack has room.
 
-    Other intervals become clusters.  OUT hard: the lanes of rows that have taken many splits.
+    The other intervals become clusters.  OUT hard: the lanes of rows that have taken many splits.
     """
     cdef unsigned lanes = live, spent = 0
     cdef bint full = task.todo.n + 3 * VL > task.todo.cap

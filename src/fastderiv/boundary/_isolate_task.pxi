@@ -37,9 +37,10 @@ cdef void offsets(Task *task, ix first) noexcept nogil:
 
 
 cdef inline real *carve(real *scratch, double size, double *at) noexcept nogil:
-    """The next `size` numbers of the scratch, cache lines of their own; INOUT at: where it begins.
+    """The next `size` numbers of the scratch, which share no cache line with others.
 
-    NULL without scratch, when only `at` counts.
+    INOUT at: the number of reals before them, then behind them.  Returns NULL without scratch: then
+    only the size is counted.
     """
     cdef double here = at[0]
     at[0] = here + (GL * <double><int64_t>((size + (GL - 1)) / GL) if size < 1e18 else size)

@@ -21,11 +21,12 @@ cdef struct Sigmoids:
     real E, E_s                         # rounding.md §1.1: f is wrong by E + E_s·es
     real slope_u, slopes, least_slope   # rounding.md §1.2: (750 + H)u, G, and the rest of E'
     real curvature, widest              # rounding.md §1.3: M₂ / max|a|, and max|a|
-    real beyond[2]                      # how far from an end the way to −∞ or ∞ is split
-    real limit[2]                       # f(±∞), its sign exactly; NaN where a unit stays in between
+    real beyond[2]                      # an interval that reaches to −∞ or ∞ is cut at least so far
+                                        # from its finite end
+    real limit[2]                       # f(±∞) with its exact sign; NaN if some a is 0
     real narrow                         # 16/max|a|: nothing happens on a smaller scale
-    real slowest                        # the least |a| but 0
-    bint one_root_at_most               # in every row, and then it is simple
+    real slowest                        # the least |a| that is not 0
+    bint one_root_at_most               # in every row; a root is simple then
 
 cdef struct Stack:                      # fields of `cap` numbers each
     real *p
@@ -65,7 +66,7 @@ cdef struct Pieces:                     # VL intervals [l, r], each of its row
     const real *qr
 
 cdef struct Verdict:                    # bit i of a mask: lane i
-    unsigned none, one, any             # no root, exactly one, a cluster
+    unsigned none, one, cluster         # holds no root; exactly one; is given up as a cluster
     vf fl, fr, slope                    # f at both ends, least |f'|
 
 cdef struct Bracket:                    # VL intervals that hold one simple root each
@@ -87,7 +88,7 @@ cdef inline vf dsigma(vf q) noexcept nogil:
 
 
 cdef inline ix count_units(const Sigmoids *f, const int H) noexcept nogil:
-    """H where it is known to the compiler, not 0."""
+    """The number of units.  H is this number if the compiler knows it, else 0."""
     return H if H else f.units
 
 
@@ -115,7 +116,7 @@ cdef inline vf bend(const Sigmoids *f, vf t) noexcept nogil:
 
 
 cdef inline vf real_row(const Task *task, vf row) noexcept nogil:
-    """`row`, where what lies behind the last item of a stack may be anything."""
+    """`row`, clipped to valid rows: lanes beyond the stack's last item hold garbage."""
     return vmax(vmin(row, vset1(task.rows - 1)), vset1(0))
 
 
@@ -124,7 +125,7 @@ cdef inline void push(Stack *stack, ix field, vf v, unsigned lanes) noexcept nog
 
 
 cdef inline void emit_clusters(Task *task, const Pieces *at, unsigned lanes) noexcept nogil:
-    """The intervals of the lanes, to the sink."""
+    """Put the intervals of the lanes into the sink, as clusters."""
     cdef real l, r
     cdef ix i
     while lanes:
@@ -136,7 +137,7 @@ cdef inline void emit_clusters(Task *task, const Pieces *at, unsigned lanes) noe
 
 cdef inline void push_bracket(Task *task, const Pieces *at, const Verdict *v,
                               unsigned lanes) noexcept nogil:
-    """The lanes whose interval holds one simple root, to the stack of brackets."""
+    """Push the intervals of the lanes, each with one simple root, to the stack of brackets."""
     cdef Stack *stack = &task.bracket
     cdef vf l = at.l, r = at.r
     push(stack, 0, at.row, lanes)

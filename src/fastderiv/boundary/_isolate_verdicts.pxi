@@ -36,13 +36,14 @@ cdef inline void sum_ranges(const Isolate *call, const Pieces *at, Ranges *to,
 
 
 cdef inline unsigned clear_of_zero(const Ranges *f, vf w, vf E) noexcept nogil:
-    """The lanes where f, of one sign at both ends, cannot reach 0 in between by its slopes m and M.
+    """The lanes where f has one sign at both ends and cannot reach 0 between them.
 
-    Where f > 0 at both ends and m < 0 < M, f is nowhere below the point where the line with m from
-    the left meets that with M from the right.  |f| is taken 3E smaller (rounding.md §1.4).
+    It cannot because its slope stays in [m, M].  Where f > 0 at both ends and m < 0 < M, f is
+    nowhere below the point where the line of slope m through the left end meets that of slope M
+    through the right end.  |f| is taken 3E smaller (rounding.md §1.4).
     """
     cdef vf zero = vset1(0), A = vabs(f.fl) - 3.0 * E, B = vabs(f.fr) - 3.0 * E
-    cdef vf m = vsel_neg(f.fl, -f.M, f.m), M = vsel_neg(f.fl, -f.m, f.M)    # f < 0: turned around
+    cdef vf m = vsel_neg(f.fl, -f.M, f.m), M = vsel_neg(f.fl, -f.m, f.M)    # −f where f < 0
     cdef vf p = M / (M - m), drop = (m * w) * p
     return (vlt(zero, (A * p + B * (vset1(1) - p)) + drop) & vlt(zero, A) & vlt(zero, B)
             & vlt(m, zero) & vlt(zero, M))
@@ -50,7 +51,8 @@ cdef inline unsigned clear_of_zero(const Ranges *f, vf w, vf E) noexcept nogil:
 
 cdef inline void judge(const Isolate *call, const Pieces *at, Verdict *v,
                        const int H) noexcept nogil:
-    """OUT v: the lanes whose interval holds no root, one simple root, or stays a cluster."""
+    """OUT v: for each lane, whether its interval holds no root, holds one simple root, or is given
+    up as a cluster."""
     cdef const Sigmoids *f = call.f
     cdef Ranges to
     cdef vf E, Ep, w = at.r - at.l, zero = vset1(0)
@@ -69,9 +71,9 @@ cdef inline void judge(const Isolate *call, const Pieces *at, Verdict *v,
     if same & ~v.none:
         v.none |= same & clear_of_zero(&to, w, E)
     v.one = opposite & monotone & ~v.none
-    v.any = flat | ~(vlt(4.0 * E, to.high) | vlt(to.low, -4.0 * E)) | vlt(w, vset1(1e-300))
-    v.any |= vlt(w, NARROWEST * ROUND * vmax(vabs(at.l), vabs(at.r))) & vlt(w, vset1(INFINITY))
-    v.any &= ~v.none & ~v.one
+    v.cluster = flat | ~(vlt(4.0 * E, to.high) | vlt(to.low, -4.0 * E)) | vlt(w, vset1(1e-300))
+    v.cluster |= vlt(w, NARROWEST * ROUND * vmax(vabs(at.l), vabs(at.r))) & vlt(w, vset1(INFINITY))
+    v.cluster &= ~v.none & ~v.one
     v.fl, v.fr = to.fl, to.fr
 
 
@@ -87,9 +89,9 @@ cdef inline void decide(Task *task, const Pieces *at, unsigned live, const int H
     cdef unsigned one, rest
     judge(call, at, &v, H)
     live &= vlt(at.l, at.r) & ~v.none
-    # an infinite end is no bracket: it is split once more
+    # an interval with an infinite end is no bracket yet: it is split once more
     one = live & v.one & vlt(vset1(-INFINITY), at.l) & vlt(at.r, vset1(INFINITY))
-    rest = live & ~one & ~v.any
+    rest = live & ~one & ~v.cluster
     if one:
         push_bracket(task, at, &v, one)
     if rest:
@@ -100,4 +102,4 @@ cdef inline void decide(Task *task, const Pieces *at, unsigned live, const int H
             push(todo, 3 + i, vload(at.ql + i * VL), rest)
             push(todo, 3 + n + i, vload(at.qr + i * VL), rest)
         todo.n += vcount(rest)
-    emit_clusters(task, at, live & v.any)
+    emit_clusters(task, at, live & v.cluster)

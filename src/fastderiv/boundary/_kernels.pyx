@@ -162,7 +162,7 @@ cdef class Listing:
 
     def __cinit__(self, ix rows):
         self.cap = rows + 64
-        self.count = np.zeros(rows + 1, np.intp)        # from 1 on
+        self.count = np.zeros(rows + 1, np.intp)        # row i has count[i + 1]
         self.lower, self.upper, self.x = (np.empty(self.cap) for _ in range(3))
         self.unique = np.empty(self.cap, np.bool_)
 
@@ -192,7 +192,7 @@ cdef class Listing:
         cdef ix i, n = self.n
         for i in range(self.rows):
             count[i + 1] += count[i]
-        if self.cap <= SMALL:           # copies cost less than telling the allocator
+        if self.cap <= SMALL:           # copies cost less than shrinking the arrays
             return (self.count, self.x[:n].copy(), self.lower[:n].copy(), self.upper[:n].copy(),
                     self.unique[:n].copy())
         self.resize(n)
@@ -200,7 +200,7 @@ cdef class Listing:
 
 
 cdef class Buffers:
-    """Memory for the enclosures of up to so many rows, in tasks of `task_rows`, `cap` for each."""
+    """Memory for up to so many rows in tasks of `task_rows`, with `cap` enclosures for each."""
     cdef Found found
     cdef ix tasks, rows, task_rows
     cdef cnp.ndarray needed, lower, upper, x, unique
@@ -328,7 +328,7 @@ cdef class DeepNet(Solver):
         """(mid, radius) of f and f' at m, then (lower, upper) of f, f', f'' on [l, r]."""
         cdef Deep call
         cdef OneSpan one
-        cdef Margin *f = &one.f
+        cdef MarginRange *f = &one.f
         cdef cnp.ndarray store = reals(deep_scratch(&self.program.net) / sizeof(real))
         if self.program.net.depth < 2 or not l <= m <= r:
             given = f"{self.program.net.depth - 1} hidden layers, and points {l}, {m}, {r}"

@@ -13,21 +13,21 @@ cdef struct Row:                        # a network along one input, the others 
     real *dy                            # and for tangents
     real *dz
 
-cdef struct LineCall:                   # what a `Line` is asked
+cdef struct LineCall:                   # one call of a method of `Line`
     const Row *row
-    const real *x                       # `prepare`: the row of X
-    real t, out                         # the others: OUT the value or the slope at t
+    const real *x                       # IN of `prepare`: the row of X
+    real t, out                         # IN of the others: t; OUT the value or the slope there
 
 cdef enum:
-    ROW_QUICK = 1 << 21                 # multiply–adds of a row that needs no look for signals
+    ROW_QUICK = 1 << 21                 # a row of no more multiply–adds does not look for signals
 
 
 cdef void units(const real *w, ix panel, const real *b, const real *y, real *z, ix n, ix n_out,
                 Worker *watch) noexcept nogil:
     """IN y (n,); OUT z (n_out, padded to GL) = b + Wᵀ y.
 
-    `panel` is the way from one panel to the next.  The rest of z is left uncomputed if `watch`,
-    unless it is NULL, was interrupted.
+    `panel` is the distance from one panel to the next.  If `watch` is not NULL and was interrupted,
+    the rest of z is left uncomputed.
     """
     cdef ix left = ceil_div(n_out, GL)
     while left >= PANELS:
@@ -47,7 +47,10 @@ cdef inline void next_layer(const Layer *layer, const real *b, const real *y, re
 
 
 cdef inline void first_layer(const Row *row, real t, real *z, Worker *watch) noexcept nogil:
-    """OUT z: the first layer's sums, resumed at `coordinate`; their order makes the bits."""
+    """OUT z: the first layer's sums, continued from `prefix`.
+
+    The order of every sum, and so its bits, are those of `units` over all inputs.
+    """
     cdef const Layer *layer = &row.net.layers[0]
     cdef ix c = row.coordinate
     row.x[c] = t

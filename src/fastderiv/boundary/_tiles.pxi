@@ -5,10 +5,10 @@
 # needs: AT_ONCE, Batch, dense_block, Layer, Net, padded, Panel (_net.pxi)
 
 cdef enum:
-    STEP = 16                           # a tile's rows: a multiple, for two vectors at any level
+    STEP = 16                           # rows of a tile, a multiple of: two vectors of any level
     MAX_ROWS = 128
-    TILE_BYTES = 32768                  # of one layer's activations, for the first-level cache
-    QUICK = 1 << 24                     # multiply–adds of a tile that needs no look for signals
+    TILE_BYTES = 32768                  # of a layer's activations: they fit the first-level cache
+    QUICK = 1 << 24                     # a tile of no more multiply–adds does not look for signals
 
 
 cdef inline void panel_times(const Panel *panel, const real *y, real *z, ix ts, ix outputs,

@@ -19,14 +19,14 @@ enum {
 typedef struct {
     const real *w;
     const real *b;
-    ptrdiff_t panel; /* the way from one panel of GL outputs to the next */
+    ptrdiff_t panel; /* the distance from one panel of GL outputs to the next */
     ptrdiff_t n;
     real k, tiny; /* a bias b is wrong by k |b|; each radius starts with tiny */
 } FlowMap;
 
-/* IN y, streams of n units; OUT z, of NV vectors of sums.  NP pairs of streams share one look at w.
- * Pairs 0 and 2 are values and have the bias.  Mids are summed GL by GL, so that few roundings meet
- * a term. */
+/* IN y, streams of n units; OUT z, of NV vectors of sums.  NP pairs of streams share every load of
+ * w.  Pairs 0 and 2 are values and have the bias.  Mids are summed GL by GL, so that few roundings
+ * meet a term. */
 VINL void flow_block(const FlowMap *map, const real *y, real *z, const int NV, const int NP)
 {
     const real *w = map->w;

@@ -19,7 +19,7 @@ typedef struct {
     const real *w;
     const real *b; /* the biases of these outputs */
     ptrdiff_t n;
-    ptrdiff_t next; /* the way from the weights of GL inputs to those of the next GL */
+    ptrdiff_t next; /* the distance from the weights of GL inputs to those of the next GL */
 } Panel;
 
 /* IN y (n, ts); OUT z (NO, ts) for two vectors of rows, in lanes.
@@ -52,7 +52,7 @@ VINL void dense_block(const Panel *panel, const real *y, real *z, ptrdiff_t ts, 
     }
 }
 
-/* IN y (n,), one row; OUT z (NP·GL,), outputs in lanes.  `panel`: the way from panel to panel. */
+/* IN y (n,), one row; OUT z (NP·GL,), outputs in lanes.  `panel`: the distance between panels. */
 VINL void units_block(const real *w, ptrdiff_t panel, const real *b, const real *y, real *z,
                       ptrdiff_t n, const int NP)
 {

@@ -10,7 +10,7 @@ cdef extern from "activations.h" nogil:
     vf vrelu(vf x)
 
 
-cdef enum Curve:                        # in the order of _activations.NAMES
+cdef enum Curve:                        # IDENTITY, then those of _activations.NAMES in its order
     IDENTITY, SIGMOID, TANH, RELU, SOFTPLUS, SILU, GELU
 
 

@@ -2,7 +2,7 @@
 # docs/derivations.md §3.2 and §5.1.
 #
 # A task works on a block of rows and columns, whose size depends on the shape alone.  The bias is
-# repeated past its end, so that rows too short for a vector are one stretch of memory.  Column sums
+# repeated past its end, so that vectors may run from one row into the next.  Column sums
 # are taken over groups of SUM_ROWS rows in the working precision; the caller adds the groups up in
 # float64.
 #
@@ -110,7 +110,7 @@ cdef void stretch(const Layer *a, ix i, ix n, ix j) noexcept nogil:
 # ---- tasks ---------------------------------------------------------------------------------------
 
 cdef void activate_rows(const Layer *a, ix row, ix rows, ix column, ix width) noexcept nogil:
-    """A block of the layer.  Rows that are whole are one stretch together."""
+    """A block of the layer.  If it has all columns, its rows are one stretch of memory."""
     cdef ix stretches = rows, n = width, i = row * a.columns + column, j = column % a.period, r
     if width == a.columns:
         stretches, n = 1, rows * width
@@ -158,7 +158,7 @@ cdef int expect_layer(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray out) except -
 
 
 cdef cnp.ndarray set_bias(Layer *a, cnp.ndarray bias):
-    """The bias, repeated from its start for GL more; −0, which changes nothing, without a bias.
+    """The bias, repeated up to period + GL numbers; without a bias −0, which changes no sum.
 
     The layer points into the array that is returned.
     """

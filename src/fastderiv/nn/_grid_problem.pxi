@@ -20,7 +20,8 @@ cdef enum:
     SLOW_WEIGHTS = 1 << 18
 
 
-cdef struct Panels:                     # weights (k, units) cut into panels of WIDE vectors, then 1
+# Weights (k, units), cut into panels of WIDE vectors and, for the rest, of one vector.
+cdef struct Panels:
     const real *w                       # padded with zeros
     ix vectors                          # of all panels
     ix total                            # k of all segments
@@ -39,19 +40,19 @@ cdef struct Grid:
     ix D, H
     Panels panels                       # [W_in | W_west | W_north]
     Cells x                             # IN
-    Cells h                             # OUT; on the way back IN
+    Cells h                             # OUT of the forward pass, IN of the adjoint
     Cells slope                         # OUT φ'(pre-activation), unless NULL
     real *bias                          # (H,), padded with zeros to whole vectors
     real *zeros                         # (max(D, H),), the states outside the grid
     Curve curve
-    # on the way back
+    # for the adjoint alone
     Panels turned                       # [W_west ; W_north]
     Panels turned_in                    # W_in, for dx
     Cells dh                            # IN
     Cells da                            # IN φ', OUT ā
     Cells dx                            # OUT
     double *shares                      # OUT (tasks, H, width): [W̄_in | W̄_west | W̄_north | b̄]
-    ix width                            # D + 2H + 1, padded to whole vectors; 0 on the way there
+    ix width                            # D + 2H + 1, padded to whole vectors; 0 in the forward pass
 
 
 cdef struct Strip:                      # consecutive cells of one diagonal
@@ -63,8 +64,8 @@ cdef struct Strip:                      # consecutive cells of one diagonal
     ix n                                # cells
     real *z                             # (STRIP, whole vectors of max(D, H)): results of products
     real *seen                          # (STRIP, width): [x | west | north | 1]
-    real *sums                          # (H, width): the weights' gradients of the last strips
-    ix summed                           # how many strips that are
+    real *sums                          # (H, width): the weights' gradients, summed over strips
+    ix summed                           # how many strips `sums` holds
 
 
 cdef inline real *cell_at(const Cells *c, ix item, ix i, ix j) noexcept nogil:

@@ -60,7 +60,7 @@ cdef void grid_adjoint_task(void *args, ix task, Worker *worker) noexcept nogil:
             add_to_share(&g, s, share, worker)
         if at == 0:
             d -= 1
-    if d < 0:                           # not interrupted: to touch a share can take long
+    if d < 0:                           # not interrupted: adding to a share can take long
         add_to_share(&g, s, share, worker)
 
 
@@ -107,8 +107,8 @@ cdef tuple set_grid_adjoint(Grid *g, cnp.ndarray dh, cnp.ndarray W_in, cnp.ndarr
                             cnp.ndarray dx):
     """What only the way back has.  The grid points into the arrays that are returned.
 
-    The last of them is for the tasks' shares of the weights' gradients: of the size of a quarter of
-    all states at most, or two shares.
+    The last of them holds the tasks' shares of the weights' gradients.  It has at most about a
+    quarter as many numbers as all states, or two shares if these are more.
     """
     cdef ix cells = g.batch * g.G1 * g.G2, tasks = cells // (4 * (g.D + 2 * g.H))
     cdef double H = g.H, D = g.D

@@ -1,7 +1,7 @@
 # The LSTM backwards: docs/derivations.md §4.1, the equations of h̄, c̄, ā and x̄.
 #
-# Steps bear the numbers of _lstm_forward.pxi.  Only W_hhᵀ ā must wait for the step after it; x̄ is
-# one product for each chunk.
+# The parts have the numbers of _lstm_forward.pxi, in reverse order.  Of the products, only W_hhᵀ ā
+# must be formed step by step; x̄ is one product for each chunk.
 #
 # needs: product, PW (_gemm.pxi)
 # needs: copy_or_zero, load_some, offset, out_offset, store_some (_rows.pxi)
@@ -215,7 +215,7 @@ cdef inline void differentiate(const UnitVector *v) noexcept nogil:
 
 
 cdef void zero_behind_ends(const LstmAdjoint *s, AdjointTask *w) noexcept nogil:
-    """Zeros in all results at step t of the rows that have ended before."""
+    """OUT zeros in all results at step t, for rows that have ended before it."""
     cdef const Lstm *f = &s.f
     cdef ix i, u, row
     for i in range(w.start + w.running, w.start + w.rows):

@@ -59,7 +59,10 @@ cdef void lstm_forward(void *args, ix task, Worker *worker) noexcept nogil:
 
 
 cdef void load_initial_states(const Lstm *s, ForwardTask *w) noexcept nogil:
-    """They are the last states, too, of rows without any step."""
+    """OUT h and c before the first step.
+
+    Rows without any step end with these states, so they are stored as last states at once.
+    """
     cdef ix i, row
     for i in range(w.rows):
         row = s.order[w.start + i] * s.hidden
@@ -120,7 +123,7 @@ cdef inline void open_gates(const Lstm *s, ix u, ix entry, const real *z,
                             real *c, real *h, real *out) noexcept nogil:
     """OUT c = f ⊙ c + i ⊙ g and h = o ⊙ tanh(c), with i, f, o = σ(z) and g = tanh(z).
 
-    They are one vector of hidden units of one entry; `out` is where h goes in the result, or NULL.
+    All are one vector of hidden units of one entry; `out` is where h goes in the result, or NULL.
     """
     cdef vf zi = vload(z), zf = vload(z + VL), zg = vload(z + 2 * VL), zo = vload(z + 3 * VL), y
     cdef real *kept
@@ -141,7 +144,8 @@ cdef inline void open_gates(const Lstm *s, ix u, ix entry, const real *z,
 
 
 cdef void finish_step(const Lstm *s, ForwardTask *w) noexcept nogil:
-    """Zeros behind the rows' ends, and the last states of the rows that end with step t; t += 1."""
+    """Write zeros for rows that have ended, store the last states of rows that end with step t, and
+    go on to step t + 1."""
     cdef ix i, still
     w.h, w.h_next = w.h_next, w.h
     if s.h is not NULL:

@@ -1,6 +1,6 @@
-# Checks of what Python hands over, and the structs filled with it.  The arrays were checked where
-# the user's came in; whatever a mistake of ours makes of them later, these functions compare ranks,
-# types and sizes before anything is touched.
+# Checks of what Python hands over, and the structs filled with it.  Arrays of the user were checked
+# before; so that a mistake of this package cannot become a read of foreign memory, these functions
+# compare ranks, types and sizes once more.
 # needs: PIECE, WIDEST (_kernels.pyx)
 # needs: Update (_momentum.pxi)
 # needs: Fixed, put (_fixed.pxi)

@@ -46,7 +46,7 @@ cdef extern from "fixed.h" nogil:
 cdef struct Fixed:                      # θ, p and i have whole vectors of the widest level
     Parameters first                    # words: NULL in a step that does not spill
     const real *grad                    # (size,)
-    double *out                         # of `positions` alone
+    double *out                         # only `positions` has it
     double alpha
     unsigned n
     ix size
@@ -135,7 +135,7 @@ cdef void check_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 
 cdef void positions_task(void *args, ix i, Worker *worker) noexcept nogil:
-    """OUT out = θ; without a NULL for p, θ − p, where the last step began."""
+    """OUT out: θ if p is NULL, else θ − p, the position before the last step."""
     cdef Fixed *f = <Fixed *>args
     cdef ix j = i * PIECE, end = min(f.size, j + PIECE)
     while j < end:

@@ -1,21 +1,24 @@
 # Momentum in floating point, in place (derivations §4.5):
 #
 #     forwards    p ← βp − αg         θ ← θ + p
-#     backwards   θ ← θ − p           p ← (p + αg)/β         g at the θ of the line above
+#     backwards   θ ← θ − p           p ← (p + αg)/β
 #
-# One pass over θ, p and g.  Numbers that do not lie side by side are gathered first, so that every
-# element meets the same vector operations whatever the strides.
+# Backwards, g is evaluated at the θ that the first assignment restores.
+#
+# This is one pass over θ, p and g.  Numbers that do not lie side by side are gathered first, so
+# that every element meets the same vector operations whatever the strides.
 # needs: PIECE (_kernels.pyx)
 
 cdef enum:
     AT_ONCE = 1024                      # numbers of each array gathered at a time
 
+# alpha and beta are rounded to `real` inside the tasks, where the rounding mode is to nearest.
 cdef struct Update:                     # θ, p, g (..., n)
     Rows rows
     Strided theta
     Strided p
     Strided grad
-    double alpha, beta                  # the tasks, which round to nearest, round them to `real`
+    double alpha, beta
     bint back
 
 cdef struct Piece:                      # a piece of one row: where it starts in each array
@@ -44,7 +47,7 @@ cdef inline void update_vectors(real *theta, real *p, const real *g, ix n, const
 
 
 cdef inline void pad(real *y, ix n) noexcept nogil:
-    """OUT zeros behind y (n,), up to a whole vector: all its lanes are computed with."""
+    """OUT zeros behind y (n,), up to a whole vector, since arithmetic uses all its lanes."""
     memset(y + n, 0, (round_up(n, VL) - n) * sizeof(real))
 
 
@@ -76,7 +79,7 @@ cdef inline void update_piece(const Update *u, const Piece *piece, real *scratch
 
 
 cdef inline Piece piece_of(const Update *u, ix row, ix part) noexcept nogil:
-    """The part of the row: all of it if a row is not divided."""
+    """Piece number `part` of a row; the whole row if it is not divided."""
     cdef const Rows *rows = &u.rows
     cdef ix first = part * PIECE
     cdef int last = rows.leading

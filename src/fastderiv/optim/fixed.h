@@ -3,7 +3,7 @@
  *
  * θ and p are integers in [−2**62, 2**62); the number 1 is 2**44.  β = n/d with d = 2**16.  The
  * buffer i of a parameter is a whole number below 2**50.4, kept as a double: a quotient by n is
- * then one multiplication and two additions on any CPU, and exact, where a 64-bit division takes 20
+ * then one multiplication and two additions on any CPU, and exact, while a 64-bit division takes 20
  * to 40 cycles.  Only α·2**44·g is rounded, once; so every CPU level gives the same bits.
  */
 #ifndef FASTDERIV_OPTIM_FIXED_H

@@ -15,7 +15,7 @@
 cdef enum:
     PLANS = 7                           # arrays of which a block prefetches lines
 
-cdef enum:                              # results replace what only they were computed from
+cdef enum:                              # a result is written over an input that only it needs
     DDELTA = DT
     DU = HB
     DZ = GATE
@@ -41,8 +41,8 @@ cdef ix slice_start(const Adjoint *adj, ix slice) noexcept nogil:
 
 cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
                                const bint softplus) noexcept nogil:
-    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero.  Whether every Δ·A of the block
-    is well inside the range of exp."""
+    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero.  Returns whether every Δ·A
+    of the block is well inside the range of exp."""
     cdef vf bias = vload(lanes.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
     cdef ix t
@@ -67,7 +67,7 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
 cdef inline bint prepare_gate(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
                               const bint gate) noexcept nogil:
     """3. IN DY = dout, GATE = z, U; OUT DY = ȳ, GATE = dout·silu'(z), Y = D·u; without a gate DY is
-    only looked at.  Whether ȳ is finite.  This is a loop of its own: in one with `prepare_steps`
+    only read.  Returns whether ȳ is finite.  This is a loop of its own: in one with `prepare_steps`
     too few steps are in flight at once."""
     cdef vf skip = vload(lanes.D)
     cdef vf dout, dy, slope, odd = vset1(0)
@@ -147,15 +147,15 @@ cdef bint prepare_block(const Adjoint *adj, const Block *block, const Lanes *lan
         return prepare_gate(lanes, T, plans + 4, tiles, False) and safe
     load_signal(&scan.z, lanes, block, tiles + GATE)
     safe = prepare_gate(lanes, T, plans + 4, tiles, True) and safe
-    if scan.D.p is NULL:                # not u·0: u may be inf
+    if scan.D.p is NULL:                # u·0 would be NaN if u is inf
         memset(tiles + Y, 0, T * VL * sizeof(real))
     return safe
 
 
 cdef void adjoint_block(const Adjoint *adj, const Block *block, AdjointLoop *loop,
                         const Lanes *next) noexcept nogil:
-    """One Lanes back through a block, of which `loop` says all but the steps; the Lanes `next` will
-    go through the block at `block.after`."""
+    """One Lanes back through a block.  IN loop: all but its steps, states and gate.  What the Lanes
+    `next` will read of the block at `block.after` is prefetched."""
     cdef const Scan *scan = &adj.scan
     cdef Lanes *lanes = loop.lanes
     cdef real *tiles = loop.tiles
@@ -211,8 +211,8 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
 
 
 cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix T) noexcept nogil:
-    """Whether a block of a time-varying B or C has neither NaN nor inf; True for a constant one, of
-    which `Back.tame` says so."""
+    """Whether a block of a time-varying B or C has neither NaN nor inf.  True for a constant one:
+    `Back.tame` says whether that is finite."""
     cdef vf odd = vset1(0)
     cdef real rest = 0
     cdef const real *p

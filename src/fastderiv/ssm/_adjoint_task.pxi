@@ -13,7 +13,7 @@
 
 cdef enum:
     LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C,
-                                        # and one addition to dB and dC
+                                        # and their terms are added to dB and dC at once
     MOST_TASKS = 32                     # of an adjoint
 
 
@@ -89,7 +89,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
         for m in range(carried.count):
             set_up_back(adj, &lanes[m], kept + m * size, &backs[m])
         for segment in range(range_start(adj, range_), range_start(adj, range_ + 1)):
-            if segment % SOME == 0 and interrupted(worker):     # there may be very many empty ones
+            if segment % SOME == 0 and interrupted(worker):     # very many segments may be empty
                 return
             if not adjoint_segment(adj, segment, slice, &carried, backs):
                 return
@@ -148,10 +148,10 @@ cdef void divide_adjoint(Adjoint *adj, ix longest, double seconds) noexcept:
     """Ranges and slices, by the size of the call alone."""
     cdef Scan *scan = &adj.scan
     cdef ix tasks = 1 + <ix>min(<double>(MOST_TASKS - 1), seconds / 100e-6)
-    # so few that their sums take at most a twentieth of inputs and outputs
+    # the most ranges whose sums take about a twentieth of the memory of inputs and outputs
     cdef ix few = 1 + <ix>(<double>scan.batch * scan.steps / (4. * adj.rows))
     scan.block = TB
-    # rows of a long sequence lie on a page each: every block is copied
+    # in a long sequence every row lies on a page of its own, so blocks of B and C are copied
     scan.B.gather, scan.C.gather = not scan.B.constant, not scan.C.constant
     adj.intervals = ceil_div(longest, TB) * (TB // INTERVAL)
     adj.ranges = min(scan.segments, tasks, few)

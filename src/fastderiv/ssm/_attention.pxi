@@ -14,12 +14,12 @@
 # needs: accumulate, Sum, sum_of (_step_sum.pxi)
 
 cdef enum:
-    AB = 64                             # columns of a block: fewer take more exp(A·g), more make
-                                        # the diagonal dearer
+    AB = 64                             # columns of a block: with fewer, more exp(A·g) are
+                                        # computed; with more, diagonal blocks take longer
     RB = 64                             # rows of a task, at most: they share exp(A·x)·Δ·B
 
 cdef struct Attention:
-    Scan scan                           # delta, A, B, C, bias, softplus and the sizes of it
+    Scan scan                           # of which delta, A, B, C, bias, softplus and sizes are set
     const ix *rows                      # their steps
     real *out                           # (Bt, D, rows, L), contiguous and zero
     ix count, per_task, tasks           # rows; rows of a task; tasks of a channel
@@ -47,12 +47,12 @@ cdef struct AttentionRow:
 
 
 cdef inline bint halted(const Columns *held, ix n) noexcept nogil:
-    """Whether to leave at the n-th state: as `stopped`, asked at every state."""
+    """Whether the call was interrupted, which is looked up at every MANY-th state only."""
     return n % MANY == 0 and n > 0 and interrupted(held.worker)
 
 
 cdef inline bint halted_amid(const Columns *held, ix N) noexcept nogil:
-    """Whether to leave between two vectors of columns, each of which takes all N states."""
+    """As `halted`, between two vectors of columns, each of which takes all N states."""
     return N > MANY and interrupted(held.worker)
 
 

@@ -22,7 +22,7 @@ cdef inline void sum_lanes(vf *four, const real *used, bint add, const bint care
     """terms = the sums of four rows' lanes within 128-bit parts, or += them if told to `add`."""
     cdef vf sums[FOURS]
     cdef ix i
-    if careful:                         # in lanes without a channel 0·inf may have made a NaN
+    if careful:                         # lanes without a channel may hold a NaN, from 0·inf
         for i in range(4):
             four[i] = vsel_lt(vset1(0), vload(used), four[i], vset1(0))
     vpartsums(four[0], four[1], four[2], four[3], sums)
@@ -33,8 +33,8 @@ cdef inline void sum_lanes(vf *four, const real *used, bint add, const bint care
 
 
 cdef ix slots(ix N) noexcept nogil:
-    """How many times TERMS the terms of N states take: four states share one, each that remains has
-    one alone."""
+    """How many slots of TERMS reals the terms of N states take: four states share a slot, and each
+    state that remains has its own."""
     return N // 4 + N % 4
 
 
@@ -89,7 +89,7 @@ cdef void add_terms(const ChannelBlock *carried, const real *terms, ix N, ix T, 
 
 
 cdef void prefetch_rows(const real *p, ix row, ix N, ix T) noexcept nogil:
-    """Have rows [n, time] of dB or dC at hand when terms are added to them: as many as caches
+    """Prefetch the rows [n, time] of dB or dC that terms will be added to: as many as caches
     hold."""
     cdef ix n, t
     for n in range(min(N, <ix>MANY)):

@@ -14,8 +14,8 @@ cdef int refuse(cnp.ndarray a, shape) except -1:
 
 
 cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) except -1:
-    """Pass None, and an array of this shape and the kernel's type that can be read, or
-    `written`."""
+    """A TypeError unless `a` is None, or an array of this shape and the kernel's type that can be
+    read, and be written if `written`."""
     cdef int i
     cdef bint good
     if a is None:
@@ -32,14 +32,14 @@ cdef int expect_array(cnp.ndarray a, int axes, const ix *shape, bint written) ex
 
 
 cdef int expect_axes(cnp.ndarray a, int axes, shape) except -1:
-    """Pass an array of so many axes."""
+    """A TypeError unless `a` has so many axes."""
     if cnp.PyArray_NDIM(a) != axes:
         refuse(a, shape)
     return 0
 
 
 cdef int expect_integers(cnp.ndarray a) except -1:
-    """Pass (k,) contiguous intp: what kernels index by."""
+    """A TypeError unless `a` is contiguous (k,) intp: what kernels index by."""
     if (cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_TYPE(a) != cnp.NPY_INTP
             or not cnp.PyArray_ISCARRAY_RO(a)):
         raise TypeError(f"a kernel was handed {a.dtype} of shape {(<object>a).shape}; expected "
@@ -48,7 +48,7 @@ cdef int expect_integers(cnp.ndarray a) except -1:
 
 
 cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
-    """Pass B or C: (D, N), (Bt, G, N, L) with G dividing D, or None."""
+    """A TypeError unless `a` can be B or C: (D, N), (Bt, G, N, L) with G dividing D, or None."""
     cdef ix shape[2]
     if a is not None and cnp.PyArray_NDIM(a) == 2:
         shape[0], shape[1] = scan.channels, scan.states
@@ -57,8 +57,8 @@ cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
 
 
 cdef int expect_varying(const Scan *scan, cnp.ndarray a, bint written) except -1:
-    """Pass a time-varying B or C, or the gradient of one: (Bt, G, N, L) with G dividing D, or
-    None."""
+    """A TypeError unless `a` can be a time-varying B or C, or the gradient of one: (Bt, G, N, L)
+    with G dividing D, or None."""
     cdef ix shape[4]
     if a is None:
         return 0
@@ -187,7 +187,7 @@ cdef ix common_divisor(ix a, ix b) noexcept:
 
 cdef int set_channels(Scan *scan, cnp.ndarray D, cnp.ndarray delta_bias,
                       bint delta_softplus) except -1:
-    """What is given once a channel, and what becomes of delta."""
+    """D and delta_bias, and whether delta goes through softplus."""
     scan.softplus = delta_softplus
     set_per_channel(scan, D, &scan.D)
     return set_per_channel(scan, delta_bias, &scan.bias)

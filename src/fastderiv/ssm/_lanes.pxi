@@ -6,7 +6,8 @@
 # needs: copy, load_tile, store_tile (_tiles.pxi)
 
 cdef inline bint stopped(const Lanes *lanes, ix n) noexcept nogil:
-    """Whether to leave at the n-th state: never at the first, so that few states cost nothing."""
+    """Whether the call was interrupted.  This is not looked up at the first state, so that few
+    states cost nothing."""
     return n > 0 and interrupted(lanes.worker)
 
 
@@ -57,7 +58,7 @@ cdef void clear_states(const Lanes *lanes, ix N, real *dst) noexcept nogil:
 
 cdef bint all_finite(const Lanes *lanes, const real *h, ix N) noexcept nogil:
     """Whether h [N, lane] has neither NaN nor inf."""
-    cdef vf odd = vset1(0)              # becomes NaN with the first
+    cdef vf odd = vset1(0)              # becomes NaN as soon as one state is not finite
     cdef ix n = 0, end
     while n < N and not stopped(lanes, n):
         end = n + piece_at(n, N)
@@ -155,7 +156,7 @@ cdef void load_initial_state(const Scan *scan, ix segment, Lanes *lanes) noexcep
 # ---- B and C ----------------------------------------------------------------------------------
 
 cdef inline ix gathered_row(const Scan *scan) noexcept nogil:
-    """From one row of a copied block of B or C to the next."""
+    """The distance between the rows of a copied block of B or C."""
     return scan.block + GL
 
 
@@ -168,7 +169,7 @@ cdef CoefficientRows coefficient_rows(const Scan *scan, const Coefficient *coeff
                                       const Lanes *lanes, const Block *block,
                                       real *gathered) noexcept nogil:
     """A block of a time-varying B or C: in place where time is contiguous, else copied to
-    `gathered`.  That of a constant one is NULL: each Lanes has its own."""
+    `gathered`.  For a constant B or C the pointer is NULL, as each Lanes has its own copy."""
     cdef CoefficientRows rows
     cdef const real *p
     cdef ix n = 0, m, N = scan.states
@@ -200,7 +201,8 @@ cdef void load_coefficients(const Scan *scan, const ChannelBlock *carried, const
 
 
 cdef inline CoefficientRows own_rows(const CoefficientRows *shared, const real *own) noexcept nogil:
-    """The rows `own` [N, lane] of a constant coefficient, those that are shared of another."""
+    """For a constant coefficient its own rows, `own` [N, lane]; for one that varies, the shared
+    rows."""
     cdef CoefficientRows rows = shared[0]
     if shared.constant:
         rows.p, rows.row = own, VL

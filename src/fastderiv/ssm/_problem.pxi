@@ -3,8 +3,8 @@
 
 cdef enum:
     TB = 128                            # steps in a block
-    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of them
-                                        # fits the first-level cache
+    INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of so
+                                        # many steps fits into the first-level cache
     MANY = 4096                         # states between two looks for signals, a multiple of 4
 
 
@@ -16,7 +16,7 @@ cdef struct Signal:                     # u, delta, z, out (Bt, D, L): strides i
 
 cdef struct Coefficient:                # B or C
     real *p
-    ix b, g, n, t                       # (D, N) if constant, g is a channel's; else (Bt, G, N, L)
+    ix b, g, n, t                       # strides of (D, N) if constant, g of D; else (Bt, G, N, L)
     ix channels                         # in a channel_group
     bint constant
     bint gather                         # whether every block is copied: its rows are not contiguous
@@ -100,7 +100,7 @@ cdef struct Lanes:                      # VL neighbouring channels and their sta
     real *D                             # [lane]
     real *bias                          # [lane]
     ix channel, rows                    # the first channel, and how many lanes have one
-    bint finite                         # whether all of h is
+    bint finite                         # whether all of h is finite
     Worker *worker                      # the thread at work, which is told to stop
 
 cdef struct Block:                      # steps start … start+steps−1 of a batch item

@@ -19,7 +19,7 @@ cdef enum:                              # tiles of a block of one Lanes, [time, 
     GATE = 5 * TILE                     # dout·silu'(z)
     Y = 6 * TILE                        # C·h + D·u
     HB = 7 * TILE                       # Σ h̄·B
-    HA = 8 * TILE                       # Σ Ā̄·Ā·A·log2(e)
+    HA = 8 * TILE                       # Σ adj(Ā)·Ā·A·log2(e), adj(Ā) being the adjoint of Ā
     TILES = 9 * TILE
 
 cdef struct Back:                       # what the way back adds to a Lanes, in scratch
@@ -40,7 +40,7 @@ cdef struct AdjointLoop:                # a block of one Lanes on its way back, 
     CoefficientRows B, C
     real *terms                         # of dB and dC, summed over the lanes of each 128-bit part
     ix states, steps
-    bint add                            # whether terms has those of other Lanes already
+    bint add                            # whether `terms` already holds those of other Lanes
     bint safe                           # whether every Δ·A is in the range of exp, B and C finite
     bint gate
 
@@ -84,7 +84,7 @@ cdef inline void replay_step(Row *row, ix t, vf dt, vf dtu, const bint safe,
 
 
 cdef inline bint rows_finite(const Row *row, const ix rows) noexcept nogil:
-    """Whether the states are finite, as their sum tells."""
+    """Whether the states are finite: if one is not, neither is their sum."""
     cdef vf h = row[0].h
     if rows == 4:
         h = row[0].h + row[1].h + row[2].h + row[3].h
@@ -116,7 +116,7 @@ cdef inline void back_step(Row *row, BackStep *step, ix t, const ix i, const bin
                            const bint gate, const bint B_constant,
                            const bint C_constant) noexcept nogil:
     """h̄[t] of the i-th of four states, and its part in every gradient: y += C·h, hb += h̄·B,
-    ha += Ā̄·Ā·A; OUT dB[i], dC[i]."""
+    ha += adj(Ā)·Ā·A·log2(e); OUT dB[i], dC[i]."""
     cdef vf c = coefficient(row.C, t, C_constant)
     cdef vf g = vfma(step.dy, c, row.g), q
     if gate:
@@ -132,7 +132,7 @@ cdef inline void back_step(Row *row, BackStep *step, ix t, const ix i, const bin
     step.hb = vfma(g, coefficient(row.B, t, B_constant), step.hb)
     g = g * vload(row.kept + t * VL)
     row.g = vfma(vload(row.kept + KEPT_TILE + t * VL), g, g)
-    if careful:                         # rest may be negative, and Ā·inf is not inf − inf
+    if careful:                         # if g is inf and rest negative, vfma would give inf − inf
         row.g = vsel_lt(vabs(g), vset1(<real>INFINITY), row.g, g)
     row.h = vload(row.kept + 2 * KEPT_TILE + t * VL)
     q = row.g * row.h
@@ -212,8 +212,8 @@ cdef inline void start_rows(const AdjointLoop *loop, ix n, const ix rows, Row *r
 
 cdef inline bint replay_rows(const AdjointLoop *loop, ix n, Row *row, const ix rows,
                              const bint B_constant) noexcept nogil:
-    """Forward through an interval, again with care where a state overflows.  Whether the way back
-    may do without that care."""
+    """Forward through an interval; a second time, with the arithmetic that follows IEEE, if a state
+    overflows.  Returns whether the way back needs no care."""
     start_rows(loop, n, rows, row)
     if loop.safe and replay(loop, row, rows, True, B_constant):
         return True

@@ -9,13 +9,14 @@
 #        store_state (_lanes.pxi)
 
 cdef enum:
-    CARRY = 4                           # Lanes of a task, where they share copies of B and C
+    CARRY = 4                           # Lanes of a channel_block if they share copies of B and C;
+                                        # otherwise it has one
 
 cdef struct Loop:                       # a block of one Lanes, as its states run through it
     Lanes *lanes
     const real *dt                      # [time, lane]: Δ
     const real *du                      # [time, lane]: Δ·u
-    real *y                             # [time, lane]: C·h is added; NULL if only the state counts
+    real *y                             # [time, lane]: C·h is added; NULL if only states are wanted
     CoefficientRows B, C
     ix states, steps
     bint safe                           # whether every Δ·A is well inside the range of exp
@@ -118,7 +119,8 @@ cdef void advance_piece(const Loop *loop, ix n, ix end) noexcept nogil:
 
 
 cdef void advance_states(const Loop *loop) noexcept nogil:
-    """All states through a block: y gathers its terms state by state, however many there are."""
+    """All states through a block.  The terms of y are added state by state, for any number of
+    states."""
     cdef ix n = 0
     while n < loop.states and not stopped(loop.lanes, n):
         advance_piece(loop, n, n + piece_at(n, loop.states))
@@ -141,7 +143,7 @@ cdef void advance_with_checkpoints(const Loop *whole, real *checkpoints) noexcep
 
 
 cdef void advance_block(const Loop *loop, real *checkpoints) noexcept nogil:
-    """`checkpoints` may be NULL; else there is no y."""
+    """All states through a block.  If `checkpoints` is not NULL, loop.y must be NULL."""
     if checkpoints is NULL:
         advance_states(loop)
     else:
@@ -215,14 +217,15 @@ cdef void scan_block(const Scan *scan, const Block *block, Lanes *lanes, const C
     loop.dt, loop.du, loop.y = dt, tiles + TILE, y
     loop.B, loop.C = own_rows(B, lanes.b), own_rows(C, lanes.c)
     loop.safe = start_block(scan, lanes, block, dt, tiles + TILE, y) and lanes.finite
-    if scan.out.p is NULL:              # the adjoint's way forward, the summary of a chunk
+    if scan.out.p is NULL:              # only states are wanted: by the adjoint, or of a chunk
         loop.y = NULL
-    elif scan.D.p is NULL:              # not u·0: u may be inf
+    elif scan.D.p is NULL:              # u·0 would be NaN if u is inf
         memset(y, 0, T * VL * sizeof(real))
     if loop.safe:                       # 2.
         copy_states(lanes.h, lanes, scan.states, lanes.before)
     advance_block(&loop, checkpoints)
-    if loop.safe and not lanes.finite:  # a state overflowed: what IEEE says of it takes more care
+    # a state overflowed: the block runs again with the slower arithmetic that follows IEEE
+    if loop.safe and not lanes.finite:
         copy_states(lanes.before, lanes, scan.states, lanes.h)
         if loop.y is not NULL:
             skip_connection(scan, lanes, block, y)

@@ -1,8 +1,8 @@
 # One step of the scan (docs/derivations.md §1.1), as a decoder takes it.  Included by _kernels.pyx.
 #
-# States that lie contiguous go into the lanes as they are, and only the new ones are transposed, so
-# that C·h is added in the order in which the scan adds it; other layouts go through tiles.  The
-# scan's bits come out either way: all operations are those of single lanes.
+# Contiguous states are loaded into the lanes as they are, and only the new states are transposed,
+# so that C·h is added in the order in which the scan adds it; other layouts go through tiles.
+# Either way the bits are those of the scan, as every operation works on each lane alone.
 # needs: Coefficient, divide_channels, end_channel, first_channel, PerChannel, Scan, Signal,
 #        State (_problem.pxi)
 # needs: load_tile, store_tile (_tiles.pxi)
@@ -68,8 +68,8 @@ cdef inline vf advance_columns(const Square *square, const bint safe) noexcept n
 
 
 cdef inline bint advance_square(const Square *square, real *y, const bint safe) noexcept nogil:
-    """y += C·h.  False, and y left as it was, if `safe` turns out to be wrong: if a Δ·A is outside
-    the range of exp, or a new state is infinite or NaN, which makes y so too."""
+    """y += C·h.  If `safe` turns out to be wrong, returns False and leaves y unchanged: if a Δ·A is
+    outside the range of exp, or a new state is infinite or NaN, which then shows in y."""
     cdef const real *C = square.C
     cdef const real *turned = square.turned
     cdef ix C_n = square.C_n, n
@@ -178,7 +178,7 @@ cdef inline void start_step(const Scan *scan, ix batch, ix channel, ix n,
         single_sizes(bias, skip, n, dt, du, y, True)
     else:
         single_sizes(bias, skip, n, dt, du, y, False)
-    if scan.D.p is NULL:                                # not u·0: u may be inf
+    if scan.D.p is NULL:                                # u·0 would be NaN if u is inf
         memset(y, 0, SLOTS * sizeof(real))
 
 

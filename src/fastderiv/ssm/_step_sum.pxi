@@ -4,7 +4,7 @@
 # needs: copy, load_signal, TILE (_tiles.pxi)
 # needs: block_at (_scan.pxi)
 
-cdef struct Sum:                        # compensated: of equal steps, each would be rounded alike
+cdef struct Sum:                        # compensated: the errors of equal steps would add up
     double value, lost
 
 
@@ -19,7 +19,7 @@ cdef inline double sum_of(const Sum *sum) noexcept nogil:
 
 
 cdef struct StepSum:
-    Scan scan                           # delta, bias, softplus and the sizes of it
+    Scan scan                           # of which delta, bias, softplus and sizes are set
     real *total                         # (Bt, D), contiguous
 
 

@@ -93,15 +93,18 @@ cdef void store_signal(const Signal *signal, const Lanes *lanes, const Block *bl
 
 # ---- prefetching ------------------------------------------------------------------------------
 
-cdef struct Prefetch:                   # with every step of a block, one cache line of another
+# At every step of a block, one cache line is fetched that will be needed later.
+cdef struct Prefetch:
     const real *p
     ix mask, lane, shift, line
 
 
 cdef void plan_prefetch(const Signal *signal, ix batch, const Lanes *lanes, ix t,
                         Prefetch *plan) noexcept nogil:
-    """OUT plan: step k of a block fetches from the block at t the next line of a lane where time is
-    contiguous, all lanes of one step elsewhere."""
+    """OUT plan: step k of a block fetches one cache line of the block at t.
+
+    If time is contiguous, it is the next line of lane k % VL.  Otherwise it is the line of step k,
+    which holds all lanes if channels are contiguous."""
     plan.p = signal_at(signal, batch, lanes, t)
     plan.mask, plan.lane, plan.shift, plan.line = 0, 0, 0, signal.t
     if signal.t == 1:

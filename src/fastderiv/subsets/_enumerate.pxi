@@ -86,7 +86,7 @@ cdef inline double exp_sums(const real *x, uint64_t first, int bits, real peak,
 
 
 cdef inline real log_of_sum(const real *x, ix n, Scratch *s) noexcept nogil:
-    """log Σ_S exp(Σ_{i∈S} x_i) of x (n,), n <= TASK_BITS.  NaN and inf come out as they are."""
+    """log Σ_S exp(Σ_{i∈S} x_i) of x (n,), n <= TASK_BITS.  A peak of NaN or inf is the result."""
     cdef real peak = peak_of(x, n)
     if peak - peak == 0:
         peak = <real>(peak + log1p(exp_sums(x, 0, <int>n, peak, s)))

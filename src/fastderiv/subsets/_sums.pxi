@@ -4,7 +4,8 @@
 # needs: ascending, fill, LANE, plus, Scratch, Table, table_for, table_memory (_table.pxi)
 
 cdef enum:
-    STREAM_BYTES = 32 << 20             # larger results bypass the caches: the size of the last one
+    # Results of this size or more bypass the caches.  It is about the size of the last-level cache.
+    STREAM_BYTES = 32 << 20
 
 cdef struct Sums:                       # the arguments of `sums`
     Call call                           # the result is (..., 2**bits)
@@ -38,8 +39,8 @@ cdef inline void join_stores(const Table *t, real *out, const bint stream) noexc
     for h in range(highs):
         c = vset1(high[h])
         j = head
-        # Two vectors a turn: a loop of one takes 1 or 1.5 cycles, by where the linker happens to
-        # put it.
+        # Two vectors a turn: with one, a turn takes 1 or 1.5 cycles, depending on the address that
+        # the linker gives the loop.
         while j + 2 * VL <= size:
             store(out + j, vload(low + j) + c, stream)
             store(out + j + VL, vload(low + j + VL) + c, stream)
@@ -64,7 +65,7 @@ cdef inline void join(const Table *t, real *out, bint stream) noexcept nogil:
 
 
 cdef inline void join_strided(const Table *t, char *out, ix stride) noexcept nogil:
-    """The same for a result whose sums lie `stride` bytes apart."""
+    """As `join`, for a result whose sums lie `stride` bytes apart."""
     cdef const real *low = t.low
     cdef ix size = t.lows, h, j
     cdef real c

@@ -57,8 +57,10 @@ cdef inline void ascending(const real *x, int bits, uint64_t fixed, real *t) noe
 
 
 cdef inline real *table_memory(Scratch *s, const char *out) noexcept nogil:
-    """Where in the scratch the table goes: as far from a cache line's start as `out` is, and half a
-    page away from it, as a load waits for an earlier store whose address has the same low bits."""
+    """Where in the scratch the table goes.
+
+    It is aligned to a cache line as `out` is, but half a page away from it: a load waits for an
+    earlier store whose address has the same low bits."""
     cdef uintptr_t base = <uintptr_t>s.low
     return <real *>(base + ((<uintptr_t>out + 2048 - base) & 4095))
 

@@ -1,4 +1,4 @@
-/* lanes.h: what the lanes of a vector know of their own numbers, for the tables of subset sums. */
+/* lanes.h: the numbers of the lanes of a vector, and their bits, for the tables of subset sums. */
 #ifndef FASTDERIV_SUBSETS_LANES_H
 #define FASTDERIV_SUBSETS_LANES_H
 #include "simd.h"
