@@ -384,7 +384,8 @@ def tracked():
     )
     if listed.returncode == 0 and listed.stdout:
         return [TREE / name for name in listed.stdout.split("\0") if name]
-    return [path for path in TREE.rglob("*") if not set(path.parts) & {"build", "dist", ".venv"}]
+    apart = {"build", "dist", ".venv"}
+    return [path for path in TREE.rglob("*") if path.is_file() and not set(path.parts) & apart]
 
 
 def place(path):
