@@ -166,7 +166,7 @@ def extension(
         [str(source)],
         include_dirs=[str(source.parent), str(SRC / "_core"), np.get_include()],
         define_macros=[*macros, *init, *defines],
-        depends=sorted(map(str, {*HEADERS, *source.parent.glob("*.h"), flags_file()})),
+        depends=sorted(map(str, {*HEADERS, *source.parent.rglob("*.h"), flags_file()})),
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK,
     )

@@ -143,7 +143,7 @@ def test_sdist_holds_the_sources_and_nothing_generated(dist):
             "py.typed",
             "_core/simd.h",
             "ssm/_kernels.pyx",
-            "ssm/_adjoint.pxi",
+            "ssm/s6/_adjoint.pxi",
             "data/iris.csv",
             "data/network.json",
         )

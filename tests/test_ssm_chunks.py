@@ -243,3 +243,16 @@ def test_ctrl_c_is_answered_at_once():
         assert seconds_until_answered(lambda: fd.chunk_summary(long, long, A, A)) < ALLOWED
     finally:
         fd.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("_chunks", "ChunkSummary"),
+        ("_s6", "S6"),
+        ("_s6", "S6Grads"),
+        ("_vjp", "SelectiveScanGrads"),
+    ],
+)
+def test_pickles_from_before_the_files_moved_still_load(module, name):
+    assert pickle.loads(f"cfastderiv.ssm.{module}\n{name}\n.".encode()) is getattr(fd, name)

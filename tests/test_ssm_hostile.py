@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 import fastderiv as fd
 from fastderiv._core import arrays
 from fastderiv._core.dispatch import kernels
-from fastderiv.ssm import _scan
+from fastderiv.ssm import _sequences
 from helpers.awkward import layouts, same_bits, snapshot
 
 RNG = np.random.default_rng(11)
@@ -341,7 +341,7 @@ def test_boundaries_are_checked_across_pieces(monkeypatch):
     arguments = {**SCAN, "initial_state": state, "cu_seqlens": bounds}
     expected = fd.selective_scan_vjp(DOUT, **arguments)
     for look in 1, 2, 3:
-        monkeypatch.setattr(_scan, "_LOOK", look)
+        monkeypatch.setattr(_sequences, "_LOOK", look)
         assert_same(list(fd.selective_scan_vjp(DOUT, **arguments)), list(expected))
         for bad in ([0, 1, 3, 2, 6], [0, 3, 2, 6], [0, 6, 5], [1, 6], [0, 5], [0, -1, 6]):
             with pytest.raises(ValueError, match=r"cu_seqlens is .*non-decreasing"):

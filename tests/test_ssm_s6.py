@@ -9,7 +9,7 @@ import pytest
 
 import fastderiv as fd
 from fastderiv import reference
-from fastderiv.ssm import _s6
+from fastderiv.ssm.s6 import _layer
 from helpers.awkward import error, layouts, same_bits, snapshot
 from helpers.machines import by_threads
 
@@ -421,7 +421,7 @@ def test_products_in_blocks(monkeypatch):
     )
     layer, x = fd.S6(W, b, A, N, N), rng.normal(size=(2, 150, 5))
     expected = [layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]]
-    monkeypatch.setattr(_s6, "_ROWS", 64)
+    monkeypatch.setattr(_layer, "_ROWS", 64)
     for got, whole in zip(
         [layer(x), layer.step_sizes(x), *layer.vjp(x, x)[:6]], expected, strict=True
     ):

@@ -27,7 +27,8 @@ Which file holds what::
                            └──► space    all inputs vary        the nearest point of a surface
 """
 
-from . import _former_names
+from .._core.former_names import register
+from ._former_names import FORMER_NAMES
 from ._network import SigmoidMLP
 from .line._counterfactuals import Counterfactuals, counterfactuals
 from .line._expsum import ExponentialSum
@@ -59,4 +60,4 @@ __all__ = [
     "trace_boundary",
 ]
 
-_former_names.register()
+register(__name__, FORMER_NAMES)

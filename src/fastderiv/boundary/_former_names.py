@@ -1,11 +1,6 @@
-"""Where files were before they moved into folders: pickles name a class by its file.
-
-A pickle of a Crossings that was made then asks for ``fastderiv.boundary._solve``.
-"""
+"""Where files of this room were before they moved into folders; pickles name them."""
 
 from __future__ import annotations
-
-import sys
 
 from .line import _counterfactuals, _expsum, _intervals, _roots, _sensitivity, _solve
 from .plane import _trace
@@ -15,10 +10,4 @@ _MOVED = (
     _counterfactuals, _expsum, _intervals, _nearest, _roots, _sensitivity, _solve, _trace,
 )  # fmt: skip
 
-
-def register() -> None:
-    """Let the former names of the modules be imported."""
-    room = __name__.rpartition(".")[0]
-    for module in _MOVED:
-        leaf = module.__name__.rpartition(".")[2]
-        sys.modules[f"{room}.{leaf}"] = module
+FORMER_NAMES = {module.__name__.rpartition(".")[2]: module for module in _MOVED}

@@ -1,27 +1,36 @@
-"""The selective scan: whole sequences, single steps, chunks, its hidden attention, and the product
-of its transitions.
+"""The scans of the field: the selective scan (S6), Mamba-2's (SSD), the causal convolution before
+them, and the plain linear recurrence; whole sequences, single steps, chunks, adjoints.
+
+Each family has a folder, with the same files in each: Python on one side of the door, kernels
+(`.pxi`, `.h`) on the other.
+
+    s6/        selective_scan, its adjoint, step, chunks, hidden attention, ΠĀ, the layer S6
+    ssd/       ssd_scan, its adjoint, step, chunks, hidden attention
+    conv/      causal_conv1d, its adjoint, step
+    linear/    linear_scan and its adjoint
 
 The path of one call of `selective_scan`, file by file:
 
-    _scan.py        `ScanCall` checks the arguments and calls the kernel's door, `scan`
-    _kernels.pyx    `scan` fills a struct from the arrays (_door.pxi) and hands tasks to the threads
-    _scan.pxi       `scan_task` takes a few channels through time, block by block: `scan_block`
-    _tiles.pxi      turns a block of a signal so that channels lie in the lanes of vectors
-    _core/simd.h    has the arithmetic of vectors
+    s6/_scan.py      `ScanCall` checks the arguments and calls the kernel's door, `scan`
+    s6/_doors.pxi    `scan` fills a struct from the arrays (s6/_door.pxi) and runs tasks on threads
+    s6/_scan.pxi     `scan_task` takes a few channels through time, block by block: `scan_block`
+    s6/_tiles.pxi    turns a block of a signal so that channels lie in the lanes of vectors
+    _core/simd.h     has the arithmetic of vectors
 
-The other functions take the same path from files of their own: _vjp.py (the adjoint), _step.py (one
-step), _chunks.py (summaries), _attention.py; _transition.py and _s6.py stand on these.  The head of
-_kernels.pyx draws the compiled half; _kernels.pyi says what each of its doors takes.
+The other functions take the same path.  _kernels.pyx is the one compiled module, and lists what it
+includes; _kernels.pyi says what each of its doors takes.
 """
 
-from ._attention import scan_attention
-from ._chunks import ChunkSummary, chunk_summary, combine_summaries
-from ._s6 import S6, S6Grads
-from ._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
-from ._scan import selective_scan
-from ._step import selective_state_update
-from ._transition import transition_product
-from ._vjp import SelectiveScanGrads, selective_scan_vjp
+from .._core.former_names import register
+from ._former_names import FORMER_NAMES
+from .s6._attention import scan_attention
+from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
+from .s6._layer import S6, S6Grads
+from .s6._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
+from .s6._scan import selective_scan
+from .s6._step import selective_state_update
+from .s6._transition import transition_product
+from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 
 __all__ = [
     "S6",
@@ -36,3 +45,5 @@ __all__ = [
     "selective_state_update",
     "transition_product",
 ]
+
+register(__name__, FORMER_NAMES)

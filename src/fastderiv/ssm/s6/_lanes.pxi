@@ -2,8 +2,8 @@
 # there are, they are taken in pieces of MANY with a look for signals between two of them; what an
 # interrupted function leaves behind is never used.  Included by _kernels.pyx.
 # needs: Block, ChannelBlock, Coefficient, CoefficientRows, end_channel, first_channel, Lanes, MANY,
-#        Scan, State (_problem.pxi)
-# needs: copy, load_tile, store_tile (_tiles.pxi)
+#        Scan, State (s6/_problem.pxi)
+# needs: copy, load_tile, store_tile (s6/_tiles.pxi)
 
 cdef inline bint stopped(const Lanes *lanes, ix n) noexcept nogil:
     """Whether the call was interrupted.  This is not looked up at the first state, so that few

@@ -8,10 +8,10 @@
 # ≤ 0 ≤ Δ no factor grows, so that none overflows and nothing is lost.  Elsewhere, and in the block
 # that holds the diagonal, exp(A·x) is formed directly, with x summed backwards from row l.
 # Included by _kernels.pyx.
-# needs: Coefficient, MANY, Scan, Signal (_problem.pxi)
-# needs: copy, load_tile (_tiles.pxi)
-# needs: piece_at (_lanes.pxi)
-# needs: accumulate, Sum, sum_of (_step_sum.pxi)
+# needs: Coefficient, MANY, Scan, Signal (s6/_problem.pxi)
+# needs: copy, load_tile (s6/_tiles.pxi)
+# needs: piece_at (s6/_lanes.pxi)
+# needs: accumulate, Sum, sum_of (s6/_step_sum.pxi)
 
 cdef enum:
     AB = 64                             # columns of a block: with fewer, more exp(A·g) are

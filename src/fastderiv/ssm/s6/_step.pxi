@@ -3,11 +3,12 @@
 # Contiguous states are loaded into the lanes as they are, and only the new states are transposed,
 # so that C·h is added in the order in which the scan adds it; other layouts go through tiles.
 # Either way the bits are those of the scan, as every operation works on each lane alone.
+# needs: data, expect_array, refuse, stride (_arrays.pxi)
 # needs: Coefficient, divide_channels, end_channel, first_channel, PerChannel, Scan, Signal,
-#        State (_problem.pxi)
-# needs: load_tile, store_tile (_tiles.pxi)
-# needs: data, expect_array, group_channels, refuse, stride (_door.pxi)
-# needs: advance (_scan.pxi)
+#        State (s6/_problem.pxi)
+# needs: load_tile, store_tile (s6/_tiles.pxi)
+# needs: group_channels (s6/_door.pxi)
+# needs: advance (s6/_scan.pxi)
 
 cdef enum:
     STEP_CARRY = 8                      # Lanes of a work_item of a single step

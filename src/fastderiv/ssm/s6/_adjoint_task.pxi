@@ -1,15 +1,16 @@
 # How the adjoint (docs/derivations.md §1.4) is divided among tasks: a task takes one slice of the
 # channels, one channel_block after the other, through one range of the segments.
 # Included by _kernels.pyx.
+# needs: data, refuse (_arrays.pxi)
 # needs: ChannelBlock, Coefficient, divide_channels, first_channel, INTERVAL, Lanes, MANY, Scan,
-#        TB (_problem.pxi)
-# needs: copy (_tiles.pxi)
+#        TB (s6/_problem.pxi)
+# needs: copy (s6/_tiles.pxi)
 # needs: all_finite, clear_states, gathered_size, lanes_size, set_up_channel_block,
-#        stopped (_lanes.pxi)
-# needs: data, expect_varying, refuse (_door.pxi)
-# needs: CoefficientGradient, join, slots, SOME, TERMS (_coefficient_sums.pxi)
-# needs: Back, KEPT, TILES (_replay.pxi)
-# needs: Adjoint, adjoint_segment, checkpoint, slice_start (_adjoint.pxi)
+#        stopped (s6/_lanes.pxi)
+# needs: expect_varying (s6/_door.pxi)
+# needs: CoefficientGradient, join, slots, SOME, TERMS (s6/_coefficient_sums.pxi)
+# needs: Back, KEPT, TILES (s6/_replay.pxi)
+# needs: Adjoint, adjoint_segment, checkpoint, slice_start (s6/_adjoint.pxi)
 
 cdef enum:
     LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C,

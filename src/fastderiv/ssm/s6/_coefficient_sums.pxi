@@ -2,9 +2,9 @@
 # B̅[l] += h̄·Δ·u, C̅[l] += ȳ·h).  Every step of the way back sums the lanes of a vector within
 # parts of 128 bits.  Once a block these sums are added up, in an order that is the same for every
 # vector length.  Included by _kernels.pyx.
-# needs: ChannelBlock, MANY, Scan (_problem.pxi)
-# needs: TILE (_tiles.pxi)
-# needs: stopped (_lanes.pxi)
+# needs: ChannelBlock, MANY, Scan (s6/_problem.pxi)
+# needs: TILE (s6/_tiles.pxi)
+# needs: stopped (s6/_lanes.pxi)
 
 cdef enum:
     TERMS = 2 * FOURS * NS * TILE       # four states' terms of dB, then of dC: [vector, time]

@@ -3,14 +3,15 @@
 # numbers that they have in scan_block: 1. step sizes, 2. recurrence, 3. gate.
 # Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, first_channel, INTERVAL, Lanes, MANY, Scan, Segment,
-#        segment_of, Signal, State, TB (_problem.pxi)
-# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)
+#        segment_of, Signal, State, TB (s6/_problem.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
-#        stopped, store_state (_lanes.pxi)
-# needs: block_at, scan_block (_scan.pxi)
-# needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows, TERMS (_coefficient_sums.pxi)
+#        stopped, store_state (s6/_lanes.pxi)
+# needs: block_at, scan_block (s6/_scan.pxi)
+# needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows,
+#        TERMS (s6/_coefficient_sums.pxi)
 # needs: add_exactly, adjoint_states, AdjointLoop, Back, DT, DTU, DY, GATE, HA, HB, KEPT, SLOPE,
-#        TILES, U, Y (_replay.pxi)
+#        TILES, U, Y (s6/_replay.pxi)
 
 cdef enum:
     PLANS = 7                           # arrays of which a block prefetches lines

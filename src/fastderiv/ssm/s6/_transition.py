@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core import maths
-from .._core.arrays import empty, pieces, working
-from .._core.floats import undisturbed
-from ..subsets import subset_logsumexp
+from ..._core import maths
+from ..._core.arrays import empty, pieces, working
+from ..._core.floats import undisturbed
+from ...subsets import subset_logsumexp
 from ._scan import check_parameters
 
 

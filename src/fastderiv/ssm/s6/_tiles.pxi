@@ -1,6 +1,6 @@
 # Tiles: blocks of a signal in scratch, [time, lane], and the prefetching of the next ones.
 # Included by _kernels.pyx.
-# needs: Block, Lanes, Signal, TB (_problem.pxi)
+# needs: Block, Lanes, Signal, TB (s6/_problem.pxi)
 
 cdef enum:
     TILE = TB * VL + 7 * GL             # an odd number of cache lines: no 4 KiB aliasing of tiles

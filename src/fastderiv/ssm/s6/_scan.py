@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import (
+from ..._core.arrays import (
     as_arrays,
     as_dtype,
     check_out,
@@ -16,19 +16,18 @@ from .._core.arrays import (
     empty,
     expect,
     flag,
-    integers,
 )
-from .._core.dispatch import kernels
-from .._core.plain import alike, widest
+from ..._core.dispatch import kernels
+from ..._core.plain import alike
+from .._sequences import check_starts
 
 if TYPE_CHECKING:
-    from ._kernels import Kernels
+    from .._kernels import Kernels
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("u", "delta", "A", "B", "C")
 _ALWAYS = len(_REQUIRED)
 _NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
-_LOOK = 1 << 24  # boundaries checked between two looks for signals
 
 
 @overload
@@ -261,7 +260,7 @@ class ScanCall:
         self.longest = self.shape[-1]
         self.state_shape: tuple[int, ...] = (*self.shape[:-1], states)
         if cu_seqlens is not None:
-            self.starts, self.longest = _check_starts(cu_seqlens, self.shape)
+            self.starts, self.longest = check_starts(cu_seqlens, "u", self.shape, axes=3, time=-1)
             self.state_shape = (len(self.starts) - 1, self.shape[-2], states)
         if self.initial_state is not None or self.dlast_state is not None:
             self._check_states()
@@ -362,26 +361,3 @@ def _check_coefficient(name: str, a: NDArray, shape: tuple[int, ...], states: in
         f"{name} has shape {a.shape}; expected {whole} = ({at}) with G dividing D = {channels}, "
         f"or (D, N) = {(channels, states)}"
     )
-
-
-def _check_starts(cu_seqlens: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], int]:
-    """The boundaries, a copy of our own, and the length of the longest sequence."""
-    starts = integers("cu_seqlens", cu_seqlens)
-    steps = shape[-1]
-    if len(shape) == 3 and shape[0] != 1:
-        raise ValueError(
-            f"cu_seqlens packs sequences along L and needs batch 1; u has shape {shape}"
-        )
-    if starts.ndim != 1 or starts.size == 0:
-        raise ValueError(f"cu_seqlens has shape {starts.shape}; expected (sequences + 1,)")
-    longest = 0
-    for first in range(0, len(starts) - 1, _LOOK):
-        width = widest(starts[first : first + _LOOK + 1])
-        if width < 0:
-            break
-        longest = max(longest, width)
-    else:
-        if starts[0] == 0 and starts[-1] == steps:
-            return starts, longest
-    expected = f"integers from 0 to L = {steps}, non-decreasing"
-    raise ValueError(f"cu_seqlens is {starts}; expected {expected}")

@@ -1,10 +1,10 @@
 # Between two checkpoints of the adjoint (docs/derivations.md §1.4): the states of an interval are
 # replayed forward, keeping what the way back needs of every step; then their adjoints run back,
 # h̄[l] = C·ȳ[l] + Ā[l+1]·h̄[l+1].  Included by _kernels.pyx.
-# needs: CoefficientRows, INTERVAL, Lanes (_problem.pxi)
-# needs: TILE (_tiles.pxi)
-# needs: coefficient, stopped (_lanes.pxi)
-# needs: SOME, sum_lanes, TERMS (_coefficient_sums.pxi)
+# needs: CoefficientRows, INTERVAL, Lanes (s6/_problem.pxi)
+# needs: TILE (s6/_tiles.pxi)
+# needs: coefficient, stopped (s6/_lanes.pxi)
+# needs: SOME, sum_lanes, TERMS (s6/_coefficient_sums.pxi)
 
 cdef enum:
     KEPT_TILE = INTERVAL * VL + 7 * GL

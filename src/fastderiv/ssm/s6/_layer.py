@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, SupportsIndex, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core import maths
-from .._core.arrays import as_array, as_arrays, assign, common, empty, expect, index, working
-from .._core.floats import undisturbed
+from ..._core import maths
+from ..._core.arrays import as_array, as_arrays, assign, common, empty, expect, index, working
+from ..._core.floats import undisturbed
 from ._attention import scan_attention
 from ._scan import selective_scan
 from ._transition import transition_product

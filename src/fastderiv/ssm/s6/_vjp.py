@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import assign, empty, flag
-from .._core.floats import undisturbed
-from .._core.fpstate import ieee
+from ..._core.arrays import assign, empty, flag
+from ..._core.floats import undisturbed
+from ..._core.fpstate import ieee
 from ._scan import ScanCall
 
 

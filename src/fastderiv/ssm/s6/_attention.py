@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import empty, flag, integers, pieces
+from ..._core.arrays import empty, flag, integers, pieces
 from ._scan import ScanCall
 
 

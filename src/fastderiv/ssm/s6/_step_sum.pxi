@@ -1,8 +1,8 @@
 # Sums of step sizes, Σ Δ of a channel, from which the product of a chunk's transitions follows
 # (docs/derivations.md §1.7: P = exp(A·ΣΔ)).  Included by _kernels.pyx.
-# needs: Block, end_channel, first_channel, Lanes, Scan, Segment, segment_of, TB (_problem.pxi)
-# needs: copy, load_signal, TILE (_tiles.pxi)
-# needs: block_at (_scan.pxi)
+# needs: Block, end_channel, first_channel, Lanes, Scan, Segment, segment_of, TB (s6/_problem.pxi)
+# needs: copy, load_signal, TILE (s6/_tiles.pxi)
+# needs: block_at (s6/_scan.pxi)
 
 cdef struct Sum:                        # compensated: the errors of equal steps would add up
     double value, lost

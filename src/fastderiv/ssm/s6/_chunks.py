@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, common, empty, expect, flag, pieces
-from .._core.floats import undisturbed
+from ..._core.arrays import as_arrays, common, empty, expect, flag, pieces
+from ..._core.floats import undisturbed
 from ._scan import ScanCall
 from ._transition import power
 

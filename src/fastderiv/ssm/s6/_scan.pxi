@@ -2,11 +2,11 @@
 # runs through the recurrence, a segment block by block, a task through several work_items.  How the
 # recurrence is rounded is in §1.6.  Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
-#        Segment, segment_of, Signal, TB (_problem.pxi)
-# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (_tiles.pxi)
+#        Segment, segment_of, Signal, TB (s6/_problem.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, coefficient, copy_states, gathered_size, lanes_size, load_coefficients,
 #        load_initial_state, own_rows, piece_at, set_up_channel_block, stopped,
-#        store_state (_lanes.pxi)
+#        store_state (s6/_lanes.pxi)
 
 cdef enum:
     CARRY = 4                           # Lanes of a channel_block if they share copies of B and C;

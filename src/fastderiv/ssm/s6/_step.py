@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import (
+from ..._core.arrays import (
     F32,
     F64,
     as_arrays,
@@ -19,12 +19,12 @@ from .._core.arrays import (
     flag,
     in_place,
 )
-from .._core.dispatch import kernels
-from .._core.plain import plain
+from ..._core.dispatch import kernels
+from ..._core.plain import plain
 from ._scan import check_parameters
 
 if TYPE_CHECKING:
-    from ._kernels import Kernels
+    from .._kernels import Kernels
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _STEP = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
