@@ -28,19 +28,20 @@
  * rows and columns are grouped, nor on threads.
  *
  * The register tile is GEMM_ROWS rows by two vectors, 24 sums where there are 32 registers and 12
- * where there are 16.  A caller that wants only a part of C (a triangle of outputs, say) calls this
- * for blocks of GEMM_ROWS rows.
+ * where there are 16: two loads of B and one broadcast for each row, whose 24 or 12 multiply-adds
+ * hide each other's latency even on cores that start two of them per cycle.  A caller that wants
+ * only a part of C (a triangle of outputs, say) calls this for blocks of GEMM_ROWS rows.
  */
 #ifndef FASTDERIV_CORE_GEMM_H
 #define FASTDERIV_CORE_GEMM_H
 #include "simd.h"
 
 #if VB == 64 || (VB == 16 && defined(__aarch64__))
-# define GEMM_REGISTERS 32
 enum { GEMM_ROWS = 12 };
+# define GEMM_EVERY_TILE(tile) tile(1) tile(2) tile(3) tile(4) tile(6) tile(8) tile(10) tile(12)
 #else
-# define GEMM_REGISTERS 16
 enum { GEMM_ROWS = 6 };
+# define GEMM_EVERY_TILE(tile) tile(1) tile(2) tile(3) tile(4) tile(6)
 #endif
 enum { GEMM_WIDE = 2 }; /* vectors of a register tile */
 enum { GEMM_SET = 1, GEMM_LOWER = 2, GEMM_UPPER = 4 };
@@ -55,48 +56,38 @@ typedef struct {
     ptrdiff_t c_row;
 } Gemm;
 
-/* sums[i] += A[i, k] · B[k, :] for rows first ≤ i < last of the tile, for every k of `count`; with
- * every further k, `first` grows by later and `last` by longer.  OUT a and b: behind the last k. */
-VINL void gemm_edge(vf sums[][GEMM_WIDE], const Gemm *g, const real *a, const real *b,
-                    ptrdiff_t count, const int triangle, const int rows, const int vectors)
+/* sums[i] += A[i, k] · B[k, :] for `count` numbers k, of which a and b are at the first.  With
+ * `edge`, the k-th of them is left out for the rows i < k (GEMM_LOWER) or i > k (GEMM_UPPER).
+ *
+ * There is one pointer for three rows, and one distance: a pointer for each of twelve rows, or
+ * twelve distances, do not fit into the general registers, and what GCC spilled to vector registers
+ * took 3 % of the time. */
+VINL void gemm_terms(vf sums[][GEMM_WIDE], const Gemm *g, const real *a, const real *b,
+                     ptrdiff_t count, const int edge, const int rows, const int vectors)
 {
-    vf w[GEMM_WIDE], x;
+    const ptrdiff_t row = g->a_row, step = g->a_step, b_row = g->b_row;
+    const real *x[(GEMM_ROWS + 2) / 3];
+    vf w[GEMM_WIDE], y;
     ptrdiff_t k;
     int i, j;
-    for (k = 0; k < count; k++, a += g->a_step, b += g->b_row) {
+    UNROLLED
+    for (i = 0; i < rows; i += 3) x[i / 3] = a + i * row;
+    for (k = 0; k < count; k++, b += b_row) {
         UNROLLED
         for (j = 0; j < vectors; j++) w[j] = vload(b + j * VL);
         UNROLLED
         for (i = 0; i < rows; i++) {
-            if (triangle == GEMM_LOWER ? i >= k : i <= k) {
-                x = vset1(a[i * g->a_row]);
-                UNROLLED
-                for (j = 0; j < vectors; j++) sums[i][j] = vfma(x, w[j], sums[i][j]);
-            }
-        }
-    }
-}
-
-/* sums[i] += Σ A[i, k] · B[k, :] over `count` numbers k, for all rows of the tile. */
-VINL void gemm_all(vf sums[][GEMM_WIDE], const Gemm *g, const real *a, const real *b,
-                   ptrdiff_t count, const int rows, const int vectors)
-{
-    vf w[GEMM_WIDE], x;
-    ptrdiff_t k;
-    int i, j;
-    for (k = 0; k < count; k++, a += g->a_step, b += g->b_row) {
-        UNROLLED
-        for (j = 0; j < vectors; j++) w[j] = vload(b + j * VL);
-        UNROLLED
-        for (i = 0; i < rows; i++) {
-            x = vset1(a[i * g->a_row]);
+            if (edge && (edge == GEMM_LOWER ? i < k : i > k)) continue;
+            y = vset1(x[i / 3][i % 3 * row]);
             UNROLLED
-            for (j = 0; j < vectors; j++) sums[i][j] = vfma(x, w[j], sums[i][j]);
+            for (j = 0; j < vectors; j++) sums[i][j] = vfma(y, w[j], sums[i][j]);
         }
+        UNROLLED
+        for (i = 0; i < rows; i += 3) x[i / 3] += step;
     }
 }
 
-/* Rows i … i + rows − 1 and vectors of columns from column `at` on. */
+/* OUT rows i … i + rows − 1 of C, `vectors` vectors of columns from column `at` on. */
 VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int rows,
                     const int vectors)
 {
@@ -104,23 +95,21 @@ VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int
     const real *a = g->a + i * g->a_row, *b = g->b + at;
     real *c = g->c + i * g->c_row + at;
     const ptrdiff_t K = g->K, start = i < K ? i : K, end = i + rows < K ? i + rows : K;
-    ptrdiff_t first = 0, last = K;
+    const ptrdiff_t first = how & GEMM_UPPER ? end : 0, last = how & GEMM_LOWER ? start : K;
     int r, j;
     UNROLLED
     for (r = 0; r < rows; r++) {
         UNROLLED
         for (j = 0; j < vectors; j++) sums[r][j] = vset1(0);
     }
-    if (how & GEMM_UPPER) {
-        gemm_edge(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_UPPER,
-                  rows, vectors);
-        first = end;
-    }
-    if (how & GEMM_LOWER) last = start;
-    gemm_all(sums, g, a + first * g->a_step, b + first * g->b_row, last - first, rows, vectors);
+    if (how & GEMM_UPPER)
+        gemm_terms(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_UPPER,
+                   rows, vectors);
+    gemm_terms(sums, g, a + first * g->a_step, b + first * g->b_row, last - first, 0, rows,
+               vectors);
     if (how & GEMM_LOWER)
-        gemm_edge(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_LOWER,
-                  rows, vectors);
+        gemm_terms(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_LOWER,
+                   rows, vectors);
     UNROLLED
     for (r = 0; r < rows; r++, c += g->c_row) {
         UNROLLED
@@ -131,38 +120,35 @@ VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int
     }
 }
 
-/* The same for a number of rows, from 1 to GEMM_ROWS, that the compiler does not know. */
-VINL void gemm_rows(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, int rows, const int vectors)
+/* A case of the switch in `gemm`: n rows. */
+#define GEMM_CASE(n)                                                                               \
+case n:                                                                                            \
+    if (N - at >= GEMM_WIDE * VL) gemm_tile(g, i, at, how, n, GEMM_WIDE);                          \
+    else gemm_tile(g, i, at, how, n, 1);                                                           \
+    break;
+
+/* How many rows the next tile has, when `rest` of them are left.  Tiles are as equal as those allow
+ * that there is code for: even numbers, 1 and 3. */
+static inline int gemm_tile_rows(ptrdiff_t rest)
 {
-    switch (rows) {
-    case 1: gemm_tile(g, i, at, how, 1, vectors); break;
-    case 2: gemm_tile(g, i, at, how, 2, vectors); break;
-    case 3: gemm_tile(g, i, at, how, 3, vectors); break;
-    case 4: gemm_tile(g, i, at, how, 4, vectors); break;
-    case 5: gemm_tile(g, i, at, how, 5, vectors); break;
-    case 6: gemm_tile(g, i, at, how, 6, vectors); break;
-#if GEMM_REGISTERS == 32
-    case 7: gemm_tile(g, i, at, how, 7, vectors); break;
-    case 8: gemm_tile(g, i, at, how, 8, vectors); break;
-    case 9: gemm_tile(g, i, at, how, 9, vectors); break;
-    case 10: gemm_tile(g, i, at, how, 10, vectors); break;
-    case 11: gemm_tile(g, i, at, how, 11, vectors); break;
-    case 12: gemm_tile(g, i, at, how, 12, vectors); break;
-#endif
-    }
+    const ptrdiff_t tiles = (rest + GEMM_ROWS - 1) / GEMM_ROWS, rows = (rest + tiles - 1) / tiles;
+    if (rows < 4 || rows % 2 == 0) return (int)rows;
+    return (int)(tiles > 1 ? rows + 1 : rows - 3);
 }
 
 /* OUT C, as the head of this file says.  The panel of B that is in the L1 cache meets all rows of A
- * before the next one; tiles have as equal numbers of rows as possible. */
+ * before the next one. */
 static void gemm(const Gemm *g, int how)
 {
-    ptrdiff_t at, i, tiles, rows;
-    for (at = 0; at < g->N; at += GEMM_WIDE * VL) {
-        tiles = (g->M + GEMM_ROWS - 1) / GEMM_ROWS;
-        for (i = 0; tiles > 0; i += rows, tiles--) {
-            rows = (g->M - i + tiles - 1) / tiles;
-            if (g->N - at >= GEMM_WIDE * VL) gemm_rows(g, i, at, how, (int)rows, GEMM_WIDE);
-            else gemm_rows(g, i, at, how, (int)rows, 1);
+    const ptrdiff_t N = g->N, M = g->M;
+    ptrdiff_t at, i;
+    int rows;
+    for (at = 0; at < N; at += GEMM_WIDE * VL) {
+        for (i = 0; i < M; i += rows) {
+            rows = gemm_tile_rows(M - i);
+            switch (rows) {
+                GEMM_EVERY_TILE(GEMM_CASE)
+            }
         }
     }
 }
