@@ -10,15 +10,16 @@ cdef extern from "rows_of_pointers.h" nogil:
                         real *c, ix ld, int rows, int vectors)
 
 cdef enum:
-    PW = 4 * VL                         # columns of a panel: a vector per gate
+    PW = 4 * VL                         # columns of a vector of hidden units: a vector per gate
 
 
 cdef void product(const real *a, ix lda, ix rows, const real *w, ix K,
-                  real *c, ix ldc) noexcept nogil:
-    """OUT c (rows, PW) += a (rows, K) @ panel w (K, PW); the rows of a and c lie lda and ldc apart."""
+                  real *c, ix ldc, ix width) noexcept nogil:
+    """OUT c (rows, width) += a (rows, K) @ panel w (K, width); rows of a and c lie lda and ldc apart.
+    """
     cdef Gemm g
-    g.M, g.N, g.K = rows, PW, K
+    g.M, g.N, g.K = rows, width, K
     g.a, g.a_row, g.a_step = a, lda, 1
-    g.b, g.b_row = w, PW
+    g.b, g.b_row = w, width
     g.c, g.c_row = c, ldc
-    gemm(&g, 0)
+    gemm(&g, GEMM_FAR)

@@ -11,7 +11,7 @@
 cdef struct ForwardTask:                # a task's rows, where they are in time, and its scratch
     ix start, rows                      # sorted rows from `start` on
     ix t, running                       # the step, and how many of the rows have it
-    real *x                             # [chunk][D]
+    real *x                             # [chunk][x_stride]
     real *z                             # [unit vector][chunk][gate][VL]: pre-activations
     real *h                             # [rows][stride]: h after the last step done
     real *h_next                        # [rows][stride]: h after step t
@@ -19,7 +19,7 @@ cdef struct ForwardTask:                # a task's rows, where they are in time,
 
 
 cdef double forward_scratch(const Lstm *s) noexcept nogil:
-    cdef double reals = <double>s.chunk * s.inputs + <double>s.unit_vectors * s.chunk * PW
+    cdef double reals = <double>s.chunk * s.x_stride + <double>s.unit_vectors * s.chunk * PW
     return (reals + 3. * s.task_rows * s.stride + 4 * GL) * sizeof(real)
 
 
@@ -79,7 +79,7 @@ cdef ix gather_inputs(const Lstm *s, ForwardTask *w, ix *end) noexcept nogil:
     while t < s.steps and entries + running <= s.chunk:
         for i in range(running):
             src = s.x + (t * s.batch + s.order[w.start + i]) * s.inputs
-            memcpy(w.x + (entries + i) * s.inputs, src, s.inputs * sizeof(real))
+            memcpy(w.x + (entries + i) * s.x_stride, src, s.inputs * sizeof(real))
         entries += running
         t += 1
         running = still_running(s, w.start, running, t)
@@ -97,7 +97,16 @@ cdef void project(const Lstm *s, ForwardTask *w, ix entries, Worker *worker) noe
         z = w.z + u * s.chunk * PW
         for i in range(entries):
             memcpy(z + i * PW, s.bias + u * PW, PW * sizeof(real))
-        product(w.x, s.inputs, entries, s.w_x + u * s.inputs * PW, s.inputs, z, PW)
+        multiply_unit(s, w.x, s.x_stride, entries, s.w_x + u * s.inputs * PW, s.inputs, z)
+
+
+cdef inline void multiply_unit(const Lstm *s, const real *a, ix lda, ix rows, const real *w, ix K,
+                               real *z) noexcept nogil:
+    """OUT z (rows, PW) += a (rows, K) @ w, the panels of one vector of hidden units."""
+    cdef ix at = 0
+    while at < PW:
+        product(a, lda, rows, w + at * K, K, z + at, PW, s.panel)
+        at += s.panel
 
 
 cdef void lstm_step(const Lstm *s, ForwardTask *w, ix entry, Worker *worker) noexcept nogil:
@@ -111,7 +120,7 @@ cdef void lstm_step(const Lstm *s, ForwardTask *w, ix entry, Worker *worker) noe
         if s.slow and interrupted(worker):
             return
         z = w.z + (u * s.chunk + entry) * PW
-        product(w.h, s.stride, w.running, s.w_h + u * s.hidden * PW, s.hidden, z, PW)
+        multiply_unit(s, w.h, s.stride, w.running, s.w_h + u * s.hidden * PW, s.hidden, z)
         for i in range(w.running):
             at_unit = i * s.stride + u * VL
             row = w.t * s.batch + w.start + i
