@@ -163,18 +163,24 @@ cdef void add_later_adjoints(const LstmAdjoint *s, AdjointTask *w, Worker *worke
 
 
 cdef void gate_adjoints(const LstmAdjoint *s, AdjointTask *w, ix entry) noexcept nogil:
-    """OUT ā and c̄ of the running rows at step t."""
+    """OUT ā and c̄ of the running rows at step t.
+
+    What the forward pass kept of a vector of hidden units lies together for all rows, and far from
+    the next vector's, which is fetched meanwhile.
+    """
     cdef const Lstm *f = &s.f
     cdef ix i, u, row, at_row, entries = f.steps * f.batch
     cdef UnitVector v
     v.stride = f.stride
-    for i in range(w.running):
-        row = w.t * f.batch + w.start + i
-        at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
-        for u in range(f.unit_vectors):
+    for u in range(f.unit_vectors):
+        for i in range(w.running):
+            row = w.t * f.batch + w.start + i
+            at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
             v.gates = f.gates + (u * entries + row) * PW
             v.cell = f.cells + (u * entries + row) * VL
             v.lanes = v.lanes_before = min(<ix>VL, f.hidden - u * VL)
+            if u + 1 < f.unit_vectors:
+                prefetch_unit(v.gates + entries * PW, v.cell + entries * VL)
             if w.t > 0:
                 v.cell_before, v.lanes_before = v.cell - f.batch * VL, VL
             else:
@@ -186,8 +192,17 @@ cdef void gate_adjoints(const LstmAdjoint *s, AdjointTask *w, ix entry) noexcept
             v.h = out_offset(s.h, row * f.hidden + u * VL)
             v.cbar = out_offset(s.cbar, at_row + u * VL)
             differentiate(&v)
-        if s.hbar is not NULL:
-            memcpy(s.hbar + at_row, w.hbar + i * s.h_panels * f.panel, f.hidden * sizeof(real))
+    for i in range(w.running if s.hbar is not NULL else 0):
+        at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
+        memcpy(s.hbar + at_row, w.hbar + i * s.h_panels * f.panel, f.hidden * sizeof(real))
+
+
+cdef inline void prefetch_unit(const real *gates, const real *cell) noexcept nogil:
+    cdef ix k = 0
+    vprefetch(cell)
+    while k < PW:
+        vprefetch(gates + k)
+        k += GL
 
 
 cdef inline void differentiate(const UnitVector *v) noexcept nogil:

@@ -15,7 +15,11 @@
 # needs: PW (_gemm.pxi)
 
 cdef enum:
-    TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
+    # Rows of a task.  Each step reads all of W_hh once per task, so tasks have more of them where it
+    # does not fit into the L2 cache, whose size in bytes is taken to be this.
+    TASK_ROWS = 12
+    LARGE_TASK_ROWS = 24
+    CACHED_WEIGHTS = 1 << 20
     # A batch that makes no more than SMALL_TASKS tasks of SMALL_TASK_ROWS rows is cut into these.
     # They keep more threads busy, and cost at most a twentieth more than large ones.
     SMALL_TASK_ROWS = 6
@@ -87,6 +91,17 @@ cdef bint holds_indices(cnp.ndarray a, ix size) noexcept:
             and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_SIZE(a) == size)
 
 
+cdef ix tasks_of(const Lstm *s) noexcept:
+    """How many tasks there are; an even number of large ones, as two of them take very long."""
+    cdef ix tasks
+    if 4. * s.hidden * s.hidden * sizeof(real) > CACHED_WEIGHTS:
+        tasks = ceil_div(s.batch, LARGE_TASK_ROWS)
+        return tasks + tasks % 2 if tasks > 1 else min(<ix>2, ceil_div(s.batch, SMALL_TASK_ROWS))
+    if s.batch <= SMALL_TASK_ROWS * SMALL_TASKS:
+        return ceil_div(s.batch, SMALL_TASK_ROWS)
+    return ceil_div(s.batch, TASK_ROWS)
+
+
 cdef int set_sizes(Lstm *s, cnp.ndarray over_time, ix inputs, ix hidden,
                    cnp.ndarray order, cnp.ndarray lengths) except -1:
     """Steps and batch are those of `over_time` (T, B, …)."""
@@ -97,9 +112,8 @@ cdef int set_sizes(Lstm *s, cnp.ndarray over_time, ix inputs, ix hidden,
     s.unit_vectors = ceil_div(hidden, VL)
     # no powers of two: rows use different sets of the cache
     s.stride, s.x_stride = s.unit_vectors * VL + GL, round_up(inputs, GL) + GL
-    cdef ix rows = SMALL_TASK_ROWS if s.batch <= SMALL_TASK_ROWS * SMALL_TASKS else TASK_ROWS
-    s.tasks = ceil_div(s.batch, rows)
-    s.task_rows = min(s.batch, rows)
+    s.tasks = tasks_of(s)
+    s.task_rows = ceil_div(s.batch, max(<ix>1, s.tasks))
     # gemm.h reads four vectors at a time where rows are few, and else two: what it reads is in one
     # piece, or 7 % of the products' time was lost at x86-64-v3
     s.panel = PW if 2 * s.task_rows <= GEMM_ROWS else 2 * VL
