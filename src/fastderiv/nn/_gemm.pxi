@@ -1,13 +1,6 @@
-# Matrix products for the recurrent layers; gemm.h has the micro-kernel and says how sums are
-# formed.
-
-cdef extern from "rows_of_pointers.h" nogil:
-    enum: TALL, WIDE                    # rows and vectors of the grid RNN's register tile
-    enum: STRIP                         # rows that a segment has pointers for
-    void multiply_rows(const real *const *x, int segments, const ix *n, const real *w,
-                       real *c, ix ldc, int rows, int vectors)
-    void multiply_outer(const real *const *x, ix column, ix K, const real *b,
-                        real *c, ix ld, int rows, int vectors)
+# Matrix products of the recurrent layers, with weights that are packed in panels once per call: a
+# BLAS would pack them again in every product.  _core/gemm.h has the micro-kernel and says how sums
+# are formed.
 
 cdef enum:
     PW = 4 * VL                         # columns of a vector of hidden units: a vector per gate
