@@ -5,7 +5,9 @@
 # A strip adds to every gradient while its rows are in the cache.  Products of BLAS over all cells
 # at the end took longer than both sweeps.
 #
-# needs: cell_at, Grid, prefetch_cell, SLOW_WEIGHTS, Strip (_grid_problem.pxi)
+# needs: copy_row (_rows.pxi)
+# needs: cell_at, gather_inputs_of, GATHERED, Grid, prefetch_cell, SLOW_WEIGHTS,
+#        Strip (_grid_problem.pxi)
 # needs: add_outer, rows_times (_grid_products.pxi)
 
 cdef inline void multiply_slopes(real *z, real *slope, ix n) noexcept nogil:
@@ -25,15 +27,17 @@ cdef inline void multiply_slopes(real *z, real *slope, ix n) noexcept nogil:
 
 cdef void adjoint_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
     """OUT ā of the strip's cells, where φ' is, and in z."""
-    cdef ix r, b, i, j, H = g.H
+    cdef ix r, at = 0, m, b, i, j, H = g.H
     cdef real *row
-    for r in range(s.n):
-        b, i, j = s.item[r], s.i[r], s.j[r]
-        row = s.rows + r * g.stride
-        copy_row(row, cell_at(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros, H)
-        copy_row(row + H, cell_at(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros, H)
-        copy_row(s.z + r * s.ldz, cell_at(&g.dh, b, i, j), H)
-    rows_times(&g.turned, s.rows, g.stride, s.n, s.z, s.ldz, worker)
+    while at < s.n:
+        m = min(<ix>GATHERED, s.n - at)
+        for r in range(at, at + m):
+            b, i, j, row = s.item[r], s.i[r], s.j[r], s.rows + (r - at) * g.stride
+            copy_row(row, cell_at(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros, H)
+            copy_row(row + H, cell_at(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros, H)
+            copy_row(s.z + r * s.ldz, cell_at(&g.dh, b, i, j), H)
+        rows_times(&g.turned, s.rows, g.stride, m, s.z + at * s.ldz, s.ldz, worker)
+        at += m
     for r in range(s.n):
         b, i, j = s.item[r], s.i[r], s.j[r]
         multiply_slopes(s.z + r * s.ldz, cell_at(&g.da, b, i, j), g.H)
@@ -56,7 +60,7 @@ cdef void add_weight_gradients(const Grid *g, Strip *s) noexcept nogil:
     """OUT sums += ā [x | west | north | 1]ᵀ of the strip's cells."""
     cdef ix r
     for r in range(s.n):
-        gather_inputs_of(g, s, r)
+        gather_inputs_of(g, s, r, s.rows + r * g.stride)
     add_outer(s.z, s.ldz, s.n, g.H, s.rows, g.stride, s.sums, g.width)
     s.summed += 1
 

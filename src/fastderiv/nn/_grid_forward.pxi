@@ -2,8 +2,8 @@
 #     a = W_in x + W_west h_west + W_north h_north + b,  h = φ(a).
 #
 # needs: Curve, GELU, IDENTITY, phi_slope, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
-# needs: store_some (_rows.pxi)
-# needs: cell_at, Grid, prefetch_cell, Strip (_grid_problem.pxi)
+# needs: copy_row, store_some (_rows.pxi)
+# needs: cell_at, gather_inputs_of, GATHERED, Grid, prefetch_cell, Strip (_grid_problem.pxi)
 # needs: rows_times (_grid_products.pxi)
 
 cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,
@@ -55,13 +55,16 @@ cdef inline void finish_strip(const Grid *g, const Strip *s) noexcept nogil:
 
 cdef void forward_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
     """OUT h, and slope unless NULL, of the strip's cells."""
-    cdef ix r, b, i, j
-    for r in range(s.n):
-        b, i, j = s.item[r], s.i[r], s.j[r]
-        gather_inputs_of(g, s, r)
-        copy_row(s.z + r * s.ldz, g.bias, g.panels.vectors * VL)
-        if j + 1 < g.G2:
-            prefetch_cell(&g.x, b, i, j + 1)
-            prefetch_cell(&g.h, b, i, j + 1)
-    rows_times(&g.panels, s.rows, g.stride, s.n, s.z, s.ldz, worker)
+    cdef ix r, at = 0, m, b, i, j
+    while at < s.n:
+        m = min(<ix>GATHERED, s.n - at)
+        for r in range(at, at + m):
+            b, i, j = s.item[r], s.i[r], s.j[r]
+            gather_inputs_of(g, s, r, s.rows + (r - at) * g.stride)
+            copy_row(s.z + r * s.ldz, g.bias, g.panels.vectors * VL)
+            if j + 1 < g.G2:
+                prefetch_cell(&g.x, b, i, j + 1)
+                prefetch_cell(&g.h, b, i, j + 1)
+        rows_times(&g.panels, s.rows, g.stride, m, s.z + at * s.ldz, s.ldz, worker)
+        at += m
     finish_strip(g, s)

@@ -11,12 +11,14 @@
 #
 # needs: reals_of (_arrays.pxi)
 # needs: Curve (_activations.pxi)
+# needs: copy_row (_rows.pxi)
 
 cdef enum:
     # Products with more weights than these take a millisecond or more for a strip, and look for
     # signals themselves.
     SLOW_WEIGHTS = 1 << 18
     STRIP = 48                          # rows of a strip, at most
+    GATHERED = 12                       # rows gathered for one product: they stay in the L1 cache
     WIDE = 2                            # vectors of a panel: those of gemm.h's tile of many rows
 
 
@@ -72,10 +74,9 @@ cdef inline real *cell_at(const Cells *c, ix item, ix i, ix j) noexcept nogil:
     return c.p + item * c.item + i * c.row + j * c.cell
 
 
-cdef inline void gather_inputs_of(const Grid *g, Strip *s, ix r) noexcept nogil:
-    """OUT row r: what its cell sees, [x | west | north | 1]."""
+cdef inline void gather_inputs_of(const Grid *g, const Strip *s, ix r, real *row) noexcept nogil:
+    """OUT row: what the strip's r-th cell sees, [x | west | north | 1]."""
     cdef ix b = s.item[r], i = s.i[r], j = s.j[r], H = g.H
-    cdef real *row = s.rows + r * g.stride
     copy_row(row, cell_at(&g.x, b, i, j), g.D)
     copy_row(row + g.D, cell_at(&g.h, b, i, j - 1) if j else g.zeros, H)
     copy_row(row + g.D + H, cell_at(&g.h, b, i - 1, j) if i else g.zeros, H)
@@ -89,6 +90,7 @@ cdef inline void prefetch_cell(const Cells *c, ix item, ix i, ix j) noexcept nog
     while k < c.cell:
         vprefetch(p + k)
         k += GL
+    vprefetch(p + c.cell - 1)           # cells need not begin on a line
 
 
 cdef inline double grid_scratch(const Grid *g) noexcept nogil:

@@ -2,7 +2,7 @@
 # equations of W̄ and b̄.
 #
 # needs: aligned_array, reals_of (_arrays.pxi)
-# needs: MR, multiply_panel, PW (_gemm.pxi)
+# needs: PW (_gemm.pxi)
 # needs: copy_or_zero, offset (_rows.pxi)
 # needs: Lstm (_lstm_problem.pxi)
 
