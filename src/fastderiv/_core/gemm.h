@@ -80,9 +80,9 @@ VINL void gemm_fetch(const void *p)
  * twelve distances, do not fit into the general registers, and what GCC spilled to vector registers
  * took 3 % of the time.  The tile's shorter side is loaded first and stays in registers.
  *
- * Tiles of two vectors fetch what lies `ahead` numbers behind b, and eight times as far, which costs
- * nothing where that is b itself.  No hardware keeps up with them where B is in the L2 cache: at
- * x86-64-v3 the products of an LSTM went from 0.72 to 0.86 of the peak. */
+ * Tiles of two vectors fetch what lies `ahead` numbers behind b, and eight times as far, which is
+ * almost free where that is b itself.  No hardware keeps up with them where B is in the L2 cache:
+ * at x86-64-v3 the products of an LSTM went from 0.72 to 0.86 of the peak. */
 VINL void gemm_terms(vf sums[][4], const Gemm *g, const real *a, const real *b, ptrdiff_t first,
                      ptrdiff_t last, ptrdiff_t ahead, const int rows, const int vectors)
 {

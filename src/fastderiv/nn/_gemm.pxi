@@ -8,7 +8,9 @@ cdef enum:
 
 cdef void product(const real *a, ix lda, ix rows, const real *w, ix K,
                   real *c, ix ldc, ix width) noexcept nogil:
-    """OUT c (rows, width) += a (rows, K) @ panel w (K, width); rows of a and c lie lda and ldc apart.
+    """OUT c (rows, width) += a (rows, K) @ panel w (K, width).
+
+    The rows of a and c lie lda and ldc apart.
     """
     cdef Gemm g
     g.M, g.N, g.K = rows, width, K

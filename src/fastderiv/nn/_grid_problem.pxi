@@ -53,8 +53,8 @@ cdef struct Grid:
     Cells dh                            # IN
     Cells da                            # IN φ', OUT ā
     Cells dx                            # OUT
-    double *shares                      # OUT (tasks, H, width): [W̄_in | W̄_west | W̄_north | b̄], or
-                                        # NULL in the forward pass
+    # OUT (tasks, H, width), [W̄_in | W̄_west | W̄_north | b̄]; NULL in the forward pass
+    double *shares
 
 
 cdef struct Strip:                      # consecutive cells of one diagonal
@@ -62,7 +62,7 @@ cdef struct Strip:                      # consecutive cells of one diagonal
     ix i[STRIP]
     ix j[STRIP]
     ix n                                # cells
-    real *rows                          # (STRIP, stride): [x | west | north | 1], or ā as [east | south]
+    real *rows                          # (STRIP, stride): [x | west | north | 1], or ā [east | south]
     real *z                             # (STRIP, ldz): pre-activations, or ā
     ix ldz
     real *dx                            # (STRIP, whole vectors of D)

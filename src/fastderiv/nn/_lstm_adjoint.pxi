@@ -54,7 +54,8 @@ cdef struct UnitVector:                 # one vector of hidden units of one entr
 cdef double adjoint_scratch(const LstmAdjoint *s) noexcept nogil:
     cdef const Lstm *f = &s.f
     cdef double stride = f.stride, rows = f.task_rows
-    cdef double reals = (rows + f.chunk) * 4 * stride + rows * (<double>s.h_panels * f.panel + stride)
+    cdef double reals = (rows + f.chunk) * 4 * stride
+    reals += rows * (<double>s.h_panels * f.panel + stride)
     return (reals + f.chunk * f.panel + 4 * GL) * sizeof(real)
 
 

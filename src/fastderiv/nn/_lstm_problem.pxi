@@ -15,8 +15,8 @@
 # needs: PW (_gemm.pxi)
 
 cdef enum:
-    # Rows of a task.  Each step reads all of W_hh once per task, so tasks have more of them where it
-    # does not fit into the L2 cache, whose size in bytes is taken to be this.
+    # Rows of a task.  Each step reads all of W_hh once per task, so a task has more rows where W_hh
+    # does not fit into the L2 cache, which is taken to hold CACHED_WEIGHTS bytes.
     TASK_ROWS = 12
     LARGE_TASK_ROWS = 24
     CACHED_WEIGHTS = 1 << 20
