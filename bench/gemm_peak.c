@@ -129,7 +129,7 @@ int main(void)
         now = peak();
         if (now > most) most = now;
         for (i = 0; i < COUNT; i++) {
-            /* what accumulates in C stays finite, as sums of A · B are far below the largest number */
+            /* C accumulates, but stays far below the largest number */
             now = rate(&SHAPES[i], aligned);
             if (now > best[i]) best[i] = now;
         }

@@ -4,8 +4,9 @@
  *         -Isrc/fastderiv/_core tests/gemm_chains.c -lm -o chains && ./chains
  *
  * Products of random sizes, strides and triangles: every output must be one chain over ascending k
- * that starts at 0 and is then added to C.  What lies outside of triangles is NaN, and so is C where
- * it is only written.  The exit status says whether all bits agree and nothing else was written.
+ * that starts at 0 and is then added to C.  What lies outside of triangles is NaN, and so is C
+ * where it is only written.  The exit status says whether all bits agree and nothing else was
+ * written.
  */
 #include <stdio.h>
 #include <stdlib.h>

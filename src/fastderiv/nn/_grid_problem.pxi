@@ -62,7 +62,8 @@ cdef struct Strip:                      # consecutive cells of one diagonal
     ix i[STRIP]
     ix j[STRIP]
     ix n                                # cells
-    real *rows                          # (STRIP, stride): [x | west | north | 1], or ā [east | south]
+    # (STRIP, stride), [x | west | north | 1], or of the states after the cells [ā_east | ā_south]
+    real *rows
     real *z                             # (STRIP, ldz): pre-activations, or ā
     ix ldz
     real *dx                            # (STRIP, whole vectors of D)
