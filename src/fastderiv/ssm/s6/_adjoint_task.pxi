@@ -85,6 +85,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     carried.gathered = carried.tiles + TILES + 4 * KEPT + slots(scan.states) * TERMS
     own = carried.gathered + <ix>gathered_size(scan)
     kept = own + scan.blocks.carry * <ix>lanes_size(scan.states)
+    begin_sums(&scan.remembered, i, &carried)
     for number in range(slice_start(adj, slice), slice_start(adj, slice + 1)):
         set_up_channel_block(scan, number, own, &carried)
         for m in range(carried.count):
@@ -154,7 +155,9 @@ cdef void divide_adjoint(Adjoint *adj, ix longest, double seconds) noexcept:
     scan.block = TB
     # in a long sequence every row lies on a page of its own, so blocks of B and C are copied
     scan.B.gather, scan.C.gather = not scan.B.constant, not scan.C.constant
-    adj.intervals = ceil_div(longest, TB) * (TB // INTERVAL)
+    adj.intervals = INTERVALS
+    if scan.remembered.p is NULL:
+        adj.intervals *= ceil_div(longest, TB)
     adj.ranges = min(scan.segments, tasks, few)
     set_slices(adj, ceil_div(tasks, adj.ranges))
 

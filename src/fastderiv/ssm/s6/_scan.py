@@ -17,9 +17,11 @@ from ..._core.arrays import (
     expect,
     flag,
 )
+from ..._core.cache import Cache
 from ..._core.dispatch import kernels
 from ..._core.plain import alike
 from .._sequences import check_starts
+from ._cache import Kept, cache_of, new_kept
 
 if TYPE_CHECKING:
     from .._kernels import Kernels
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("u", "delta", "A", "B", "C")
 _ALWAYS = len(_REQUIRED)
+Result = (
+    NDArray | tuple[NDArray, NDArray] | tuple[NDArray, Cache] | tuple[NDArray, NDArray, Cache]
+)
 _NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
 
 
@@ -46,7 +51,26 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
 ) -> NDArray: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, Cache]: ...
 @overload
 def selective_scan(
     u: ArrayLike,
@@ -63,6 +87,43 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
+) -> tuple[NDArray, NDArray]: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, NDArray, Cache]: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None,
+    z: ArrayLike | None,
+    delta_bias: ArrayLike | None,
+    delta_softplus: bool,
+    return_last_state: Literal[True],
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
 ) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
@@ -80,7 +141,8 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...
+    return_cache: Literal[True],
+) -> tuple[NDArray, NDArray, Cache]: ...
 @overload
 def selective_scan(
     u: ArrayLike,
@@ -97,7 +159,8 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray | tuple[NDArray, NDArray]: ...
+    return_cache: bool = False,
+) -> Result: ...
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -113,7 +176,8 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray | tuple[NDArray, NDArray]:
+    return_cache: bool = False,
+) -> Result:
     r"""The selective scan of Mamba (S6), in one fused pass.
 
     For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)`
@@ -212,11 +276,15 @@ def selective_scan(
     base = call.new_result() if out is None else call.checked_out(out)
     result = base if out is None else as_dtype(base, call.dtype)
     last = call.new_state() if flag("return_last_state", return_last_state) else None
-    call.scan(result, last, flag("delta_softplus", delta_softplus))
+    kept = new_kept(call, checked=True) if flag("return_cache", return_cache) else None
+    softplus = flag("delta_softplus", delta_softplus)
+    call.scan(result, last, softplus, kept or Kept())
     if out is not None:
         copy_back(result, base)
         result = out
-    return result if last is None else (result, last)
+    results = result, last, None if kept is None else cache_of(call, kept, softplus)
+    given: Any = tuple(a for a in results if a is not None)
+    return result if len(given) == 1 else given
 
 
 class ScanCall:
@@ -306,13 +374,20 @@ class ScanCall:
         """An array for a state, in the caller's shape."""
         return empty("the state", self.state_shape, self.dtype)
 
-    def scan(self, out: NDArray | None, last_state: NDArray | None, delta_softplus: bool) -> None:
-        """OUT out, last_state: arrays in the caller's shapes, or None."""
+    def scan(
+        self,
+        out: NDArray | None,
+        last_state: NDArray | None,
+        delta_softplus: bool,
+        kept: Kept = Kept(),  # noqa: B008 (a tuple)
+    ) -> None:
+        """OUT out, last_state: arrays in the caller's shapes, or None; kept."""
         self.kernels.scan(
             self.u, self.delta, self.A, B=self.B, C=self.C, D=self.D, z=self.z,
             delta_bias=self.delta_bias, delta_softplus=delta_softplus,
             initial_state=self.initial_state, cu_seqlens=self.starts,
-            last_state=self.state(last_state), out=self.signal(out),
+            last_state=self.state(last_state), out=self.signal(out), states=kept.states,
+            span=kept.span, checks=kept.checks,
         )  # fmt: skip
 
     @overload

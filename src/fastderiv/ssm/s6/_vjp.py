@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import assign, empty, flag
+from ..._core.cache import Cache
 from ..._core.floats import undisturbed
 from ..._core.fpstate import ieee
+from ._cache import Kept, expect_signals, recalled
 from ._scan import ScanCall
 
 
@@ -56,6 +58,7 @@ def selective_scan_vjp(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
+    cache: Cache | None = None,
 ) -> SelectiveScanGrads:
     r"""The adjoint of `selective_scan`: gradients of a scalar with respect to its arguments.
 
@@ -134,8 +137,17 @@ def selective_scan_vjp(
         u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, dout, dlast_state,
         required=("dout", "u", "delta", "A", "B", "C"),
     )  # fmt: skip
+    softplus = flag("delta_softplus", delta_softplus)
+    kept, signals = recalled(call, cache, softplus)
+    grads = adjoint(call, softplus, kept)
+    expect_signals(kept, signals)
+    return grads
+
+
+def adjoint(call: ScanCall, delta_softplus: bool, kept: Kept) -> SelectiveScanGrads:
+    """The gradients, by what the scan has kept for them; OUT kept.checks."""
     results = _Results(call)
-    sums = _sums(call, flag("delta_softplus", delta_softplus), results)
+    sums = _sums(call, delta_softplus, results, kept)
     return _collect(call, sums, results)
 
 
@@ -159,7 +171,7 @@ def _varying(name: str, coefficient: NDArray) -> NDArray | None:
     return empty(name, coefficient.shape, coefficient.dtype, np.zeros)
 
 
-def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
+def _sums(call: ScanCall, delta_softplus: bool, results: _Results, kept: Kept) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
     with ieee():  # the number of shares is computed in floating point, too
         shares = call.kernels.adjoint(
@@ -169,6 +181,7 @@ def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
             dlast_state=call.dlast_state, du=call.signal(results.du),
             ddelta=call.signal(results.ddelta), dz=call.signal(results.dz),
             dinitial_state=call.state(results.dinitial_state), dB=results.dB, dC=results.dC,
+            states=kept.states, span=kept.span, checks=kept.checks,
         )  # fmt: skip
     return shares[0] if len(shares) == 1 else _total(shares)
 
