@@ -4,7 +4,7 @@
 # Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, first_channel, INTERVAL, Lanes, MANY, Scan, Segment,
 #        segment_of, Signal, State, TB (s6/_problem.pxi)
-# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch_far, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
 #        stopped, store_state (s6/_lanes.pxi)
 # needs: block_at, scan_block (s6/_scan.pxi)
@@ -48,10 +48,10 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
     cdef vf d, slope
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
-        prefetch(plans + 3, t)
+        prefetch_far(plans, t)
+        prefetch_far(plans + 1, t)
+        prefetch_far(plans + 2, t)
+        prefetch_far(plans + 3, t)
         if sums is not NULL:
             stir(sums, tiles + DT + t * VL, tiles + U + t * VL, t)
         d = vload(tiles + DT + t * VL) + bias
@@ -76,9 +76,9 @@ cdef inline bint prepare_gate(const Lanes *lanes, ix T, const Prefetch *plans, r
     cdef vf dout, dy, slope, odd = vset1(0)
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
+        prefetch_far(plans, t)
+        prefetch_far(plans + 1, t)
+        prefetch_far(plans + 2, t)
         dy = vload(tiles + DY + t * VL)
         if gate:
             if sums is not NULL:
@@ -286,6 +286,21 @@ cdef void recall_checkpoints(const Adjoint *adj, ix number, const Block *block,
         t += size
 
 
+cdef const real *checkpoints_of(const Adjoint *adj, ix number, const Block *block,
+                                const CoefficientRows *B, const AdjointLoop *loop) noexcept nogil:
+    """The checkpoints of a block, [interval, N, lane]: in scratch or, if they are all there, in the
+    cache."""
+    cdef const Scan *scan = &adj.scan
+    cdef Segment segment = segment_of(scan, number)
+    cdef ix t = block.start - segment.start
+    if scan.remembered.p is NULL:
+        return checkpoint(loop.back, scan.states, t)
+    if t > 0 and scan.remembered.span == INTERVAL and loop.lanes.rows == VL:
+        return remembered_at(scan, &segment, loop.lanes, t)
+    recall_checkpoints(adj, number, block, B, loop)
+    return loop.back.checkpoints
+
+
 cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix T) noexcept nogil:
     """Whether a block of a time-varying B or C has neither NaN nor inf.  True for a constant one:
     `Back.tame` says whether that is finite."""
@@ -339,10 +354,7 @@ cdef void block_back(const Adjoint *adj, ix number, ix t, ix slice, ChannelBlock
     for i in range(carried.count):
         loop.lanes, loop.back = &carried.lanes[i], &backs[i]
         loop.B, loop.C = own_rows(&B, loop.lanes.b), own_rows(&C, loop.lanes.c)
-        loop.checkpoints = checkpoint(loop.back, N, t - segment.start)
-        if scan.remembered.p is not NULL:
-            recall_checkpoints(adj, number, &block, &B, &loop)
-            loop.checkpoints = loop.back.checkpoints
+        loop.checkpoints = checkpoints_of(adj, number, &block, &B, &loop)
         loop.terms, loop.add = terms + i % NS * TILE, i >= NS
         loop.safe = safe and loop.back.tame
         next, block.after = loop.lanes + 1, t

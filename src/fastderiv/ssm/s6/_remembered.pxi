@@ -67,7 +67,7 @@ cdef void prefetch_remembered(const Scan *scan, const Segment *segment, const Bl
             p = remembered_at(scan, segment, next, t)
             n = 0
             while n < size:
-                vprefetch(p + n)
+                vprefetch_far(p + n)
                 n += GL
         t += scan.remembered.span
 

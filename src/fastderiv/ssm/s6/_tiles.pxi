@@ -113,5 +113,14 @@ cdef void plan_prefetch(const Signal *signal, ix batch, const Lanes *lanes, ix t
             plan.shift += 1
 
 
+cdef inline const real *planned(const Prefetch *plan, ix k) noexcept nogil:
+    return plan.p + (k & plan.mask) * plan.lane + (k >> plan.shift) * plan.line
+
+
 cdef inline void prefetch(const Prefetch *plan, ix k) noexcept nogil:
-    vprefetch(plan.p + (k & plan.mask) * plan.lane + (k >> plan.shift) * plan.line)
+    vprefetch(planned(plan, k))
+
+
+cdef inline void prefetch_far(const Prefetch *plan, ix k) noexcept nogil:
+    """To the second-level cache: for blocks between which the first level is full of other data."""
+    vprefetch_far(planned(plan, k))
