@@ -46,12 +46,13 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
     whether every Δ·A of the block is well inside the range of exp."""
     cdef vf bias = vload(lanes.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2], fourth = plans[3]
     cdef ix t
     for t in range(T):
-        prefetch_far(plans, t)
-        prefetch_far(plans + 1, t)
-        prefetch_far(plans + 2, t)
-        prefetch_far(plans + 3, t)
+        prefetch_far(&first, t)
+        prefetch_far(&second, t)
+        prefetch_far(&third, t)
+        prefetch_far(&fourth, t)
         if sums is not NULL:
             stir(sums, tiles + DT + t * VL, tiles + U + t * VL, t)
         d = vload(tiles + DT + t * VL) + bias
@@ -74,11 +75,12 @@ cdef inline bint prepare_gate(const Lanes *lanes, ix T, const Prefetch *plans, r
     with `prepare_steps` too few steps are in flight at once."""
     cdef vf skip = vload(lanes.D)
     cdef vf dout, dy, slope, odd = vset1(0)
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2]
     cdef ix t
     for t in range(T):
-        prefetch_far(plans, t)
-        prefetch_far(plans + 1, t)
-        prefetch_far(plans + 2, t)
+        prefetch_far(&first, t)
+        prefetch_far(&second, t)
+        prefetch_far(&third, t)
         dy = vload(tiles + DY + t * VL)
         if gate:
             if sums is not NULL:

@@ -165,11 +165,12 @@ cdef inline bint step_sizes(const Lanes *lanes, real *tiles, ix T, const Prefetc
     cdef vf bias = vload(lanes.bias), skip = vload(lanes.D)
     cdef vf d, x, top = vset1(0)
     cdef vf odd = vset1(0)              # becomes NaN with any Δ that is NaN or inf
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2]
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
+        prefetch(&first, t)
+        prefetch(&second, t)
+        prefetch(&third, t)
         if sums is not NULL:
             stir(sums, dt + t * VL, du + t * VL, t)
         d = vload(dt + t * VL) + bias
