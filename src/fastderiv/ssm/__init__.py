@@ -25,12 +25,14 @@ from .._core.former_names import register
 from ._former_names import FORMER_NAMES
 from .s6._attention import scan_attention
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
+from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
 from .s6._layer import S6, S6Grads
 from .s6._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
 from .s6._scan import selective_scan
 from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
+from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
 
 __all__ = [
     "S6",

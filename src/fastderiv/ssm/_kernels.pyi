@@ -38,7 +38,7 @@ class Kernels(Protocol):
         delta_bias (D,); initial_state (segments, D, N).  OUT last_state (segments, D, N); out
         (Bt, D, L).  C may be None only where out is.
 
-        OUT states (Bt·D·((L−1) // span)·N,) contiguous: those before every `span` steps, 32, 64 or
+        OUT states (Bt·D·(L // span)·N,) contiguous: those before every `span` steps, 32, 64 or
         128, for the adjoint; in these, checks (3,) contiguous, zero before: the checksums of delta,
         u and z, if they are wanted.
         """

@@ -29,31 +29,36 @@ class Kept(NamedTuple):
     checks: NDArray[np.uint64] | None = None
 
 
-def new_kept(call: ScanCall, *, checked: bool) -> Kept:
-    """Arrays in which a scan can keep its states, and checksums of the signals if `checked`."""
-    span = _span(call)
-    shape = (_count(call, span),)
-    checks = np.zeros(len(_SIGNALS), _U64) if checked else None
-    return Kept(empty("the cache", shape, call.dtype), span, checks)
+def new_kept(call: ScanCall) -> Kept:
+    """An array in which a scan can keep its states."""
+    size = kept_size(call.delta.shape, call.A.shape[1], call.z is not None)
+    return kept_of(call, empty("the cache", (size,), call.dtype))
 
 
-def kept_states(call: ScanCall, states: NDArray) -> Kept:
-    """States that `new_kept` was given for the same call, whose owner answers for that."""
-    return Kept(states, _span(call))
+def checked(kept: Kept) -> Kept:
+    """The same, with checksums of the signals."""
+    return kept._replace(checks=np.zeros(len(_SIGNALS), _U64))
 
 
-def _span(call: ScanCall) -> int:
+def kept_of(call: ScanCall, states: NDArray) -> Kept:
+    """States that the scan of the same arguments has kept, whose owner answers for that."""
+    return Kept(states, _span(call.A.shape[1], call.z is not None))
+
+
+def kept_size(shape: tuple[int, ...], states: int, gated: bool) -> int:
+    """How many numbers a scan of u of this shape keeps."""
+    *batch, channels, steps = shape
+    return math.prod((*batch, channels, states)) * (steps // _span(states, gated))
+
+
+def _span(states: int, gated: bool) -> int:
     """The least number of steps between two states that are kept for which all of them take at most
-    15 % of inputs and outputs, as far as blocks of 128 steps allow.  Without z, u, delta and the
-    result are three numbers.
+    15 % of inputs and outputs, as far as blocks of 128 steps allow.
+
+    With z, inputs and outputs are four numbers a step and channel, and three without.
     """
-    signals, states = 3 if call.z is None else 4, call.A.shape[1]
+    signals = 4 if gated else 3
     return next((span for span in (32, 64) if states <= 0.15 * signals * span), 128)
-
-
-def _count(call: ScanCall, span: int) -> int:
-    batch, channels, steps = call.delta.shape
-    return math.prod((batch, channels, max(0, steps - 1) // span, call.A.shape[1]))
 
 
 def cache_of(call: ScanCall, kept: Kept, delta_softplus: bool) -> Cache:
@@ -85,7 +90,7 @@ def recalled(
             raise ValueError(f"cache is of a call with another {name}")
     if (signals[-1] == 0) != (call.z is None) and call.delta.size:
         raise ValueError("cache is of a call with another z")
-    return Kept(states, _span(call), np.zeros(len(_SIGNALS), _U64)), signals
+    return checked(kept_of(call, states)), signals
 
 
 def expect_signals(kept: Kept, signals: tuple[int, ...]) -> None:

@@ -88,7 +88,7 @@ cdef int set_remembered(Scan *scan, cnp.ndarray a, ix span) except -1:
         return 0
     if span <= 0 or span % INTERVAL or TB % span:
         raise TypeError(f"a kernel was handed a span of {span} steps")
-    scan.remembered.span, scan.remembered.count = span, max(<ix>0, scan.steps - 1) // span
+    scan.remembered.span, scan.remembered.count = span, scan.steps // span
     size = scan.batch * scan.channels * scan.remembered.count * scan.states
     expect_array(a, 1, &size, True)
     if not cnp.PyArray_IS_C_CONTIGUOUS(a):

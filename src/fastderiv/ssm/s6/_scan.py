@@ -21,7 +21,7 @@ from ..._core.cache import Cache
 from ..._core.dispatch import kernels
 from ..._core.plain import alike
 from .._sequences import check_starts
-from ._cache import Kept, cache_of, new_kept
+from ._cache import Kept, cache_of, checked, kept_of, new_kept
 
 if TYPE_CHECKING:
     from .._kernels import Kernels
@@ -276,9 +276,9 @@ def selective_scan(
     base = call.new_result() if out is None else call.checked_out(out)
     result = base if out is None else as_dtype(base, call.dtype)
     last = call.new_state() if flag("return_last_state", return_last_state) else None
-    kept = new_kept(call, checked=True) if flag("return_cache", return_cache) else None
+    kept = checked(call.new_kept()) if flag("return_cache", return_cache) else None
     softplus = flag("delta_softplus", delta_softplus)
-    call.scan(result, last, softplus, kept or Kept())
+    call.scan(result, last, softplus, kept)
     if out is not None:
         copy_back(result, base)
         result = out
@@ -374,20 +374,29 @@ class ScanCall:
         """An array for a state, in the caller's shape."""
         return empty("the state", self.state_shape, self.dtype)
 
+    def new_kept(self) -> Kept:
+        """An array for the states that the adjoint needs."""
+        return new_kept(self)
+
+    def kept(self, states: NDArray) -> Kept:
+        """States that the scan of the same arguments has left in such an array."""
+        return kept_of(self, states)
+
     def scan(
         self,
         out: NDArray | None,
         last_state: NDArray | None,
         delta_softplus: bool,
-        kept: Kept = Kept(),  # noqa: B008 (a tuple)
+        kept: Kept | None = None,
     ) -> None:
         """OUT out, last_state: arrays in the caller's shapes, or None; kept."""
+        states, span, checks = kept or Kept()
         self.kernels.scan(
             self.u, self.delta, self.A, B=self.B, C=self.C, D=self.D, z=self.z,
             delta_bias=self.delta_bias, delta_softplus=delta_softplus,
             initial_state=self.initial_state, cu_seqlens=self.starts,
-            last_state=self.state(last_state), out=self.signal(out), states=kept.states,
-            span=kept.span, checks=kept.checks,
+            last_state=self.state(last_state), out=self.signal(out), states=states,
+            span=span, checks=checks,
         )  # fmt: skip
 
     @overload

@@ -139,15 +139,17 @@ def selective_scan_vjp(
     )  # fmt: skip
     softplus = flag("delta_softplus", delta_softplus)
     kept, signals = recalled(call, cache, softplus)
-    grads = adjoint(call, softplus, kept)
+    grads = scan_adjoint(call, softplus, kept)
     expect_signals(kept, signals)
     return grads
 
 
-def adjoint(call: ScanCall, delta_softplus: bool, kept: Kept) -> SelectiveScanGrads:
-    """The gradients, by what the scan has kept for them; OUT kept.checks."""
+def scan_adjoint(
+    call: ScanCall, delta_softplus: bool, kept: Kept | None = None
+) -> SelectiveScanGrads:
+    """The gradients; with what the scan has kept it does not run once more.  OUT kept.checks."""
     results = _Results(call)
-    sums = _sums(call, delta_softplus, results, kept)
+    sums = _sums(call, delta_softplus, results, kept or Kept())
     return _collect(call, sums, results)
 
 
