@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._core import caches
 from .._core.arrays import F64, as_arrays, assign, check_out, common, empty, expect, flag
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, integers
 from .._core import caches
+from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, integers
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.fpstate import ieee

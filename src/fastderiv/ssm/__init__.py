@@ -24,8 +24,8 @@ includes; _kernels.pyi says what each of its doors takes.
 from .._core.former_names import register
 from ._former_names import FORMER_NAMES
 from .s6._attention import scan_attention
-from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
 from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
+from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
 from .s6._layer import S6, S6Grads
 from .s6._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
 from .s6._scan import selective_scan

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("u", "delta", "A", "B", "C")
 _ALWAYS = len(_REQUIRED)
-Result = (
-    NDArray | tuple[NDArray, NDArray] | tuple[NDArray, Cache] | tuple[NDArray, NDArray, Cache]
-)
+Result = NDArray | tuple[NDArray, NDArray] | tuple[NDArray, Cache] | tuple[NDArray, NDArray, Cache]
 _NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
 
 
@@ -143,6 +141,24 @@ def selective_scan(
     out: np.ndarray | None = None,
     return_cache: Literal[True],
 ) -> tuple[NDArray, NDArray, Cache]: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
+) -> NDArray | tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
     u: ArrayLike,
