@@ -7,6 +7,8 @@
 # needs: load_signal, plan_prefetch, Prefetch, prefetch_far, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
 #        stopped, store_state (s6/_lanes.pxi)
+# needs: Leave, place_of, prefetch_remembered, remembered_at, Stir, stir, stir_begin, stirred_first,
+#        stirred_second, unpack_states (s6/_remembered.pxi)
 # needs: block_at, scan_block (s6/_scan.pxi)
 # needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows,
 #        TERMS (s6/_coefficient_sums.pxi)

@@ -2,12 +2,13 @@
 # channels, one channel_block after the other, through one range of the segments.
 # Included by _kernels.pyx.
 # needs: data, refuse (_arrays.pxi)
-# needs: ChannelBlock, Coefficient, divide_channels, first_channel, INTERVAL, Lanes, MANY, Scan,
-#        TB (s6/_problem.pxi)
+# needs: ChannelBlock, Coefficient, divide_channels, first_channel, INTERVAL, INTERVALS, Lanes,
+#        MANY, Scan, TB (s6/_problem.pxi)
 # needs: copy (s6/_tiles.pxi)
 # needs: all_finite, clear_states, gathered_size, lanes_size, set_up_channel_block,
 #        stopped (s6/_lanes.pxi)
 # needs: expect_varying (s6/_door.pxi)
+# needs: begin_sums (s6/_remembered.pxi)
 # needs: CoefficientGradient, join, slots, SOME, TERMS (s6/_coefficient_sums.pxi)
 # needs: Back, KEPT, TILES (s6/_replay.pxi)
 # needs: Adjoint, adjoint_segment, checkpoint, slice_start (s6/_adjoint.pxi)

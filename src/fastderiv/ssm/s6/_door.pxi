@@ -1,6 +1,6 @@
 # From arrays to the structs of a scan.  Included by _kernels.pyx.
 # needs: data, expect_array, expect_axes, expect_integers, refuse, stride (_arrays.pxi)
-# needs: Coefficient, PerChannel, Scan, Signal, State (s6/_problem.pxi)
+# needs: Coefficient, INTERVAL, PerChannel, Scan, Signal, SIGNALS, State, TB (s6/_problem.pxi)
 
 cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
     """A TypeError unless `a` can be B or C: (D, N), (Bt, G, N, L) with G dividing D, or None."""

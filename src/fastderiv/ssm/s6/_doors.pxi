@@ -3,8 +3,9 @@
 # needs: counted, data, expect_array, expect_integers, nothing, refuse, run_with (_arrays.pxi)
 # needs: divide_channels, Scan (s6/_problem.pxi)
 # needs: TILE (s6/_tiles.pxi)
-# needs: expect_varying, point_at_A, set_channels, set_coefficients, set_inputs, set_segments,
-#        set_signal, set_state, set_transition (s6/_door.pxi)
+# needs: add_sums, expect_varying, point_at_A, set_channels, set_coefficients, set_inputs,
+#        set_remembered, set_segments, set_signal, set_state, set_sums,
+#        set_transition (s6/_door.pxi)
 # needs: divide_scan, scan_scratch, scan_task (s6/_scan.pxi)
 # needs: Adjoint (s6/_adjoint.pxi)
 # needs: adjoint_scratch, adjoint_seconds, adjoint_task, divide_adjoint, join_task,

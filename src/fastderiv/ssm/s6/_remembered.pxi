@@ -1,7 +1,8 @@
 # What a scan remembers for its adjoint (docs/derivations.md §6.8): the states before every `span`
 # steps, so that the adjoint need not run forward again, and checksums of the signals, by which
 # Python knows that both calls had the same ones.  Included by _kernels.pyx.
-# needs: Block, ChannelBlock, Lanes, Remembered, Scan, Segment, SIGNALS (s6/_problem.pxi)
+# needs: Block, ChannelBlock, Lanes, MANY, Remembered, Scan, Segment, SIGNALS, TB (s6/_problem.pxi)
+# needs: stopped (s6/_lanes.pxi)
 
 cdef extern from "s6/tile_sum.h" nogil:
     ctypedef struct Stir:               # checksums of one or two tiles on their way

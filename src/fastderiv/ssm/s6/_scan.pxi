@@ -1,12 +1,14 @@
 # The scan forward (docs/derivations.md §1.1): h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h.  A block
 # runs through the recurrence, a segment block by block, a task through several work_items.  How the
 # recurrence is rounded is in §1.6.  Included by _kernels.pyx.
-# needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
-#        Segment, segment_of, Signal, TB (s6/_problem.pxi)
+# needs: Block, ChannelBlock, CoefficientRows, divide_channels, Lanes, MANY, Scan, Segment,
+#        segment_of, Signal, TB (s6/_problem.pxi)
 # needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, coefficient, copy_states, gathered_size, lanes_size, load_coefficients,
 #        load_initial_state, own_rows, piece_at, set_up_channel_block, stopped,
 #        store_state (s6/_lanes.pxi)
+# needs: begin_sums, Leave, leave_remembered, place_of, Stir, stir, stir_begin, stirred_first,
+#        stirred_second (s6/_remembered.pxi)
 
 cdef enum:
     CARRY = 4                           # Lanes of a channel_block if they share copies of B and C;
