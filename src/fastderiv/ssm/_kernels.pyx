@@ -36,9 +36,9 @@ import numpy as np
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
-    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vload, vload_some, vmax, vpartsums, vprefetch, vprefetch_far, vratio_any,
-    vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore,
-    vstore_some, vtranspose)
+    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vload, vload_some, vmax, vpartsums, vprefetch,
+    vprefetch_far, vratio_any, vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus,
+    vsoftplus_slope, vstore, vstore_some, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 from fastderiv._core.arrays import check_fits, empty
 

@@ -82,6 +82,8 @@ def selective_scan_vjp(
     dlast_state : array_like, shape (batch, D, N), optional
         Gradient with respect to the last state; zeros by default.  With `cu_seqlens` it is
         (sequences, D, N).
+    cache : object, optional
+        What `selective_scan` returned for the same arguments.  Without it the scan runs once more.
 
     Returns
     -------
@@ -95,19 +97,23 @@ def selective_scan_vjp(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came.
+        A shape or dtype that does not fit, naming the argument, what was expected and what came; a
+        cache of another call.  (That `u`, `delta` or `z` is another is found while the gradients
+        are computed: such an error comes as late as they would.)
     MemoryError
         Results or scratch larger than the machine's memory; the message says how many bytes.
 
     Notes
     -----
-    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by
-    division: the scan runs once more, leaving its state every 32 steps, and is replayed from there
-    on the way back.
+    O(batch·D·L·N) time, about three scans, or two with a cache.  States are never stored for all
+    steps nor recovered by division: the scan runs once more, leaving its state every 32 steps, and
+    is replayed from there on the way back.  A cache has these states already, or every second or
+    fourth of them where N is larger (see `selective_scan`): then a half or three quarters of the
+    scan run once more.  A cache changes no bit of the gradients.
 
-    Memory beyond inputs and outputs has four parts.  Checkpoints are kept for 64 to 256 bytes of
-    channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens`, L is that
-    of the longest sequence).  Shares of ``dB`` and ``dC`` that await their summation take at most a
+    Memory beyond inputs and outputs has four parts.  Without a cache, checkpoints are kept for 64 to
+    256 bytes of channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with
+    `cu_seqlens`, L is that of the longest sequence).  Shares of ``dB`` and ``dC`` that await their summation take at most a
     twelfth of inputs and outputs.  What is summed over the batch has up to 32 shares, each of N + 2
     numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes about 1/4 MiB per thread
     at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in float64.
@@ -119,7 +125,7 @@ def selective_scan_vjp(
 
     References
     ----------
-    docs/derivations.md §1.4.
+    docs/derivations.md §1.4 and §6.8.
 
     Examples
     --------
