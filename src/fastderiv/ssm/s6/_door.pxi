@@ -98,8 +98,8 @@ cdef int set_remembered(Scan *scan, cnp.ndarray a, ix span) except -1:
 
 
 cdef cnp.ndarray set_sums(Scan *scan, cnp.ndarray checks, ix tasks):
-    """The array (tasks, SIGNALS) of the tasks' checksums, to be kept alive; None if there is no array
-    `checks` (SIGNALS,) for their totals."""
+    """The array (tasks, SIGNALS) of the tasks' checksums, to be kept alive; None if there is no
+    array `checks` (SIGNALS,) for their totals."""
     if checks is None:
         return None
     if (cnp.PyArray_TYPE(checks) != cnp.NPY_UINT64 or not cnp.PyArray_ISCARRAY(checks)

@@ -111,12 +111,13 @@ def selective_scan_vjp(
     fourth of them where N is larger (see `selective_scan`): then a half or three quarters of the
     scan run once more.  A cache changes no bit of the gradients.
 
-    Memory beyond inputs and outputs has four parts.  Without a cache, checkpoints are kept for 64 to
-    256 bytes of channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with
-    `cu_seqlens`, L is that of the longest sequence).  Shares of ``dB`` and ``dC`` that await their summation take at most a
-    twelfth of inputs and outputs.  What is summed over the batch has up to 32 shares, each of N + 2
-    numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes about 1/4 MiB per thread
-    at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in float64.
+    Memory beyond inputs and outputs has four parts.  Without a cache, checkpoints are kept for 64
+    to 256 bytes of channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with
+    `cu_seqlens`, L is that of the longest sequence).  Shares of ``dB`` and ``dC`` that await their
+    summation take at most a twelfth of inputs and outputs.  What is summed over the batch has up to
+    32 shares, each of N + 2 numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes
+    about 1/4 MiB per thread at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in
+    float64.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
     nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to

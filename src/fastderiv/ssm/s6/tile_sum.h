@@ -1,9 +1,8 @@
 /* tile_sum.h: checksums of tiles, by which a scan's cache is told from that of other arguments
  * (derivations §6.8); included by _remembered.pxi.
  *
- * They are taken in the loops that read the tiles anyway, whose multipliers are busy while the other
- * units idle.  Those of _core/checksum.h, which reads an array once more and needs it contiguous,
- * would take 9 % of a scan. */
+ * They are taken in the loops that read the tiles anyway, and take 2 % of a scan.  Those of
+ * _core/checksum.h, which reads an array once more and needs it contiguous, would take 9 %. */
 #ifndef FASTDERIV_TILE_SUM_H
 #define FASTDERIV_TILE_SUM_H
 #include "simd.h"
