@@ -747,7 +747,7 @@ def with_cache(library, name, a):
         forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dout", "dlast_state")}
         function, key = FORWARD.get(name, ("lstm", "x"))
         if cached == "other" and name == "selective_scan_vjp":
-            forward["delta_softplus"] = not forward["delta_softplus"]
+            forward["delta_softplus"] = forward["delta_softplus"] is not True
         elif cached == "other" and isinstance(forward[key], np.ndarray):
             x = np.asarray(forward[key])
             forward[key] = np.concatenate([x, x[:1]])
