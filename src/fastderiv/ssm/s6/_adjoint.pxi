@@ -16,7 +16,7 @@
 #        TILES, U, Y (s6/_replay.pxi)
 
 cdef enum:
-    PLANS = 7                           # arrays of which a block prefetches lines
+    PLANS = 9                           # arrays of which a block prefetches lines
 
 cdef enum:                              # a result is written over an input that only it needs
     DDELTA = DT
@@ -49,12 +49,15 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
     cdef vf bias = vload(lanes.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
     cdef Prefetch first = plans[0], second = plans[1], third = plans[2], fourth = plans[3]
+    cdef Prefetch dout = plans[7], z = plans[8]
     cdef ix t
     for t in range(T):
         prefetch_far(&first, t)
         prefetch_far(&second, t)
         prefetch_far(&third, t)
         prefetch_far(&fourth, t)
+        prefetch(&dout, t)
+        prefetch(&z, t)
         if sums is not NULL:
             stir(sums, tiles + DT + t * VL, tiles + U + t * VL, t)
         d = vload(tiles + DT + t * VL) + bias
@@ -124,8 +127,8 @@ cdef inline void finish_steps(const Lanes *lanes, const Back *back, ix rows, ix 
 
 cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes, const Lanes *next,
                      Prefetch *plans) noexcept nogil:
-    """OUT plans: to fetch what the Lanes `next` will read, and what this block will write at its
-    end."""
+    """OUT plans: to fetch what the Lanes `next` will read, what this block will write at its end,
+    and once more, to the first-level cache, what this block will read soon."""
     cdef bint gate = adj.scan.z.p is not NULL
     cdef const Signal *z = &adj.scan.z if gate else &adj.scan.u
     cdef const Signal *dz = &adj.dz if gate else &adj.du
@@ -136,6 +139,8 @@ cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes,
     plan_prefetch(&adj.du, block.batch, lanes, block.start, plans + 4)
     plan_prefetch(&adj.ddelta, block.batch, lanes, block.start, plans + 5)
     plan_prefetch(dz, block.batch, lanes, block.start, plans + 6)
+    plan_prefetch(&adj.dout, block.batch, lanes, block.start, plans + 7)
+    plan_prefetch(z, block.batch, lanes, block.start, plans + 8)
 
 
 cdef bint prepare_signals(const Adjoint *adj, const Block *block, const Lanes *lanes,
