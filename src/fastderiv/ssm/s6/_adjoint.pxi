@@ -4,7 +4,8 @@
 # Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, first_channel, INTERVAL, Lanes, MANY, Scan, Segment,
 #        segment_of, Signal, State, TB (s6/_problem.pxi)
-# needs: load_signal, plan_prefetch, Prefetch, prefetch_far, store_signal, TILE (s6/_tiles.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, prefetch_far, store_signal,
+#        TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
 #        stopped, store_state (s6/_lanes.pxi)
 # needs: Leave, place_of, prefetch_remembered, remembered_at, Stir, stir, stir_begin, stirred_first,
