@@ -28,7 +28,7 @@ Every output of the room is computed by the same operations in the same order wh
 the blocks, the tasks and the threads are.
 """
 from libc.math cimport INFINITY, isfinite
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
 from fastderiv._core.ints cimport ceil_div, round_up
@@ -58,4 +58,5 @@ include "s6/_doors.pxi"
 include "conv/_problem.pxi"
 include "conv/_forward.pxi"
 include "conv/_adjoint.pxi"
+include "conv/_step.pxi"
 include "conv/_doors.pxi"

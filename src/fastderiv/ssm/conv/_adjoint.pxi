@@ -41,6 +41,7 @@ cdef struct ConvChunk:                  # steps t … t+n−1 of a part, and the
     ix t, n, halo                       # whose errors have a part in dx
     ix whole                            # of how many of the n steps dx becomes complete
     bint starts, ends                   # whether it begins its segment; whether nothing follows
+    ConvNext next
 
 
 # ---- a chunk in tiles -------------------------------------------------------------------------
@@ -59,6 +60,13 @@ cdef ConvChunk conv_chunk_at(const ConvAdjoint *adj, const ConvPart *part, ix t,
     return chunk
 
 
+cdef void conv_fetch_next(const ConvAdjoint *adj, const ConvPart *part, const ConvChunk *chunk,
+                          ix t) noexcept nogil:
+    conv_fetch(&adj.conv.x, part, &chunk.next, t)
+    conv_fetch(&adj.dout, part, &chunk.next, t)
+    conv_fetch(&adj.dx, part, &chunk.next, t)
+
+
 cdef void conv_load_chunk(const ConvAdjoint *adj, const ConvPart *part, const ConvChunk *chunk,
                           const ConvLanes *lanes, const ConvAdjointGroup *group) noexcept nogil:
     """OUT tiles of x and dy.  If time is contiguous, more of the steps behind are loaded than are
@@ -73,12 +81,14 @@ cdef void conv_load_chunk(const ConvAdjoint *adj, const ConvPart *part, const Co
     conv_load(&adj.dout, part, lanes, chunk.t, chunk.n + more, group.dy)
 
 
-cdef void conv_few_taps(const ConvAdjoint *adj, const ConvChunk *chunk, ConvAdjointRows *rows) noexcept nogil:
+cdef void conv_few_taps(const ConvAdjoint *adj, const ConvPart *part, const ConvChunk *chunk,
+                        ConvAdjointRows *rows) noexcept nogil:
     """OUT rows of dx, and sums.  If the segment ends with the chunk, the pending rows are all that
     will come."""
     cdef ix K = adj.conv.taps, t = 0, k
     while t < chunk.n:
         rows.rows.steps = min(<ix>CONV_BLOCK, chunk.n - t)
+        conv_fetch_next(adj, part, chunk, t)
         conv_adjoint_rows(rows)
         rows.rows.x += rows.rows.steps * VL
         rows.dy += rows.rows.steps * VL
@@ -93,8 +103,8 @@ cdef void conv_few_taps(const ConvAdjoint *adj, const ConvChunk *chunk, ConvAdjo
             vstore(rows.dx + (k - K + 1) * VL, vload(rows.pending + k * rows.rows.slots))
 
 
-cdef void conv_many_taps(const ConvAdjoint *adj, const ConvChunk *chunk, ConvAdjointRows *rows,
-                         real *e, real *s) noexcept nogil:
+cdef void conv_many_taps(const ConvAdjoint *adj, const ConvPart *part, const ConvChunk *chunk,
+                         ConvAdjointRows *rows, real *e, real *s) noexcept nogil:
     """The same for any number of taps.  IN e = dy."""
     cdef ix n = chunk.n + chunk.halo, t = 0, first = 1 - adj.conv.taps if chunk.starts else 0
     if adj.conv.silu:
@@ -103,6 +113,7 @@ cdef void conv_many_taps(const ConvAdjoint *adj, const ConvChunk *chunk, ConvAdj
         conv_errors(s, e, n)
     conv_input_rows(rows, e, n, first, chunk.n)
     while t < chunk.n:
+        conv_fetch_next(adj, part, chunk, t)
         conv_tap_sums(rows, e + t * VL, min(<ix>CONV_BLOCK, chunk.n - t))
         rows.rows.x += CONV_BLOCK * VL
         t += CONV_BLOCK
@@ -148,9 +159,9 @@ cdef void conv_adjoint_chunk(const ConvAdjoint *adj, const ConvPart *part, const
     if adj.few:
         for k in range(adj.conv.taps - 1):
             vstore(rows.pending + k * lanes.slots, vset1(0))
-        conv_few_taps(adj, chunk, &rows)
+        conv_few_taps(adj, part, chunk, &rows)
     else:
-        conv_many_taps(adj, chunk, &rows, group.dy, group.s)
+        conv_many_taps(adj, part, chunk, &rows, group.dy, group.s)
     if adj.dlast_state.p is not NULL:
         conv_add_last(adj, part, chunk, &lanes, dx)
     conv_store_chunk(adj, part, chunk, &lanes, dx)
@@ -201,6 +212,7 @@ cdef bint conv_adjoint_in_place(const ConvAdjoint *adj, const ConvPart *part,
     cdef ix t = part.first + CONV_BLOCK, n, v
     chunk.halo, chunk.whole, chunk.ends = 0, CONV_BLOCK - adj.conv.taps + 1, False
     for v in range(group.channels.vectors):
+        chunk.next = conv_next(&group.channels, v, part.first, CONV_BLOCK)
         conv_adjoint_chunk(adj, part, &chunk, v, group)
     while t < part.end:
         n = min(<ix>CONV_BLOCK, part.end - t)
@@ -229,6 +241,7 @@ cdef bint conv_adjoint_part(const ConvAdjoint *adj, const ConvPart *part,
         n = min(adj.conv.chunk, part.end - t)
         chunk = conv_chunk_at(adj, part, t, n)
         for v in range(group.channels.vectors):
+            chunk.next = conv_next(&group.channels, v, t, n)
             conv_adjoint_chunk(adj, part, &chunk, v, group)
             if conv_stopped(&adj.conv, 3 * n * VL, pace):
                 return False
@@ -297,7 +310,7 @@ cdef void conv_divide_adjoint(ConvAdjoint *adj, double seconds) noexcept:
     cdef Conv *conv = &adj.conv
     cdef ix K = conv.taps, total = conv_total(conv), shares, width = GL
     cdef bint rows = conv.x.d == 1 and adj.dout.d == 1 and adj.dx.d == 1
-    adj.few = 2 <= K and K <= CONV_FEW
+    adj.few, conv.apart = 2 <= K and K <= CONV_FEW, False
     conv.path = CONV_DIRECT if adj.few and rows and conv.channels >= VL else CONV_TILES
     conv.before, conv.chunk, adj.after = K - 1, CONV_CHUNK, K - 1
     if conv.x.t == 1 or adj.dout.t == 1:                # transposed in whole squares

@@ -101,3 +101,26 @@ def convolution_adjoint(cnp.ndarray dout, cnp.ndarray x, cnp.ndarray weight, cnp
     adj.sums = data(sums)
     run_with(conv_adjoint_task, &adj, conv.spans * conv.groups, conv_adjoint_scratch(&adj), seconds)
     return sums
+
+
+def convolution_step(cnp.ndarray x, cnp.ndarray state, cnp.ndarray weight, cnp.ndarray bias,
+                     bint silu, cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef ConvStep step
+    cdef double seconds
+    cdef ix shape[3]
+    conv_set_call(&step.conv, x, weight, bias, silu, None, None)
+    conv_set_signal(&step.conv, out, True, &step.conv.out)
+    expect_axes(state, 3, ("batch", "D", "W"))
+    shape[0], shape[1] = step.conv.batch, step.conv.channels
+    shape[2] = step.kept = cnp.PyArray_DIM(state, 2)
+    expect_array(state, 3, shape, True)
+    if step.kept < step.conv.taps - 1:
+        refuse(state, ("batch", "D", "W"))
+    step.state.p, step.state.b = data(state), stride(state, 0)
+    step.state.d, step.state.t = stride(state, 1), stride(state, 2)
+    if nothing(x):
+        return
+    seconds = conv_divide_step(&step)
+    run(conv_step_task, &step, step.conv.groups * ceil_div(step.conv.batch, step.items),
+        conv_step_scratch(&step), seconds, False)

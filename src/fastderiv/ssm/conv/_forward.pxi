@@ -152,7 +152,7 @@ cdef void conv_divide(Conv *conv, double elements) noexcept:
     cdef ix K = conv.taps, most
     cdef bint direct = conv.x.d == 1 and conv.out.d == 1 and conv.channels >= VL
     cdef bint lines = conv.x.t == 1 and conv.out.t == 1
-    conv.before, conv.chunk = K - 1, CONV_CHUNK
+    conv.before, conv.chunk, conv.apart = K - 1, CONV_CHUNK, False
     if conv.x.t == 1:                                   # transposed in whole squares
         conv.before = round_up(K - 1, GL)
     if lines and not (direct and conv.steps < VL):

@@ -38,6 +38,7 @@ cdef struct Conv:
     const ix *starts                    # of packed segments; NULL: one segment a batch item
     ix batch, segments, channels, steps, taps
     ConvPath path
+    bint apart                          # whether no two vectors have a channel in common
     ix span, spans                      # steps of a task, counted through all segments; how many
     ix unit, width, groups              # groups of channels: of at most `width` units each
     ix before                           # rows of a tile before its first step, K − 1 or more
@@ -52,6 +53,9 @@ cdef struct ConvLanes:                  # a vector of channels: the rows that ha
     const real *w
     ix slots
 
+cdef struct ConvNext:                   # what is computed next, and fetched meanwhile
+    ix channel, t
+
 cdef struct ConvPace:                   # of looks for signals
     Worker *worker
     ix done                             # since the last one
@@ -59,6 +63,7 @@ cdef struct ConvPace:                   # of looks for signals
 cdef struct ConvGroup:                  # the channels of a task, and their taps in scratch
     ix channel, channels, vectors, slots
     real *w                             # [K + 1][slots]
+    bint apart                          # whether no two vectors have a channel in common
 
 
 cdef inline bint conv_stopped(const Conv *conv, ix elements, ConvPace *pace) noexcept nogil:
@@ -104,10 +109,10 @@ cdef inline ix conv_total(const Conv *conv) noexcept nogil:
 
 
 cdef void conv_divide_channels(Conv *conv, ix unit, ix width) noexcept nogil:
-    """Groups of at most `width` units; they are as equal as can be, so that a lone incomplete unit
-    never is a group if there are more."""
+    """Groups of at most `width` units; they are as equal as can be, so that an incomplete unit is
+    never a group alone if a group may have two."""
     conv.unit = unit
-    conv.groups = max(<ix>1, ceil_div(ceil_div(conv.channels, unit), max(<ix>2, width)))
+    conv.groups = max(<ix>1, ceil_div(ceil_div(conv.channels, unit), max(<ix>1, width)))
     conv.width = ceil_div(ceil_div(conv.channels, unit), conv.groups)
 
 
@@ -130,7 +135,7 @@ cdef inline ConvLanes conv_lanes(const ConvGroup *group, ix v) noexcept nogil:
     has so many channels."""
     cdef ConvLanes lanes
     cdef ix column = v * VL
-    if v + 1 == group.vectors and group.channels >= VL:
+    if v + 1 == group.vectors and group.channels >= VL and not group.apart:
         column = group.channels - VL
     lanes.channel, lanes.rows = group.channel + column, min(<ix>VL, group.channels - column)
     lanes.w, lanes.slots = group.w + v * VL, group.slots
@@ -146,8 +151,9 @@ cdef void conv_set_group(const Conv *conv, ix number, real *w, ConvGroup *group)
     group.channels = conv_group_start(conv, number + 1) - group.channel
     group.vectors = ceil_div(group.channels, VL)
     group.slots, group.w = group.vectors * VL, w
+    group.apart = conv.apart
     memset(w + K * group.slots, 0, group.slots * sizeof(real))
-    if group.channels < VL:
+    if group.channels % VL:
         memset(w, 0, K * group.slots * sizeof(real))
     for v in range(group.vectors):
         lanes = conv_lanes(group, v)
@@ -157,6 +163,15 @@ cdef void conv_set_group(const Conv *conv, ix number, real *w, ConvGroup *group)
         if conv.bias.p is not NULL:
             load_tile(conv.bias.p + lanes.channel * conv.bias.d, conv.bias.d, 0, lanes.rows, 1,
                       to + K * group.slots, group.slots)
+
+
+cdef inline ConvNext conv_next(const ConvGroup *group, ix v, ix t, ix n) noexcept nogil:
+    """What follows on n steps from t on of a vector: the next vector, or the first one later."""
+    cdef ConvNext next
+    next.channel, next.t = group.channel, t + n
+    if v + 1 < group.vectors:
+        next.channel, next.t = conv_lanes(group, v + 1).channel, t
+    return next
 
 
 # ---- tiles ------------------------------------------------------------------------------------
@@ -213,3 +228,13 @@ cdef void conv_gather(const Conv *conv, const ConvPart *part, ix channel, ix fir
             copy(src + (first - n - oldest) * state.n, state.n, line - n, 1, n)
     if first < end:
         copy(conv_at(&conv.x, part, channel, first), conv.x.t, line, 1, end - first)
+
+
+cdef inline void conv_fetch(const Signal *signal, const ConvPart *part, const ConvNext *next,
+                            ix t) noexcept nogil:
+    """Fetch CONV_BLOCK steps from t on of a vector of channels, a cache line each of its rows."""
+    cdef const real *p = conv_at(signal, part, next.channel, next.t + t)
+    cdef ix apart = signal.d if signal.t == 1 else signal.t, i
+    if next.t + t + CONV_BLOCK <= part.stop:
+        for i in range(CONV_BLOCK):
+            vprefetch(p + i * apart)
