@@ -18,6 +18,13 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_step_sum.pxi            sums of step sizes
     s6/_attention.pxi           rows of the expanded recurrence
     s6/_doors.pxi               the doors of the selective scan
+    ssd/_problem.pxi            structs of the SSD functions; step sizes
+    ssd/_door.pxi               from arrays to these structs
+    conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
+    conv/_forward.pxi           the convolution
+    conv/_adjoint.pxi           its adjoint
+    conv/_step.pxi              its steps, as a decoder takes them
+    conv/_doors.pxi             the doors of the causal convolution
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -34,8 +41,9 @@ import numpy as np
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
-    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vload, vmax, vpartsums, vprefetch, vratio_any,
-    vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vtranspose)
+    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vmax, vmin, vpartsums,
+    vprefetch, vratio_any, vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus,
+    vsoftplus_slope, vstore, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 from fastderiv._core.arrays import check_fits, empty
 
@@ -55,6 +63,8 @@ include "s6/_step.pxi"
 include "s6/_step_sum.pxi"
 include "s6/_attention.pxi"
 include "s6/_doors.pxi"
+include "ssd/_problem.pxi"
+include "ssd/_door.pxi"
 include "conv/_problem.pxi"
 include "conv/_forward.pxi"
 include "conv/_adjoint.pxi"

@@ -1,6 +1,13 @@
 # The adjoint of the causal convolution (docs/derivations.md §6.6).  A task takes one group of
-# channels through one share of the steps, counted through all segments.  Each share has its own sums
-# for the gradients of weight and bias, which Python adds up.  Included by _kernels.pyx.
+# channels through one share of the steps, counted through all segments.  Each share has its own
+# sums for the gradients of weight and bias, which Python adds up.  Included by _kernels.pyx.
+# needs: Signal, State (s6/_problem.pxi)
+# needs: store_tile (s6/_tiles.pxi)
+# needs: Conv, conv_at, CONV_BLOCK, CONV_CHUNK, CONV_DIRECT, conv_divide_channels,
+#        conv_divide_steps, conv_fetch, CONV_FEW, conv_fill, conv_lanes, conv_load, conv_next,
+#        conv_part, conv_rows, conv_segment_at, conv_set_group, conv_stopped, conv_tile_size,
+#        CONV_TILES, conv_total, ConvGroup, ConvLanes, ConvNext, ConvPace, ConvPart,
+#        ConvRows (conv/_problem.pxi)
 
 cdef extern from "conv/adjoint.h" nogil:
     ctypedef struct ConvAdjointRows:
@@ -28,7 +35,7 @@ cdef struct ConvAdjoint:
     bint few                            # whether conv_adjoint_rows serves the number of taps
     ix after                            # rows of a tile behind its last step, K − 1 or more
 
-cdef struct ConvAdjointGroup:           # the channels of a task, and what it keeps of them in scratch
+cdef struct ConvAdjointGroup:           # the channels of a task, and its scratch
     ConvGroup channels
     real *pending                       # [K − 1][slots]
     real *sums                          # [2 (K + 1)][slots]
@@ -37,8 +44,8 @@ cdef struct ConvAdjointGroup:           # the channels of a task, and what it ke
     real *dx
     real *s
 
-cdef struct ConvChunk:                  # steps t … t+n−1 of a part, and the `halo` steps behind them
-    ix t, n, halo                       # whose errors have a part in dx
+cdef struct ConvChunk:                  # steps t … t+n−1 of a part, and the `halo` steps behind
+    ix t, n, halo                       # them, whose errors have a part in dx
     ix whole                            # of how many of the n steps dx becomes complete
     bint starts, ends                   # whether it begins its segment; whether nothing follows
     ConvNext next

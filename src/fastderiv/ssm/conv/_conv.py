@@ -24,8 +24,6 @@ from .._sequences import check_starts
 if TYPE_CHECKING:
     from .._kernels import Kernels
 
-Activation = Literal["silu", "swish"] | None
-
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("x", "weight")
 _NAMES = (*_REQUIRED, "bias", "initial_state", "dout", "dlast_state")
@@ -36,7 +34,7 @@ def causal_conv1d(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
     *,
     initial_state: ArrayLike | None = None,
     return_last_state: Literal[False] = False,
@@ -48,7 +46,7 @@ def causal_conv1d(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
     *,
     initial_state: ArrayLike | None = None,
     return_last_state: Literal[True],
@@ -60,7 +58,7 @@ def causal_conv1d(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
     *,
     initial_state: ArrayLike | None = None,
     return_last_state: bool = False,
@@ -71,7 +69,7 @@ def causal_conv1d(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
     *,
     initial_state: ArrayLike | None = None,
     return_last_state: bool = False,
@@ -112,8 +110,8 @@ def causal_conv1d(
     Returns
     -------
     out : ndarray, shape of `x`
-        float32 if every floating argument is, else float64.  Its axes lie in memory in the order of
-        those of `x`: where channels are contiguous in `x`, they are so in the result.
+        float32 if every floating argument is, else float64.  In memory, channels are contiguous
+        (channels last) if they are closer together in `x` than steps are, otherwise steps are.
     last_state : ndarray, shape (batch, D, K - 1)
         Only if `return_last_state`.
 
@@ -127,9 +125,9 @@ def causal_conv1d(
     Notes
     -----
     O(batch·D·L·K) time.  Memory beyond inputs and outputs is scratch of at most 128 KiB per thread
-    for K <= 16, growing by 200 bytes with K.  Inputs of any strides are read in place (other dtypes,
-    byte orders and misaligned arrays, a misaligned `out` too, go through a copy); fastest are those
-    where the channels are contiguous, then those where time is, each with an `out` like it.
+    for K <= 256, growing by 128 bytes with K.  Inputs of any strides are read in place (other
+    dtypes, byte orders and misaligned arrays, a misaligned `out` too, go through a copy); fastest
+    are those where the channels are contiguous, then those where time is, with an `out` like them.
 
     The bits of the result do not depend on strides or threads, nor on how a sequence is cut into
     pieces that hand on their state.  NaN and infinities stay in their channel, and in the K - 1
@@ -183,7 +181,7 @@ class ConvCall:
         x: ArrayLike,
         weight: ArrayLike,
         bias: ArrayLike | None,
-        activation: Activation,
+        activation: str | None,
         initial_state: ArrayLike | None,
         cu_seqlens: ArrayLike | None,
         dout: ArrayLike | None = None,
@@ -225,11 +223,15 @@ class ConvCall:
             self.dlast_state = self.state(self.dlast_state)
 
     def like_x(self, what: str) -> NDArray:
-        """A new array in the caller's shape, its axes in memory in the order of those of x."""
-        x = self.x if self.batched else self.x[0]
-        order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-        whole = empty(what, tuple(self.shape[axis] for axis in order), self.dtype)
-        return whole.transpose(np.argsort(order))
+        """A new array in the caller's shape.
+
+        Channels are contiguous if they are closer together in x than steps are.
+        """
+        *batch, channels, steps = self.shape
+        d, t = (abs(stride) for stride in self.x.strides[1:])
+        if 0 < d < t:
+            return empty(what, (*batch, steps, channels), self.dtype).swapaxes(-1, -2)
+        return empty(what, self.shape, self.dtype)
 
     def new_state(self) -> NDArray:
         """An array for a state, in the caller's shape."""

@@ -1,5 +1,14 @@
-# The doors of the causal convolution: what Python calls, declared to Python in _kernels.pyi.  A door
-# fills a struct from arrays and runs tasks on it.  Included by _kernels.pyx.
+# The doors of the causal convolution (docs/derivations.md §6.6): what Python calls, declared to
+# Python in _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.  Included by
+# _kernels.pyx.
+# needs: data, expect_array, expect_axes, expect_integers, nothing, refuse, run_with,
+#        stride (_arrays.pxi)
+# needs: Signal, State (s6/_problem.pxi)
+# needs: Conv, conv_total (conv/_problem.pxi)
+# needs: conv_divide, conv_scratch, conv_state_task, conv_task (conv/_forward.pxi)
+# needs: conv_adjoint_scratch, conv_adjoint_task, conv_divide_adjoint,
+#        ConvAdjoint (conv/_adjoint.pxi)
+# needs: conv_divide_step, conv_step_scratch, conv_step_task, ConvStep (conv/_step.pxi)
 
 cdef int conv_set_signal(const Conv *conv, cnp.ndarray a, bint written, Signal *signal) except -1:
     """OUT signal: a (Bt, D, L)."""

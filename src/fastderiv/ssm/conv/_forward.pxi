@@ -1,6 +1,13 @@
 # The causal convolution (docs/derivations.md §6.6): y[t] = act(bias + Σ_k w[k]·x[t−K+1+k]).  A task
 # computes a span of the steps, counted through all segments, of one group of channels.
 # Included by _kernels.pyx.
+# needs: Signal, State (s6/_problem.pxi)
+# needs: copy, store_tile (s6/_tiles.pxi)
+# needs: Conv, conv_at, CONV_CHUNK, CONV_DIRECT, conv_divide_channels, conv_divide_steps, CONV_FEW,
+#        conv_fill, conv_gather, conv_group_start, conv_lanes, conv_line, CONV_LINES,
+#        conv_long_line, conv_part, conv_rows, conv_segment_at, conv_set_group, CONV_SHUFFLES,
+#        conv_stopped, conv_tile_size, CONV_TILES, conv_total, ConvGroup, ConvLanes, ConvLine,
+#        ConvPace, ConvPart, ConvRows (conv/_problem.pxi)
 
 cdef enum:
     CONV_STEPS = 8                      # steps of a block that is read in place

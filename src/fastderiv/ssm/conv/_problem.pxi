@@ -1,5 +1,7 @@
 # A causal convolution as structs: its arrays, how channels and steps are divided among tasks, and
 # blocks of it in tiles (docs/derivations.md §6.6).  Included by _kernels.pyx.
+# needs: PerChannel, Signal, State (s6/_problem.pxi)
+# needs: copy, load_tile (s6/_tiles.pxi)
 
 cdef extern from "conv/taps.h" nogil:
     enum: CONV_FEW, CONV_SHUFFLES

@@ -1,7 +1,12 @@
-# Steps of the causal convolution (docs/derivations.md §6.6), as a decoder takes them: the state holds
-# the last W ≥ K − 1 inputs and is shifted in place.  The inputs of a vector of channels are put
-# behind its state in a tile, so that the bits are those of a whole sequence.
+# Steps of the causal convolution (docs/derivations.md §6.6), as a decoder takes them: the state
+# holds the last W ≥ K − 1 inputs and is shifted in place.  The inputs of a vector of channels are
+# put behind its state in a tile, so that the bits are those of a whole sequence.
 # Included by _kernels.pyx.
+# needs: Signal (s6/_problem.pxi)
+# needs: store_tile (s6/_tiles.pxi)
+# needs: Conv, conv_at, CONV_CHUNK, conv_divide_channels, conv_lanes, conv_load, conv_part,
+#        conv_rows, conv_set_group, conv_tile_size, ConvGroup, ConvLanes, ConvPart,
+#        ConvRows (conv/_problem.pxi)
 
 cdef struct ConvStep:
     Conv conv                           # x and out (Bt, D, S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,13 +19,14 @@ from ..._core.arrays import (
 )
 from ..._core.dispatch import kernels
 from ..._core.plain import plain
-from ._conv import Activation, check_activation, check_weight
+from ._conv import check_activation, check_weight
 
 if TYPE_CHECKING:
     from .._kernels import Kernels
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _STEP = ("x", "weight", "bias")
+_Arrays = tuple[NDArray, NDArray, NDArray | None]
 
 
 def causal_conv1d_update(
@@ -33,7 +34,7 @@ def causal_conv1d_update(
     state: np.ndarray,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
 ) -> NDArray:
     """One or several steps of `causal_conv1d`, which update the state in place.
 
@@ -67,8 +68,8 @@ def causal_conv1d_update(
     Notes
     -----
     O(batch·D·S·(K + W)) time; memory beyond inputs and outputs is scratch of at most 128 KiB per
-    thread for K and W <= 16, growing by 64 bytes with each of them.  Ctrl-C waits for the end of the
-    call, so that the state is never half updated.
+    thread for K and W <= 256, growing by 64 bytes with each of them.  Ctrl-C waits for the end of
+    the call, so that the state is never half updated.
 
     References
     ----------
@@ -88,7 +89,8 @@ def causal_conv1d_update(
     array([[3.]])
     """
     silu = check_activation(activation)
-    base, kept, arrays = state, state, (x, weight, bias)
+    base, kept = state, state
+    arrays: _Arrays = (x, weight, bias)  # type: ignore[assignment]  # or converted
     if not plain(state, arrays[:2], arrays[2:]):
         base, kept, arrays = _converted(state, arrays)
     inputs, taps, offset = arrays
@@ -103,7 +105,9 @@ def causal_conv1d_update(
     return out
 
 
-def _converted(state: np.ndarray, arguments: tuple) -> tuple[NDArray, NDArray, tuple]:
+def _converted(
+    state: np.ndarray, arguments: tuple[ArrayLike | None, ...]
+) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
     """The base view of the state, then the state and the arguments as arrays of one dtype."""
     base = in_place("state", state)
     dtype = F32 if base.dtype.itemsize == 4 else F64

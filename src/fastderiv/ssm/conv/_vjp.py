@@ -10,11 +10,25 @@ from numpy.typing import ArrayLike, NDArray
 from ..._core.arrays import as_dtype, assign
 from ..._core.floats import undisturbed
 from ..._core.fpstate import ieee
-from ._conv import Activation, ConvCall
+from ._conv import ConvCall
 
 
 class CausalConv1dGrads(NamedTuple):
-    """What `causal_conv1d_vjp` returns: gradients of the shapes of the arguments."""
+    """Gradients with respect to the arguments of `causal_conv1d`, each in its argument's shape.
+
+    A gradient is None where the argument was None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastderiv as fd
+    >>> one = np.ones((1, 1))
+    >>> grads = fd.causal_conv1d_vjp(one, one, one)
+    >>> grads._fields
+    ('dx', 'dweight', 'dbias', 'dinitial_state')
+    >>> grads.dbias is None
+    True
+    """
 
     dx: NDArray
     dweight: NDArray
@@ -27,7 +41,7 @@ def causal_conv1d_vjp(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    activation: Activation = None,
+    activation: str | None = None,
     *,
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
@@ -56,7 +70,8 @@ def causal_conv1d_vjp(
     -------
     grads : CausalConv1dGrads
         ``dx``, ``dweight``, ``dbias`` and ``dinitial_state``, each of the shape of its argument,
-        None where the argument was None; ``dx`` in the memory order of `x`.  float32 if every
+        None where the argument was None; ``dx`` lies in memory as the result of
+        `causal_conv1d` does.  float32 if every
         floating argument is, else float64.
 
     Raises
@@ -69,9 +84,9 @@ def causal_conv1d_vjp(
     Notes
     -----
     O(batch·D·L·K) time, about two convolutions.  Nothing of the forward pass is stored: the sums
-    are computed again.  ``dweight`` and ``dbias`` have up to 64 shares of D·(K + 1) numbers, at most
-    a sixteenth of the size of `x`.  Scratch takes at most 320 KiB per thread for K <= 16, and grows
-    by about 2 KiB with K beyond 64.
+    are computed again.  ``dweight`` and ``dbias`` have up to 64 shares of D·(K + 1) numbers, at
+    most a sixteenth of the size of `x`.  Scratch takes at most 160 KiB per thread for K <= 16, and
+    grows by about 1 KiB with K.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
     nor on strides.  float64 is within 1e-12, float32 within 1e-5 of the exact gradient, relative to

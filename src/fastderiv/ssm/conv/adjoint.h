@@ -16,14 +16,14 @@
 
 /* Some steps of neighbouring channels; rows are steps. */
 typedef struct {
-    ConvRows rows;       /* x, its taps, and their shape; y is not used */
-    const real *dy;      /* the first step's row */
-    real *dx;            /* the first step's row; results begin K − 1 rows before it */
-    real *pending;       /* [K − 1][slots]: dx of the K − 1 steps before, as far as it is known */
-    real *sums;          /* [2 (K + 1)][slots]: of dw and dbias, then their rounding errors */
+    ConvRows rows;  /* x, its taps, and their shape; y is not used */
+    const real *dy; /* the first step's row */
+    real *dx;       /* the first step's row; results begin K − 1 rows before it */
+    real *pending;  /* [K − 1][slots]: dx of the K − 1 steps before, as far as it is known */
+    real *sums;     /* [2 (K + 1)][slots]: of dw and dbias, then their rounding errors */
     ptrdiff_t dy_t, dx_t;
-    ptrdiff_t dy_ahead;  /* from dy to what is fetched meanwhile */
-    int summed;          /* whether dw and dbias are wanted */
+    ptrdiff_t dy_ahead; /* from dy to what is fetched meanwhile */
+    int summed;         /* whether dw and dbias are wanted */
 } ConvAdjointRows;
 
 /* sum + low += v, low being the errors of sum's rounding. */
@@ -110,7 +110,7 @@ static void conv_adjoint_rows(const ConvAdjointRows *a)
     else conv_adjoint_with(a, 0);
 }
 
-/* ---- any K, one vector of channels in tiles [time, lane] --------------------------------------- */
+/* ---- any K, one vector of channels in tiles [time, lane] ------------------------------------ */
 
 /* IN s, e = dy; OUT e = dy·silu'(s), of n steps. */
 static void conv_errors(const real *s, real *e, ptrdiff_t n)
@@ -179,7 +179,8 @@ VINL void conv_inputs(const ConvAdjointRows *a, const real *e, ptrdiff_t t, cons
 static void conv_input_rows(const ConvAdjointRows *a, const real *e, ptrdiff_t n, ptrdiff_t first,
                             ptrdiff_t end)
 {
-    const ptrdiff_t K = a->rows.taps;
+    const ptrdiff_t K = a->rows.taps, slots = a->rows.slots;
+    const real *w = a->rows.w + (K - 1) * slots;
     ptrdiff_t t = first, j;
     while (t < end) {
         if (0 <= t && t + 4 <= end && t + 4 + K - 1 <= n) {
@@ -189,7 +190,7 @@ static void conv_input_rows(const ConvAdjointRows *a, const real *e, ptrdiff_t n
             const ptrdiff_t stop = n - t < K ? n - t : K;
             vf g = vset1(0);
             for (j = t < 0 ? -t : 0; j < stop; j++)
-                g = vfma(vload(a->rows.w + (K - 1 - j) * a->rows.slots), vload(e + (t + j) * VL), g);
+                g = vfma(vload(w - j * slots), vload(e + (t + j) * VL), g);
             vstore(a->dx + t * a->dx_t, g);
             t++;
         }
