@@ -18,8 +18,11 @@ def _number(dtype):
     return np.complex128 if np.issubdtype(dtype, np.complexfloating) else np.float64
 
 
-def _array(a: Any) -> NDArray:  # or None, which stays None
-    return None if a is None else np.asarray(a, _number(np.asarray(a).dtype))
+def _array(a: Any) -> NDArray:
+    """As an array; None stays None."""
+    if a is None:
+        return a  # type: ignore[return-value]
+    return np.asarray(a, _number(np.asarray(a).dtype))
 
 
 def _sums(x, weight, bias, before):
