@@ -64,6 +64,7 @@ cdef ConvChunk conv_chunk_at(const ConvAdjoint *adj, const ConvPart *part, ix t,
     chunk.t, chunk.n, chunk.whole = t, n, n
     chunk.halo = conv_halo(adj, part, t + n)
     chunk.starts, chunk.ends = t == part.start, t + n + chunk.halo == part.stop
+    chunk.next.channel, chunk.next.t = 0, part.stop     # nothing
     return chunk
 
 

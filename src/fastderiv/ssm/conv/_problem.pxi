@@ -22,6 +22,10 @@ cdef extern from "conv/taps.h" nogil:
     void conv_line(const ConvLine *line)
     void conv_long_line(const ConvLine *line)
 
+cdef extern from "conv/turn.h" nogil:
+    void conv_load_few(const real *src, ix d, ix channels, ix n, real *rows, ix ld)
+    void conv_store_few(const real *rows, ix ld, real *dst, ix d, ix channels, ix n)
+
 cdef enum:
     CONV_BLOCK = 16                     # steps of a block, after which sums are put aside
     CONV_CHUNK = 128                    # steps of a tile, a multiple of CONV_BLOCK
@@ -148,6 +152,7 @@ cdef void conv_set_group(const Conv *conv, ix number, real *w, ConvGroup *group)
     """OUT group, and its taps and biases in w."""
     cdef ConvLanes lanes
     cdef ix v, K = conv.taps
+    cdef const real *src
     cdef real *to
     group.channel = conv_group_start(conv, number)
     group.channels = conv_group_start(conv, number + 1) - group.channel
@@ -160,8 +165,11 @@ cdef void conv_set_group(const Conv *conv, ix number, real *w, ConvGroup *group)
     for v in range(group.vectors):
         lanes = conv_lanes(group, v)
         to = w + v * VL
-        load_tile(conv.weight.p + lanes.channel * conv.weight.d, conv.weight.d, conv.weight.n,
-                  lanes.rows, K, to, group.slots)
+        src = conv.weight.p + lanes.channel * conv.weight.d
+        if conv.weight.n == 1 or K == 1:
+            conv_load_few(src, conv.weight.d, lanes.rows, K, to, group.slots)
+        else:
+            load_tile(src, conv.weight.d, conv.weight.n, lanes.rows, K, to, group.slots)
         if conv.bias.p is not NULL:
             load_tile(conv.bias.p + lanes.channel * conv.bias.d, conv.bias.d, 0, lanes.rows, 1,
                       to + K * group.slots, group.slots)

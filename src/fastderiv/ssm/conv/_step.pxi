@@ -4,9 +4,9 @@
 # Included by _kernels.pyx.
 # needs: Signal (s6/_problem.pxi)
 # needs: store_tile (s6/_tiles.pxi)
-# needs: Conv, conv_at, CONV_CHUNK, conv_divide_channels, conv_lanes, conv_load, conv_part,
-#        conv_rows, conv_set_group, conv_tile_size, ConvGroup, ConvLanes, ConvPart,
-#        ConvRows (conv/_problem.pxi)
+# needs: Conv, conv_at, CONV_CHUNK, conv_divide_channels, conv_lanes, conv_load, conv_load_few,
+#        conv_part, conv_rows, conv_set_group, conv_store_few, conv_tile_size, ConvGroup, ConvLanes,
+#        ConvPart, ConvRows (conv/_problem.pxi)
 
 cdef struct ConvStep:
     Conv conv                           # x and out (Bt, D, S)
@@ -21,20 +21,31 @@ cdef void conv_step_lanes(const ConvStep *step, const ConvPart *part, const Conv
     cdef const Conv *conv = &step.conv
     cdef const Signal *out = &conv.out
     cdef const Signal *state = &step.state
-    cdef ix W = step.kept, t = 0, n
+    cdef ix W = step.kept, t = 0, n = 0
+    cdef real *kept = conv_at(state, part, lanes.channel, 0)
+    cdef bint few = state.t == 1 or W == 1              # the usual layout
     cdef ConvRows rows
-    conv_load(state, part, lanes, 0, W, tile)
-    rows.x, rows.y, rows.x_t, rows.y_t = tile + W * VL, y, VL, VL
+    if few:
+        conv_load_few(kept, state.d, lanes.rows, W, tile, VL)
+    else:
+        conv_load(state, part, lanes, 0, W, tile)
+    rows.y, rows.x_t, rows.y_t = y, VL, VL
     rows.w, rows.slots, rows.taps, rows.silu = lanes.w, lanes.slots, conv.taps, conv.silu
     rows.vectors, rows.last, rows.ahead = 1, 0, 0
     while t < conv.steps:
-        rows.steps = n = min(<ix>CONV_CHUNK, conv.steps - t)
+        if t:
+            memmove(tile, tile + n * VL, W * VL * sizeof(real))
+        rows.x, rows.steps = tile + W * VL, min(<ix>CONV_CHUNK, conv.steps - t)
+        n = rows.steps
         conv_load(&conv.x, part, lanes, t, n, tile + W * VL)
         conv_rows(&rows)
         store_tile(y, VL, conv_at(out, part, lanes.channel, t), out.d, out.t, lanes.rows, n)
-        memmove(tile, tile + n * VL, W * VL * sizeof(real))
         t += n
-    store_tile(tile, VL, conv_at(state, part, lanes.channel, 0), state.d, state.t, lanes.rows, W)
+    tile += n * VL                                      # its last W rows
+    if few:
+        conv_store_few(tile, VL, kept, state.d, lanes.rows, W)
+    else:
+        store_tile(tile, VL, kept, state.d, state.t, lanes.rows, W)
 
 
 cdef void conv_step_task(void *args, ix i, Worker *worker) noexcept nogil:
