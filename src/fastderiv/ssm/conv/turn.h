@@ -1,5 +1,5 @@
-/* turn.h: a few neighbouring numbers of each channel of a vector, such as its taps or its state, into
- * rows [number, lane] and back.
+/* turn.h: a few neighbouring numbers of each channel of a vector, such as its taps or its state,
+ * into rows [number, lane] and back.
  *
  *     conv_load_few, conv_store_few
  *
@@ -53,9 +53,9 @@ enum { CONV_TURN = 1 };
 VINL void conv_turn(vf *r) { (void)r; }
 #endif
 
-/* The same of VL channels whose CONV_TURN numbers follow each other: the vectors are in the order of
- * memory before they are turned, and conv_sorted puts the channels into order then; conv_unsorted
- * undoes it.  Vectors that are loaded from where they were stored in parts would wait. */
+/* The same of VL channels whose CONV_TURN numbers follow each other: the vectors are in the order
+ * of memory before they are turned, and CONV_SORTED puts the channels into order then;
+ * CONV_UNSORTED undoes it.  Vectors that are loaded from where they were stored in parts wait. */
 #if VB == 64 && !defined(SIMD_F64)
 # define CONV_SORTED   0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15
 # define CONV_UNSORTED CONV_SORTED
@@ -101,6 +101,53 @@ VINL void conv_store_contiguous(const real *rows, ptrdiff_t ld, real *dst)
     for (i = 0; i < CONV_TURN; i++) vstore(dst + i * VL, r[i]);
 }
 
+/* The same of VL channels with three numbers each, in three vectors: two shuffles a row. */
+#if VB
+# if VB == 64 && !defined(SIMD_F64)
+#  define CONV_LANES(F, k)                                                                         \
+      F(0, k), F(1, k), F(2, k), F(3, k), F(4, k), F(5, k), F(6, k), F(7, k), F(8, k), F(9, k),    \
+          F(10, k), F(11, k), F(12, k), F(13, k), F(14, k), F(15, k)
+# elif VB == 64 || (VB == 32 && !defined(SIMD_F64))
+#  define CONV_LANES(F, k) F(0, k), F(1, k), F(2, k), F(3, k), F(4, k), F(5, k), F(6, k), F(7, k)
+# elif VB == 32 || !defined(SIMD_F64)
+#  define CONV_LANES(F, k) F(0, k), F(1, k), F(2, k), F(3, k)
+# else
+#  define CONV_LANES(F, k) F(0, k), F(1, k)
+# endif
+/* Lane i of row k is number 3i + k.  CONV_OF_2: from the first two vectors, if it is there;
+ * CONV_OF_3: from these and the third vector. */
+# define CONV_OF_2(i, k) (3 * (i) + (k) < 2 * VL ? 3 * (i) + (k) : 0)
+# define CONV_OF_3(i, k) (3 * (i) + (k) < 2 * VL ? (i) : 3 * (i) + (k) - VL)
+/* Number n = i + k·VL is in row n % 3, lane n / 3: from the first two rows, and from the third. */
+# define CONV_IN_2(i, k) (((i) + (k) * VL) % 3 * VL + ((i) + (k) * VL) / 3) % (2 * VL)
+# define CONV_IN_3(i, k) (((i) + (k) * VL) % 3 < 2 ? (i) : VL + ((i) + (k) * VL) / 3)
+# define CONV_ROW(k)     SHUF(SHUF(a, b, CONV_LANES(CONV_OF_2, k)), c, CONV_LANES(CONV_OF_3, k))
+# define CONV_VECTOR(k)  SHUF(SHUF(a, b, CONV_LANES(CONV_IN_2, k)), c, CONV_LANES(CONV_IN_3, k))
+VINL void conv_load_threes(const real *src, real *rows, ptrdiff_t ld)
+{
+    const vf a = vload(src), b = vload(src + VL), c = vload(src + 2 * VL);
+    vstore(rows, CONV_ROW(0));
+    vstore(rows + ld, CONV_ROW(1));
+    vstore(rows + 2 * ld, CONV_ROW(2));
+}
+VINL void conv_store_threes(const real *rows, ptrdiff_t ld, real *dst)
+{
+    const vf a = vload(rows), b = vload(rows + ld), c = vload(rows + 2 * ld);
+    vstore(dst, CONV_VECTOR(0));
+    vstore(dst + VL, CONV_VECTOR(1));
+    vstore(dst + 2 * VL, CONV_VECTOR(2));
+}
+#else
+VINL void conv_load_threes(const real *src, real *rows, ptrdiff_t ld)
+{
+    rows[0] = src[0], rows[ld] = src[1], rows[2 * ld] = src[2];
+}
+VINL void conv_store_threes(const real *rows, ptrdiff_t ld, real *dst)
+{
+    dst[0] = rows[0], dst[1] = rows[ld], dst[2] = rows[2 * ld];
+}
+#endif
+
 /* Where the numbers of a channel lie before they are turned. */
 VINL ptrdiff_t conv_slot(ptrdiff_t channel)
 {
@@ -139,11 +186,15 @@ VINL void conv_store_turned(const real *rows, ptrdiff_t ld, real *dst, ptrdiff_t
         memcpy(dst + c * d, square + conv_slot(c), (size_t)n * sizeof(real));
 }
 
-/* OUT rows [number, lane], ld apart: n contiguous numbers of each channel, whose numbers are d apart
- * from the next one's; lanes without a channel are zero. */
+/* OUT rows [number, lane], ld apart: n contiguous numbers of each channel, whose numbers are d
+ * apart from the next one's; lanes without a channel are zero. */
 static void conv_load_few(const real *src, ptrdiff_t d, ptrdiff_t channels, ptrdiff_t n, real *rows,
                           ptrdiff_t ld)
 {
+    if (n == 3 && d == 3 && channels == VL) {
+        conv_load_threes(src, rows, ld);
+        return;
+    }
     for (; n > 0; n -= CONV_TURN, src += CONV_TURN, rows += CONV_TURN * ld) {
         if (n >= CONV_TURN && channels == VL && d == CONV_TURN) conv_load_contiguous(src, rows, ld);
         else if (n >= CONV_TURN && channels == VL)
@@ -156,6 +207,10 @@ static void conv_load_few(const real *src, ptrdiff_t d, ptrdiff_t channels, ptrd
 static void conv_store_few(const real *rows, ptrdiff_t ld, real *dst, ptrdiff_t d,
                            ptrdiff_t channels, ptrdiff_t n)
 {
+    if (n == 3 && d == 3 && channels == VL) {
+        conv_store_threes(rows, ld, dst);
+        return;
+    }
     for (; n > 0; n -= CONV_TURN, dst += CONV_TURN, rows += CONV_TURN * ld) {
         if (n >= CONV_TURN && channels == VL && d == CONV_TURN)
             conv_store_contiguous(rows, ld, dst);
