@@ -333,6 +333,47 @@ def s6(d):
     return case
 
 
+# ---- causal convolutions -------------------------------------------------------------------------
+
+
+def convolution_parts(d):
+    Bt, D, L, K = *d.sizes(2), d.size() if d.chance(0.9) else 300, d.size(1)
+    lead = [Bt] if d.chance(0.7) else []
+    case = {"x": d.array(*lead, D, L), "weight": d.array(D, K), "bias": d.maybe(D)}
+    case["activation"] = d.choice((None, "silu", "swish"))
+    if d.chance(0.02):
+        case["activation"], d.lawful = d.choice(("relu", 1, "")), False
+    states = packed(d, case, lead, D, L, K - 1)
+    return case, lead, D, L, states or [*lead, D, K - 1]
+
+
+def causal_conv1d(d):
+    case, lead, D, L, _ = convolution_parts(d)
+    case["return_last_state"] = d.chance(0.4)
+    return case | {"out": d.out(["x", "weight"], *lead, D, L)}
+
+
+def causal_conv1d_vjp(d):
+    case, lead, D, L, states = convolution_parts(d)
+    return case | {"dout": d.array(*lead, D, L), "dlast_state": d.maybe(*states)}
+
+
+def causal_conv1d_update(d):
+    Bt, D, W, S = d.sizes(4)
+    K = d.random.randrange(1, W + 2)
+    lead = [Bt] if d.chance(0.7) else []
+    case = {
+        "x": d.array(*lead, D, *([S] if d.chance(0.5) else [])),
+        "state": d.updated(*lead, D, W),
+        "weight": d.array(D, K),
+        "bias": d.maybe(D),
+        "activation": d.choice((None, "silu", "swish")),
+    }
+    if d.chance(0.05):
+        case["x"], d.lawful = {"alias": "state", "how": "whole"}, False
+    return case
+
+
 # ---- layers --------------------------------------------------------------------------------------
 
 
@@ -654,6 +695,9 @@ CALLS = {
     "selective_scan": selective_scan,
     "selective_scan_vjp": selective_scan_vjp,
     "selective_state_update": selective_state_update,
+    "causal_conv1d": causal_conv1d,
+    "causal_conv1d_vjp": causal_conv1d_vjp,
+    "causal_conv1d_update": causal_conv1d_update,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,
@@ -694,6 +738,7 @@ CALLS = {
 # result types that their functions' cases make, and pickle
 MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
+    "CausalConv1dGrads": "causal_conv1d_vjp",
     "ChunkSummary": "chunk_summary",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",

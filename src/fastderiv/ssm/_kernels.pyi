@@ -128,3 +128,57 @@ class Kernels(Protocol):
         IN delta, A, B, C and delta_bias as of `scan`; rows (R,) contiguous, in [0, L), which is not
         checked.  OUT out (Bt, D, R, L), contiguous and zero before.
         """
+
+    def convolution(
+        self,
+        x: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        last_state: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        """The causal convolution (docs/derivations.md §6.6).
+
+        IN x (Bt, D, L); weight (D, K), K ≥ 1; bias (D,); initial_state (segments, D, K − 1).  OUT
+        last_state (segments, D, K − 1); out (Bt, D, L).
+        """
+
+    def convolution_adjoint(
+        self,
+        dout: NDArray[Any],
+        x: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        dlast_state: NDArray[Any] | None,
+        dx: NDArray[Any],
+        dinitial_state: NDArray[Any] | None,
+    ) -> NDArray[Any]:
+        """The adjoint of `convolution` (docs/derivations.md §6.6).
+
+        IN dout (Bt, D, L); dlast_state (segments, D, K − 1); the arguments of `convolution`.  OUT
+        dx (Bt, D, L); dinitial_state (segments, D, K − 1), except that of empty segments.
+
+        Returns sums (shares, K + 1, D), yet to be summed over the shares: dweight, tap by tap, and
+        dbias.
+        """
+
+    def convolution_step(
+        self,
+        x: NDArray[Any],
+        state: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        out: NDArray[Any],
+    ) -> None:
+        """Steps of the convolution (docs/derivations.md §6.6), never interrupted.
+
+        IN x (Bt, D, S); weight (D, K), K ≥ 1; bias (D,).  IN OUT state (Bt, D, W), W ≥ K − 1.  OUT
+        out (Bt, D, S).
+        """

@@ -21,6 +21,11 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
+    conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
+    conv/_forward.pxi           the convolution
+    conv/_adjoint.pxi           its adjoint
+    conv/_step.pxi              its steps, as a decoder takes them
+    conv/_doors.pxi             the doors of the causal convolution
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -32,7 +37,7 @@ the blocks, the tasks and the threads are.
 """
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
 from fastderiv._core.ints cimport ceil_div, round_up
@@ -63,3 +68,8 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
+include "conv/_problem.pxi"
+include "conv/_forward.pxi"
+include "conv/_adjoint.pxi"
+include "conv/_step.pxi"
+include "conv/_doors.pxi"
