@@ -13,6 +13,7 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_scan.pxi                forward, in one fused pass
     s6/_coefficient_sums.pxi    adjoint: the sums over channels that dB and dC are
     s6/_replay.pxi              adjoint: the recurrence forward once more, and back
+    s6/_recall.pxi              adjoint: checkpoints, from scratch or from a cache
     s6/_adjoint.pxi             adjoint: a block, a segment
     s6/_adjoint_task.pxi        adjoint: how the work is divided
     s6/_step.pxi                one step, as a decoder takes it
@@ -60,6 +61,7 @@ include "s6/_remembered.pxi"
 include "s6/_scan.pxi"
 include "s6/_coefficient_sums.pxi"
 include "s6/_replay.pxi"
+include "s6/_recall.pxi"
 include "s6/_adjoint.pxi"
 include "s6/_adjoint_task.pxi"
 include "s6/_step.pxi"

@@ -8,13 +8,14 @@
 #        TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
 #        stopped, store_state (s6/_lanes.pxi)
-# needs: Leave, place_of, prefetch_remembered, remembered_at, Stir, stir, stir_begin, stirred_first,
-#        stirred_second, unpack_states (s6/_remembered.pxi)
+# needs: Leave, place_of, prefetch_remembered, Stir, stir, stir_begin, stirred_first,
+#        stirred_second (s6/_remembered.pxi)
 # needs: block_at, scan_block (s6/_scan.pxi)
 # needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows,
 #        TERMS (s6/_coefficient_sums.pxi)
 # needs: add_exactly, adjoint_states, AdjointLoop, Back, DT, DTU, DY, GATE, HA, HB, KEPT, SLOPE,
 #        TILES, U, Y (s6/_replay.pxi)
+# needs: checkpoint, checkpoints_of (s6/_recall.pxi)
 
 cdef enum:
     PLANS = 9                           # arrays of which a block prefetches lines
@@ -213,11 +214,6 @@ cdef void adjoint_block(const Adjoint *adj, const Block *block, AdjointLoop *loo
 
 # ---- a channel_block through a segment --------------------------------------------------------
 
-cdef inline real *checkpoint(const Back *back, ix N, ix t) noexcept nogil:
-    """The state t steps into a segment, t a multiple of INTERVAL."""
-    return back.checkpoints + t // INTERVAL * N * VL
-
-
 cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelBlock *carried,
                             Back *backs) noexcept nogil:
     """Forward through a segment; False if interrupted.  The last interval is left out: it is
@@ -248,67 +244,6 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
                         checkpoint(&backs[i], N, t + block.steps - segment.start))
         t += size
     return True
-
-
-cdef void sweep(const Adjoint *adj, const Block *span, Lanes *lanes, const CoefficientRows *B,
-                real *tiles, real *checkpoints) noexcept nogil:
-    """Forward through a span, leaving checkpoints.  IN lanes.h: the state before it."""
-    cdef Scan forward = adj.scan
-    cdef CoefficientRows none
-    cdef Leave leave
-    cdef uint64_t *sums = lanes.sums
-    cdef ix N = forward.states
-    forward.out.p = NULL
-    none.p, none.row, none.constant = NULL, 0, True
-    leave.p, leave.every, leave.rows, leave.first = checkpoints, INTERVAL, VL, True
-    lanes.finite = all_finite(lanes, lanes.h, N)
-    lanes.sums = NULL                   # the way back takes the checksums
-    scan_block(&forward, span, lanes, B, &none, tiles, &leave)
-    copy_states(lanes.h, lanes, N, checkpoints + span.steps // INTERVAL * N * VL)
-    lanes.sums = sums
-
-
-cdef void recall_checkpoints(const Adjoint *adj, ix number, const Block *block,
-                             const CoefficientRows *B, const AdjointLoop *loop) noexcept nogil:
-    """OUT the checkpoints of a block, from a cache; those that it lacks are computed once more."""
-    cdef const Scan *scan = &adj.scan
-    cdef Segment segment = segment_of(scan, number)
-    cdef Lanes *lanes = loop.lanes
-    cdef CoefficientRows own = B[0]
-    cdef Block span = block[0]
-    cdef real *to = loop.back.checkpoints
-    cdef ix N = scan.states, size = scan.remembered.span, t = 0, first
-    while t < block.steps:
-        first = block.start + t - segment.start
-        if first == 0:
-            load_initial_state(scan, number, lanes)
-        else:
-            unpack_states(remembered_at(scan, &segment, lanes, first), lanes, N, lanes.h)
-        span.start = span.after = block.start + t
-        # the last interval leads to a state that the cache has, or that no step needs
-        span.steps = (min(size, block.steps - t) - 1) // INTERVAL * INTERVAL
-        if span.steps == 0:
-            copy_states(lanes.h, lanes, N, to)
-        else:
-            own.p = B.p if B.constant else B.p + t
-            sweep(adj, &span, lanes, &own, loop.tiles, to)
-        to += size // INTERVAL * N * VL
-        t += size
-
-
-cdef const real *checkpoints_of(const Adjoint *adj, ix number, const Block *block,
-                                const CoefficientRows *B, const AdjointLoop *loop) noexcept nogil:
-    """The checkpoints of a block, [interval, N, lane]: in scratch or, if they are all there, in the
-    cache."""
-    cdef const Scan *scan = &adj.scan
-    cdef Segment segment = segment_of(scan, number)
-    cdef ix t = block.start - segment.start
-    if scan.remembered.p is NULL:
-        return checkpoint(loop.back, scan.states, t)
-    if t > 0 and scan.remembered.span == INTERVAL and loop.lanes.rows == VL:
-        return remembered_at(scan, &segment, loop.lanes, t)
-    recall_checkpoints(adj, number, block, B, loop)
-    return loop.back.checkpoints
 
 
 cdef bint finite_rows(const Lanes *lanes, const CoefficientRows *rows, ix N, ix T) noexcept nogil:
@@ -364,7 +299,7 @@ cdef void block_back(const Adjoint *adj, ix number, ix t, ix slice, ChannelBlock
     for i in range(carried.count):
         loop.lanes, loop.back = &carried.lanes[i], &backs[i]
         loop.B, loop.C = own_rows(&B, loop.lanes.b), own_rows(&C, loop.lanes.c)
-        loop.checkpoints = checkpoints_of(adj, number, &block, &B, &loop)
+        loop.checkpoints = checkpoints_of(scan, number, &block, &B, &loop)
         loop.terms, loop.add = terms + i % NS * TILE, i >= NS
         loop.safe = safe and loop.back.tame
         next, block.after = loop.lanes + 1, t

@@ -11,7 +11,8 @@
 # needs: begin_sums (s6/_remembered.pxi)
 # needs: CoefficientGradient, join, slots, SOME, TERMS (s6/_coefficient_sums.pxi)
 # needs: Back, KEPT, TILES (s6/_replay.pxi)
-# needs: Adjoint, adjoint_segment, checkpoint, slice_start (s6/_adjoint.pxi)
+# needs: checkpoint (s6/_recall.pxi)
+# needs: Adjoint, adjoint_segment, slice_start (s6/_adjoint.pxi)
 
 cdef enum:
     LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C,
