@@ -118,31 +118,31 @@ cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint safe
         n += 1
 
 
-# One loop is made for each way that these flags can be set.
+# B and C are constant or vary; y may not be wanted.  What is common has a loop of its own, and what
+# is rare has one loop for all.
 
-cdef inline void states_with_C(const Loop *loop, ix n, ix end, const bint safe,
-                               const bint B_constant) noexcept nogil:
-    if loop.y is NULL:
-        states_in_fours(loop, n, end, safe, B_constant, True, False)
-    elif loop.C.constant:
-        states_in_fours(loop, n, end, safe, B_constant, True, True)
-    else:
-        states_in_fours(loop, n, end, safe, B_constant, False, True)
+cdef void advance_any(const Loop *loop, ix n, ix end) noexcept nogil:
+    """For any Δ·A."""
+    states_in_fours(loop, n, end, False, loop.B.constant, loop.C.constant, loop.y is not NULL)
 
 
-cdef inline void states_with_B(const Loop *loop, ix n, ix end, const bint safe) noexcept nogil:
-    if loop.B.constant:
-        states_with_C(loop, n, end, safe, True)
-    else:
-        states_with_C(loop, n, end, safe, False)
+cdef void advance_mixed(const Loop *loop, ix n, ix end) noexcept nogil:
+    """Where one of B and C is constant, or y is not wanted."""
+    states_in_fours(loop, n, end, True, loop.B.constant, loop.C.constant, loop.y is not NULL)
 
 
 cdef void advance_piece(const Loop *loop, ix n, ix end) noexcept nogil:
     """States n … end−1 through a block."""
-    if loop.safe:
-        states_with_B(loop, n, end, True)
+    if not loop.safe:
+        advance_any(loop, n, end)
+    elif loop.y is NULL and not loop.B.constant:
+        states_in_fours(loop, n, end, True, False, True, False)
+    elif loop.y is NULL or loop.B.constant != loop.C.constant:
+        advance_mixed(loop, n, end)
+    elif loop.B.constant:
+        states_in_fours(loop, n, end, True, True, True, True)
     else:
-        states_with_B(loop, n, end, False)
+        states_in_fours(loop, n, end, True, False, False, True)
 
 
 cdef void advance_states(const Loop *loop) noexcept nogil:
