@@ -54,6 +54,7 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
+from .ssd import ssd_scan
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_scan",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .._kernels import Kernels
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
+CHUNK = 64  # steps between kept states, as SSD_CHUNK in _problem.pxi
 _REQUIRED = ("x", "dt", "A", "B", "C")
 _NAMES = (*_REQUIRED, "D", "z", "dt_bias", "initial_state", "dout", "dlast_state")
 
@@ -137,6 +138,15 @@ class SSDCall:
     def new_state(self) -> NDArray:
         """An array for a state, in the caller's shape."""
         return empty("the state", self.state_shape, self.dtype)
+
+    def new_kept(self) -> NDArray:
+        """An array for the states before each chunk of CHUNK steps: _problem.pxi says which."""
+        if self.starts is None:
+            slots = math.prod(self.shape[:-3]) * -(-self.steps // CHUNK)
+        else:
+            slots = self.steps // CHUNK + len(self.starts) - 1
+        shape = (slots, self.heads, self.states, self.width)
+        return empty("the states of the cache", shape, self.dtype)
 
     def signal(self, a: NDArray | None) -> NDArray | None:
         """An array in the caller's shape, with the batch axis that kernels want."""
