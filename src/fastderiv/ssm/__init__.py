@@ -36,6 +36,7 @@ from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
+from .ssd._scan import ssd_scan
 
 __all__ = [
     "S6",
@@ -52,6 +53,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_scan",
     "transition_product",
 ]
 

@@ -27,6 +27,12 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     conv/_adjoint.pxi           its adjoint
     conv/_step.pxi              its steps, as a decoder takes them
     conv/_doors.pxi             the doors of the causal convolution
+    ssd/_scan_decays.pxi        the scale of the state: runs of steps
+    ssd/_scan_rows.pxi          signals and states as rows of vectors
+    ssd/_scan.pxi               the SSD scan forward
+    ssd/_scan_short.pxi         the same of a short segment, as one chunk
+    ssd/_scan_task.pxi          how its work is divided
+    ssd/_doors.pxi              the doors of the SSD functions
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -44,7 +50,7 @@ import numpy as np
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
-    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vload_some, vmax, vmin,
+    vdecay_safe, vexp, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vload_some, vmax, vmin,
     vpartsums, vprefetch, vprefetch_far, vratio_any, vratio_safe, vsel_lt, vset1, vsilu,
     vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vstore_some, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
@@ -75,3 +81,9 @@ include "conv/_forward.pxi"
 include "conv/_adjoint.pxi"
 include "conv/_step.pxi"
 include "conv/_doors.pxi"
+include "ssd/_scan_decays.pxi"
+include "ssd/_scan_rows.pxi"
+include "ssd/_scan.pxi"
+include "ssd/_scan_short.pxi"
+include "ssd/_scan_task.pxi"
+include "ssd/_doors.pxi"
