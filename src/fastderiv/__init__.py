@@ -14,7 +14,9 @@ All of it works on plain NumPy arrays.  How data flows::
 Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
-                   chunk_summary, combine_summaries, scan_attention, transition_product, S6
+                   chunk_summary, combine_summaries, scan_attention, transition_product, S6;
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
+                   ssd_scan
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -73,15 +75,20 @@ from .optim import (
 )
 from .ssm import (
     S6,
+    CausalConv1dGrads,
     ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
+    causal_conv1d,
+    causal_conv1d_update,
+    causal_conv1d_vjp,
     chunk_summary,
     combine_summaries,
     scan_attention,
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
+    ssd_scan,
     transition_product,
 )
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
@@ -89,6 +96,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "BoundaryCurves",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -105,6 +113,9 @@ __all__ = [
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "counterfactuals",
@@ -132,6 +143,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "solve_x1",
+    "ssd_scan",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -21,6 +21,12 @@ from .boundary import (
     tie_sensitivity,
     trace_boundary,
 )
+from .conv import (
+    CausalConv1dGrads,
+    causal_conv1d,
+    causal_conv1d_update,
+    causal_conv1d_vjp,
+)
 from .nn import (
     DenseGrads,
     GridRNNGrads,
@@ -41,6 +47,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .ssd import ssd_scan
 from .ssm import (
     S6,
     ChunkSummary,
@@ -59,6 +66,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "BoundaryCurves",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -75,6 +83,9 @@ __all__ = [
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "counterfactuals",
@@ -99,6 +110,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_scan",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

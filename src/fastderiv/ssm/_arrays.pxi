@@ -1,6 +1,6 @@
-# From arrays to pointers, for every door of the room.  A mistake in Python must not become a read of
-# foreign memory: an array that does not have the shape, type and alignment that a kernel counts on
-# is a TypeError.  Included by _kernels.pyx.
+# From arrays to pointers, for every door of the room.  A mistake in Python must not become a read
+# of foreign memory: an array that does not have the shape, type and alignment that a kernel counts
+# on is a TypeError.  Included by _kernels.pyx.
 
 cdef enum:
     ALONE = 1 << 30                     # bytes of scratch beyond which only one thread works
