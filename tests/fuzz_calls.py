@@ -256,6 +256,9 @@ def selective_scan_vjp(d):
     }
     if N < 1000:
         case["dlast_state"] = d.maybe(*states)
+        if d.chance(0.3):
+            case["cached"] = d.choice((True, True, "other"))
+            d.lawful = d.lawful and case["cached"] is True
     return case
 
 
@@ -779,17 +782,21 @@ def call(library, name, arguments):
     return result, updated
 
 
+FORWARD = {"dense_vjp": ("dense", "X"), "selective_scan_vjp": ("selective_scan", "u")}
+
+
 def with_cache(library, name, a):
     """An adjoint, with the cache of its own forward call or of another one's."""
     cached = a.pop("cached", None)
     if cached and library.__name__ == "fastderiv":
-        forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dlast_state")}
-        key = "X" if name == "dense_vjp" else "x"
-        if cached == "other" and isinstance(forward[key], np.ndarray):
+        forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dout", "dlast_state")}
+        function, key = FORWARD.get(name, ("lstm", "x"))
+        if cached == "other" and name == "selective_scan_vjp":
+            forward["delta_softplus"] = forward["delta_softplus"] is not True
+        elif cached == "other" and isinstance(forward[key], np.ndarray):
             x = np.asarray(forward[key])
             forward[key] = np.concatenate([x, x[:1]])
-        function = library.dense if name == "dense_vjp" else library.lstm
-        a["cache"] = function(**forward, return_cache=True)[-1]
+        a["cache"] = getattr(library, function)(**forward, return_cache=True)[-1]
     return getattr(library, name)(**a)
 
 
@@ -873,6 +880,7 @@ def one_row(library, name, a):
 
 HOW = {
     "dense_vjp": with_cache,
+    "selective_scan_vjp": with_cache,
     "lstm_vjp": with_cache,
     "lstm_state_adjoints": with_cache,
     "S6": s6_method,

@@ -15,7 +15,8 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
+                   ssd_scan
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -87,6 +88,7 @@ from .ssm import (
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
+    ssd_scan,
     transition_product,
 )
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
@@ -141,6 +143,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "solve_x1",
+    "ssd_scan",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -47,6 +47,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .ssd import ssd_scan
 from .ssm import (
     S6,
     ChunkSummary,
@@ -109,6 +110,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_scan",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -27,6 +27,7 @@ from .conv._conv import causal_conv1d
 from .conv._step import causal_conv1d_update
 from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
 from .s6._attention import scan_attention
+from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
 from .s6._layer import S6, S6Grads
 from .s6._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
@@ -34,6 +35,8 @@ from .s6._scan import selective_scan
 from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
+from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
+from .ssd._scan import ssd_scan
 
 __all__ = [
     "S6",
@@ -50,6 +53,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_scan",
     "transition_product",
 ]
 

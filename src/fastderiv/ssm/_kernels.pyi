@@ -28,12 +28,19 @@ class Kernels(Protocol):
         cu_seqlens: NDArray[np.intp] | None,
         last_state: NDArray[Any] | None,
         out: NDArray[Any] | None,
+        states: NDArray[Any] | None,
+        span: int,
+        checks: NDArray[np.uint64] | None,
     ) -> None:
         """The selective scan (docs/derivations.md §1.1).
 
         IN u, delta, z (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L) with G dividing D; D,
         delta_bias (D,); initial_state (segments, D, N).  OUT last_state (segments, D, N); out
         (Bt, D, L).  C may be None only where out is.
+
+        OUT states (Bt·D·(L // span)·N,) contiguous: those before every `span` steps, 32, 64 or
+        128, for the adjoint; in these, checks (3,) contiguous, zero before: the checksums of delta,
+        u and z, if they are wanted.
         """
 
     def adjoint(
@@ -58,13 +65,16 @@ class Kernels(Protocol):
         dinitial_state: NDArray[Any] | None,
         dB: NDArray[Any] | None,
         dC: NDArray[Any] | None,
+        states: NDArray[Any] | None,
+        span: int,
+        checks: NDArray[np.uint64] | None,
     ) -> NDArray[Any]:
         """The adjoint of `scan` (docs/derivations.md §1.4).
 
         IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
         steps of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given;
         dinitial_state (segments, D, N); dB, dC (Bt, G, N, L), contiguous and zero before, where B
-        or C varies.
+        or C varies.  IN states and span, as `scan` left them, or None.  OUT checks, as of `scan`.
 
         Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges.  Rows
         are dA state by state, then dB and dC likewise where they are constant, dD, and dbias.
@@ -171,4 +181,31 @@ class Kernels(Protocol):
 
         IN x (Bt, D, S); weight (D, K), K ≥ 1; bias (D,).  IN OUT state (Bt, D, W), W ≥ K − 1.  OUT
         out (Bt, D, S).
+        """
+
+    def ssd_scan(
+        self,
+        x: NDArray[Any],
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any] | None,
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        low: float,
+        high: float,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        last_state: NDArray[Any] | None,
+        kept: NDArray[Any] | None,
+        out: NDArray[Any] | None,
+    ) -> None:
+        """Mamba-2's scan (docs/derivations.md §6.1).
+
+        IN x, z (Bt, L, H, P); dt (Bt, L, H); A, dt_bias (H,); B, C (Bt, L, G, N) with G dividing H;
+        D (H,) or (H, P); step sizes are limited to [low, high]; initial_state (segments, H, P, N).
+        OUT last_state (segments, H, P, N); kept (slots, H, N, P), contiguous, the states before
+        chunks as ssd/_problem.pxi says; out (Bt, L, H, P).  C may be None only where out is.
         """

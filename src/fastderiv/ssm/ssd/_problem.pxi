@@ -53,6 +53,37 @@ cdef SsdSegment ssd_segment(const Ssd *ssd, ix number) noexcept nogil:
     return segment
 
 
+# ---- states that a forward pass keeps for its adjoint -------------------------------------------
+# A segment is cut into chunks of SSD_CHUNK steps; the last may be shorter.  `kept` is an array
+# (slots, H, N, P), contiguous, of the true (unscaled) states before the first step of each chunk.
+# Chunk c of a segment lies in the slot ssd_first_slot + c.  Slots of packed segments need no table:
+# ceil((b − a)/Q) ≤ floor(b/Q) − floor(a/Q) + 1.  Some may be unused; they hold nothing.
+
+cdef enum:
+    SSD_CHUNK = 64                      # as CHUNK in _call.py
+
+
+cdef inline ix ssd_slots(const Ssd *ssd) noexcept nogil:
+    """How many slots an array of kept states has."""
+    if ssd.starts is NULL:
+        return ssd.batch * ceil_div(ssd.steps, SSD_CHUNK)
+    return ssd.steps // SSD_CHUNK + ssd.segments
+
+
+cdef inline ix ssd_first_slot(const Ssd *ssd, ix segment) noexcept nogil:
+    """The slot of a segment's first chunk."""
+    if ssd.starts is NULL:
+        return segment * ceil_div(ssd.steps, SSD_CHUNK)
+    return ssd.starts[segment] // SSD_CHUNK + segment
+
+
+cdef inline real *ssd_kept_state(const Ssd *ssd, real *kept, ix segment, ix chunk,
+                                 ix head) noexcept nogil:
+    """The state (N, P) of a head before a chunk."""
+    cdef ix slot = ssd_first_slot(ssd, segment) + chunk
+    return kept + (slot * ssd.heads + head) * ssd.states * ssd.width
+
+
 # ---- step sizes -------------------------------------------------------------------------------
 
 cdef void ssd_step_sizes(const Ssd *ssd, ix batch, ix start, ix count, ix head,

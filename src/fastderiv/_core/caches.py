@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._core.cache import checksums
+from .cache import checksums
 
 
 def expect_shape(symbols: str, came: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
