@@ -1,12 +1,21 @@
 """The layers against their own products, NumPy and PyTorch: checks, then times interleaved.
 
     python bench/bench_nn.py [--json] [--rounds N] [--threads 1,2] [--only dense,grid,lstm]
+    python bench/bench_nn.py --products
 
-Ratio first (how many times as long the peer takes).  Everyone has as many threads, PyTorch
+
+Ratio first (how many times as long the peer takes).  With --products, only the product that LSTM,
+grid RNN and chunks of scans share is measured, as a fraction of the peak of fused multiply-adds
+(gemm_peak.c; needs a C compiler).  Everyone has as many threads, PyTorch
 included, and NumPy's BLAS where threadpoolctl is installed.
 """
 
+import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -226,6 +235,29 @@ def lstm_at(shape, x, parameters, dh, threads, rounds):
         )
 
 
+# ---- the product alone ---------------------------------------------------------------------------
+
+
+def print_products() -> None:
+    """What gemm_peak.c prints, for both reals at every x86-64 level that this CPU has."""
+    here = Path(__file__).resolve().parent
+    for level in "x86-64-v4", "x86-64-v3":
+        for real in "float32", "float64":
+            flags = [
+                f"-march={level}",
+                "-DSIMD_FMA",
+                *(["-DSIMD_F64"] if real == "float64" else []),
+            ]
+            with tempfile.TemporaryDirectory() as folder:
+                program = Path(folder) / "gemm_peak"
+                command = [*shlex.split(os.environ.get("CC", "cc")), "-O2", "-fno-math-errno"]
+                command += ["-ffp-contract=off", *flags, f"-I{here.parent / 'src/fastderiv/_core'}"]
+                subprocess.run([*command, here / "gemm_peak.c", "-o", program], check=True)
+                run = subprocess.run([program], check=False, capture_output=True, text=True)
+            print(f"{level}, {real}: fraction of the peak, the peak in 10⁹ a second")
+            print(run.stdout or "this CPU does not have the level")
+
+
 SECTIONS = {"dense": dense_results, "grid": grid_results, "lstm": lstm_results}
 
 
@@ -244,8 +276,10 @@ if __name__ == "__main__":
         "--threads", default="1,2", help="of everyone, separated by commas (default: 1,2)"
     )
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--products", action="store_true", help="only the product alone")
     given = parser.parse_args()
-    report(
-        results(given.only.split(","), given.rounds, [int(n) for n in given.threads.split(",")]),
-        given.json,
-    )
+    if given.products:
+        print_products()
+    else:
+        threads = [int(n) for n in given.threads.split(",")]
+        report(results(given.only.split(","), given.rounds, threads), given.json)

@@ -22,6 +22,7 @@ Which file holds what:
                     as a decorator
     simd.h          the vector type; simd_math.h: exp and its family; simd_lanes.h: across lanes;
                     simd.pxd declares all three
+    gemm.h          the one small matrix product of kernels; gemm.pxd declares it
     ints.pxd        sizes in pieces; rows.pxd: rows of arrays of any strides; checks.pxd: assertions
                     of debug builds
     products.py     matrix products by NumPy's BLAS, and arrays in the layout that they need

@@ -9,7 +9,8 @@ The path of one call, ``lstm(x, weight_ih, …)``:
     _kernels.pyx        its door, `lstm`, compares sizes, packs the weights and fills a struct;
                         _kernels.pyi declares it for Python
     _lstm_forward.pxi   `lstm_forward`, a task of the thread pool: some sequences, all their steps
-    gemm.h              the products of that task; σ and tanh are in _core/simd_math.h
+    _gemm.pxi           the products of that task, by _core/gemm.h; σ and tanh are in
+                        _core/simd_math.h
     _lstm.py            wraps the results, and packs what the adjoint needs into a cache
 
 `dense` goes through _dense.py and _dense.pxi; its product is NumPy's, through _core/products.py.

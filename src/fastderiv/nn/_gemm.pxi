@@ -1,29 +1,20 @@
-# Matrix products for the recurrent layers; gemm.h has the micro-kernel and says how sums are
-# formed.
+# Matrix products of the recurrent layers, with weights that are packed in panels once per call: a
+# BLAS would pack them again in every product.  _core/gemm.h has the micro-kernel and says how sums
+# are formed.
 
-cdef extern from "gemm.h" nogil:
-    enum: MR                            # rows of a register tile of panels
-    enum: PW                            # columns of a panel: four vectors
-    enum: TALL, WIDE                    # rows and vectors of the grid RNN's register tile
-    enum: STRIP                         # rows that a segment has pointers for
-    void multiply_panel(const real *a, ix row, ix step, const real *w, ix K,
-                        real *c, ix ldc, int rows)
-    void multiply_rows(const real *const *x, int segments, const ix *n, const real *w,
-                       real *c, ix ldc, int rows, int vectors)
-    void multiply_outer(const real *const *x, ix column, ix K, const real *b,
-                        real *c, ix ld, int rows, int vectors)
+cdef enum:
+    PW = 4 * VL                         # columns of a vector of hidden units: a vector per gate
 
 
 cdef void product(const real *a, ix lda, ix rows, const real *w, ix K,
-                  real *c, ix ldc) noexcept nogil:
-    """OUT c (rows, PW) += a (rows, K) @ panel w (K, PW).
+                  real *c, ix ldc, ix width) noexcept nogil:
+    """OUT c (rows, width) += a (rows, K) @ panel w (K, width).
 
-    The rows of a and c lie lda and ldc apart.  The register tiles have as equal numbers of rows as
-    possible.
+    The rows of a and c lie lda and ldc apart.
     """
-    cdef ix i = 0, m, tiles = ceil_div(rows, MR)
-    while tiles > 0:
-        m = ceil_div(rows - i, tiles)
-        multiply_panel(a + i * lda, lda, 1, w, K, c + i * ldc, ldc, <int>m)
-        i += m
-        tiles -= 1
+    cdef Gemm g
+    g.M, g.N, g.K = rows, width, K
+    g.a, g.a_row, g.a_step = a, lda, 1
+    g.b, g.b_row = w, width
+    g.c, g.c_row = c, ldc
+    gemm(&g, GEMM_FAR)
