@@ -54,7 +54,7 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
-from .ssd import ssd_scan
+from .ssd import ssd_scan, ssd_state_update
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
@@ -101,6 +101,7 @@ __all__ = [
     "selective_state_update",
     "solve_x1",
     "ssd_scan",
+    "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

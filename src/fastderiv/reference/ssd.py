@@ -111,3 +111,31 @@ def ssd_scan(
     if return_cache:
         result += (_Cache(*arguments),)
     return result if len(result) > 1 else y
+
+
+def ssd_state_update(
+    state: NDArray,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+) -> NDArray:
+    x, dt, A, B, C = (np.asarray(a, np.float64) for a in (x, dt, A, B, C))
+    heads = state.shape[-3]
+    step = dt if dt_bias is None else dt + np.asarray(dt_bias, np.float64)
+    if dt_softplus:
+        step = np.logaddexp(0, step)
+    B, C = (a if a.ndim == x.ndim else a[..., None, :] for a in (B, C))
+    B, C = (np.repeat(a, heads // a.shape[-2], axis=-2)[..., None, :] for a in (B, C))
+    h = np.exp(step * A)[..., None, None] * state + (step[..., None] * x)[..., None] * B
+    state[...] = h
+    y = (h * C).sum(-1)
+    if D is not None:
+        D = np.asarray(D, np.float64)
+        y = y + (D if D.ndim == 2 else D[:, None]) * x
+    return y if z is None else y * _silu(np.asarray(z, np.float64))

@@ -20,6 +20,8 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
+    ssd/_step.pxi               one step, as a decoder takes it
+    ssd/_doors.pxi              the doors of the SSD functions
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -60,3 +62,5 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
+include "ssd/_step.pxi"
+include "ssd/_doors.pxi"

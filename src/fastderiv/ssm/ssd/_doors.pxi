@@ -1,0 +1,25 @@
+# The doors of the SSD functions: what Python calls, declared to Python in _kernels.pyi.  A door
+# fills a struct from arrays and runs tasks on it.  Included by _kernels.pyx.
+
+def ssd_step(cnp.ndarray state, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B,
+             cnp.ndarray C, cnp.ndarray D, cnp.ndarray z, cnp.ndarray dt_bias, bint dt_softplus,
+             cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef SsdStep step
+    cdef Ssd *ssd = &step.ssd
+    cdef double seconds
+    cdef int axes = cnp.PyArray_NDIM(state)
+    cdef const ix *shape = <const ix *>cnp.PyArray_DIMS(state)
+    set_ssd_step_state(&step, state)
+    set_ssd_step_signal(x, axes - 1, shape, False, &ssd.x)
+    set_ssd_step_signal(z, axes - 1, shape, False, &ssd.z)
+    set_ssd_step_signal(out, axes - 1, shape, True, &ssd.y)
+    set_ssd_step_heads(ssd, dt, A, axes - 2, shape)
+    set_ssd_step_coefficients(ssd, B, C, axes - 1)
+    set_ssd_per_head(ssd, D, &ssd.D)
+    set_ssd_sizes(ssd, dt_bias, dt_softplus, 0, 0)
+    if nothing(out):
+        return
+    seconds = divide_ssd_step(&step)
+    run(ssd_step_task, &step, ceil_div(step.work_items, step.items_per_task),
+        ssd_step_scratch(ssd), seconds, False)
