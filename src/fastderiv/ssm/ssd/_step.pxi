@@ -1,10 +1,9 @@
 # One step of the SSD recurrence (docs/derivations.md §6.5), as a decoder takes it.  Included by
 # _kernels.pyx.
 #
-# A head's state is taken in blocks of GL rows: step.h advances them and leaves GL sums of each row,
-# which are transposed here, so that the rows lie in lanes, and added in adjacent pairs.  States
-# that are not contiguous along N go through a tile.  Every operation works on each row alone: the
-# bits depend on no layout.
+# A head's state is taken in blocks of rows: step.h advances them and leaves GL sums of each row,
+# which are then added in adjacent pairs.  States that are not contiguous along N go through a tile.
+# Every operation works on each row alone: the bits depend on no layout.
 
 cdef extern from "ssd/step.h" nogil:
     ctypedef struct SsdRows:
@@ -15,13 +14,18 @@ cdef extern from "ssd/step.h" nogil:
         const real *dx
         real ratio, lost
         real *sums
+        bint fresh
     void ssd_split_ratio(vf size, vf rate, vf *ratio, vf *lost)
     void ssd_step_rows(const SsdRows *rows, ix count)
+    void ssd_add_lanes(const real *sums, real *y)
+    void ssd_load_lanes(const real *p, ix stride, ix n, real *to)
+    void ssd_store_lanes(const real *source, real *p, ix stride, ix n)
 
 cdef enum:
     SSD_HEADS = 64                      # heads of a work_item, at most
-    SSD_PIECE = 64                      # states of a tile
-    SSD_STEP_SCRATCH = 3 * SSD_HEADS + 3 * GL + 2 * GL * GL + GL * SSD_PIECE
+    SSD_BLOCK = 4 * GL                  # rows of a block
+    SSD_PIECE = 32                      # states of a tile, a multiple of GL
+    SSD_STEP_SCRATCH = 3 * SSD_HEADS + SSD_BLOCK * (3 + GL + SSD_PIECE)
 
 cdef struct SsdStep:
     Ssd ssd                             # its strides along time are 0
@@ -38,12 +42,11 @@ cdef struct SsdStepScratch:
     real *dx                            # [p]: Δ·x
     real *y                             # [p]
     real *sums                          # [p, GL]
-    real *turned                        # [GL, p]
     real *tile                          # [p, SSD_PIECE]
     real *b                             # [N]: B and C, zero up to a multiple of GL
     real *c
 
-cdef struct SsdStepBlock:               # up to GL rows of a head
+cdef struct SsdStepBlock:               # up to SSD_BLOCK rows of a head
     ix batch, head, first, rows
 
 
@@ -54,22 +57,15 @@ cdef inline real *ssd_step_signal(const SsdSignal *signal,
 
 # ---- heads ------------------------------------------------------------------------------------
 
-cdef inline void load_step_heads(const real *p, ix stride, ix n, real *lanes) noexcept nogil:
-    """lanes[i] = p[i·stride], zero up to a whole vector; all zero if p is NULL."""
-    memset(lanes, 0, round_up(n, VL) * sizeof(real))
-    if p is not NULL:
-        copy(p, stride, lanes, 1, n)
-
-
 cdef void ssd_step_heads(const Ssd *ssd, ix batch, ix head, ix n,
                          const SsdStepScratch *scratch) noexcept nogil:
     """OUT Δ and exp(ΔA) of n heads."""
     cdef const real *bias = NULL if ssd.bias.p is NULL else ssd.bias.p + head * ssd.bias.h
     cdef vf size, own, ratio, lost
     cdef ix i = 0
-    load_step_heads(ssd.dt.p + batch * ssd.dt.b + head * ssd.dt.h, ssd.dt.h, n, scratch.size)
-    load_step_heads(bias, ssd.bias.h, n, scratch.ratio)
-    load_step_heads(ssd.A.p + head * ssd.A.h, ssd.A.h, n, scratch.lost)
+    ssd_load_lanes(ssd.dt.p + batch * ssd.dt.b + head * ssd.dt.h, ssd.dt.h, n, scratch.size)
+    ssd_load_lanes(bias, ssd.bias.h, n, scratch.ratio)
+    ssd_load_lanes(ssd.A.p + head * ssd.A.h, ssd.A.h, n, scratch.lost)
     while i < n:
         size = vload(scratch.size + i) + vload(scratch.ratio + i)
         if ssd.softplus:
@@ -85,22 +81,19 @@ cdef inline void ssd_step_coefficient(const SsdCoefficient *a, ix batch, ix grou
                                       real *to) noexcept nogil:
     """OUT to: B or C of a group, zero up to a multiple of GL."""
     memset(to + n - n % GL, 0, GL * sizeof(real))
-    copy(a.p + batch * a.b + group * a.g, a.n, to, 1, n)
+    ssd_load_lanes(a.p + batch * a.b + group * a.g, a.n, n, to)
 
 
 # ---- a block of rows --------------------------------------------------------------------------
 
 cdef void ssd_start_rows(const Ssd *ssd, const SsdStepBlock *block, real size,
                          const SsdStepScratch *scratch) noexcept nogil:
-    """1. OUT x, Δ·x, and sums of 0."""
-    cdef const real *x = ssd_step_signal(&ssd.x, block)
+    """1. OUT x and Δ·x."""
     cdef ix i = 0
-    memset(scratch.x, 0, GL * sizeof(real))
-    copy(x, ssd.x.p_, scratch.x, 1, block.rows)
-    while i < GL:
+    ssd_load_lanes(ssd_step_signal(&ssd.x, block), ssd.x.p_, block.rows, scratch.x)
+    while i < block.rows:
         vstore(scratch.dx + i, vset1(size) * vload(scratch.x + i))
         i += VL
-    memset(scratch.sums, 0, GL * GL * sizeof(real))
 
 
 cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdRows *rows,
@@ -110,7 +103,8 @@ cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdRo
     cdef ix n = 0, N = step.ssd.states
     cdef real *h = state.p + block.batch * state.s + block.head * state.h
     h += block.first * state.p_
-    if state.n == 1:
+    rows.fresh = True
+    if state.n == 1 or N == 0:
         rows.h, rows.row, rows.states, rows.b, rows.c = h, state.p_, N, scratch.b, scratch.c
         ssd_step_rows(rows, block.rows)
         return
@@ -123,51 +117,33 @@ cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdRo
         ssd_step_rows(rows, block.rows)
         store_tile(scratch.tile, SSD_PIECE, h + n * state.n, state.n, state.p_, rows.states,
                    block.rows)
+        rows.fresh = False
         n += SSD_PIECE
-
-
-cdef void ssd_add_lanes(const SsdStepScratch *scratch) noexcept nogil:
-    """OUT y: of each row, the sum of its lanes, adjacent pairs first."""
-    cdef real *turned = scratch.turned
-    cdef ix i = 0, k, half = GL
-    while i < GL:
-        k = 0
-        while k < GL:
-            vtranspose(scratch.sums + i * GL + k, GL, turned + k * GL + i, GL)
-            k += VL
-        i += VL
-    while half > 1:
-        half //= 2
-        for k in range(half):
-            i = 0
-            while i < GL:
-                vstore(turned + k * GL + i,
-                       vload(turned + 2 * k * GL + i) + vload(turned + (2 * k + 1) * GL + i))
-                i += VL
-    memcpy(scratch.y, turned, GL * sizeof(real))
 
 
 cdef void ssd_finish_rows(const Ssd *ssd, const SsdStepBlock *block,
                           const SsdStepScratch *scratch) noexcept nogil:
-    """3. out = (y + D·x)·silu(z)."""
+    """3. y = the sums of lanes; out = (y + D·x)·silu(z)."""
     cdef real *y = scratch.y
     cdef real *factor = scratch.dx
-    cdef ix i
-    memset(factor, 0, GL * sizeof(real))
+    cdef ix i = 0
+    while i < block.rows:
+        ssd_add_lanes(scratch.sums + i * GL, y + i)
+        i += 4
     if ssd.D.p is not NULL:
-        copy(ssd.D.p + block.head * ssd.D.h + block.first * ssd.D.p_, ssd.D.p_, factor, 1,
-             block.rows)
+        ssd_load_lanes(ssd.D.p + block.head * ssd.D.h + block.first * ssd.D.p_, ssd.D.p_,
+                       block.rows, factor)
         i = 0
-        while i < GL:
+        while i < block.rows:
             vstore(y + i, vfma(vload(factor + i), vload(scratch.x + i), vload(y + i)))
             i += VL
     if ssd.z.p is not NULL:
-        copy(ssd_step_signal(&ssd.z, block), ssd.z.p_, factor, 1, block.rows)
+        ssd_load_lanes(ssd_step_signal(&ssd.z, block), ssd.z.p_, block.rows, factor)
         i = 0
-        while i < GL:
+        while i < block.rows:
             vstore(y + i, vload(y + i) * vsilu(vload(factor + i)))
             i += VL
-    copy(y, 1, ssd_step_signal(&ssd.y, block), ssd.y.p_, block.rows)
+    ssd_store_lanes(y, ssd_step_signal(&ssd.y, block), ssd.y.p_, block.rows)
 
 
 # ---- tasks ------------------------------------------------------------------------------------
@@ -178,12 +154,11 @@ cdef void ssd_step_head(const SsdStep *step, SsdStepBlock *block, SsdRows *rows,
     cdef const Ssd *ssd = &step.ssd
     block.first = 0
     while block.first < ssd.width:
-        block.rows = min(<ix>GL, ssd.width - block.first)
+        block.rows = min(<ix>SSD_BLOCK, ssd.width - block.first)
         ssd_start_rows(ssd, block, size, scratch)
         ssd_advance_rows(step, block, rows, scratch)
-        ssd_add_lanes(scratch)
         ssd_finish_rows(ssd, block, scratch)
-        block.first += GL
+        block.first += SSD_BLOCK
 
 
 cdef void ssd_step_item(const SsdStep *step, ix batch, ix head, ix n,
@@ -213,12 +188,11 @@ cdef void ssd_step_task(void *args, ix i, Worker *worker) noexcept nogil:
     scratch.ratio = scratch.size + SSD_HEADS
     scratch.lost = scratch.ratio + SSD_HEADS
     scratch.x = scratch.lost + SSD_HEADS
-    scratch.dx = scratch.x + GL
-    scratch.y = scratch.dx + GL
-    scratch.sums = scratch.y + GL
-    scratch.turned = scratch.sums + GL * GL
-    scratch.tile = scratch.turned + GL * GL
-    scratch.b = scratch.tile + GL * SSD_PIECE
+    scratch.dx = scratch.x + SSD_BLOCK
+    scratch.y = scratch.dx + SSD_BLOCK
+    scratch.sums = scratch.y + SSD_BLOCK
+    scratch.tile = scratch.sums + SSD_BLOCK * GL
+    scratch.b = scratch.tile + SSD_BLOCK * SSD_PIECE
     scratch.c = scratch.b + round_up(step.ssd.states + 1, GL)
     for item in range(i * step.items_per_task, min(step.work_items, (i + 1) * step.items_per_task)):
         head = item % step.items * step.per_item
