@@ -54,7 +54,7 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
-from .ssd import ssd_scan, ssd_state_update
+from .ssd import ssd_attention, ssd_scan, ssd_state_update
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
@@ -100,6 +100,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_attention",
     "ssd_scan",
     "ssd_state_update",
     "subset_logsumexp",

@@ -139,3 +139,32 @@ def ssd_state_update(
         D = np.asarray(D, np.float64)
         y = y + (D if D.ndim == 2 else D[:, None]) * x
     return y if z is None else y * _silu(np.asarray(z, np.float64))
+
+
+def ssd_attention(
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    *,
+    rows: ArrayLike | None = None,
+) -> NDArray:
+    dt, A, B, C = (np.asarray(a, np.float64) for a in (dt, A, B, C))
+    batched = dt.ndim == 3
+    if not batched:
+        dt, B, C = dt[None], B[None], C[None]
+    batch, steps, heads = dt.shape
+    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
+    B, C = _per_head(B, heads), _per_head(C, heads)
+    rows = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
+    attention = np.zeros((batch, heads, len(rows), steps))
+    for i, t in enumerate(rows):
+        behind = np.zeros((batch, heads))  # the sum of the step sizes after s
+        for s in range(t, -1, -1):
+            product = (C[:, t] * B[:, s]).sum(-1)
+            attention[:, :, i, s] = product * np.exp(A * behind) * step[:, s]
+            behind = behind + step[:, s]
+    return attention if batched else attention[0]

@@ -31,6 +31,7 @@ from .s6._scan import selective_scan
 from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
+from .ssd._attention import ssd_attention
 from .ssd._step import ssd_state_update
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_attention",
     "ssd_state_update",
     "transition_product",
 ]

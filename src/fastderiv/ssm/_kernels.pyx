@@ -21,6 +21,7 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
     ssd/_step.pxi               one step, as a decoder takes it
+    ssd/_attention.pxi          rows of the expanded recurrence
     ssd/_doors.pxi              the doors of the SSD functions
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
@@ -63,4 +64,5 @@ include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
 include "ssd/_step.pxi"
+include "ssd/_attention.pxi"
 include "ssd/_doors.pxi"

@@ -23,3 +23,28 @@ def ssd_step(cnp.ndarray state, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cn
     seconds = divide_ssd_step(&step)
     run(ssd_step_task, &step, ceil_div(step.work_items, step.items_per_task),
         ssd_step_scratch(ssd), seconds, False)
+
+
+def ssd_attention(cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C,
+                  cnp.ndarray dt_bias, bint dt_softplus, double low, double high,
+                  cnp.ndarray rows, cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef SsdAttention att
+    cdef Ssd *ssd = &att.ssd
+    cdef double seconds
+    cdef ix shape[4]
+    set_ssd_inputs(ssd, None, dt, A, B, C)
+    set_ssd_sizes(ssd, dt_bias, dt_softplus, low, high)
+    expect_integers(rows)
+    att.rows, att.count = <ix *>cnp.PyArray_DATA(rows), cnp.PyArray_DIM(rows, 0)
+    shape[0], shape[1], shape[2], shape[3] = ssd.batch, ssd.heads, att.count, ssd.steps
+    expect_array(out, 4, shape, True)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out):
+        refuse(out, "C-contiguous")
+    if nothing(out):
+        return
+    att.out = data(out)
+    seconds = divide_ssd_attention(&att)
+    run(ssd_attention_task, &att,
+        counted(<double>ssd.batch * ssd.groups * att.head_tasks * att.row_tasks),
+        ssd_attention_scratch(), seconds)
