@@ -15,7 +15,7 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   ssd_state_update, ssd_attention
+                   ssd_scan, ssd_state_update, ssd_attention
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -84,6 +84,7 @@ from .ssm import (
     selective_scan_vjp,
     selective_state_update,
     ssd_attention,
+    ssd_scan,
     ssd_state_update,
     transition_product,
 )
@@ -136,6 +137,7 @@ __all__ = [
     "show_config",
     "solve_x1",
     "ssd_attention",
+    "ssd_scan",
     "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",

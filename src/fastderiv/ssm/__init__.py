@@ -32,6 +32,7 @@ from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .ssd._attention import ssd_attention
+from .ssd._scan import ssd_scan
 from .ssd._step import ssd_state_update
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "ssd_attention",
+    "ssd_scan",
     "ssd_state_update",
     "transition_product",
 ]

@@ -118,3 +118,30 @@ class Kernels(Protocol):
         IN delta, A, B, C and delta_bias as of `scan`; rows (R,) contiguous, in [0, L), which is not
         checked.  OUT out (Bt, D, R, L), contiguous and zero before.
         """
+
+    def ssd_scan(
+        self,
+        x: NDArray[Any],
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any] | None,
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        low: float,
+        high: float,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        last_state: NDArray[Any] | None,
+        kept: NDArray[Any] | None,
+        out: NDArray[Any] | None,
+    ) -> None:
+        """Mamba-2's scan (docs/derivations.md §6.1).
+
+        IN x, z (Bt, L, H, P); dt (Bt, L, H); A, dt_bias (H,); B, C (Bt, L, G, N) with G dividing H;
+        D (H,) or (H, P); step sizes are limited to [low, high]; initial_state (segments, H, P, N).
+        OUT last_state (segments, H, P, N); kept (slots, H, N, P), contiguous, the states before
+        chunks as ssd/_problem.pxi says; out (Bt, L, H, P).  C may be None only where out is.
+        """

@@ -10,7 +10,7 @@
 
 cdef enum:
     SSD_COLUMNS = 64                    # of a block, a multiple of 2·VL
-    SSD_ROWS = 64                       # of a task, at most
+    SSD_WANTED = 64                       # of a task, at most
     SSD_SHARERS = 16                    # heads of a task, at most
     SSD_DEPTH = 128                     # states of B that are held at once
 
@@ -185,7 +185,7 @@ cdef ix ssd_set_rows(const SsdAttention *att, ix first, SsdColumns *held,
     cdef const SsdCoefficient *C = &att.ssd.C
     cdef ix i, last = 0
     cdef SsdRow *row
-    held.count, held.apart = min(<ix>SSD_ROWS, att.count - first), att.count * att.ssd.steps
+    held.count, held.apart = min(<ix>SSD_WANTED, att.count - first), att.count * att.ssd.steps
     for i in range(held.count):
         row = &held.rows[i]
         row.l, row.dots = att.rows[first + i], dots + i * SSD_COLUMNS
@@ -208,14 +208,14 @@ cdef void ssd_attention_task(void *args, ix i, Worker *worker) noexcept nogil:
     held.heads = min(<ix>SSD_SHARERS, ssd.per_group - share * SSD_SHARERS)
     held.head, held.worker = held.group * ssd.per_group + share * SSD_SHARERS, worker
     held.rows = <SsdRow *>worker.scratch
-    held.gaps = <Sum *>(held.rows + SSD_ROWS + 1)
-    held.size = <real *>(held.gaps + SSD_SHARERS * SSD_ROWS)
+    held.gaps = <Sum *>(held.rows + SSD_WANTED + 1)
+    held.size = <real *>(held.gaps + SSD_SHARERS * SSD_WANTED)
     held.x = held.size + SSD_COLUMNS
     held.x_row = held.x + SSD_COLUMNS
     held.y = held.x_row + SSD_COLUMNS
     held.b = held.y + SSD_COLUMNS
     memset(held.size, 0, 4 * SSD_COLUMNS * sizeof(real))
-    held.t = ssd_set_rows(att, i % att.row_tasks * SSD_ROWS, &held,
+    held.t = ssd_set_rows(att, i % att.row_tasks * SSD_WANTED, &held,
                           held.b + SSD_DEPTH * SSD_COLUMNS)
     held.t -= held.t % SSD_COLUMNS
     while held.t >= 0:
@@ -231,8 +231,8 @@ cdef void ssd_attention_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 cdef double ssd_attention_scratch() noexcept:
     """Bytes of scratch of a thread."""
-    cdef double reals = SSD_COLUMNS * (4. + SSD_DEPTH + SSD_ROWS + 1)
-    return ((SSD_ROWS + 1.) * sizeof(SsdRow) + SSD_SHARERS * SSD_ROWS * sizeof(Sum)
+    cdef double reals = SSD_COLUMNS * (4. + SSD_DEPTH + SSD_WANTED + 1)
+    return ((SSD_WANTED + 1.) * sizeof(SsdRow) + SSD_SHARERS * SSD_WANTED * sizeof(Sum)
             + reals * sizeof(real))
 
 
@@ -240,6 +240,6 @@ cdef double divide_ssd_attention(SsdAttention *att) noexcept:
     """Tasks by the size of the call; the seconds that it takes."""
     cdef const Ssd *ssd = &att.ssd
     cdef double entries = <double>ssd.batch * ssd.heads * att.count * ssd.steps
-    att.row_tasks = ceil_div(att.count, SSD_ROWS)
+    att.row_tasks = ceil_div(att.count, SSD_WANTED)
     att.head_tasks = ceil_div(ssd.per_group, SSD_SHARERS)
     return 1e-9 * entries * (0.5 + 0.03 * ssd.states / min(<ix>SSD_SHARERS, ssd.per_group))

@@ -96,7 +96,8 @@ def ssd_attention(
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
     call = SSDCall(
-        None, dt, A, B, C, dt_bias=dt_bias, dt_limit=dt_limit, required=("dt", "A", "B", "C")
+        None, dt, A, B, C, dt_bias=dt_bias, dt_limit=dt_limit,
+        dt_softplus=flag("dt_softplus", dt_softplus), required=("dt", "A", "B", "C"),
     )
     wanted = np.arange(call.steps) if rows is None else positions(rows, call.steps)
     shape = (*call.shape[:-3], call.heads, len(wanted), call.steps)
@@ -105,7 +106,7 @@ def ssd_attention(
         low, high = call.dt_limit
         call.kernels.ssd_attention(
             call.dt, call.A, call.B, C=call.C, dt_bias=call.dt_bias,
-            dt_softplus=flag("dt_softplus", dt_softplus), low=low, high=high,
+            dt_softplus=call.dt_softplus, low=low, high=high,
             rows=wanted, out=call.signal(attention),
         )  # fmt: skip
     return attention

@@ -6,7 +6,7 @@
 # Every operation works on each row alone: the bits depend on no layout.
 
 cdef extern from "ssd/step.h" nogil:
-    ctypedef struct SsdRows:
+    ctypedef struct SsdStepRows:
         real *h
         ix row, states
         const real *b
@@ -16,16 +16,16 @@ cdef extern from "ssd/step.h" nogil:
         real *sums
         bint fresh
     void ssd_split_ratio(vf size, vf rate, vf *ratio, vf *lost)
-    void ssd_step_rows(const SsdRows *rows, ix count)
-    void ssd_add_lanes(const real *sums, real *y)
-    void ssd_load_lanes(const real *p, ix stride, ix n, real *to)
-    void ssd_store_lanes(const real *source, real *p, ix stride, ix n)
+    void ssd_step_rows(const SsdStepRows *rows, ix count)
+    void ssd_step_add_lanes(const real *sums, real *y)
+    void ssd_step_load_lanes(const real *p, ix stride, ix n, real *to)
+    void ssd_step_store_lanes(const real *source, real *p, ix stride, ix n)
 
 cdef enum:
-    SSD_HEADS = 64                      # heads of a work_item, at most
-    SSD_BLOCK = 4 * GL                  # rows of a block
-    SSD_PIECE = 32                      # states of a tile, a multiple of GL
-    SSD_STEP_SCRATCH = 3 * SSD_HEADS + SSD_BLOCK * (3 + GL + SSD_PIECE)
+    SSD_STEP_HEADS = 64                      # heads of a work_item, at most
+    SSD_STEP_BLOCK = 4 * GL                  # rows of a block
+    SSD_STEP_PIECE = 32                      # states of a tile, a multiple of GL
+    SSD_STEP_FIXED = 3 * SSD_STEP_HEADS + SSD_STEP_BLOCK * (3 + GL + SSD_STEP_PIECE)
 
 cdef struct SsdStep:
     Ssd ssd                             # its strides along time are 0
@@ -42,11 +42,11 @@ cdef struct SsdStepScratch:
     real *dx                            # [p]: Δ·x
     real *y                             # [p]
     real *sums                          # [p, GL]
-    real *tile                          # [p, SSD_PIECE]
+    real *tile                          # [p, SSD_STEP_PIECE]
     real *b                             # [N]: B and C, zero up to a multiple of GL
     real *c
 
-cdef struct SsdStepBlock:               # up to SSD_BLOCK rows of a head
+cdef struct SsdStepBlock:               # up to SSD_STEP_BLOCK rows of a head
     ix batch, head, first, rows
 
 
@@ -63,9 +63,9 @@ cdef void ssd_step_heads(const Ssd *ssd, ix batch, ix head, ix n,
     cdef const real *bias = NULL if ssd.bias.p is NULL else ssd.bias.p + head * ssd.bias.h
     cdef vf size, own, ratio, lost
     cdef ix i = 0
-    ssd_load_lanes(ssd.dt.p + batch * ssd.dt.b + head * ssd.dt.h, ssd.dt.h, n, scratch.size)
-    ssd_load_lanes(bias, ssd.bias.h, n, scratch.ratio)
-    ssd_load_lanes(ssd.A.p + head * ssd.A.h, ssd.A.h, n, scratch.lost)
+    ssd_step_load_lanes(ssd.dt.p + batch * ssd.dt.b + head * ssd.dt.h, ssd.dt.h, n, scratch.size)
+    ssd_step_load_lanes(bias, ssd.bias.h, n, scratch.ratio)
+    ssd_step_load_lanes(ssd.A.p + head * ssd.A.h, ssd.A.h, n, scratch.lost)
     while i < n:
         size = vload(scratch.size + i) + vload(scratch.ratio + i)
         if ssd.softplus:
@@ -81,7 +81,7 @@ cdef inline void ssd_step_coefficient(const SsdCoefficient *a, ix batch, ix grou
                                       real *to) noexcept nogil:
     """OUT to: B or C of a group, zero up to a multiple of GL."""
     memset(to + n - n % GL, 0, GL * sizeof(real))
-    ssd_load_lanes(a.p + batch * a.b + group * a.g, a.n, n, to)
+    ssd_step_load_lanes(a.p + batch * a.b + group * a.g, a.n, n, to)
 
 
 # ---- a block of rows --------------------------------------------------------------------------
@@ -90,13 +90,13 @@ cdef void ssd_start_rows(const Ssd *ssd, const SsdStepBlock *block, real size,
                          const SsdStepScratch *scratch) noexcept nogil:
     """1. OUT x and Δ·x."""
     cdef ix i = 0
-    ssd_load_lanes(ssd_step_signal(&ssd.x, block), ssd.x.p_, block.rows, scratch.x)
+    ssd_step_load_lanes(ssd_step_signal(&ssd.x, block), ssd.x.p_, block.rows, scratch.x)
     while i < block.rows:
         vstore(scratch.dx + i, vset1(size) * vload(scratch.x + i))
         i += VL
 
 
-cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdRows *rows,
+cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdStepRows *rows,
                            const SsdStepScratch *scratch) noexcept nogil:
     """2. The new state; sums += h·C, by lanes."""
     cdef const SsdState *state = &step.state
@@ -108,17 +108,17 @@ cdef void ssd_advance_rows(const SsdStep *step, const SsdStepBlock *block, SsdRo
         rows.h, rows.row, rows.states, rows.b, rows.c = h, state.p_, N, scratch.b, scratch.c
         ssd_step_rows(rows, block.rows)
         return
-    rows.h, rows.row = scratch.tile, SSD_PIECE
+    rows.h, rows.row = scratch.tile, SSD_STEP_PIECE
     while n < N:
-        rows.states = min(<ix>SSD_PIECE, N - n)
+        rows.states = min(<ix>SSD_STEP_PIECE, N - n)
         rows.b, rows.c = scratch.b + n, scratch.c + n
         load_tile(h + n * state.n, state.n, state.p_, rows.states, block.rows, scratch.tile,
-                  SSD_PIECE)
+                  SSD_STEP_PIECE)
         ssd_step_rows(rows, block.rows)
-        store_tile(scratch.tile, SSD_PIECE, h + n * state.n, state.n, state.p_, rows.states,
+        store_tile(scratch.tile, SSD_STEP_PIECE, h + n * state.n, state.n, state.p_, rows.states,
                    block.rows)
         rows.fresh = False
-        n += SSD_PIECE
+        n += SSD_STEP_PIECE
 
 
 cdef void ssd_finish_rows(const Ssd *ssd, const SsdStepBlock *block,
@@ -128,37 +128,37 @@ cdef void ssd_finish_rows(const Ssd *ssd, const SsdStepBlock *block,
     cdef real *factor = scratch.dx
     cdef ix i = 0
     while i < block.rows:
-        ssd_add_lanes(scratch.sums + i * GL, y + i)
+        ssd_step_add_lanes(scratch.sums + i * GL, y + i)
         i += 4
     if ssd.D.p is not NULL:
-        ssd_load_lanes(ssd.D.p + block.head * ssd.D.h + block.first * ssd.D.p_, ssd.D.p_,
+        ssd_step_load_lanes(ssd.D.p + block.head * ssd.D.h + block.first * ssd.D.p_, ssd.D.p_,
                        block.rows, factor)
         i = 0
         while i < block.rows:
             vstore(y + i, vfma(vload(factor + i), vload(scratch.x + i), vload(y + i)))
             i += VL
     if ssd.z.p is not NULL:
-        ssd_load_lanes(ssd_step_signal(&ssd.z, block), ssd.z.p_, block.rows, factor)
+        ssd_step_load_lanes(ssd_step_signal(&ssd.z, block), ssd.z.p_, block.rows, factor)
         i = 0
         while i < block.rows:
             vstore(y + i, vload(y + i) * vsilu(vload(factor + i)))
             i += VL
-    ssd_store_lanes(y, ssd_step_signal(&ssd.y, block), ssd.y.p_, block.rows)
+    ssd_step_store_lanes(y, ssd_step_signal(&ssd.y, block), ssd.y.p_, block.rows)
 
 
 # ---- tasks ------------------------------------------------------------------------------------
 
-cdef void ssd_step_head(const SsdStep *step, SsdStepBlock *block, SsdRows *rows, real size,
+cdef void ssd_step_head(const SsdStep *step, SsdStepBlock *block, SsdStepRows *rows, real size,
                         const SsdStepScratch *scratch) noexcept nogil:
     """All rows of a head."""
     cdef const Ssd *ssd = &step.ssd
     block.first = 0
     while block.first < ssd.width:
-        block.rows = min(<ix>SSD_BLOCK, ssd.width - block.first)
+        block.rows = min(<ix>SSD_STEP_BLOCK, ssd.width - block.first)
         ssd_start_rows(ssd, block, size, scratch)
         ssd_advance_rows(step, block, rows, scratch)
         ssd_finish_rows(ssd, block, scratch)
-        block.first += SSD_BLOCK
+        block.first += SSD_STEP_BLOCK
 
 
 cdef void ssd_step_item(const SsdStep *step, ix batch, ix head, ix n,
@@ -166,7 +166,7 @@ cdef void ssd_step_item(const SsdStep *step, ix batch, ix head, ix n,
     """n heads of a batch item."""
     cdef const Ssd *ssd = &step.ssd
     cdef SsdStepBlock block
-    cdef SsdRows rows
+    cdef SsdStepRows rows
     cdef ix i
     block.batch, rows.sums, rows.dx = batch, scratch.sums, scratch.dx
     ssd_step_heads(ssd, batch, head, n, scratch)
@@ -185,14 +185,14 @@ cdef void ssd_step_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef SsdStepScratch scratch
     cdef ix item, head
     scratch.size = <real *>worker.scratch
-    scratch.ratio = scratch.size + SSD_HEADS
-    scratch.lost = scratch.ratio + SSD_HEADS
-    scratch.x = scratch.lost + SSD_HEADS
-    scratch.dx = scratch.x + SSD_BLOCK
-    scratch.y = scratch.dx + SSD_BLOCK
-    scratch.sums = scratch.y + SSD_BLOCK
-    scratch.tile = scratch.sums + SSD_BLOCK * GL
-    scratch.b = scratch.tile + SSD_BLOCK * SSD_PIECE
+    scratch.ratio = scratch.size + SSD_STEP_HEADS
+    scratch.lost = scratch.ratio + SSD_STEP_HEADS
+    scratch.x = scratch.lost + SSD_STEP_HEADS
+    scratch.dx = scratch.x + SSD_STEP_BLOCK
+    scratch.y = scratch.dx + SSD_STEP_BLOCK
+    scratch.sums = scratch.y + SSD_STEP_BLOCK
+    scratch.tile = scratch.sums + SSD_STEP_BLOCK * GL
+    scratch.b = scratch.tile + SSD_STEP_BLOCK * SSD_STEP_PIECE
     scratch.c = scratch.b + round_up(step.ssd.states + 1, GL)
     for item in range(i * step.items_per_task, min(step.work_items, (i + 1) * step.items_per_task)):
         head = item % step.items * step.per_item
@@ -202,14 +202,14 @@ cdef void ssd_step_task(void *args, ix i, Worker *worker) noexcept nogil:
 
 cdef double ssd_step_scratch(const Ssd *ssd) noexcept:
     """Bytes of scratch of a thread."""
-    return (SSD_STEP_SCRATCH + 2. * GL + 2. * ssd.states) * sizeof(real)
+    return (SSD_STEP_FIXED + 2. * GL + 2. * ssd.states) * sizeof(real)
 
 
 cdef double divide_ssd_step(SsdStep *step) noexcept:
     """Work_items and tasks by the size of the call; the seconds that it takes."""
     cdef const Ssd *ssd = &step.ssd
     cdef double seconds = 20e-9 + ssd.width * (4e-9 + 0.08e-9 * sizeof(real) * ssd.states)
-    step.per_item = max(1, <ix>min(<double>min(ssd.heads, <ix>SSD_HEADS), 20e-6 / seconds))
+    step.per_item = max(1, <ix>min(<double>min(ssd.heads, <ix>SSD_STEP_HEADS), 20e-6 / seconds))
     step.items = ceil_div(ssd.heads, step.per_item)
     step.work_items = ssd.batch * step.items
     step.items_per_task = max(1, <ix>(20e-6 / (seconds * step.per_item)))

@@ -12,19 +12,19 @@
 #include "simd_lanes.h"
 #include "simd_math.h"
 
-/* SSD_AHEAD    bytes between what is read and what is fetched into the second-level cache: a page,
+/* SSD_STEP_AHEAD    bytes between what is read and what is fetched into the second-level cache: a page,
  *              whose first lines the hardware's own prefetching waits for
- * SSD_FETCH    logical groups of a row, of which one is fetched so: fetching all of them, or into
+ * SSD_STEP_FETCH    logical groups of a row, of which one is fetched so: fetching all of them, or into
  *              the first-level cache, made steps 1.3 times as long on Zen 4 */
-enum { SSD_AHEAD = 4096, SSD_FETCH = 8 };
+enum { SSD_STEP_AHEAD = 4096, SSD_STEP_FETCH = 8 };
 #ifdef SIMD_F64
-# define SSD_BELOW 0x1p-51
+# define SSD_STEP_BELOW 0x1p-51
 #else
-# define SSD_BELOW 0x1p-22f
+# define SSD_STEP_BELOW 0x1p-22f
 #endif
 
 /* OUT ratio + lost = 2**(size·rate), to twice the precision where the exponent is below 60, and
- * 0 < lost < 2·SSD_BELOW·ratio there; beyond, equal halves, which are right for 0 and inf too.
+ * 0 < lost < 2·SSD_STEP_BELOW·ratio there; beyond, equal halves, which are right for 0 and inf too.
  *
  * A ratio close to 1 must not be rounded: its last bit would be the same in every step, and after
  * 1/|ΔA| steps the whole error.  `lost` is positive, so that an infinite state stays infinite: its
@@ -34,7 +34,7 @@ VINL void ssd_split_ratio(vf size, vf rate, vf *ratio, vf *lost)
     vf rest;
     const vf near = vabs(size * rate), scale = vratio_any(size, rate, &rest);
     const vf whole = vfma(rest, scale, scale), low = vfma(rest, scale, scale - whole);
-    const vf below = whole - whole * vset1(SSD_BELOW);
+    const vf below = whole - whole * vset1(SSD_STEP_BELOW);
     const vf half = vset1((real)0.5) * vexp2_any(size, rate);
     *ratio = vsel_lt(near, vset1(60), below, half);
     *lost = vsel_lt(near, vset1(60), low + (whole - below), half);
@@ -49,17 +49,17 @@ typedef struct {
     real ratio, lost;  /* ratio + lost = exp(ΔA), to twice the precision */
     real *sums;        /* [p, GL] */
     int fresh;         /* whether the sums begin at 0 here */
-} SsdRows;
+} SsdStepRows;
 
 /* The new state from the old; ratio[0] + ratio[1] = exp(ΔA). */
-VINL vf ssd_advance(const vf ratio[2], vf h, vf x, vf b)
+VINL vf ssd_step_advance(const vf ratio[2], vf h, vf x, vf b)
 {
     return vfma(ratio[0], h, vfma(ratio[1], h, x * b));
 }
 
 /* The numbers at p, loaded once: GCC would read memory again for each of their two uses, and where
  * vectors cross cache lines, as in most of NumPy's arrays, that is a fifth of the time. */
-VINL vf ssd_load(const real *p)
+VINL vf ssd_step_load(const real *p)
 {
     vf h = vload(p);
 #if VB && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -68,23 +68,23 @@ VINL vf ssd_load(const real *p)
     return h;
 }
 
-VINL void ssd_fetch(const real *p)
+VINL void ssd_step_fetch(const real *p)
 {
 #if VB
-    __builtin_prefetch((const char *)p + SSD_AHEAD, 0, 2);
+    __builtin_prefetch((const char *)p + SSD_STEP_AHEAD, 0, 2);
 #else
     (void)p;
 #endif
 }
 
 /* What is left of a row behind n, less than a logical group. */
-VINL void ssd_step_rest(const SsdRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum)
+VINL void ssd_step_rest(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum)
 {
     static const real lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int v;
     for (v = 0; v < NS && n < r->states; v++, n += VL) {
         const ptrdiff_t left = r->states - n, count = left < VL ? left : VL;
-        vf now = ssd_advance(ratio, vload_some(h + n, count), x, vload(r->b + n));
+        vf now = ssd_step_advance(ratio, vload_some(h + n, count), x, vload(r->b + n));
         vstore_some(h + n, now, count);
         now = vsel_lt(vload(lanes), vset1((real)count), now, vset1(0)); /* exp(ΔA) may be inf */
         sum[v] = vfma(now, vload(r->c + n), sum[v]);
@@ -92,7 +92,7 @@ VINL void ssd_step_rest(const SsdRows *r, real *h, ptrdiff_t n, const vf ratio[2
 }
 
 /* `groups` logical groups of a row from n on. */
-VINL void ssd_step_groups(const SsdRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum,
+VINL void ssd_step_groups(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum,
                           const int groups)
 {
     int g, v;
@@ -101,7 +101,7 @@ VINL void ssd_step_groups(const SsdRows *r, real *h, ptrdiff_t n, const vf ratio
         UNROLLED
         for (v = 0; v < NS; v++) {
             const ptrdiff_t k = n + g * GL + v * VL;
-            const vf now = ssd_advance(ratio, ssd_load(h + k), x, vload(r->b + k));
+            const vf now = ssd_step_advance(ratio, ssd_step_load(h + k), x, vload(r->b + k));
             vstore(h + k, now);
             sum[v] = vfma(now, vload(r->c + k), sum[v]);
         }
@@ -110,9 +110,9 @@ VINL void ssd_step_groups(const SsdRows *r, real *h, ptrdiff_t n, const vf ratio
 
 /* One row after the other, so that memory is read in one stream: four rows at once took 1.8 times
  * as long. */
-static void ssd_step_rows(const SsdRows *r, ptrdiff_t rows)
+static void ssd_step_rows(const SsdStepRows *r, ptrdiff_t rows)
 {
-    const SsdRows own = *r; /* r itself could be changed by a store, for all the compiler knows */
+    const SsdStepRows own = *r; /* r itself could be changed by a store, for all the compiler knows */
     const vf ratio[] = {vset1(own.ratio), vset1(own.lost)};
     ptrdiff_t i, n;
     int v;
@@ -122,11 +122,11 @@ static void ssd_step_rows(const SsdRows *r, ptrdiff_t rows)
         vf sum[NS];
         UNROLLED
         for (v = 0; v < NS; v++) sum[v] = own.fresh ? vset1(0) : vload(sums + v * VL);
-        for (n = 0; n + SSD_FETCH * GL <= own.states; n += SSD_FETCH * GL) {
-            ssd_fetch(h + n);
-            ssd_step_groups(&own, h, n, ratio, x, sum, SSD_FETCH);
+        for (n = 0; n + SSD_STEP_FETCH * GL <= own.states; n += SSD_STEP_FETCH * GL) {
+            ssd_step_fetch(h + n);
+            ssd_step_groups(&own, h, n, ratio, x, sum, SSD_STEP_FETCH);
         }
-        if (n < own.states) ssd_fetch(h + n);
+        if (n < own.states) ssd_step_fetch(h + n);
         for (; n + GL <= own.states; n += GL) ssd_step_groups(&own, h, n, ratio, x, sum, 1);
         if (n < own.states) ssd_step_rest(&own, h, n, ratio, x, sum);
         UNROLLED
@@ -136,14 +136,14 @@ static void ssd_step_rows(const SsdRows *r, ptrdiff_t rows)
 
 /* A 128-bit part of a vector: SHARE numbers. */
 #if VB
-typedef real ssd_part __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
+typedef real ssd_step_part __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
 #else
-typedef real ssd_part;
+typedef real ssd_step_part;
 #endif
 
 /* OUT y [4]: the sums over lanes of four rows of `sums` [p, GL], adjacent pairs first: those within
  * parts by shuffles, then those of the parts, [FOURS][part][SHARE]. */
-VINL void ssd_add_lanes(const real *sums, real *y)
+VINL void ssd_step_add_lanes(const real *sums, real *y)
 {
     real parts[4 * PARTS];
     vf four[FOURS];
@@ -157,20 +157,20 @@ VINL void ssd_add_lanes(const real *sums, real *y)
     }
     UNROLLED
     for (i = 0; i < FOURS; i++) {
-        ssd_part part[PARTS];
+        ssd_step_part part[PARTS];
         UNROLLED
-        for (k = 0; k < PARTS; k++) part[k] = *(const ssd_part *)(parts + i * GL + k * SHARE);
+        for (k = 0; k < PARTS; k++) part[k] = *(const ssd_step_part *)(parts + i * GL + k * SHARE);
         UNROLLED
         for (n = 1; n < PARTS; n *= 2) {
             UNROLLED
             for (k = 0; k < PARTS; k += 2 * n) part[k] = part[k] + part[k + n];
         }
-        *(ssd_part *)(y + i * SHARE) = part[0];
+        *(ssd_step_part *)(y + i * SHARE) = part[0];
     }
 }
 
 /* to[i] = p[i·stride] for i < n, and zero up to a whole vector; all zero if p is NULL. */
-VINL void ssd_load_lanes(const real *p, ptrdiff_t stride, ptrdiff_t n, real *to)
+VINL void ssd_step_load_lanes(const real *p, ptrdiff_t stride, ptrdiff_t n, real *to)
 {
     ptrdiff_t i, k;
     for (i = 0; i < n; i += VL) {
@@ -186,7 +186,7 @@ VINL void ssd_load_lanes(const real *p, ptrdiff_t stride, ptrdiff_t n, real *to)
 }
 
 /* p[i·stride] = from[i] for i < n. */
-VINL void ssd_store_lanes(const real *from, real *p, ptrdiff_t stride, ptrdiff_t n)
+VINL void ssd_step_store_lanes(const real *from, real *p, ptrdiff_t stride, ptrdiff_t n)
 {
     ptrdiff_t i;
     if (stride == 1) {
