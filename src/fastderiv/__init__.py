@@ -15,7 +15,7 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   ssd_scan, ssd_state_update, ssd_attention
+                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -77,6 +77,7 @@ from .ssm import (
     ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
+    SSDChunkSummary,
     chunk_summary,
     combine_summaries,
     scan_attention,
@@ -84,6 +85,7 @@ from .ssm import (
     selective_scan_vjp,
     selective_state_update,
     ssd_attention,
+    ssd_chunk_summary,
     ssd_scan,
     ssd_state_update,
     transition_product,
@@ -106,6 +108,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -137,6 +140,7 @@ __all__ = [
     "show_config",
     "solve_x1",
     "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
     "ssd_state_update",
     "subset_logsumexp",

@@ -41,6 +41,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .ssd import SSDChunkSummary, ssd_attention, ssd_chunk_summary, ssd_scan, ssd_state_update
 from .ssm import (
     S6,
     ChunkSummary,
@@ -54,7 +55,6 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
-from .ssd import ssd_attention, ssd_scan, ssd_state_update
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -101,6 +102,7 @@ __all__ = [
     "selective_state_update",
     "solve_x1",
     "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
     "ssd_state_update",
     "subset_logsumexp",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,19 +125,22 @@ def ssd_state_update(
     dt_bias: ArrayLike | None = None,
     dt_softplus: bool = False,
 ) -> NDArray:
-    x, dt, A, B, C = (np.asarray(a, np.float64) for a in (x, dt, A, B, C))
-    heads = state.shape[-3]
-    step = dt if dt_bias is None else dt + np.asarray(dt_bias, np.float64)
+    arrays: Any = [np.asarray(a, np.float64) for a in (x, dt, A, B, C)]
+    u, step, rate, *coefficients = arrays
+    if dt_bias is not None:
+        step = step + np.asarray(dt_bias, np.float64)
     if dt_softplus:
         step = np.logaddexp(0, step)
-    B, C = (a if a.ndim == x.ndim else a[..., None, :] for a in (B, C))
-    B, C = (np.repeat(a, heads // a.shape[-2], axis=-2)[..., None, :] for a in (B, C))
-    h = np.exp(step * A)[..., None, None] * state + (step[..., None] * x)[..., None] * B
+    coefficients = [a if a.ndim == u.ndim else a[..., None, :] for a in coefficients]
+    repeats = [state.shape[-3] // a.shape[-2] for a in coefficients]
+    b, c = (np.repeat(a, n, axis=-2) for a, n in zip(coefficients, repeats, strict=True))
+    h = np.exp(step * rate)[..., None, None] * state
+    h = h + (step[..., None] * u)[..., None] * b[..., None, :]
     state[...] = h
-    y = (h * C).sum(-1)
+    y = (h * c[..., None, :]).sum(-1)
     if D is not None:
-        D = np.asarray(D, np.float64)
-        y = y + (D if D.ndim == 2 else D[:, None]) * x
+        d = np.asarray(D, np.float64)
+        y = y + (d if d.ndim == 2 else d[:, None]) * u
     return y if z is None else y * _silu(np.asarray(z, np.float64))
 
 
@@ -152,19 +155,40 @@ def ssd_attention(
     *,
     rows: ArrayLike | None = None,
 ) -> NDArray:
-    dt, A, B, C = (np.asarray(a, np.float64) for a in (dt, A, B, C))
-    batched = dt.ndim == 3
+    arrays: Any = [np.asarray(a, np.float64) for a in (dt, B, C)]
+    batched = arrays[0].ndim == 3
     if not batched:
-        dt, B, C = dt[None], B[None], C[None]
-    batch, steps, heads = dt.shape
-    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
-    B, C = _per_head(B, heads), _per_head(C, heads)
-    rows = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
-    attention = np.zeros((batch, heads, len(rows), steps))
-    for i, t in enumerate(rows):
+        arrays = [a[None] for a in arrays]
+    step = _step_sizes(arrays[0], dt_bias, dt_softplus, dt_limit)
+    batch, steps, heads = step.shape
+    b, c = (_per_head(a, heads) for a in arrays[1:])
+    wanted = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
+    attention = np.zeros((batch, heads, len(wanted), steps))
+    for i, t in enumerate(wanted):
         behind = np.zeros((batch, heads))  # the sum of the step sizes after s
         for s in range(t, -1, -1):
-            product = (C[:, t] * B[:, s]).sum(-1)
-            attention[:, :, i, s] = product * np.exp(A * behind) * step[:, s]
+            product = (c[:, t] * b[:, s]).sum(-1)
+            attention[:, :, i, s] = product * np.exp(np.asarray(A) * behind) * step[:, s]
             behind = behind + step[:, s]
     return attention if batched else attention[0]
+
+
+class SSDChunkSummary(NamedTuple):
+    P: NDArray
+    q: NDArray
+
+
+def ssd_chunk_summary(
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+) -> SSDChunkSummary:
+    step = _step_sizes(np.asarray(dt, np.float64), dt_bias, dt_softplus, dt_limit)
+    P = np.exp(np.asarray(A, np.float64) * step.sum(-2))
+    C = np.zeros(np.shape(B))
+    _, q = ssd_scan(x, dt, A, B, C, None, None, dt_bias, dt_softplus, dt_limit, True)
+    return SSDChunkSummary(P, q)

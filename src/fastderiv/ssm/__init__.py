@@ -32,6 +32,7 @@ from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .ssd._attention import ssd_attention
+from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
 from .ssd._step import ssd_state_update
 
@@ -39,6 +40,7 @@ __all__ = [
     "S6",
     "ChunkSummary",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "chunk_summary",
     "combine_summaries",
@@ -47,6 +49,7 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
     "ssd_state_update",
     "transition_product",

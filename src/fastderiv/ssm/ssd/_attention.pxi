@@ -7,6 +7,10 @@
 # to the first: the products C·B of a block serve all its heads.  x is a sum of step sizes backwards
 # from the block's end, plus the gap from there to the row: nothing is subtracted.
 # Included by _kernels.pyx.
+# needs: load_tile (s6/_tiles.pxi)
+# needs: accumulate, Sum, sum_of (s6/_step_sum.pxi)
+# needs: sum_behind (s6/_attention.pxi)
+# needs: Ssd, ssd_step_sizes, SsdCoefficient (ssd/_problem.pxi)
 
 cdef enum:
     SSD_COLUMNS = 64                    # of a block, a multiple of 2·VL

@@ -96,8 +96,15 @@ def ssd_attention(
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
     call = SSDCall(
-        None, dt, A, B, C, dt_bias=dt_bias, dt_limit=dt_limit,
-        dt_softplus=flag("dt_softplus", dt_softplus), required=("dt", "A", "B", "C"),
+        None,
+        dt,
+        A,
+        B,
+        C,
+        dt_bias=dt_bias,
+        dt_limit=dt_limit,
+        dt_softplus=flag("dt_softplus", dt_softplus),
+        required=("dt", "A", "B", "C"),
     )
     wanted = np.arange(call.steps) if rows is None else positions(rows, call.steps)
     shape = (*call.shape[:-3], call.heads, len(wanted), call.steps)
@@ -107,6 +114,6 @@ def ssd_attention(
         call.kernels.ssd_attention(
             call.dt, call.A, call.B, C=call.C, dt_bias=call.dt_bias,
             dt_softplus=call.dt_softplus, low=low, high=high,
-            rows=wanted, out=call.signal(attention),
+            rows=wanted, out=attention if call.batched else attention[None],
         )  # fmt: skip
     return attention

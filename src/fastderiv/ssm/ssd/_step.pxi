@@ -4,6 +4,10 @@
 # A head's state is taken in blocks of rows: step.h advances them and leaves GL sums of each row,
 # which are then added in adjacent pairs.  States that are not contiguous along N go through a tile.
 # Every operation works on each row alone: the bits depend on no layout.
+# needs: data, expect_array, refuse, stride (_arrays.pxi)
+# needs: load_tile, store_tile (s6/_tiles.pxi)
+# needs: Ssd, SsdCoefficient, SsdSignal, SsdState (ssd/_problem.pxi)
+# needs: set_ssd_per_head (ssd/_door.pxi)
 
 cdef extern from "ssd/step.h" nogil:
     ctypedef struct SsdStepRows:

@@ -12,10 +12,10 @@
 #include "simd_lanes.h"
 #include "simd_math.h"
 
-/* SSD_STEP_AHEAD    bytes between what is read and what is fetched into the second-level cache: a page,
- *              whose first lines the hardware's own prefetching waits for
- * SSD_STEP_FETCH    logical groups of a row, of which one is fetched so: fetching all of them, or into
- *              the first-level cache, made steps 1.3 times as long on Zen 4 */
+/* SSD_STEP_AHEAD  bytes between what is read and what is fetched into the second-level cache: a
+ *                 page, whose first lines the hardware's own prefetching waits for
+ * SSD_STEP_FETCH  logical groups of a row, of which one is fetched so: fetching all of them, or
+ *                 into the first-level cache, made steps 1.2 times as long on Zen 4 */
 enum { SSD_STEP_AHEAD = 4096, SSD_STEP_FETCH = 8 };
 #ifdef SIMD_F64
 # define SSD_STEP_BELOW 0x1p-51
@@ -24,7 +24,7 @@ enum { SSD_STEP_AHEAD = 4096, SSD_STEP_FETCH = 8 };
 #endif
 
 /* OUT ratio + lost = 2**(size·rate), to twice the precision where the exponent is below 60, and
- * 0 < lost < 2·SSD_STEP_BELOW·ratio there; beyond, equal halves, which are right for 0 and inf too.
+ * 0 < lost < 2·SSD_STEP_BELOW·ratio there.  Beyond, they are equal halves, right for 0 and inf too.
  *
  * A ratio close to 1 must not be rounded: its last bit would be the same in every step, and after
  * 1/|ΔA| steps the whole error.  `lost` is positive, so that an infinite state stays infinite: its
@@ -78,7 +78,8 @@ VINL void ssd_step_fetch(const real *p)
 }
 
 /* What is left of a row behind n, less than a logical group. */
-VINL void ssd_step_rest(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum)
+VINL void ssd_step_rest(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x,
+                        vf *sum)
 {
     static const real lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int v;
@@ -92,8 +93,8 @@ VINL void ssd_step_rest(const SsdStepRows *r, real *h, ptrdiff_t n, const vf rat
 }
 
 /* `groups` logical groups of a row from n on. */
-VINL void ssd_step_groups(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x, vf *sum,
-                          const int groups)
+VINL void ssd_step_groups(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x,
+                          vf *sum, const int groups)
 {
     int g, v;
     UNROLLED
@@ -112,7 +113,8 @@ VINL void ssd_step_groups(const SsdStepRows *r, real *h, ptrdiff_t n, const vf r
  * as long. */
 static void ssd_step_rows(const SsdStepRows *r, ptrdiff_t rows)
 {
-    const SsdStepRows own = *r; /* r itself could be changed by a store, for all the compiler knows */
+    const SsdStepRows own =
+        *r; /* r itself could be changed by a store, for all the compiler knows */
     const vf ratio[] = {vset1(own.ratio), vset1(own.lost)};
     ptrdiff_t i, n;
     int v;
