@@ -163,10 +163,12 @@ cdef void ssd_head_rows(SsdColumns *held, ix number) noexcept nogil:
     cdef Sum *gap
     cdef real *out
     cdef double behind
-    cdef ix i
+    cdef ix i, j
     for i in range(held.count):
         row, gap = &held.rows[i], &held.gaps[number * held.count + i]
         out = row.out + number * held.apart
+        if i % 8 == 0 and interrupted(held.worker):     # a row may touch a fresh page of 2 MiB
+            return
         if row.l < held.t:
             continue
         if row.l < held.t + SSD_COLUMNS:
@@ -176,8 +178,9 @@ cdef void ssd_head_rows(SsdColumns *held, ix number) noexcept nogil:
         if held.decays and behind >= 0:
             ssd_attention_row(held, row.dots, <real>behind, held.x, SSD_COLUMNS, out + held.t, True)
         else:
-            ssd_attention_row(held, row.dots, <real>behind, held.x, SSD_COLUMNS, out + held.t,
-                              False)
+            for j in range(SSD_COLUMNS):                # of both signs, perhaps: not to be rounded
+                held.x_row[j] = <real>(behind + held.x[j])
+            ssd_attention_row(held, row.dots, 0, held.x_row, SSD_COLUMNS, out + held.t, False)
         accumulate(gap, held.total)
 
 
@@ -222,9 +225,7 @@ cdef void ssd_attention_task(void *args, ix i, Worker *worker) noexcept nogil:
     held.t = ssd_set_rows(att, i % att.row_tasks * SSD_WANTED, &held,
                           held.b + SSD_DEPTH * SSD_COLUMNS)
     held.t -= held.t % SSD_COLUMNS
-    while held.t >= 0:
-        if interrupted(worker):
-            return
+    while held.t >= 0 and not interrupted(worker):
         held.T = min(<ix>SSD_COLUMNS, ssd.steps - held.t)
         ssd_set_dots(ssd, &held)
         for number in range(held.heads):

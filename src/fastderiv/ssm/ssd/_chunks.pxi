@@ -14,15 +14,6 @@ cdef struct SsdChunk:
     ix tasks                            # of a batch item
 
 
-cdef void ssd_chunk_sum(const real *size, ix n, Sum *sum) noexcept nogil:
-    """sum += n step sizes."""
-    cdef double total = 0
-    cdef ix t
-    for t in range(n):
-        total += size[t]
-    accumulate(sum, total)
-
-
 cdef real ssd_chunk_product(real rate, const Sum *sum) noexcept nogil:
     """exp(rate·sum), the exponent to more than the working precision."""
     cdef double exponent = rate * sum_of(sum)
@@ -39,7 +30,8 @@ cdef void ssd_chunk_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef const Ssd *ssd = &chunk.ssd
     cdef real *size = <real *>worker.scratch
     cdef Sum sums[SSD_CHUNK_HEADS]
-    cdef ix batch = i // chunk.tasks, first = i % chunk.tasks * SSD_CHUNK_HEADS, t = 0, n, head
+    cdef ix batch = i // chunk.tasks, first = i % chunk.tasks * SSD_CHUNK_HEADS
+    cdef ix t = 0, n, head, step
     cdef ix heads = min(<ix>SSD_CHUNK_HEADS, ssd.heads - first)
     memset(sums, 0, sizeof(sums))
     while t < ssd.steps:
@@ -48,7 +40,8 @@ cdef void ssd_chunk_task(void *args, ix i, Worker *worker) noexcept nogil:
         n = min(<ix>SSD_CHUNK_STEPS, ssd.steps - t)
         for head in range(heads):
             ssd_step_sizes(ssd, batch, t, n, first + head, size, NULL)
-            ssd_chunk_sum(size, n, &sums[head])
+            for step in range(n):
+                accumulate(&sums[head], size[step])
         t += SSD_CHUNK_STEPS
     for head in range(heads):
         chunk.out[batch * ssd.heads + first + head] = ssd_chunk_product(
