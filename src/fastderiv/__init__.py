@@ -15,7 +15,8 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention
+                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention;
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -74,10 +75,14 @@ from .optim import (
 )
 from .ssm import (
     S6,
+    CausalConv1dGrads,
     ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
     SSDChunkSummary,
+    causal_conv1d,
+    causal_conv1d_update,
+    causal_conv1d_vjp,
     chunk_summary,
     combine_summaries,
     scan_attention,
@@ -95,6 +100,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "BoundaryCurves",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -112,6 +118,9 @@ __all__ = [
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "counterfactuals",

@@ -23,7 +23,8 @@ cdef enum:                              # tiles of a block of one Lanes, [time, 
     TILES = 9 * TILE
 
 cdef struct Back:                       # what the way back adds to a Lanes, in scratch
-    real *checkpoints                   # [interval, N, lane]: states before every interval
+    real *checkpoints                   # [interval, N, lane]: states before every interval, of a
+                                        # segment, or of a block if a cache holds the states
     real *g                             # [N, lane]: Ā·h̄ of the step behind
     real *sums                          # [row, lane]: over time, as in Adjoint
     real *low                           # [row, lane]: what rounding took from them
