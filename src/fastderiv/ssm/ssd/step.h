@@ -68,14 +68,7 @@ VINL vf ssd_step_load(const real *p)
     return h;
 }
 
-VINL void ssd_step_fetch(const real *p)
-{
-#if VB
-    __builtin_prefetch((const char *)p + SSD_STEP_AHEAD, 0, 2);
-#else
-    (void)p;
-#endif
-}
+VINL void ssd_step_fetch(const real *p) { vprefetch_far((const char *)p + SSD_STEP_AHEAD); }
 
 /* What is left of a row behind n, less than a logical group. */
 VINL void ssd_step_rest(const SsdStepRows *r, real *h, ptrdiff_t n, const vf ratio[2], vf x,
