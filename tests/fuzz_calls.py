@@ -259,6 +259,41 @@ def selective_scan_vjp(d):
     return case
 
 
+def ssd_parts(d):
+    Bt, L, H, P, N = *d.sizes(1), d.size() if d.chance(0.9) else 300, *d.sizes(3)
+    lead = [Bt] if d.chance(0.7) else []
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    parts = {
+        "x": d.array(*lead, L, H, P),
+        "dt": d.array(*lead, L, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+        "B": d.array(*lead, L, G, N),
+        "C": d.array(*lead, L, G, N),
+        "D": d.maybe(*d.choice(([H], [H, P]))),
+        "z": d.maybe(*lead, L, H, P),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    return parts, lead, L, H, P, N
+
+
+def ssd_scan(d):
+    case, lead, L, H, P, N = ssd_parts(d)
+    first = None
+    if lead == [1] and d.chance(0.6):
+        k = d.choice((1, 2, 3, 5))
+        case["cu_seqlens"], first = d.integers(d.cuts(L, k)), [k, H, P, N]
+    elif d.chance(0.4):
+        first = [*lead, H, P, N]
+    if first and d.chance(0.7):
+        case["initial_state"] = d.array(*first)
+    return case | {
+        "return_last_state": d.chance(0.4),
+        "return_cache": d.chance(0.2),
+        "out": d.out(["x", "dt", "A"], *lead, L, H, P),
+    }
+
+
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
@@ -651,6 +686,7 @@ CALLS = {
     "selective_scan": selective_scan,
     "selective_scan_vjp": selective_scan_vjp,
     "selective_state_update": selective_state_update,
+    "ssd_scan": ssd_scan,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,

@@ -40,6 +40,14 @@ def gradients(dtype=np.float64):
     return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
 
 
+def mamba2(dtype=np.float64):
+    x3 = np.cos(np.arange(60.0)).reshape(5, 4, 3)
+    p = x3, x3[..., 0], -np.arange(1.0, 5), x3[:, :2], x3[::-1, :2]
+    p = tuple(a.astype(dtype) for a in p)
+    y, h = fd.ssd_scan(*p, dt_softplus=True, return_last_state=True)
+    return y, h, fd.ssd_scan(*p, D=p[2], z=p[0], dt_softplus=True, initial_state=h)
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -150,6 +158,7 @@ CALLS = {
     "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
     "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
+    "ssd_scan": lambda: (*mamba2(), *mamba2(np.float32)),
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),

@@ -42,7 +42,7 @@ VINL void ssd_finish_rows(const SsdFinish *f, vi *odd, const int with_skip, cons
         real *out = f->out.p + t * f->out.row;
         for (i = 0; i < f->width; i += VL) {
             vf v = vload(y + i);
-            seen |= as_i(v * vset1(0)); /* a chain of one cycle a turn; a sum would be one of four */
+            seen |= as_i(v * vset1(0)); /* one cycle a turn; a chain of sums would take four */
             v = with_skip ? vfma(v, scale, vload(x + i) * vload(f->D + i)) : v * scale;
             if (with_gate) v *= vsilu(vload(z + i));
             vstore(out + i, v);

@@ -4,10 +4,10 @@
  *
  *     S[n][p] += b[n]·x[p],    y[p] = Σ_n c[n]·S[n][p],
  *
- * two multiply–adds an element.  There is no decay in it: S is scaled, and where the scale changes,
- * a new run of steps begins.  SSD_UB rows of S by SSD_UV vectors stay in registers for a whole block
- * of time.  Sums over n are chains in ascending order through memory, so that results do not depend
- * on SSD_UB and SSD_UV.
+ * two multiply–adds an element.  There is no decay in it: S is scaled, and where the scale
+ * changes, a new run of steps begins.  SSD_UB rows of S by SSD_UV vectors stay in registers for a
+ * whole block of time.  Sums over n are chains in ascending order through memory, so that results
+ * do not depend on SSD_UB and SSD_UV.
  */
 #ifndef FASTDERIV_SSD_SCAN_H
 #define FASTDERIV_SSD_SCAN_H
@@ -160,8 +160,8 @@ static void ssd_block_states(const SsdLoop *loop)
     for (i = 0; i < loop->states; i += SSD_UB) ssd_rows(loop, i, SSD_UB, 0, 0);
 }
 
-/* As ssd_block for `states` that are no multiple of anything: no padded row takes part, whose 0 · inf
- * would be NaN. */
+/* As ssd_block for `states` that are no multiple of anything: no padded row takes part, whose
+ * 0 · inf would be NaN. */
 static void ssd_block_exact(const SsdLoop *loop)
 {
     ptrdiff_t i;
