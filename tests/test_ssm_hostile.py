@@ -36,7 +36,8 @@ STEP = dict(x=normal(2, 4), dt=normal(2, 4), A=A, B=normal(2, 3), C=normal(2, 2,
             z=normal(2, 4), dt_bias=BIAS)  # fmt: skip
 HEADS, GROUPS = normal(1, 6, 4, 3), normal(1, 6, 2, 5)
 SSD = dict(x=HEADS, dt=normal(1, 6, 4), A=D, B=GROUPS, C=GROUPS, D=normal(4, 3), z=HEADS,
-           dt_bias=BIAS, initial_state=normal(2, 4, 3, 5), cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
+           dt_bias=BIAS, initial_state=normal(2, 4, 3, 5),
+           cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
 SQUARE, STATES = normal(4, 4), normal(3, 4)
 LAYER = fd.S6(SQUARE, D, A, STATES, STATES)
 X, X0 = normal(5, 4), normal(4, 3)

@@ -25,10 +25,10 @@ static void ssd_scale_rows(const SsdRows *x, const real *factor, ptrdiff_t steps
 }
 
 typedef struct {
-    const real *y;            /* a tile: C·S, in the scale of the run */
-    const real *scale;        /* [t]: the scale of the run */
-    const real *D;            /* [p] */
-    SsdRows x, z, out;        /* x.p NULL: no skip connection; z.p NULL: no gate */
+    const real *y;     /* a tile: C·S, in the scale of the run */
+    const real *scale; /* [t]: the scale of the run */
+    const real *D;     /* [p] */
+    SsdRows x, z, out; /* x.p NULL: no skip connection; z.p NULL: no gate */
     ptrdiff_t steps, width;
 } SsdFinish;
 
@@ -56,15 +56,11 @@ static int ssd_finish(const SsdFinish *f)
 {
     vi odd;
     if (f->x.p) {
-        if (f->z.p)
-            ssd_finish_rows(f, &odd, 1, 1);
-        else
-            ssd_finish_rows(f, &odd, 1, 0);
+        if (f->z.p) ssd_finish_rows(f, &odd, 1, 1);
+        else ssd_finish_rows(f, &odd, 1, 0);
     } else {
-        if (f->z.p)
-            ssd_finish_rows(f, &odd, 0, 1);
-        else
-            ssd_finish_rows(f, &odd, 0, 0);
+        if (f->z.p) ssd_finish_rows(f, &odd, 0, 1);
+        else ssd_finish_rows(f, &odd, 0, 0);
     }
     return vall_lt(vabs(as_f(odd)), vset1(1));
 }

@@ -16,11 +16,11 @@ VINL ptrdiff_t ssd_panel_of_G(ptrdiff_t panel)
 }
 
 typedef struct {
-    const real *B;            /* [s][n], rows b_row apart */
-    const real *CT;           /* [n][t], rows c_row apart, zeros behind the last step */
+    const real *B;  /* [s][n], rows b_row apart */
+    const real *CT; /* [n][t], rows c_row apart, zeros behind the last step */
     ptrdiff_t b_row, c_row;
     ptrdiff_t states, steps, padded; /* padded: a multiple of SSD_UB and of VL */
-    real *G;                  /* OUT */
+    real *G;                         /* OUT */
 } SsdGram;
 
 /* The vector `sum` of G[t … t+VL−1][s], into its panels. */
@@ -71,11 +71,11 @@ static void ssd_gram(const SsdGram *g)
 
 typedef struct {
     const real *G;
-    const real *x;            /* [s][p], rows of `width` */
-    real *y;                  /* OUT [t − first][p], rows of `width` */
-    ptrdiff_t first, count;   /* rows t; multiples of SSD_UB */
+    const real *x;          /* [s][p], rows of `width` */
+    real *y;                /* OUT [t − first][p], rows of `width` */
+    ptrdiff_t first, count; /* rows t; multiples of SSD_UB */
     ptrdiff_t width;
-    const SsdRuns *runs;      /* of the whole chunk; the last ends at or behind first+count */
+    const SsdRuns *runs; /* of the whole chunk; the last ends at or behind first+count */
 } SsdCausal;
 
 /* SSD_UB rows t by nv vectors.  Where a run begins at s, what was summed before is rescaled, but
