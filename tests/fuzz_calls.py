@@ -289,7 +289,6 @@ def ssd_scan(d):
         case["initial_state"] = d.array(*first)
     return case | {
         "return_last_state": d.chance(0.4),
-        "return_cache": d.chance(0.2),
         "out": d.out(["x", "dt", "A"], *lead, L, H, P),
     }
 

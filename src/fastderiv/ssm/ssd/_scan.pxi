@@ -1,5 +1,5 @@
-# The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C, with
-# the state scaled as §6.2 says.  A few heads that share B and C run through a segment block by
+# The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C,
+# with the state scaled as §6.2 says.  A few heads that share B and C run through a segment block by
 # block.  Included by _kernels.pyx.
 # needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_step_sizes, SsdCoefficient,
 #        SsdSegment (ssd/_problem.pxi)
