@@ -262,6 +262,40 @@ def selective_scan_vjp(d):
     return case
 
 
+def ssd_parts(d):
+    Bt, L, H, P, N = *d.sizes(1), d.size() if d.chance(0.9) else 300, *d.sizes(3)
+    lead = [Bt] if d.chance(0.7) else []
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    parts = {
+        "x": d.array(*lead, L, H, P),
+        "dt": d.array(*lead, L, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+        "B": d.array(*lead, L, G, N),
+        "C": d.array(*lead, L, G, N),
+        "D": d.maybe(*d.choice(([H], [H, P]))),
+        "z": d.maybe(*lead, L, H, P),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    return parts, lead, L, H, P, N
+
+
+def ssd_scan(d):
+    case, lead, L, H, P, N = ssd_parts(d)
+    first = None
+    if lead == [1] and d.chance(0.6):
+        k = d.choice((1, 2, 3, 5))
+        case["cu_seqlens"], first = d.integers(d.cuts(L, k)), [k, H, P, N]
+    elif d.chance(0.4):
+        first = [*lead, H, P, N]
+    if first and d.chance(0.7):
+        case["initial_state"] = d.array(*first)
+    return case | {
+        "return_last_state": d.chance(0.4),
+        "out": d.out(["x", "dt", "A"], *lead, L, H, P),
+    }
+
+
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
@@ -306,7 +340,7 @@ def scan_attention(d):
 # ---- Mamba-2's scan -----------------------------------------------------------------------------
 
 
-def ssd_parts(d):
+def ssd_signals(d):
     """dt, A, B and C of Mamba-2's scan, and their sizes: lead, L, H, N."""
     lead, (L, H, N) = d.sizes(d.choice((0, 1))), d.sizes(3)
     G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
@@ -344,14 +378,14 @@ def ssd_state_update(d):
 
 
 def ssd_attention(d):
-    case, _lead, L, _H, _N = ssd_parts(d)
+    case, _lead, L, _H, _N = ssd_signals(d)
     if L and d.chance(0.6):
         case["rows"] = d.integers([d.random.randrange(-L, L) for _ in range(d.size(1))])
     return case
 
 
 def ssd_chunk_summary(d):
-    case, lead, L, H, _N = ssd_parts(d)
+    case, lead, L, H, _N = ssd_signals(d)
     del case["C"]
     return case | {"x": d.array(*lead, L, H, d.size())}
 
@@ -751,6 +785,7 @@ CALLS = {
     "causal_conv1d": causal_conv1d,
     "causal_conv1d_vjp": causal_conv1d_vjp,
     "causal_conv1d_update": causal_conv1d_update,
+    "ssd_scan": ssd_scan,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,

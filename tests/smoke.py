@@ -73,6 +73,14 @@ def convolution_steps():
     return fd.causal_conv1d_update(u, state, W, x[:3], "silu"), state
 
 
+def mamba2(dtype=np.float64):
+    x3 = np.cos(np.arange(60.0)).reshape(5, 4, 3)
+    p = x3, x3[..., 0], -np.arange(1.0, 5), x3[:, :2], x3[::-1, :2]
+    p = tuple(a.astype(dtype) for a in p)
+    y, h = fd.ssd_scan(*p, dt_softplus=True, return_last_state=True)
+    return y, h, fd.ssd_scan(*p, D=p[2], z=p[0], dt_softplus=True, initial_state=h)
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -187,6 +195,7 @@ CALLS = {
     "causal_conv1d_vjp": lambda: (*convolution()[1], *convolution(np.float32)[1]),
     "causal_conv1d_update": convolution_steps,
     "CausalConv1dGrads": lambda: pickle.loads(pickle.dumps(convolution()[1])),
+    "ssd_scan": lambda: (*mamba2(), *mamba2(np.float32)),
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),

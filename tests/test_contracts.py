@@ -136,6 +136,20 @@ CALLS = {
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(
         a((2, 4, 3)), a((2, 3, 2))
     ),
+    "ssd_scan": lambda f, a: f(
+        a((2, 5, 4, 3)),
+        a((2, 5, 4)),
+        a((4,)),
+        a((2, 5, 2, 6)),
+        a((2, 5, 2, 6)),
+        a((4, 3)),
+        a((2, 5, 4, 3)),
+        a((4,)),
+        True,
+        (0.0, 1.0),
+        True,
+        initial_state=a((2, 4, 3, 6)),
+    ),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
     "lstm": lambda f, a: flat(
         f(

@@ -46,6 +46,33 @@ def _sequences(x, step, A, B, C, D, z, initial):
     return (y if z is None else y * _silu(z)), h
 
 
+def _scan(arguments, dt_softplus, dt_limit, cu_seqlens):
+    """y and the last state, for arguments with a batch axis or without."""
+    arrays = [None if a is None else np.asarray(a, np.float64) for a in arguments]
+    batched = arrays[0].ndim == 4
+    if not batched:  # x, dt, B, C and z gain a batch axis, and the state too unless it is packed
+        for i in (0, 1, 3, 4, 6) if cu_seqlens is not None else (0, 1, 3, 4, 6, 8):
+            arrays[i] = arrays[i] if arrays[i] is None else arrays[i][None]
+    x, dt, A, B, C, D, z, dt_bias, initial = arrays
+    batch, steps, heads, width = x.shape
+    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
+    bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
+    segments = batch if cu_seqlens is None else len(bounds) - 1
+    if initial is None:
+        initial = np.zeros((segments, heads, width, B.shape[-1]))
+    y, states = np.empty(x.shape), []
+    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        s = np.s_[:, start:stop]
+        first = initial if cu_seqlens is None else initial[k : k + 1]
+        gate = None if z is None else z[s]
+        y[s], last = _sequences(x[s], step[s], A, B[s], C[s], D, gate, first)
+        states.append(last)
+    last = np.concatenate(states) if states else initial
+    if not batched:
+        y, last = y[0], last if cu_seqlens is not None else last[0]
+    return y, last
+
+
 class _Cache:
     """The arguments of a call: the reference computes everything again."""
 
@@ -80,32 +107,11 @@ def ssd_scan(
     out: NDArray | None = None,
 ) -> Any:
     arguments = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in arguments]
-    batched = arrays[0].ndim == 4
-    if not batched:  # x, dt, B, C and z gain a batch axis, and the state too unless it is packed
-        for i in (0, 1, 3, 4, 6) if cu_seqlens is not None else (0, 1, 3, 4, 6, 8):
-            arrays[i] = arrays[i] if arrays[i] is None else arrays[i][None]
-    x, dt, A, B, C, D, z, dt_bias, initial = arrays
-    batch, steps, heads, width = x.shape
-    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
-    bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
-    segments = batch if cu_seqlens is None else len(bounds) - 1
-    if initial is None:
-        initial = np.zeros((segments, heads, width, B.shape[-1]))
-    y, states = np.empty(x.shape), []
-    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        s = np.s_[:, start:stop]
-        first = initial if cu_seqlens is None else initial[k : k + 1]
-        gate = None if z is None else z[s]
-        y[s], last = _sequences(x[s], step[s], A, B[s], C[s], D, gate, first)
-        states.append(last)
-    last = np.concatenate(states) if states else initial
-    if not batched:
-        y, last = y[0], last if cu_seqlens is not None else last[0]
+    y, last = _scan(arguments, dt_softplus, dt_limit, cu_seqlens)
     if out is not None:
         out[...] = y
         y = out
-    result = (y,)
+    result: tuple[Any, ...] = (y,)
     if return_last_state:
         result += (last,)
     if return_cache:
