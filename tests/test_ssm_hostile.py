@@ -34,6 +34,10 @@ SCAN = dict(u=U, delta=DELTA, A=A, B=B, C=C, D=D, z=Z, delta_bias=BIAS, initial_
             cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
 STEP = dict(x=normal(2, 4), dt=normal(2, 4), A=A, B=normal(2, 3), C=normal(2, 2, 3), D=D,
             z=normal(2, 4), dt_bias=BIAS)  # fmt: skip
+HEADS, GROUPS = normal(1, 6, 4, 3), normal(1, 6, 2, 5)
+SSD = dict(x=HEADS, dt=normal(1, 6, 4), A=D, B=GROUPS, C=GROUPS, D=normal(4, 3), z=HEADS,
+           dt_bias=BIAS, initial_state=normal(2, 4, 3, 5),
+           cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
 SQUARE, STATES = normal(4, 4), normal(3, 4)
 LAYER = fd.S6(SQUARE, D, A, STATES, STATES)
 X, X0 = normal(5, 4), normal(4, 3)
@@ -41,6 +45,10 @@ X, X0 = normal(5, 4), normal(4, 3)
 
 def scan(**arguments):
     return fd.selective_scan(**arguments, return_last_state=True)
+
+
+def mamba2(**arguments):
+    return fd.ssd_scan(**arguments, return_last_state=True)
 
 
 def update(state, **arguments):
@@ -60,6 +68,7 @@ CALLS = {
     "selective_scan": (scan, SCAN),
     "selective_scan_vjp": (fd.selective_scan_vjp, dict(dout=DOUT, **SCAN, dlast_state=H0)),
     "selective_state_update": (update, STEP),
+    "ssd_scan": (mamba2, SSD),
     "chunk_summary": (fd.chunk_summary, dict(u=U, delta=DELTA, A=A, B=B, delta_bias=BIAS)),
     "combine_summaries": (combine, dict(P1=X, q1=X, P2=X, q2=X)),
     "scan_attention": (

@@ -15,8 +15,8 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
-                   ssd_scan
+                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention;
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -79,6 +79,7 @@ from .ssm import (
     ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
+    SSDChunkSummary,
     causal_conv1d,
     causal_conv1d_update,
     causal_conv1d_vjp,
@@ -88,7 +89,10 @@ from .ssm import (
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
+    ssd_attention,
+    ssd_chunk_summary,
     ssd_scan,
+    ssd_state_update,
     transition_product,
 )
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
@@ -110,6 +114,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -143,7 +148,10 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "solve_x1",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

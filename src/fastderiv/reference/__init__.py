@@ -47,7 +47,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
-from .ssd import ssd_scan
+from .ssd import SSDChunkSummary, ssd_attention, ssd_chunk_summary, ssd_scan, ssd_state_update
 from .ssm import (
     S6,
     ChunkSummary,
@@ -80,6 +80,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -110,7 +111,10 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -36,13 +36,17 @@ from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
+from .ssd._attention import ssd_attention
+from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
+from .ssd._step import ssd_state_update
 
 __all__ = [
     "S6",
     "CausalConv1dGrads",
     "ChunkSummary",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "causal_conv1d",
     "causal_conv1d_update",
@@ -53,7 +57,10 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "transition_product",
 ]
 

@@ -32,6 +32,9 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     ssd/_scan.pxi               the SSD scan forward
     ssd/_scan_short.pxi         the same of a short segment, as one chunk
     ssd/_scan_task.pxi          how its work is divided
+    ssd/_step.pxi               one step, as a decoder takes it
+    ssd/_attention.pxi          rows of the expanded recurrence
+    ssd/_chunks.pxi             products of decays
     ssd/_doors.pxi              the doors of the SSD functions
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
@@ -86,4 +89,7 @@ include "ssd/_scan_rows.pxi"
 include "ssd/_scan.pxi"
 include "ssd/_scan_short.pxi"
 include "ssd/_scan_task.pxi"
+include "ssd/_step.pxi"
+include "ssd/_attention.pxi"
+include "ssd/_chunks.pxi"
 include "ssd/_doors.pxi"
