@@ -14,7 +14,8 @@ All of it works on plain NumPy arrays.  How data flows::
 Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
-                   chunk_summary, combine_summaries, scan_attention, transition_product, S6
+                   chunk_summary, combine_summaries, scan_attention, transition_product, S6;
+                   linear_scan and its adjoint linear_scan_vjp
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -74,10 +75,13 @@ from .optim import (
 from .ssm import (
     S6,
     ChunkSummary,
+    LinearScanGrads,
     S6Grads,
     SelectiveScanGrads,
     chunk_summary,
     combine_summaries,
+    linear_scan,
+    linear_scan_vjp,
     scan_attention,
     selective_scan,
     selective_scan_vjp,
@@ -98,6 +102,7 @@ __all__ = [
     "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
+    "LinearScanGrads",
     "NearestTie",
     "ReversibleMomentum",
     "RootResults",
@@ -118,6 +123,8 @@ __all__ = [
     "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
+    "linear_scan",
+    "linear_scan_vjp",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",

@@ -21,6 +21,7 @@ from .boundary import (
     tie_sensitivity,
     trace_boundary,
 )
+from .linear import LinearScanGrads, linear_scan, linear_scan_vjp
 from .nn import (
     DenseGrads,
     GridRNNGrads,
@@ -68,6 +69,7 @@ __all__ = [
     "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
+    "LinearScanGrads",
     "NearestTie",
     "ReversibleMomentum",
     "RootResults",
@@ -87,6 +89,8 @@ __all__ = [
     "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
+    "linear_scan",
+    "linear_scan_vjp",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",

@@ -23,6 +23,8 @@ includes; _kernels.pyi says what each of its doors takes.
 
 from .._core.former_names import register
 from ._former_names import FORMER_NAMES
+from .linear._scan import linear_scan
+from .linear._vjp import LinearScanGrads, linear_scan_vjp
 from .s6._attention import scan_attention
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
 from .s6._layer import S6, S6Grads
@@ -35,10 +37,13 @@ from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 __all__ = [
     "S6",
     "ChunkSummary",
+    "LinearScanGrads",
     "S6Grads",
     "SelectiveScanGrads",
     "chunk_summary",
     "combine_summaries",
+    "linear_scan",
+    "linear_scan_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

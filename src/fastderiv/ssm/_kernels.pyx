@@ -18,6 +18,12 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_step_sum.pxi            sums of step sizes
     s6/_attention.pxi           rows of the expanded recurrence
     s6/_doors.pxi               the doors of the selective scan
+    linear/_problem.pxi         the linear recurrence: a call, the order of its axes, its columns
+    linear/_lanes.pxi           columns in the lanes of a vector, block by block
+    linear/_chains.pxi          a few columns, number by number
+    linear/_wide.pxi            columns that are neighbours, step by step
+    linear/_task.pxi            how its columns are divided; forward, adjoint
+    linear/_doors.pxi           its doors
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -35,7 +41,8 @@ from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
     vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vload, vmax, vpartsums, vprefetch, vratio_any,
-    vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vtranspose)
+    vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vstream,
+    vstream_end, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 from fastderiv._core.arrays import check_fits, empty
 
@@ -55,3 +62,9 @@ include "s6/_step.pxi"
 include "s6/_step_sum.pxi"
 include "s6/_attention.pxi"
 include "s6/_doors.pxi"
+include "linear/_problem.pxi"
+include "linear/_lanes.pxi"
+include "linear/_chains.pxi"
+include "linear/_wide.pxi"
+include "linear/_task.pxi"
+include "linear/_doors.pxi"
