@@ -300,6 +300,32 @@ def scan_attention(d):
     return case | {"delta_bias": d.maybe(D), "delta_softplus": d.chance(0.7)}
 
 
+def linear_parts(d):
+    shape = d.sizes(d.choice((1, 1, 2, 2, 3, 4)))
+    axis = d.random.randrange(-len(shape), len(shape))
+    state = [n for k, n in enumerate(shape) if k != axis % len(shape)]
+    case = {
+        "a": d.array(*d.choice(([], state, shape))),
+        "b": d.array(*shape),
+        "axis": axis,
+        "reverse": d.chance(0.4),
+        "initial_state": d.maybe(*state),
+    }
+    if d.chance(0.03):
+        case["axis"], d.lawful = d.choice((len(shape), -len(shape) - 1, 10**20, 0.5, None)), False
+    return case, shape, state
+
+
+def linear_scan(d):
+    case, shape, _state = linear_parts(d)
+    return case | {"return_last_state": d.chance(0.4), "out": d.out(["a", "b"], *shape)}
+
+
+def linear_scan_vjp(d):
+    case, shape, state = linear_parts(d)
+    return case | {"dout": d.array(*shape), "dlast_state": d.maybe(*state)}
+
+
 def transition_product(d):
     lead, D, L, N = d.sizes(d.choice((0, 0, 1))), d.size(), d.size(), d.size()
     method = d.choice(("closed", "subsets"))
@@ -655,6 +681,8 @@ CALLS = {
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,
     "transition_product": transition_product,
+    "linear_scan": linear_scan,
+    "linear_scan_vjp": linear_scan_vjp,
     "S6": s6,
     "dense": dense,
     "dense_vjp": dense_vjp,
@@ -692,6 +720,7 @@ CALLS = {
 MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
     "ChunkSummary": "chunk_summary",
+    "LinearScanGrads": "linear_scan_vjp",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",
     "DenseGrads": "dense_vjp",

@@ -40,6 +40,11 @@ def gradients(dtype=np.float64):
     return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
 
 
+def linear_gradients(dtype=np.float64):
+    dout, b, a, state = (s.astype(dtype) for s in (u[::-1], u, x[:3], x[3:6]))
+    return fd.linear_scan_vjp(dout, a, b, initial_state=state, dlast_state=state)
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -160,6 +165,13 @@ CALLS = {
     "transition_product": lambda: [
         fd.transition_product(u, A, method=method) for method in ("closed", "subsets")
     ],
+    "linear_scan": lambda: [
+        *fd.linear_scan(A, u[:, :5], axis=0, return_last_state=True),
+        fd.linear_scan(0.7, u.astype(np.float32), reverse=True),
+        fd.linear_scan(x[:3], np.tile(u, 9), initial_state=x[3:6]),
+    ],
+    "linear_scan_vjp": lambda: [*linear_gradients(), *linear_gradients(np.float32)],
+    "LinearScanGrads": lambda: pickle.loads(pickle.dumps(linear_gradients())),
     "S6": lambda: [
         *layer(u.T, return_last_state=True),
         layer.step_sizes(u.T),

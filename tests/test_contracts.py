@@ -104,6 +104,12 @@ CALLS = {
         a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]
     ),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
+    "linear_scan": lambda f, a: f(
+        a((3, 4)), a((3, 4)), axis=0, initial_state=a((4,)), return_last_state=True
+    ),
+    "linear_scan_vjp": lambda f, a: f(
+        a((3, 4)), a((3,)), a((3, 4)), initial_state=a((3,)), dlast_state=a((3,))
+    ),
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(
         a((2, 4, 3)), a((2, 3, 2))
     ),
