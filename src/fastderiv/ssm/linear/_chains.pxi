@@ -9,7 +9,8 @@ cdef enum:
     LINEAR_STRETCH = 1 << 16                   # steps between two looks for signals
 
 
-cdef inline real *chain_start(const LinearStream *x, const LinearColumns *columns, ix i) noexcept nogil:
+cdef inline real *chain_start(const LinearStream *x, const LinearColumns *columns,
+                              ix i) noexcept nogil:
     return x.p + columns.at[x.array][i]
 
 
@@ -17,6 +18,7 @@ cdef void set_chains(const LinearPass *run, const LinearColumns *columns, ix fir
                      LinearScratch *scratch, LinearChains *chains) noexcept nogil:
     """OUT chains: so many columns from this one on."""
     cdef ix i
+    memset(chains, 0, sizeof(LinearChains))
     chains.a_t = 0 if run.constant else run.a.t
     chains.b_t, chains.dh_t, chains.out_t = run.b.t, run.dh.t, run.out.t
     for i in range(count):
@@ -30,8 +32,8 @@ cdef void set_chains(const LinearPass *run, const LinearColumns *columns, ix fir
             chains.a[i] = scratch.a + first + i
 
 
-cdef void run_linear_chains(const LinearPass *run, const LinearColumns *columns, LinearScratch *scratch,
-                     Worker *worker) noexcept nogil:
+cdef void run_linear_chains(const LinearPass *run, const LinearColumns *columns,
+                            LinearScratch *scratch, Worker *worker) noexcept nogil:
     cdef LinearChains chains
     cdef ix first = 0, count, t, n
     cdef ix stretch = LINEAR_SUMMED if run.what == LINEAR_SUMS else LINEAR_STRETCH

@@ -1,5 +1,5 @@
-# VL columns of the linear recurrence in the lanes of a vector (docs/derivations.md §6.7), a block of
-# steps after the other.  Included by _kernels.pyx.
+# VL columns of the linear recurrence in the lanes of a vector (docs/derivations.md §6.7), one block
+# of steps after the other.  Included by _kernels.pyx.
 #
 # An array whose columns are neighbours is read and written where it is.  One whose steps are
 # neighbours is transposed, GL steps at a time; its rows are first copied side by side where they do
@@ -73,7 +73,7 @@ cdef void copy_linear_rows(LinearSide *side, const LinearColumns *columns, ix st
 
 cdef void read_linear_block(LinearSide *side, const LinearColumns *columns, ix start, ix steps,
                             bint whole) noexcept nogil:
-    """Have a block where `linear_window` finds it; `whole`: it has all steps of each window."""
+    """Have a block where `linear_window` finds it; `whole`: it has all steps of every window."""
     cdef const LinearStream *x = &side.x
     side.rows = False
     side.p, side.t = x.p + columns.at[x.array][0] + start * x.t, x.t

@@ -168,8 +168,8 @@ cdef enum LinearKind:
 
 cdef struct LinearColumns:                    # of one work_item
     LinearKind kind
-    ix count                            # LINEAR_WIDEST at most if LINEAR_WIDE, else VL
-    ix at[LINEAR_ARRAYS][VL]                   # where each array has each column; the first, if LINEAR_WIDE
+    ix count                            # VL at most; LINEAR_WIDEST if LINEAR_WIDE
+    ix at[LINEAR_ARRAYS][VL]            # where each array has each column; if LINEAR_WIDE, the first
     bint neighbours[LINEAR_ARRAYS]      # whether there are VL, one after the other
     ix distance[LINEAR_ARRAYS]          # from each column to the next; 0 if that varies
 

@@ -81,8 +81,8 @@ cdef void lay_linear_scratch(void *memory, LinearScratch *scratch) noexcept nogi
     scratch.lanes = p + 3 * LINEAR_WIDEST
 
 
-cdef void run_linear_pass(const LinearPass *run, const LinearColumns *columns, LinearScratch *scratch,
-                   Worker *worker) noexcept nogil:
+cdef void run_linear_pass(const LinearPass *run, const LinearColumns *columns,
+                          LinearScratch *scratch, Worker *worker) noexcept nogil:
     if columns.kind == LINEAR_WIDE:
         run_linear_wide(run, columns, scratch, worker)
     elif columns.kind == LINEAR_LANES:
@@ -101,7 +101,8 @@ cdef void scan_columns(const Linear *call, const LinearColumns *columns, LinearS
     cdef LinearPass run
     run.what, run.steps = LINEAR_STATES, call.steps
     run.constant, run.stream = call.constant, call.stream
-    run.a, run.b, run.out = linear_forwards(call, OF_A), linear_forwards(call, OF_B), linear_forwards(call, OF_OUT)
+    run.a, run.b = linear_forwards(call, OF_A), linear_forwards(call, OF_B)
+    run.out = linear_forwards(call, OF_OUT)
     run.dh = run.b                                      # which is not used
     if call.constant:
         read_linear_columns(call, OF_A, columns, scratch.a)
@@ -162,13 +163,13 @@ cdef void first_adjoint(const Linear *call, const LinearColumns *columns, real *
 
 cdef void run_again(const Linear *call, const LinearColumns *columns, LinearScratch *scratch,
                     Worker *worker) noexcept nogil:
-    """4. The recurrence once more, linear_forwards: OUT da[t] = db[t] h[t−1], or their sum over time."""
+    """4. The recurrence once more, forwards: OUT da[t] = db[t] h[t−1], or their sum over time."""
     cdef LinearPass run
     cdef ix i
     run.what, run.steps = LINEAR_SUMS if call.constant else LINEAR_SLOPES, call.steps
     run.constant, run.stream = call.constant, call.stream
-    run.a, run.b, run.dh = linear_forwards(call, OF_A), linear_forwards(call, OF_B), linear_forwards(call, OF_DB)
-    run.out = linear_forwards(call, OF_DA)
+    run.a, run.b = linear_forwards(call, OF_A), linear_forwards(call, OF_B)
+    run.dh, run.out = linear_forwards(call, OF_DB), linear_forwards(call, OF_DA)
     read_linear_columns(call, OF_FIRST, columns, scratch.h)
     memset(scratch.sums, 0, round_up(columns.count, VL) * sizeof(real))
     memset(scratch.totals, 0, round_up(columns.count, VL) * sizeof(double))
