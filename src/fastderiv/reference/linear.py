@@ -42,9 +42,9 @@ def linear_scan(
     out: np.ndarray | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
     """h[t] = a[t] h[t−1] + b[t] along an axis."""
-    a, b = _in_time(a, b, axis, reverse)
-    states = _states(a, b, initial_state)
-    h = _back(np.reshape(states[1:], b.shape), axis, reverse)
+    A, B = _in_time(a, b, axis, reverse)
+    states = _states(A, B, initial_state)
+    h = _back(np.reshape(states[1:], B.shape), axis, reverse)
     if out is None:
         out = h
     else:
@@ -71,19 +71,18 @@ def linear_scan_vjp(
     dlast_state: ArrayLike | None = None,
 ) -> LinearScanGrads:
     """Gradients of Σ dout·h + Σ dlast_state·(last h)."""
-    axes = np.ndim(a)
-    dout = _in_time(dout, dout, axis, reverse)[1]
-    a, b = _in_time(a, b, axis, reverse)
-    states = _states(a, b, initial_state)
-    da, db = np.empty(b.shape), np.empty(b.shape)
-    hbar = np.zeros(b.shape[1:]) if dlast_state is None else np.asarray(dlast_state, np.float64)
-    for t in reversed(range(len(b))):
-        db[t] = hbar + dout[t]
+    A, B = _in_time(a, b, axis, reverse)
+    _, dh = _in_time(a, dout, axis, reverse)
+    states = _states(A, B, initial_state)
+    da, db = np.empty(B.shape), np.empty(B.shape)
+    hbar = np.zeros(B.shape[1:]) if dlast_state is None else np.asarray(dlast_state, np.float64)
+    for t in reversed(range(len(B))):
+        db[t] = hbar + dh[t]
         da[t] = db[t] * states[t]
-        hbar = a[t] * db[t]
+        hbar = A[t] * db[t]
     da, db = _back(da, axis, reverse), _back(db, axis, reverse)
-    if axes < b.ndim:
+    if np.ndim(a) < B.ndim:
         da = da.sum(axis=axis)
-    if axes == 0:
+    if np.ndim(a) == 0:
         da = da.sum()
     return LinearScanGrads(da, db, None if initial_state is None else hbar)

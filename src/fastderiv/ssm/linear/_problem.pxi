@@ -169,7 +169,7 @@ cdef enum LinearKind:
 cdef struct LinearColumns:                    # of one work_item
     LinearKind kind
     ix count                            # VL at most; LINEAR_WIDEST if LINEAR_WIDE
-    ix at[LINEAR_ARRAYS][VL]            # where each array has each column; if LINEAR_WIDE, the first
+    ix at[LINEAR_ARRAYS][VL]            # where each array has a column; if LINEAR_WIDE, the first
     bint neighbours[LINEAR_ARRAYS]      # whether there are VL, one after the other
     ix distance[LINEAR_ARRAYS]          # from each column to the next; 0 if that varies
 

@@ -83,8 +83,8 @@ def linear_scan_vjp(
     no time axis.
 
     Where `a` is shared by several elements, its gradient is a sum: over time in groups of 16
-    products, which are added up in float64, then over all recurrences in float64 if `a` is a
-    scalar.  The order is fixed: bits do not depend on strides or threads.
+    products (8 in float64), which are added up in float64; then over all recurrences, in float64
+    too, if `a` is a scalar.  The order is fixed: bits do not depend on strides or threads.
 
     References
     ----------
@@ -103,19 +103,17 @@ def linear_scan_vjp(
     0.75
     """
     call = LinearCall(a, b, axis, initial_state, dout, dlast_state, required=("dout", "a", "b"))
-    varies = call.a.ndim == call.b.ndim
+    da = call.new_result("da") if call.a.shape == call.shape else np.empty((), call.dtype)
+    varies = da.ndim > 0
     db = call.new_result("db")
-    da = call.new_result("da") if varies else None
     dinitial_state = None if call.initial_state is None else call.new_state()
     sums = None if varies else empty("the sums over time", call.state_shape, F64)
-    total = None if varies or call.a.ndim else np.empty((), call.dtype)
     call.kernels.linear_adjoint(
         call.dout, call.a, call.b, axis=call.axis, reverse=flag("reverse", reverse),
-        initial_state=call.initial_state, dlast_state=call.dlast_state, da=da, db=db,
-        dinitial_state=dinitial_state, sums=sums, total=total,
+        initial_state=call.initial_state, dlast_state=call.dlast_state,
+        da=da if varies else None, db=db, dinitial_state=dinitial_state, sums=sums,
+        total=None if varies else da,
     )  # fmt: skip
-    if total is not None:
-        da = total[()]
-    elif sums is not None:
+    if sums is not None and call.a.ndim:
         da = as_dtype(sums, call.dtype)
-    return LinearScanGrads(da, db, None if dinitial_state is None else dinitial_state[()])
+    return LinearScanGrads(da[()], db, None if dinitial_state is None else dinitial_state[()])

@@ -1,8 +1,9 @@
-# Columns of the linear recurrence that are neighbours in every array (docs/derivations.md §6.7), step
-# by step.  Included by _kernels.pyx.
+# Columns of the linear recurrence that are neighbours in every array (docs/derivations.md §6.7),
+# step by step.  Included by _kernels.pyx.
 #
-# Memory is read and written in long runs, as by a copy; the states stay in the caches.  What is left
-# of a run at its end is done by a vector that overlaps the one before and leaves its lanes alone.
+# Memory is read and written in long runs, as by a copy; the states stay in the caches.  What is
+# left of a run at its end is done by a vector that overlaps the one before and leaves its lanes
+# alone.
 # needs: LANE_NUMBERS, linear_collect, LINEAR_SLOPES, LINEAR_STATES, LINEAR_SUMMED, LINEAR_SUMS,
 #        linear_to_line, LinearColumns, LinearPass, LinearScratch,
 #        LinearStream (linear/_problem.pxi)

@@ -178,6 +178,9 @@ def selective_scan(
     read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
     through a copy).  The bits of the result do not depend on strides or threads.
 
+    Other directions are views: ``u[..., ::-1]`` and so on for all that vary in time is scanned from
+    the end, and transposed images by columns (``examples/directions.py``).
+
     float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest
     magnitude; typically 1e-15 and 3e-7.  The state itself has the working precision: where it
     decays by less than 1e-3 a step and its increments all have one sign, their rounding errors may
