@@ -4,8 +4,8 @@
 # needs: Linear, LINEAR_AXES, LINEAR_STREAM, LinearArray, OF_A, OF_B, OF_DA, OF_DB, OF_DFIRST,
 #        OF_DLAST, OF_DOUT, OF_FIRST, OF_LAST, OF_OUT, OF_SUMS,
 #        order_linear_axes (linear/_problem.pxi)
-# needs: divide_linear_columns, linear_adjoint_task, linear_scan_task, LINEAR_SCRATCH,
-#        linear_total_task, LinearTotal (linear/_task.pxi)
+# needs: chains_are_faster, divide_linear_columns, linear_adjoint_task, linear_scan_task,
+#        LINEAR_SCRATCH, linear_total_task, LinearTotal (linear/_task.pxi)
 
 cdef struct LinearShape:                # of b, copied: another thread may reshape it meanwhile
     ix whole[LINEAR_AXES]
@@ -120,6 +120,7 @@ def linear_scan(cnp.ndarray a, cnp.ndarray b, int axis, bint reverse, cnp.ndarra
     if call.columns == 0 or (call.steps == 0 and last_state is None):
         return
     seconds = prepare_linear(&call, 2)
+    call.chained = chains_are_faster(&call)
     run_with(linear_scan_task, &call, ceil_div(call.work_items, call.items_per_task),
              LINEAR_SCRATCH * sizeof(real), seconds)
 

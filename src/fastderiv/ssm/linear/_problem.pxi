@@ -49,6 +49,7 @@ cdef struct Linear:
     ix steps, columns
     bint constant                       # a does not vary in time
     bint stream                         # results go past the caches
+    bint chained                        # columns are faster as chains than in lanes
     bint wide                           # columns are neighbours in all arrays: see _wide.pxi
     ix pieces                           # of the innermost axis: a work_item is one of them
     ix groups                           # work_items of columns that are no neighbours

@@ -36,6 +36,24 @@ cdef void divide_linear_columns(Linear *call) noexcept:
         call.work_items = ceil_div(call.columns, VL)
 
 
+cdef bint chains_are_faster(const Linear *call) noexcept:
+    """Whether a varies in time, steps are neighbours, and rows do not share the same few places of
+    the first-level cache.  (If a is constant, lanes gain more, as they store past the caches.)"""
+    cdef int k
+    cdef ix apart
+    cdef const LinearArray *x
+    if call.constant:
+        return False
+    for k in range(TIMED):
+        x = &call.arrays[k]
+        if not x.given:
+            continue
+        apart = abs(x.c[0]) * <ix>sizeof(real) % 4096
+        if (x.t != 1 and x.t != -1) or not 256 <= apart <= 3840:
+            return False
+    return True
+
+
 cdef void choose_linear_columns(const Linear *call, ix item, LinearColumns *columns) noexcept nogil:
     """OUT columns: those of a work_item."""
     cdef ix inner = call.shape[0], first, piece
@@ -51,7 +69,7 @@ cdef void choose_linear_columns(const Linear *call, ix item, LinearColumns *colu
         else:
             columns.count = min(<ix>VL, inner - piece * VL)
             first += piece * VL
-    columns.kind = LINEAR_LANES if columns.count == VL else LINEAR_CHAINED
+    columns.kind = LINEAR_CHAINED if columns.count < VL or call.chained else LINEAR_LANES
     if call.wide:
         columns.kind = LINEAR_WIDE
     place_linear_columns(call, first, columns)

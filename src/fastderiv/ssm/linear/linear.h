@@ -27,28 +27,56 @@ typedef struct {
 
 enum { LINEAR_STATES, LINEAR_SLOPES, LINEAR_SUMS };
 
+/* Strides of time, constants where they are known once this is inlined. */
+typedef struct {
+    ptrdiff_t a, b, dh, out;
+    int known;
+} LinearStrides;
+
+/* Steps of one column that stand together where strides are constants: then their addresses differ
+ * by constants, so that twelve pointers need not be in registers at once.  The CPU looks far enough
+ * ahead to overlap columns. */
+enum { AT_ONCE = 8 };
+#define LINEAR_STEP(t)                                                                             \
+    {                                                                                              \
+        const real before = s[i];                                                                  \
+        s[i] = linear_fma(a[i][(t) * by.a], before, b[i][(t) * by.b]);                             \
+        if (what == LINEAR_STATES)                                                                 \
+            out[i][(t) * by.out] = s[i];                                                           \
+        else if (what == LINEAR_SLOPES)                                                            \
+            out[i][(t) * by.out] = dh[i][(t) * by.dh] * before;                                    \
+        else                                                                                       \
+            part[i] = linear_fma(dh[i][(t) * by.dh], before, part[i]);                             \
+    }
+
 /* Steps t0 … t0+n−1 of `count` columns, interleaved, because each is a chain of operations that
  * wait for one another.  IN OUT h, the states.  OUT out: the states (LINEAR_STATES), or the
  * products of dh and the state before (LINEAR_SLOPES).  LINEAR_SUMS: sums += these products. */
-VINL void linear_chains_of(const LinearChains *c, const int count, const int what, ptrdiff_t t0,
-                           ptrdiff_t n, real *h, real *sums)
+VINL void linear_chains_of(const LinearChains *c, const LinearStrides by, const int count,
+                           const int what, ptrdiff_t t0, ptrdiff_t n, real *h, real *sums)
 {
     real s[CHAINS], part[CHAINS];
-    ptrdiff_t t;
-    int i;
+    const real *a[CHAINS], *b[CHAINS], *dh[CHAINS];
+    real *out[CHAINS];
+    ptrdiff_t t, m;
+    int i, k;
     UNROLLED
-    for (i = 0; i < count; i++) s[i] = h[i], part[i] = what == LINEAR_SUMS ? sums[i] : 0;
-    for (t = t0; t < t0 + n; t++) {
+    for (i = 0; i < count; i++) {
+        s[i] = h[i], part[i] = what == LINEAR_SUMS ? sums[i] : 0;
+        a[i] = c->a[i] + t0 * by.a, b[i] = c->b[i] + t0 * by.b;
+        dh[i] = what == LINEAR_STATES ? NULL : c->dh[i] + t0 * by.dh;
+        out[i] = what == LINEAR_SUMS ? NULL : c->out[i] + t0 * by.out;
+    }
+    for (t = 0; t < n; t += m) {
+        m = by.known && n - t >= AT_ONCE ? AT_ONCE : 1;
         UNROLLED
         for (i = 0; i < count; i++) {
-            const real before = s[i];
-            s[i] = linear_fma(c->a[i][t * c->a_t], before, c->b[i][t * c->b_t]);
-            if (what == LINEAR_STATES)
-                c->out[i][t * c->out_t] = s[i];
-            else if (what == LINEAR_SLOPES)
-                c->out[i][t * c->out_t] = c->dh[i][t * c->dh_t] * before;
-            else
-                part[i] = linear_fma(c->dh[i][t * c->dh_t], before, part[i]);
+            if (m == AT_ONCE) {
+                UNROLLED
+                for (k = 0; k < AT_ONCE; k++) LINEAR_STEP(t + k)
+            } else {
+                LINEAR_STEP(t)
+            }
         }
     }
     UNROLLED
@@ -60,15 +88,36 @@ VINL void linear_chains_of(const LinearChains *c, const int count, const int wha
 
 #define LINEAR_COUNTS(what)                                                                        \
     switch (count) {                                                                               \
-    case 4: linear_chains_of(c, 4, what, t0, n, h, sums); break;                                   \
-    case 3: linear_chains_of(c, 3, what, t0, n, h, sums); break;                                   \
-    case 2: linear_chains_of(c, 2, what, t0, n, h, sums); break;                                   \
-    default: linear_chains_of(c, 1, what, t0, n, h, sums);                                         \
+    case 4: linear_chains_of(c, by, 4, what, t0, n, h, sums); break;                               \
+    case 3: linear_chains_of(c, by, 3, what, t0, n, h, sums); break;                               \
+    case 2: linear_chains_of(c, by, 2, what, t0, n, h, sums); break;                               \
+    default: linear_chains_of(c, by, 1, what, t0, n, h, sums);                                     \
     }
+
+/* CHAINS columns whose steps are neighbours in memory, the common case: half the time. */
+static int linear_side_by_side(const LinearChains *c, ptrdiff_t t0, ptrdiff_t n, real *h)
+{
+    const LinearStrides up = {1, 1, 0, 1, 1}, constant = {0, 1, 0, 1, 1},
+                        down = {-1, -1, 0, -1, 1}, constant_down = {0, -1, 0, -1, 1};
+    if (c->b_t != c->out_t || (c->a_t && c->a_t != c->b_t)) return 0;
+    if (c->b_t == 1 && c->a_t)
+        linear_chains_of(c, up, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    else if (c->b_t == 1)
+        linear_chains_of(c, constant, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    else if (c->b_t == -1 && c->a_t)
+        linear_chains_of(c, down, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    else if (c->b_t == -1)
+        linear_chains_of(c, constant_down, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    else
+        return 0;
+    return 1;
+}
 
 static void linear_chains(const LinearChains *c, int count, int what, ptrdiff_t t0, ptrdiff_t n,
                           real *h, real *sums)
 {
+    const LinearStrides by = {c->a_t, c->b_t, c->dh_t, c->out_t, 0};
+    if (count == CHAINS && what == LINEAR_STATES && linear_side_by_side(c, t0, n, h)) return;
     switch (what) {
     case LINEAR_STATES: LINEAR_COUNTS(LINEAR_STATES) break;
     case LINEAR_SLOPES: LINEAR_COUNTS(LINEAR_SLOPES) break;
@@ -76,6 +125,7 @@ static void linear_chains(const LinearChains *c, int count, int what, ptrdiff_t 
     }
 }
 #undef LINEAR_COUNTS
+#undef LINEAR_STEP
 
 /* Fetch into the second-level cache: rows whose distance is a power of two share a few places of
  * the first-level one, and would push each other out before they are needed. */
