@@ -390,6 +390,32 @@ def ssd_chunk_summary(d):
     return case | {"x": d.array(*lead, L, H, d.size())}
 
 
+def linear_parts(d):
+    shape = d.sizes(d.choice((1, 1, 2, 2, 3, 4)))
+    axis = d.random.randrange(-len(shape), len(shape))
+    state = [n for k, n in enumerate(shape) if k != axis % len(shape)]
+    case = {
+        "a": d.array(*d.choice(([], state, shape))),
+        "b": d.array(*shape),
+        "axis": axis,
+        "reverse": d.chance(0.4),
+        "initial_state": d.maybe(*state),
+    }
+    if d.chance(0.03):
+        case["axis"], d.lawful = d.choice((len(shape), -len(shape) - 1, 10**20, 0.5, None)), False
+    return case, shape, state
+
+
+def linear_scan(d):
+    case, shape, _state = linear_parts(d)
+    return case | {"return_last_state": d.chance(0.4), "out": d.out(["a", "b"], *shape)}
+
+
+def linear_scan_vjp(d):
+    case, shape, state = linear_parts(d)
+    return case | {"dout": d.array(*shape), "dlast_state": d.maybe(*state)}
+
+
 def transition_product(d):
     lead, D, L, N = d.sizes(d.choice((0, 0, 1))), d.size(), d.size(), d.size()
     method = d.choice(("closed", "subsets"))
@@ -793,6 +819,8 @@ CALLS = {
     "ssd_attention": ssd_attention,
     "ssd_chunk_summary": ssd_chunk_summary,
     "transition_product": transition_product,
+    "linear_scan": linear_scan,
+    "linear_scan_vjp": linear_scan_vjp,
     "S6": s6,
     "dense": dense,
     "dense_vjp": dense_vjp,
@@ -832,6 +860,7 @@ MADE = {
     "CausalConv1dGrads": "causal_conv1d_vjp",
     "ChunkSummary": "chunk_summary",
     "SSDChunkSummary": "ssd_chunk_summary",
+    "LinearScanGrads": "linear_scan_vjp",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",
     "DenseGrads": "dense_vjp",

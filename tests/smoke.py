@@ -81,6 +81,11 @@ def mamba2(dtype=np.float64):
     return y, h, fd.ssd_scan(*p, D=p[2], z=p[0], dt_softplus=True, initial_state=h)
 
 
+def linear_gradients(dtype=np.float64):
+    dout, b, a, state = (s.astype(dtype) for s in (u[::-1], u, x[:3], x[3:6]))
+    return fd.linear_scan_vjp(dout, a, b, initial_state=state, dlast_state=state)
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -213,6 +218,13 @@ CALLS = {
     "transition_product": lambda: [
         fd.transition_product(u, A, method=method) for method in ("closed", "subsets")
     ],
+    "linear_scan": lambda: [
+        *fd.linear_scan(A, u[:, :5], axis=0, return_last_state=True),
+        fd.linear_scan(0.7, u.astype(np.float32), reverse=True),
+        fd.linear_scan(x[:3], np.tile(u, 9), initial_state=x[3:6]),
+    ],
+    "linear_scan_vjp": lambda: [*linear_gradients(), *linear_gradients(np.float32)],
+    "LinearScanGrads": lambda: pickle.loads(pickle.dumps(linear_gradients())),
     "S6": lambda: [
         *layer(u.T, return_last_state=True),
         layer.step_sizes(u.T),

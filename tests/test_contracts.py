@@ -133,6 +133,12 @@ CALLS = {
         a((2, 6, 4, 3)), a((2, 6, 4)), a((4,)), a((2, 6, 2, 5)), a((4,)), True
     ),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
+    "linear_scan": lambda f, a: f(
+        a((3, 4)), a((3, 4)), axis=0, initial_state=a((4,)), return_last_state=True
+    ),
+    "linear_scan_vjp": lambda f, a: f(
+        a((3, 4)), a((3,)), a((3, 4)), initial_state=a((3,)), dlast_state=a((3,))
+    ),
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(
         a((2, 4, 3)), a((2, 3, 2))
     ),

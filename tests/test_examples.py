@@ -48,7 +48,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_help_fits_a_narrow_encoding(name):
-    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
         pytest.importorskip("sklearn")
     done = run(name, "--help", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_the_picture_is_where_it_says(name, options, tmp_path):
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(name, tmp_path):
-    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
         pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     done = run(name, "--plot", str(tmp_path))

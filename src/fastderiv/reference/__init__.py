@@ -27,6 +27,7 @@ from .conv import (
     causal_conv1d_update,
     causal_conv1d_vjp,
 )
+from .linear import LinearScanGrads, linear_scan, linear_scan_vjp
 from .nn import (
     DenseGrads,
     GridRNNGrads,
@@ -76,6 +77,7 @@ __all__ = [
     "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
+    "LinearScanGrads",
     "NearestTie",
     "ReversibleMomentum",
     "RootResults",
@@ -99,6 +101,8 @@ __all__ = [
     "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
+    "linear_scan",
+    "linear_scan_vjp",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",

@@ -26,6 +26,8 @@ from ._former_names import FORMER_NAMES
 from .conv._conv import causal_conv1d
 from .conv._step import causal_conv1d_update
 from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
+from .linear._scan import linear_scan
+from .linear._vjp import LinearScanGrads, linear_scan_vjp
 from .s6._attention import scan_attention
 from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
@@ -45,6 +47,7 @@ __all__ = [
     "S6",
     "CausalConv1dGrads",
     "ChunkSummary",
+    "LinearScanGrads",
     "S6Grads",
     "SSDChunkSummary",
     "SelectiveScanGrads",
@@ -53,6 +56,8 @@ __all__ = [
     "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
+    "linear_scan",
+    "linear_scan_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",

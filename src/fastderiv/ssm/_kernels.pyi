@@ -265,3 +265,43 @@ class Kernels(Protocol):
 
         IN dt, A, B, dt_bias and limits as of `ssd_scan`.  OUT out (Bt, H) = exp(A Σ Δ), contiguous.
         """
+
+    def linear_scan(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any],
+        axis: int,
+        reverse: bool,
+        initial_state: NDArray[Any] | None,
+        last_state: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        """The linear recurrence along an axis of b, in [0, b.ndim) (docs/derivations.md §6.7).
+
+        IN b, of any shape of up to 64 axes, at least one; a of b's shape, of that shape without the
+        axis, or (); initial_state of b's shape without the axis.  OUT last_state likewise; out of
+        b's shape.
+        """
+
+    def linear_adjoint(
+        self,
+        dout: NDArray[Any],
+        a: NDArray[Any],
+        b: NDArray[Any],
+        axis: int,
+        reverse: bool,
+        initial_state: NDArray[Any] | None,
+        dlast_state: NDArray[Any] | None,
+        da: NDArray[Any] | None,
+        db: NDArray[Any],
+        dinitial_state: NDArray[Any] | None,
+        sums: NDArray[np.float64] | None,
+        total: NDArray[Any] | None,
+    ) -> None:
+        """The adjoint of `linear_scan` (docs/derivations.md §6.7).
+
+        IN dout of b's shape; dlast_state of b's shape without the axis; the arguments of
+        `linear_scan`.  OUT db, and da where a has b's shape, of b's shape; dinitial_state of b's
+        shape without the axis.  Where a has fewer axes than b: OUT sums of b's shape without the
+        axis, contiguous, the sums over time of what da would be; total (), the sum of these.
+        """
