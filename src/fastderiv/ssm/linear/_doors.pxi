@@ -80,7 +80,7 @@ cdef int set_factor(Linear *call, const LinearShape *shape, cnp.ndarray a, bint 
     return 0
 
 
-cdef int set_sums(Linear *call, const LinearShape *shape, cnp.ndarray sums) except -1:
+cdef int set_linear_sums(Linear *call, const LinearShape *shape, cnp.ndarray sums) except -1:
     """float64, contiguous, of b's shape without time."""
     cdef int k
     cdef ix step = 1
@@ -143,7 +143,7 @@ def linear_adjoint(cnp.ndarray dout, cnp.ndarray a, cnp.ndarray b, int axis, bin
     set_untimed(&call, OF_DLAST, &shape, dlast_state, False)
     set_untimed(&call, OF_DFIRST, &shape, dinitial_state, True)
     if call.constant:
-        set_sums(&call, &shape, sums)
+        set_linear_sums(&call, &shape, sums)
     else:
         set_timed(&call, OF_DA, &shape, da, reverse, True)
     last.sums, last.count = call.sums, call.columns

@@ -4,7 +4,8 @@
 # needs: divide_channels, Scan (s6/_problem.pxi)
 # needs: TILE (s6/_tiles.pxi)
 # needs: add_sums, expect_varying, point_at_A, set_channels, set_coefficients, set_inputs,
-#        set_remembered, set_segments, set_signal, set_state, set_transition (s6/_door.pxi)
+#        set_remembered, set_segments, set_signal, set_state, set_sums,
+#        set_transition (s6/_door.pxi)
 # needs: divide_scan, scan_scratch, scan_task (s6/_scan.pxi)
 # needs: Adjoint (s6/_adjoint.pxi)
 # needs: adjoint_scratch, adjoint_seconds, adjoint_task, divide_adjoint, join_task,
@@ -13,7 +14,6 @@
 #        step_task (s6/_step.pxi)
 # needs: step_sum_task, StepSum (s6/_step_sum.pxi)
 # needs: Attention, attention_scratch, attention_task, divide_attention (s6/_attention.pxi)
-# needs: set_sums (linear/_doors.pxi)
 
 def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C,
          cnp.ndarray D, cnp.ndarray z, cnp.ndarray delta_bias, bint delta_softplus,
