@@ -4,8 +4,9 @@
 
 Ratio first (how many times as long the peer takes), time second, in ns per state-step (L·H·P·N of
 them).  Peers, in peers/ssd.py, are left out where they are not available: the PyTorch fallback of
-transformers' Mamba-2, a chunked form in plain PyTorch.  "two FMA" is the roof: as many multiply–adds
-in registers as the recurrence has, two a state-step; one chunk of a short sequence has fewer.
+transformers' Mamba-2, a chunked form in plain PyTorch.  "two FMA" is the roof: as many
+multiply–adds in registers as the recurrence has, two a state-step; one chunk of a short sequence
+has fewer.
 FASTDERIV_CPU=x86-64-v3 measures that level, and its roof.
 """
 

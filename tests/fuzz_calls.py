@@ -262,6 +262,40 @@ def selective_scan_vjp(d):
     return case
 
 
+def ssd_parts(d):
+    Bt, L, H, P, N = *d.sizes(1), d.size() if d.chance(0.9) else 300, *d.sizes(3)
+    lead = [Bt] if d.chance(0.7) else []
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    parts = {
+        "x": d.array(*lead, L, H, P),
+        "dt": d.array(*lead, L, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+        "B": d.array(*lead, L, G, N),
+        "C": d.array(*lead, L, G, N),
+        "D": d.maybe(*d.choice(([H], [H, P]))),
+        "z": d.maybe(*lead, L, H, P),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    return parts, lead, L, H, P, N
+
+
+def ssd_scan(d):
+    case, lead, L, H, P, N = ssd_parts(d)
+    first = None
+    if lead == [1] and d.chance(0.6):
+        k = d.choice((1, 2, 3, 5))
+        case["cu_seqlens"], first = d.integers(d.cuts(L, k)), [k, H, P, N]
+    elif d.chance(0.4):
+        first = [*lead, H, P, N]
+    if first and d.chance(0.7):
+        case["initial_state"] = d.array(*first)
+    return case | {
+        "return_last_state": d.chance(0.4),
+        "out": d.out(["x", "dt", "A"], *lead, L, H, P),
+    }
+
+
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
@@ -301,6 +335,85 @@ def scan_attention(d):
     if L and d.chance(0.6):
         case["rows"] = d.integers([d.random.randrange(-L, L) for _ in range(d.size(1))])
     return case | {"delta_bias": d.maybe(D), "delta_softplus": d.chance(0.7)}
+
+
+# ---- Mamba-2's scan -----------------------------------------------------------------------------
+
+
+def ssd_signals(d):
+    """dt, A, B and C of Mamba-2's scan, and their sizes: lead, L, H, N."""
+    lead, (L, H, N) = d.sizes(d.choice((0, 1))), d.sizes(3)
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    case = {
+        "dt": d.array(*lead, L, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+        "B": d.array(*lead, L, G, N),
+        "C": d.array(*lead, L, G, N),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    return case, lead, L, H, N
+
+
+def ssd_state_update(d):
+    Bt, H, P, N = d.sizes(4)
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    case = {
+        "state": d.updated(Bt, H, P, N),
+        "x": d.array(Bt, H, P),
+        "dt": d.array(Bt, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+    }
+    for name in ("B", "C"):
+        case[name] = d.array(*d.choice(([Bt, N], [Bt, 1, N])) if G == 1 else [Bt, G, N])
+    case |= {
+        "D": d.maybe(*d.choice(([H], [H, P]))),
+        "z": d.maybe(Bt, H, P),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    if d.chance(0.05):
+        case["x"], d.lawful = {"alias": "state", "how": "whole"}, False
+    return case
+
+
+def ssd_attention(d):
+    case, _lead, L, _H, _N = ssd_signals(d)
+    if L and d.chance(0.6):
+        case["rows"] = d.integers([d.random.randrange(-L, L) for _ in range(d.size(1))])
+    return case
+
+
+def ssd_chunk_summary(d):
+    case, lead, L, H, _N = ssd_signals(d)
+    del case["C"]
+    return case | {"x": d.array(*lead, L, H, d.size())}
+
+
+def linear_parts(d):
+    shape = d.sizes(d.choice((1, 1, 2, 2, 3, 4)))
+    axis = d.random.randrange(-len(shape), len(shape))
+    state = [n for k, n in enumerate(shape) if k != axis % len(shape)]
+    case = {
+        "a": d.array(*d.choice(([], state, shape))),
+        "b": d.array(*shape),
+        "axis": axis,
+        "reverse": d.chance(0.4),
+        "initial_state": d.maybe(*state),
+    }
+    if d.chance(0.03):
+        case["axis"], d.lawful = d.choice((len(shape), -len(shape) - 1, 10**20, 0.5, None)), False
+    return case, shape, state
+
+
+def linear_scan(d):
+    case, shape, _state = linear_parts(d)
+    return case | {"return_last_state": d.chance(0.4), "out": d.out(["a", "b"], *shape)}
+
+
+def linear_scan_vjp(d):
+    case, shape, state = linear_parts(d)
+    return case | {"dout": d.array(*shape), "dlast_state": d.maybe(*state)}
 
 
 def transition_product(d):
@@ -698,10 +811,16 @@ CALLS = {
     "causal_conv1d": causal_conv1d,
     "causal_conv1d_vjp": causal_conv1d_vjp,
     "causal_conv1d_update": causal_conv1d_update,
+    "ssd_scan": ssd_scan,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,
+    "ssd_state_update": ssd_state_update,
+    "ssd_attention": ssd_attention,
+    "ssd_chunk_summary": ssd_chunk_summary,
     "transition_product": transition_product,
+    "linear_scan": linear_scan,
+    "linear_scan_vjp": linear_scan_vjp,
     "S6": s6,
     "dense": dense,
     "dense_vjp": dense_vjp,
@@ -740,6 +859,8 @@ MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
     "CausalConv1dGrads": "causal_conv1d_vjp",
     "ChunkSummary": "chunk_summary",
+    "SSDChunkSummary": "ssd_chunk_summary",
+    "LinearScanGrads": "linear_scan_vjp",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",
     "DenseGrads": "dense_vjp",
@@ -938,6 +1059,7 @@ OURS = {
 SUMS = {
     "transition_product",
     "chunk_summary",
+    "ssd_chunk_summary",
     "subset_logsumexp",
 }  # whose results are small whatever the length: a vast one takes hours, no memory
 

@@ -34,6 +34,25 @@ def update():
     return y, state
 
 
+def ssd_arguments(dtype=np.float64):
+    """x (L, H, P), dt (L, H), A, B and C (L, G, N) of Mamba-2's scan."""
+    B = np.cos(np.arange(120.0)).reshape(12, 1, 10)
+    x = np.sin(np.arange(96.0)).reshape(12, 2, 4)
+    return [a.astype(dtype) for a in (x, x[..., 0] - 1, np.array([-0.5, -3.0]), B, B[::-1])]
+
+
+def ssd_update(dtype=np.float64):
+    x, dt, A, B, C = ssd_arguments(dtype)
+    state = np.ones((2, 4, 10), dtype)
+    D = np.array([0.5, 2.0], dtype)
+    y = fd.ssd_state_update(state, x[0], dt[0], A, B[0], C[0], D, x[1], D, dt_softplus=True)
+    return y, state
+
+
+def ssd_summary(dtype=np.float64):
+    return fd.ssd_chunk_summary(*ssd_arguments(dtype)[:4], dt_softplus=True)
+
+
 def gradients(dtype=np.float64):
     dout, z, state, D = (a.astype(dtype) for a in (u[::-1], u, A, x[:3]))
     rest = dict(D=D, z=z, delta_bias=D, delta_softplus=True, initial_state=state, dlast_state=state)
@@ -52,6 +71,19 @@ def convolution(dtype=np.float64):
 def convolution_steps():
     state = np.zeros((3, 3))
     return fd.causal_conv1d_update(u, state, W, x[:3], "silu"), state
+
+
+def mamba2(dtype=np.float64):
+    x3 = np.cos(np.arange(60.0)).reshape(5, 4, 3)
+    p = x3, x3[..., 0], -np.arange(1.0, 5), x3[:, :2], x3[::-1, :2]
+    p = tuple(a.astype(dtype) for a in p)
+    y, h = fd.ssd_scan(*p, dt_softplus=True, return_last_state=True)
+    return y, h, fd.ssd_scan(*p, D=p[2], z=p[0], dt_softplus=True, initial_state=h)
+
+
+def linear_gradients(dtype=np.float64):
+    dout, b, a, state = (s.astype(dtype) for s in (u[::-1], u, x[:3], x[3:6]))
+    return fd.linear_scan_vjp(dout, a, b, initial_state=state, dlast_state=state)
 
 
 def dense_gradients(dtype=np.float64):
@@ -168,6 +200,7 @@ CALLS = {
     "causal_conv1d_vjp": lambda: (*convolution()[1], *convolution(np.float32)[1]),
     "causal_conv1d_update": convolution_steps,
     "CausalConv1dGrads": lambda: pickle.loads(pickle.dumps(convolution()[1])),
+    "ssd_scan": lambda: (*mamba2(), *mamba2(np.float32)),
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
@@ -175,9 +208,23 @@ CALLS = {
         fd.scan_attention(u, A, B, B, delta_softplus=True),
         fd.scan_attention(u, A, B, A, rows=[-1, 3]),
     ],
+    "ssd_state_update": lambda: (*ssd_update(), *ssd_update(np.float32)),
+    "ssd_attention": lambda: [
+        fd.ssd_attention(*ssd_arguments(dtype)[1:], dt_softplus=True, dt_limit=(0.1, 2.0))
+        for dtype in (np.float64, np.float32)
+    ],
+    "ssd_chunk_summary": lambda: (*ssd_summary(), *ssd_summary(np.float32)),
+    "SSDChunkSummary": lambda: pickle.loads(pickle.dumps(ssd_summary())),
     "transition_product": lambda: [
         fd.transition_product(u, A, method=method) for method in ("closed", "subsets")
     ],
+    "linear_scan": lambda: [
+        *fd.linear_scan(A, u[:, :5], axis=0, return_last_state=True),
+        fd.linear_scan(0.7, u.astype(np.float32), reverse=True),
+        fd.linear_scan(x[:3], np.tile(u, 9), initial_state=x[3:6]),
+    ],
+    "linear_scan_vjp": lambda: [*linear_gradients(), *linear_gradients(np.float32)],
+    "LinearScanGrads": lambda: pickle.loads(pickle.dumps(linear_gradients())),
     "S6": lambda: [
         *layer(u.T, return_last_state=True),
         layer.step_sizes(u.T),

@@ -123,9 +123,38 @@ CALLS = {
     "scan_attention": lambda f, a: f(
         a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((2, 3, 2, 4)), a((3,)), True, rows=[1, -1]
     ),
+    "ssd_state_update": lambda f, a: f(
+        np.zeros((2, 4, 3, 5)), a((2, 4, 3)), a((2, 4)), a((4,)), a((2, 2, 5)), a((2, 2, 5))
+    ),
+    "ssd_attention": lambda f, a: f(
+        a((2, 6, 4)), a((4,)), a((2, 6, 2, 5)), a((2, 6, 2, 5)), a((4,)), True, rows=[1, -1]
+    ),
+    "ssd_chunk_summary": lambda f, a: f(
+        a((2, 6, 4, 3)), a((2, 6, 4)), a((4,)), a((2, 6, 2, 5)), a((4,)), True
+    ),
     "transition_product": lambda f, a: f(a((3, 4)), a((3, 2))),
+    "linear_scan": lambda f, a: f(
+        a((3, 4)), a((3, 4)), axis=0, initial_state=a((4,)), return_last_state=True
+    ),
+    "linear_scan_vjp": lambda f, a: f(
+        a((3, 4)), a((3,)), a((3, 4)), initial_state=a((3,)), dlast_state=a((3,))
+    ),
     "S6": lambda f, a: f(a((3, 3)), a((3,)), a((3, 2)), a((2, 3)), a((2, 3)))(
         a((2, 4, 3)), a((2, 3, 2))
+    ),
+    "ssd_scan": lambda f, a: f(
+        a((2, 5, 4, 3)),
+        a((2, 5, 4)),
+        a((4,)),
+        a((2, 5, 2, 6)),
+        a((2, 5, 2, 6)),
+        a((4, 3)),
+        a((2, 5, 4, 3)),
+        a((4,)),
+        True,
+        (0.0, 1.0),
+        True,
+        initial_state=a((2, 4, 3, 6)),
     ),
     "solve_x1": lambda f, a: f(odd_network(), a((5,))).x,
     "lstm": lambda f, a: flat(

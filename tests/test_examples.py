@@ -37,6 +37,7 @@ def run(name, *arguments, **environment):
 
 
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+DRAWING = [name for name in ALL if name != "ssd_chunks"]
 WITHOUT_MATPLOTLIB = """
 import runpy, sys
 sys.modules["matplotlib"] = None
@@ -45,9 +46,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DRAWING)
 def test_help_fits_a_narrow_encoding(name):
-    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
         pytest.importorskip("sklearn")
     done = run(name, "--help", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
@@ -84,9 +85,9 @@ def test_the_picture_is_where_it_says(name, options, tmp_path):
     assert [Path(said)] == [*tmp_path.iterdir()] and said.endswith("picture.png")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DRAWING)
 def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(name, tmp_path):
-    if name not in ("lstm_carousel", "train_mamba", "tune_hyperparameters"):
+    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
         pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     done = run(name, "--plot", str(tmp_path))
@@ -102,6 +103,23 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(name, tmp_pat
 def test_numbers_of_steps_are_positive(value):
     done = run("lstm_carousel", "--steps", value)
     assert done.returncode == 2 and "expected a positive integer" in done.stderr
+
+
+@pytest.mark.parametrize(("steps", "machines"), [(1000, 4), (3, 5), (200, 1)])
+def test_chunks_on_several_machines_give_the_scan_of_the_whole(steps, machines):
+    chunks = example("ssd_chunks")
+    x, dt, A, B, C = chunks.sequence(steps)
+    cuts = np.array_split(np.arange(steps), machines)
+    y, sent = chunks.in_chunks([chunks.Machine(x[at], dt[at], A, B[at], C[at]) for at in cuts])
+    whole = fd.ssd_scan(x, dt, A, B, C, dt_softplus=True)
+    assert np.abs(y - whole).max() < 2e-6 * np.abs(whole).max()
+    assert sent == 4 * (A.size + A.size * x.shape[-1] * B.shape[-1])
+
+
+def test_the_example_of_chunks_runs():
+    done = run("ssd_chunks", "--steps", "500", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "500 steps in 4 chunks" in done.stdout
 
 
 @pytest.fixture(scope="module")

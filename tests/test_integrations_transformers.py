@@ -13,6 +13,7 @@ import fastderiv as fd
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from fastderiv.integrations import transformers as fast
+from fastderiv.ssm import ScanCall
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -64,8 +65,10 @@ def scans(monkeypatch):
 
         return counted
 
-    for name in counts:
-        monkeypatch.setattr(fd, name, counting(name, getattr(fd, name)))
+    # a scan is a `ScanCall`, with states kept for its gradients or not
+    monkeypatch.setattr(ScanCall, "scan", counting("selective_scan", ScanCall.scan))
+    name = "selective_state_update"
+    monkeypatch.setattr(fd, name, counting(name, getattr(fd, name)))
     return counts
 
 

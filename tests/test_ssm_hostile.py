@@ -34,6 +34,10 @@ SCAN = dict(u=U, delta=DELTA, A=A, B=B, C=C, D=D, z=Z, delta_bias=BIAS, initial_
             cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
 STEP = dict(x=normal(2, 4), dt=normal(2, 4), A=A, B=normal(2, 3), C=normal(2, 2, 3), D=D,
             z=normal(2, 4), dt_bias=BIAS)  # fmt: skip
+HEADS, GROUPS = normal(1, 6, 4, 3), normal(1, 6, 2, 5)
+SSD = dict(x=HEADS, dt=normal(1, 6, 4), A=D, B=GROUPS, C=GROUPS, D=normal(4, 3), z=HEADS,
+           dt_bias=BIAS, initial_state=normal(2, 4, 3, 5),
+           cu_seqlens=np.array([0, 2, 6]))  # fmt: skip
 SQUARE, STATES = normal(4, 4), normal(3, 4)
 LAYER = fd.S6(SQUARE, D, A, STATES, STATES)
 X, X0 = normal(5, 4), normal(4, 3)
@@ -41,6 +45,10 @@ X, X0 = normal(5, 4), normal(4, 3)
 
 def scan(**arguments):
     return fd.selective_scan(**arguments, return_last_state=True)
+
+
+def mamba2(**arguments):
+    return fd.ssd_scan(**arguments, return_last_state=True)
 
 
 def update(state, **arguments):
@@ -60,6 +68,7 @@ CALLS = {
     "selective_scan": (scan, SCAN),
     "selective_scan_vjp": (fd.selective_scan_vjp, dict(dout=DOUT, **SCAN, dlast_state=H0)),
     "selective_state_update": (update, STEP),
+    "ssd_scan": (mamba2, SSD),
     "chunk_summary": (fd.chunk_summary, dict(u=U, delta=DELTA, A=A, B=B, delta_bias=BIAS)),
     "combine_summaries": (combine, dict(P1=X, q1=X, P2=X, q2=X)),
     "scan_attention": (
@@ -505,7 +514,7 @@ def doors(kernel):
     u, A, B, C, D, h = of(2, 4, 6), of(4, 3), of(2, 1, 3, 6), of(2, 2, 3, 6), of(4), of(2, 4, 3)
     inputs = dict(
         u=u, delta=u, A=A, B=B, C=C, D=D, z=u, delta_bias=D, delta_softplus=False, initial_state=h,
-        cu_seqlens=None,
+        cu_seqlens=None, states=None, span=0, checks=None,
     )  # fmt: skip
     one = inputs | dict(
         u=u[:1], delta=u[:1], B=B[:1], C=C[:1], z=u[:1], cu_seqlens=np.array([0, 2, 6])
@@ -575,3 +584,28 @@ def test_kernels_refuse_gradients_that_are_not_contiguous(kernel):
     for name in "dB", "dC":
         with pytest.raises(TypeError, match="handed"):
             kernel.adjoint(**arguments | {name: np.asfortranarray(arguments[name])})
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_refuse_a_cache_that_does_not_fit(kernel):
+    real = next(real for real, other in kernels("ssm").items() if other is kernel)
+    u, A, ones = np.zeros((2, 4, 70), real), np.zeros((4, 3), real), np.zeros(2 * 4 * 2 * 3, real)
+    inputs = dict(
+        u=u, delta=u, A=A, B=A, C=A, D=None, z=None, delta_bias=None, delta_softplus=False,
+        initial_state=None, cu_seqlens=None, states=ones, span=32, checks=np.zeros(3, np.uint64),
+    )  # fmt: skip
+    scan = inputs | dict(last_state=None, out=u.copy())
+    grads = dict(dlast_state=None, du=u, ddelta=u, dz=None, dinitial_state=None, dB=None, dC=None)
+    for function, arguments in (
+        (kernel.scan, scan),
+        (kernel.adjoint, dict(dout=u, longest=70) | inputs | grads),
+    ):
+        function(**arguments)
+        function(**arguments | dict(states=ones[:24], span=64))
+        bad = [dict(span=span) for span in (-32, 0, 16, 64, 96, 256)]
+        bad += [dict(states=a) for a in wrong(ones) if a.ndim] + [dict(states=ones[::-1])]
+        bad += [dict(checks=a) for a in wrong(inputs["checks"]) if a.ndim]
+        bad += [dict(checks=np.zeros(2, np.uint64)), dict(checks=np.zeros(6, np.uint64)[::2])]
+        for change in bad:
+            with pytest.raises(TypeError, match="handed"):
+                function(**arguments | change)

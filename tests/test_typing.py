@@ -71,6 +71,15 @@ print(
     fd.transition_product([[0.5, 1]], [[-1]], method="subsets").mean(),
 )
 fd.transition_product(u, A, method="sum")  # type: ignore[arg-type]
+heads, groups = np.ones((8, 4, 3)), np.ones((8, 2, 5))
+two: Floats = fd.ssd_scan(heads, heads[..., 0], [-1] * 4, groups, groups, dt_limit=(0, 1))
+two, h = fd.ssd_scan(
+    heads, heads[..., 0], [-1] * 4, groups, groups, z=two, return_last_state=True
+)
+two, remembered = fd.ssd_scan(
+    heads, heads[..., 0], [-1] * 4, groups, groups, initial_state=h, return_cache=True
+)
+print(two.shape, h.shape, remembered)
 summary: fd.ChunkSummary = fd.chunk_summary(u, u, A, A, delta_softplus=True)
 summary = fd.combine_summaries(
     fd.combine_summaries(summary, (A, A)), (A.tolist(), np.ones((3, 2), int))

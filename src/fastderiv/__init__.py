@@ -15,8 +15,9 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
+                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention;
                    causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
-                   ssd_scan
+                   linear_scan and its adjoint linear_scan_vjp
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -77,18 +78,25 @@ from .ssm import (
     S6,
     CausalConv1dGrads,
     ChunkSummary,
+    LinearScanGrads,
     S6Grads,
     SelectiveScanGrads,
+    SSDChunkSummary,
     causal_conv1d,
     causal_conv1d_update,
     causal_conv1d_vjp,
     chunk_summary,
     combine_summaries,
+    linear_scan,
+    linear_scan_vjp,
     scan_attention,
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
+    ssd_attention,
+    ssd_chunk_summary,
     ssd_scan,
+    ssd_state_update,
     transition_product,
 )
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
@@ -106,10 +114,12 @@ __all__ = [
     "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
+    "LinearScanGrads",
     "NearestTie",
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -129,6 +139,8 @@ __all__ = [
     "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
+    "linear_scan",
+    "linear_scan_vjp",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",
@@ -143,7 +155,10 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "solve_x1",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -27,6 +27,7 @@ from .conv import (
     causal_conv1d_update,
     causal_conv1d_vjp,
 )
+from .linear import LinearScanGrads, linear_scan, linear_scan_vjp
 from .nn import (
     DenseGrads,
     GridRNNGrads,
@@ -47,7 +48,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
-from .ssd import ssd_scan
+from .ssd import SSDChunkSummary, ssd_attention, ssd_chunk_summary, ssd_scan, ssd_state_update
 from .ssm import (
     S6,
     ChunkSummary,
@@ -76,10 +77,12 @@ __all__ = [
     "GridRNNGrads",
     "Hypergradients",
     "LSTMGrads",
+    "LinearScanGrads",
     "NearestTie",
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -98,6 +101,8 @@ __all__ = [
     "grid_rnn_vjp",
     "hypergradient",
     "iter_subset_sums",
+    "linear_scan",
+    "linear_scan_vjp",
     "lstm",
     "lstm_state_adjoints",
     "lstm_vjp",
@@ -110,7 +115,10 @@ __all__ = [
     "selective_scan_vjp",
     "selective_state_update",
     "solve_x1",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

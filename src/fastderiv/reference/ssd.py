@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +46,33 @@ def _sequences(x, step, A, B, C, D, z, initial):
     return (y if z is None else y * _silu(z)), h
 
 
+def _scan(arguments, dt_softplus, dt_limit, cu_seqlens):
+    """y and the last state, for arguments with a batch axis or without."""
+    arrays = [None if a is None else np.asarray(a, np.float64) for a in arguments]
+    batched = arrays[0].ndim == 4
+    if not batched:  # x, dt, B, C and z gain a batch axis, and the state too unless it is packed
+        for i in (0, 1, 3, 4, 6) if cu_seqlens is not None else (0, 1, 3, 4, 6, 8):
+            arrays[i] = arrays[i] if arrays[i] is None else arrays[i][None]
+    x, dt, A, B, C, D, z, dt_bias, initial = arrays
+    batch, steps, heads, width = x.shape
+    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
+    bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
+    segments = batch if cu_seqlens is None else len(bounds) - 1
+    if initial is None:
+        initial = np.zeros((segments, heads, width, B.shape[-1]))
+    y, states = np.empty(x.shape), []
+    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        s = np.s_[:, start:stop]
+        first = initial if cu_seqlens is None else initial[k : k + 1]
+        gate = None if z is None else z[s]
+        y[s], last = _sequences(x[s], step[s], A, B[s], C[s], D, gate, first)
+        states.append(last)
+    last = np.concatenate(states) if states else initial
+    if not batched:
+        y, last = y[0], last if cu_seqlens is not None else last[0]
+    return y, last
+
+
 class _Cache:
     """The arguments of a call: the reference computes everything again."""
 
@@ -80,34 +107,94 @@ def ssd_scan(
     out: NDArray | None = None,
 ) -> Any:
     arguments = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in arguments]
-    batched = arrays[0].ndim == 4
-    if not batched:  # x, dt, B, C and z gain a batch axis, and the state too unless it is packed
-        for i in (0, 1, 3, 4, 6) if cu_seqlens is not None else (0, 1, 3, 4, 6, 8):
-            arrays[i] = arrays[i] if arrays[i] is None else arrays[i][None]
-    x, dt, A, B, C, D, z, dt_bias, initial = arrays
-    batch, steps, heads, width = x.shape
-    step = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
-    bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
-    segments = batch if cu_seqlens is None else len(bounds) - 1
-    if initial is None:
-        initial = np.zeros((segments, heads, width, B.shape[-1]))
-    y, states = np.empty(x.shape), []
-    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        s = np.s_[:, start:stop]
-        first = initial if cu_seqlens is None else initial[k : k + 1]
-        gate = None if z is None else z[s]
-        y[s], last = _sequences(x[s], step[s], A, B[s], C[s], D, gate, first)
-        states.append(last)
-    last = np.concatenate(states) if states else initial
-    if not batched:
-        y, last = y[0], last if cu_seqlens is not None else last[0]
+    y, last = _scan(arguments, dt_softplus, dt_limit, cu_seqlens)
     if out is not None:
         out[...] = y
         y = out
-    result = (y,)
+    result: tuple[Any, ...] = (y,)
     if return_last_state:
         result += (last,)
     if return_cache:
         result += (_Cache(*arguments),)
     return result if len(result) > 1 else y
+
+
+def ssd_state_update(
+    state: NDArray,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+) -> NDArray:
+    arrays: Any = [np.asarray(a, np.float64) for a in (x, dt, A, B, C)]
+    u, step, rate, *coefficients = arrays
+    if dt_bias is not None:
+        step = step + np.asarray(dt_bias, np.float64)
+    if dt_softplus:
+        step = np.logaddexp(0, step)
+    coefficients = [a if a.ndim == u.ndim else a[..., None, :] for a in coefficients]
+    repeats = [state.shape[-3] // a.shape[-2] for a in coefficients]
+    b, c = (np.repeat(a, n, axis=-2) for a, n in zip(coefficients, repeats, strict=True))
+    h = np.exp(step * rate)[..., None, None] * state
+    h = h + (step[..., None] * u)[..., None] * b[..., None, :]
+    state[...] = h
+    y = (h * c[..., None, :]).sum(-1)
+    if D is not None:
+        d = np.asarray(D, np.float64)
+        y = y + (d if d.ndim == 2 else d[:, None]) * u
+    return y if z is None else y * _silu(np.asarray(z, np.float64))
+
+
+def ssd_attention(
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    *,
+    rows: ArrayLike | None = None,
+) -> NDArray:
+    arrays: Any = [np.asarray(a, np.float64) for a in (dt, B, C)]
+    batched = arrays[0].ndim == 3
+    if not batched:
+        arrays = [a[None] for a in arrays]
+    step = _step_sizes(arrays[0], dt_bias, dt_softplus, dt_limit)
+    batch, steps, heads = step.shape
+    b, c = (_per_head(a, heads) for a in arrays[1:])
+    wanted = np.arange(steps)[slice(None) if rows is None else np.asarray(rows, np.intp)]
+    attention = np.zeros((batch, heads, len(wanted), steps))
+    for i, t in enumerate(wanted):
+        behind = np.zeros((batch, heads))  # the sum of the step sizes after s
+        for s in range(t, -1, -1):
+            product = (c[:, t] * b[:, s]).sum(-1)
+            attention[:, :, i, s] = product * np.exp(np.asarray(A) * behind) * step[:, s]
+            behind = behind + step[:, s]
+    return attention if batched else attention[0]
+
+
+class SSDChunkSummary(NamedTuple):
+    P: NDArray
+    q: NDArray
+
+
+def ssd_chunk_summary(
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+) -> SSDChunkSummary:
+    step = _step_sizes(np.asarray(dt, np.float64), dt_bias, dt_softplus, dt_limit)
+    P = np.exp(np.asarray(A, np.float64) * step.sum(-2))
+    C = np.zeros(np.shape(B))
+    _, q = ssd_scan(x, dt, A, B, C, None, None, dt_bias, dt_softplus, dt_limit, True)
+    return SSDChunkSummary(P, q)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._cache import Cache
+from .ssd import SSDChunkSummary
 
 
 def _softplus(x):
@@ -321,9 +322,11 @@ def chunk_summary(
 
 def combine_summaries(
     first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
-) -> ChunkSummary:
+) -> ChunkSummary | SSDChunkSummary:
     (P1, q1), (P2, q2) = ([np.asarray(a, np.float64) for a in pair] for pair in (first, second))
-    return ChunkSummary(P2 * P1, P2 * q1 + q2)
+    if q1.ndim == P1.ndim:
+        return ChunkSummary(P2 * P1, P2 * q1 + q2)
+    return SSDChunkSummary(P2 * P1, P2[..., None, None] * q1 + q2)
 
 
 def scan_attention(

@@ -26,6 +26,8 @@ from ._former_names import FORMER_NAMES
 from .conv._conv import causal_conv1d
 from .conv._step import causal_conv1d_update
 from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
+from .linear._scan import linear_scan
+from .linear._vjp import LinearScanGrads, linear_scan_vjp
 from .s6._attention import scan_attention
 from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
@@ -36,24 +38,34 @@ from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
+from .ssd._attention import ssd_attention
+from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
+from .ssd._step import ssd_state_update
 
 __all__ = [
     "S6",
     "CausalConv1dGrads",
     "ChunkSummary",
+    "LinearScanGrads",
     "S6Grads",
+    "SSDChunkSummary",
     "SelectiveScanGrads",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
+    "linear_scan",
+    "linear_scan_vjp",
     "scan_attention",
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_attention",
+    "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_state_update",
     "transition_product",
 ]
 

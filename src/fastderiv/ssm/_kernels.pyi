@@ -209,3 +209,99 @@ class Kernels(Protocol):
         OUT last_state (segments, H, P, N); kept (slots, H, N, P), contiguous, the states before
         chunks as ssd/_problem.pxi says; out (Bt, L, H, P).  C may be None only where out is.
         """
+
+    def ssd_step(
+        self,
+        state: NDArray[Any],
+        x: NDArray[Any],
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        out: NDArray[Any],
+    ) -> None:
+        """One step of Mamba-2's scan (docs/derivations.md §6.5), never interrupted.
+
+        IN x, z (Bt, H, P); dt (Bt, H); A, dt_bias (H,); B, C (Bt, N) or (Bt, G, N), of the same
+        groups, G dividing H; D (H,) or (H, P).  IN OUT state (Bt, H, P, N).  OUT out (Bt, H, P).
+        Without Bt, it is missing everywhere.
+        """
+
+    def ssd_attention(
+        self,
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        low: float,
+        high: float,
+        rows: NDArray[np.intp],
+        out: NDArray[Any],
+    ) -> None:
+        """Rows of the SSD scan's hidden attention (docs/derivations.md §6.5).
+
+        IN dt, A, B, C, dt_bias and limits as of `ssd_scan`; rows (R,) contiguous, in [0, L), which
+        is not checked.  OUT out (Bt, H, R, L), contiguous and zero before.
+        """
+
+    def ssd_decay(
+        self,
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        low: float,
+        high: float,
+        out: NDArray[Any],
+    ) -> None:
+        """The product of all decays of a head (docs/derivations.md §6.5).
+
+        IN dt, A, B, dt_bias and limits as of `ssd_scan`.  OUT out (Bt, H) = exp(A Σ Δ), contiguous.
+        """
+
+    def linear_scan(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any],
+        axis: int,
+        reverse: bool,
+        initial_state: NDArray[Any] | None,
+        last_state: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        """The linear recurrence along an axis of b, in [0, b.ndim) (docs/derivations.md §6.7).
+
+        IN b, of any shape of up to 64 axes, at least one; a of b's shape, of that shape without the
+        axis, or (); initial_state of b's shape without the axis.  OUT last_state likewise; out of
+        b's shape.
+        """
+
+    def linear_adjoint(
+        self,
+        dout: NDArray[Any],
+        a: NDArray[Any],
+        b: NDArray[Any],
+        axis: int,
+        reverse: bool,
+        initial_state: NDArray[Any] | None,
+        dlast_state: NDArray[Any] | None,
+        da: NDArray[Any] | None,
+        db: NDArray[Any],
+        dinitial_state: NDArray[Any] | None,
+        sums: NDArray[np.float64] | None,
+        total: NDArray[Any] | None,
+    ) -> None:
+        """The adjoint of `linear_scan` (docs/derivations.md §6.7).
+
+        IN dout of b's shape; dlast_state of b's shape without the axis; the arguments of
+        `linear_scan`.  OUT db, and da where a has b's shape, of b's shape; dinitial_state of b's
+        shape without the axis.  Where a has fewer axes than b: OUT sums of b's shape without the
+        axis, contiguous, the sums over time of what da would be; total (), the sum of these.
+        """

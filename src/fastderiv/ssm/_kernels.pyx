@@ -22,17 +22,26 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
-    conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
-    conv/_forward.pxi           the convolution
-    conv/_adjoint.pxi           its adjoint
-    conv/_step.pxi              its steps, as a decoder takes them
-    conv/_doors.pxi             the doors of the causal convolution
     ssd/_scan_decays.pxi        the scale of the state: runs of steps
     ssd/_scan_rows.pxi          signals and states as rows of vectors
     ssd/_scan.pxi               the SSD scan forward
     ssd/_scan_short.pxi         the same of a short segment, as one chunk
     ssd/_scan_task.pxi          how its work is divided
+    ssd/_step.pxi               one step, as a decoder takes it
+    ssd/_attention.pxi          rows of the expanded recurrence
+    ssd/_chunks.pxi             products of decays
     ssd/_doors.pxi              the doors of the SSD functions
+    conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
+    conv/_forward.pxi           the convolution
+    conv/_adjoint.pxi           its adjoint
+    conv/_step.pxi              its steps, as a decoder takes them
+    conv/_doors.pxi             the doors of the causal convolution
+    linear/_problem.pxi         the linear recurrence: a call, the order of its axes, its columns
+    linear/_lanes.pxi           columns in the lanes of a vector, block by block
+    linear/_chains.pxi          a few columns, number by number
+    linear/_wide.pxi            columns that are neighbours, step by step
+    linear/_task.pxi            how its columns are divided; forward, adjoint
+    linear/_doors.pxi           its doors
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -52,7 +61,8 @@ from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
     vdecay_safe, vexp, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vload_some, vmax, vmin,
     vpartsums, vprefetch, vprefetch_far, vratio_any, vratio_safe, vsel_lt, vset1, vsilu,
-    vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vstore_some, vtranspose)
+    vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vstore_some, vstream, vstream_end,
+    vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 from fastderiv._core.arrays import check_fits, empty
 
@@ -76,14 +86,23 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
-include "conv/_problem.pxi"
-include "conv/_forward.pxi"
-include "conv/_adjoint.pxi"
-include "conv/_step.pxi"
-include "conv/_doors.pxi"
 include "ssd/_scan_decays.pxi"
 include "ssd/_scan_rows.pxi"
 include "ssd/_scan.pxi"
 include "ssd/_scan_short.pxi"
 include "ssd/_scan_task.pxi"
+include "ssd/_step.pxi"
+include "ssd/_attention.pxi"
+include "ssd/_chunks.pxi"
 include "ssd/_doors.pxi"
+include "conv/_problem.pxi"
+include "conv/_forward.pxi"
+include "conv/_adjoint.pxi"
+include "conv/_step.pxi"
+include "conv/_doors.pxi"
+include "linear/_problem.pxi"
+include "linear/_lanes.pxi"
+include "linear/_chains.pxi"
+include "linear/_wide.pxi"
+include "linear/_task.pxi"
+include "linear/_doors.pxi"

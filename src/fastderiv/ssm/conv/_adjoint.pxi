@@ -5,8 +5,8 @@
 # needs: store_tile (s6/_tiles.pxi)
 # needs: Conv, conv_at, CONV_BLOCK, CONV_CHUNK, CONV_DIRECT, conv_divide_channels,
 #        conv_divide_steps, conv_fetch, CONV_FEW, conv_fill, conv_lanes, conv_load, conv_next,
-#        conv_part, conv_rows, conv_segment_at, conv_set_group, conv_stopped, conv_tile_size,
-#        CONV_TILES, conv_total, ConvGroup, ConvLanes, ConvNext, ConvPace, ConvPart,
+#        conv_part, conv_rows, conv_segment_at, conv_set_group, conv_span, conv_stopped,
+#        conv_tile_size, CONV_TILES, conv_total, ConvGroup, ConvLanes, ConvNext, ConvPace, ConvPart,
 #        ConvRows (conv/_problem.pxi)
 
 cdef extern from "conv/adjoint.h" nogil:
@@ -25,7 +25,7 @@ cdef extern from "conv/adjoint.h" nogil:
 
 cdef enum:
     CONV_SHARES = 64                    # at most
-    CONV_SHARE = 256                    # steps of a share, at least
+    CONV_SHARE = 512                    # steps of a share, at least
 
 cdef struct ConvAdjoint:
     Conv conv
@@ -300,10 +300,12 @@ cdef void conv_adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef ConvPace pace
     cdef ConvAdjointGroup group
     cdef ConvPart part
-    cdef ix share = i // conv.groups, low = share * conv.span, segment
-    cdef ix high = min(conv_total(conv), low + conv.span)
+    cdef ix share = i // conv.groups, number = i % conv.groups, segment, low, high
+    if conv.x.t == 1:                                   # in the order of memory
+        number, share = i // conv.spans, i % conv.spans
+    conv_span(conv, share, &low, &high)
     pace.worker, pace.done = worker, 0
-    conv_set_adjoint_group(adj, i % conv.groups, <real *>worker.scratch, &group)
+    conv_set_adjoint_group(adj, number, <real *>worker.scratch, &group)
     for segment in range(conv_segment_at(conv, low), conv.segments):
         part = conv_part(conv, segment, low, high)
         if part.end < part.first:                       # the segment lies behind the share

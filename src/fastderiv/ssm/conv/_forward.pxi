@@ -6,7 +6,7 @@
 # needs: Conv, conv_at, CONV_CHUNK, CONV_DIRECT, conv_divide_channels, conv_divide_steps, CONV_FEW,
 #        conv_fill, conv_gather, conv_group_start, conv_lanes, conv_line, CONV_LINES,
 #        conv_long_line, conv_part, conv_rows, conv_segment_at, conv_set_group, CONV_SHUFFLES,
-#        conv_stopped, conv_tile_size, CONV_TILES, conv_total, ConvGroup, ConvLanes, ConvLine,
+#        conv_span, conv_stopped, conv_tile_size, CONV_TILES, ConvGroup, ConvLanes, ConvLine,
 #        ConvPace, ConvPart, ConvRows (conv/_problem.pxi)
 
 cdef enum:
@@ -137,8 +137,8 @@ cdef void conv_task(void *args, ix i, Worker *worker) noexcept nogil:
     cdef ConvPace pace
     cdef ConvGroup group
     cdef ConvPart part
-    cdef ix number = i % conv.groups, low = i // conv.groups * conv.span, segment
-    cdef ix high = min(conv_total(conv), low + conv.span)
+    cdef ix number = i % conv.groups, segment, low, high
+    conv_span(conv, i // conv.groups, &low, &high)
     pace.worker, pace.done = worker, 0
     if conv.path != CONV_LINES:
         conv_set_group(conv, number, scratch, &group)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..._core.arrays import empty, flag, integers, pieces
+from ..._core.arrays import empty, flag
+from .._rows import positions
 from ._scan import ScanCall
 
 
@@ -98,7 +99,7 @@ def scan_attention(
     """
     call = ScanCall(None, delta, A, B, C, delta_bias=delta_bias, required=("delta", "A", "B", "C"))
     steps = call.shape[-1]
-    wanted = None if rows is None else _positions(rows, steps)
+    wanted = None if rows is None else positions(rows, steps)
     shape = (*call.shape[:-1], steps if wanted is None else len(wanted), steps)
     attention = empty("attention", shape, call.dtype, np.zeros)
     if attention.size:
@@ -109,19 +110,3 @@ def scan_attention(
             out=call.signal(attention),
         )  # fmt: skip
     return attention
-
-
-def _positions(rows: ArrayLike, steps: int) -> NDArray[np.intp]:
-    """Row numbers in [0, steps), contiguous."""
-    positions = integers("rows", rows)
-    if positions.ndim != 1:
-        raise ValueError(f"rows has shape {positions.shape}; expected (R,)")
-    for part in pieces(positions.shape):
-        piece = positions[part]
-        out = np.flatnonzero((piece < -steps) | (piece >= steps))
-        if out.size:
-            at = int(out[0]) + (part[0].start if isinstance(part[0], slice) else 0)
-            expected = f"integers from {-steps} to {steps - 1}"
-            raise IndexError(f"rows[{at}] is {piece[out[0]]}; expected {expected}")
-        piece[piece < 0] += steps
-    return positions

@@ -1,14 +1,18 @@
-"""`chunk_summary` and `combine_summaries`: what a chunk of steps does to any state, as a pair."""
+"""`chunk_summary` and `combine_summaries`: what a chunk of steps does to any state, as a pair.
+
+`combine_summaries` serves the summaries of both scans.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import as_arrays, common, empty, expect, flag, pieces
 from ..._core.floats import undisturbed
+from ..ssd._chunks import SSDChunkSummary
 from ._scan import ScanCall
 from ._transition import power
 
@@ -111,9 +115,17 @@ def chunk_summary(
     return ChunkSummary(power(total, call.A), q)
 
 
+@overload
+def combine_summaries(  # type: ignore[overload-overlap]
+    first: SSDChunkSummary, second: SSDChunkSummary
+) -> SSDChunkSummary: ...
+@overload
 def combine_summaries(
     first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
-) -> ChunkSummary:
+) -> ChunkSummary: ...
+def combine_summaries(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
+) -> ChunkSummary | SSDChunkSummary:
     r"""Compose the summaries of two chunks that follow each other.
 
     .. math::
@@ -121,13 +133,15 @@ def combine_summaries(
 
     Parameters
     ----------
-    first, second : ChunkSummary or pair of array_like
-        The earlier and the later chunk, all four arrays of one shape, whatever it is.
+    first, second : ChunkSummary, SSDChunkSummary or pair of array_like
+        The earlier and the later chunk.  Both have arrays P of one shape, whatever it is, and
+        arrays q of that shape too; or, as in an `SSDChunkSummary`, with two axes more at its end.
 
     Returns
     -------
-    summary : ChunkSummary
-        New arrays of that shape: float32 if all four are, else float64.
+    summary : ChunkSummary or SSDChunkSummary
+        New arrays of these shapes: float32 if all four are, else float64.  An `SSDChunkSummary` if
+        q has two axes more than P.
 
     Raises
     ------
@@ -155,19 +169,24 @@ def combine_summaries(
         for array in _pair(name, pair)
     ]
     P1, q1, P2, q2 = common(as_arrays(("first", "first", "second", "second"), pairs))
-    for name, array in ("first", q1), ("second", P2), ("second", q2):
-        expect(name, array, P1.shape, "shape of P in first")
-    P, q = (empty("the summary", P1.shape, P1.dtype) for _ in range(2))
+    of_heads = q1.ndim == P1.ndim + 2 and q1.shape[:-2] == P1.shape
+    if not of_heads:
+        expect("first", q1, P1.shape, "shape of P in first")
+    expect("second", P2, P1.shape, "shape of P in first")
+    expect("second", q2, q1.shape, "shape of q in first")
+    P, q = (empty("the summary", a.shape, a.dtype) for a in (P1, q1))
     _combine(P1, q1, P2, q2, P, q)
-    return ChunkSummary(P, q)
+    return SSDChunkSummary(P, q) if of_heads else ChunkSummary(P, q)
 
 
 @undisturbed
 def _combine(P1: NDArray, q1: NDArray, P2: NDArray, q2: NDArray, P: NDArray, q: NDArray) -> None:
-    """OUT P = P2·P1, q = P2·q1 + q2."""
+    """OUT P = P2·P1, q = P2·q1 + q2, where an element of P may serve the last two axes of q."""
     for part in pieces(P.shape):
         np.multiply(P2[part], P1[part], out=P[part])
-        np.multiply(P2[part], q1[part], out=q[part])
+    spread = P2 if P.ndim == q.ndim else np.broadcast_to(P2[..., None, None], q.shape)
+    for part in pieces(q.shape):
+        np.multiply(spread[part], q1[part], out=q[part])
         q[part] += q2[part]
 
 

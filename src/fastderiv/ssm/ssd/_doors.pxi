@@ -1,11 +1,16 @@
 # The doors of the SSD functions: what Python calls, declared to Python in _kernels.pyi.
 # Included by _kernels.pyx.
-# needs: counted, nothing, run_with (_arrays.pxi)
+# needs: counted, data, expect_array, expect_integers, nothing, refuse, run_with (_arrays.pxi)
 # needs: Ssd (ssd/_problem.pxi)
 # needs: set_ssd_inputs, set_ssd_kept, set_ssd_per_head, set_ssd_segments, set_ssd_signal,
 #        set_ssd_sizes, set_ssd_state (ssd/_door.pxi)
 # needs: SsdScan (ssd/_scan.pxi)
 # needs: ssd_divide_scan, ssd_scan_scratch, ssd_scan_task (ssd/_scan_task.pxi)
+# needs: divide_ssd_step, set_ssd_step_coefficients, set_ssd_step_heads, set_ssd_step_signal,
+#        set_ssd_step_state, ssd_step_scratch, ssd_step_task, SsdStep (ssd/_step.pxi)
+# needs: divide_ssd_attention, ssd_attention_scratch, ssd_attention_task,
+#        SsdAttention (ssd/_attention.pxi)
+# needs: SSD_CHUNK_HEADS, SSD_CHUNK_STEPS, ssd_chunk_task, SsdChunk (ssd/_chunks.pxi)
 
 # ---- the scan ---------------------------------------------------------------------------------
 
@@ -31,3 +36,74 @@ def ssd_scan(cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.nd
     scan.work_items = counted(<double>ssd.segments * ssd.groups * scan.parts)
     run_with(ssd_scan_task, &scan, ceil_div(scan.work_items, scan.items_per_task),
              ssd_scan_scratch(&scan), seconds)
+
+
+
+# ---- one step, attention, chunks --------------------------------------------------------------
+
+def ssd_step(cnp.ndarray state, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B,
+             cnp.ndarray C, cnp.ndarray D, cnp.ndarray z, cnp.ndarray dt_bias, bint dt_softplus,
+             cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef SsdStep step
+    cdef Ssd *ssd = &step.ssd
+    cdef double seconds
+    cdef int axes = cnp.PyArray_NDIM(state)
+    cdef const ix *shape = <const ix *>cnp.PyArray_DIMS(state)
+    set_ssd_step_state(&step, state)
+    set_ssd_step_signal(x, axes - 1, shape, False, &ssd.x)
+    set_ssd_step_signal(z, axes - 1, shape, False, &ssd.z)
+    set_ssd_step_signal(out, axes - 1, shape, True, &ssd.y)
+    set_ssd_step_heads(ssd, dt, A, axes - 2, shape)
+    set_ssd_step_coefficients(ssd, B, C, axes - 1)
+    set_ssd_per_head(ssd, D, &ssd.D)
+    set_ssd_sizes(ssd, dt_bias, dt_softplus, 0, 0)
+    if nothing(out):
+        return
+    seconds = divide_ssd_step(&step)
+    run(ssd_step_task, &step, ceil_div(step.work_items, step.items_per_task),
+        ssd_step_scratch(ssd), seconds, False)
+
+
+def ssd_attention(cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C,
+                  cnp.ndarray dt_bias, bint dt_softplus, double low, double high,
+                  cnp.ndarray rows, cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef SsdAttention att
+    cdef Ssd *ssd = &att.ssd
+    cdef double seconds
+    cdef ix shape[4]
+    set_ssd_inputs(ssd, None, dt, A, B, C)
+    set_ssd_sizes(ssd, dt_bias, dt_softplus, low, high)
+    expect_integers(rows)
+    att.rows, att.count = <ix *>cnp.PyArray_DATA(rows), cnp.PyArray_DIM(rows, 0)
+    shape[0], shape[1], shape[2], shape[3] = ssd.batch, ssd.heads, att.count, ssd.steps
+    expect_array(out, 4, shape, True)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out):
+        refuse(out, "C-contiguous")
+    if nothing(out):
+        return
+    att.out = data(out)
+    seconds = divide_ssd_attention(&att)
+    run(ssd_attention_task, &att,
+        counted(<double>ssd.batch * ssd.groups * att.head_tasks * att.row_tasks),
+        ssd_attention_scratch(), seconds)
+
+
+def ssd_decay(cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.ndarray dt_bias,
+              bint dt_softplus, double low, double high, cnp.ndarray out):
+    """See _kernels.pyi."""
+    cdef SsdChunk chunk
+    cdef Ssd *ssd = &chunk.ssd
+    cdef ix shape[2]
+    set_ssd_inputs(ssd, None, dt, A, B, None)
+    set_ssd_sizes(ssd, dt_bias, dt_softplus, low, high)
+    shape[0], shape[1] = ssd.batch, ssd.heads
+    expect_array(out, 2, shape, True)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out):
+        refuse(out, "C-contiguous")
+    if nothing(out):
+        return
+    chunk.out, chunk.tasks = data(out), ceil_div(ssd.heads, SSD_CHUNK_HEADS)
+    run(ssd_chunk_task, &chunk, ssd.batch * chunk.tasks, SSD_CHUNK_STEPS * sizeof(real),
+        3e-9 * ssd.batch * ssd.heads * ssd.steps)

@@ -1,6 +1,6 @@
-# The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C, the
-# state scaled as §6.2 says.  A few heads, which share B and C, run through a segment block by block.
-# Included by _kernels.pyx.
+# The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C,
+# with the state scaled as §6.2 says.  A few heads that share B and C run through a segment block by
+# block.  Included by _kernels.pyx.
 # needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_step_sizes, SsdCoefficient,
 #        SsdSegment (ssd/_problem.pxi)
 # needs: ssd_block, ssd_block_exact, ssd_block_states, ssd_find_runs, SSD_ROWS, SSD_STREAMS,
@@ -88,7 +88,7 @@ cdef void ssd_pack_rows(const Ssd *ssd, const SsdCoefficient *coefficient, const
 
 cdef void ssd_point_at_coefficients(const Ssd *ssd, SsdWork *work, ix start,
                                     ix steps) noexcept nogil:
-    """OUT work.b and work.c: B and C of a block, in place or packed; B for C where there is no C."""
+    """OUT work.b and work.c: B and C of a block, in place or packed; B twice without a C."""
     cdef const SsdCoefficient *B = &ssd.B
     cdef const SsdCoefficient *C = B if ssd.C.p is NULL else &ssd.C
     cdef ix rows = round_up(ssd.states, SSD_ROWS)

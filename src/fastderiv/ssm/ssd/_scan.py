@@ -199,8 +199,10 @@ def ssd_scan(
     returned.
 
     float64 is within 1e-12, float32 within 3e-6 of the exact result, relative to its largest
-    magnitude; typically 1e-15 and 3e-7, however strong or weak the decay is and for however many
-    steps: the decay itself is never rounded into the state.
+    magnitude; typically 1e-15 and 3e-7, for strong and for weak decay, as the decay itself is never
+    rounded into the state.  The state has the working precision: where it decays by less than 1e-5
+    a step and its increments all have one sign, their rounding errors may add up beyond that over
+    tens of thousands of float32 steps.
 
     References
     ----------

@@ -1,5 +1,5 @@
-# A short segment of the SSD scan as one chunk (docs/derivations.md §6.3): y = P·(G ∘ causal)·Δx/P with
-# G = C·Bᵀ, which all heads of a group share.  Included by _kernels.pyx.
+# A short segment of the SSD scan as one chunk (docs/derivations.md §6.3): y = P·(G ∘ causal)·Δx/P
+# with G = C·Bᵀ, which all heads of a group share.  Included by _kernels.pyx.
 # needs: Ssd, SSD_CHUNK, ssd_step_sizes, SsdCoefficient (ssd/_problem.pxi)
 # needs: ssd_block_states, ssd_find_runs, SSD_ROWS, SSD_UB, SsdCarry, SsdDecays, SsdLoop,
 #        SsdRuns (ssd/_scan_decays.pxi)

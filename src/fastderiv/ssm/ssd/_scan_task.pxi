@@ -6,7 +6,7 @@
 # needs: ssd_rows_of_state, ssd_scan_heads, SSD_TB, SsdScan, SsdWork (ssd/_scan.pxi)
 # needs: ssd_scan_short, ssd_short_size, ssd_short_steps (ssd/_scan_short.pxi)
 
-cdef double SSD_TASK = 250e-6           # seconds that a task should take: as long as is worth a thread
+cdef double SSD_TASK = 250e-6           # seconds that a task should take: what is worth a thread
 
 cdef enum:
     SSD_HEADS = 8                       # of a task whose states are all in scratch

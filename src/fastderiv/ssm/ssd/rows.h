@@ -25,10 +25,10 @@ static void ssd_scale_rows(const SsdRows *x, const real *factor, ptrdiff_t steps
 }
 
 typedef struct {
-    const real *y;            /* a tile: C·S, in the scale of the run */
-    const real *scale;        /* [t]: the scale of the run */
-    const real *D;            /* [p] */
-    SsdRows x, z, out;        /* x.p NULL: no skip connection; z.p NULL: no gate */
+    const real *y;     /* a tile: C·S, in the scale of the run */
+    const real *scale; /* [t]: the scale of the run */
+    const real *D;     /* [p] */
+    SsdRows x, z, out; /* x.p NULL: no skip connection; z.p NULL: no gate */
     ptrdiff_t steps, width;
 } SsdFinish;
 
@@ -42,7 +42,7 @@ VINL void ssd_finish_rows(const SsdFinish *f, vi *odd, const int with_skip, cons
         real *out = f->out.p + t * f->out.row;
         for (i = 0; i < f->width; i += VL) {
             vf v = vload(y + i);
-            seen |= as_i(v * vset1(0)); /* a chain of one cycle a turn; a sum would be one of four */
+            seen |= as_i(v * vset1(0)); /* one cycle a turn; a chain of sums would take four */
             v = with_skip ? vfma(v, scale, vload(x + i) * vload(f->D + i)) : v * scale;
             if (with_gate) v *= vsilu(vload(z + i));
             vstore(out + i, v);
@@ -56,15 +56,11 @@ static int ssd_finish(const SsdFinish *f)
 {
     vi odd;
     if (f->x.p) {
-        if (f->z.p)
-            ssd_finish_rows(f, &odd, 1, 1);
-        else
-            ssd_finish_rows(f, &odd, 1, 0);
+        if (f->z.p) ssd_finish_rows(f, &odd, 1, 1);
+        else ssd_finish_rows(f, &odd, 1, 0);
     } else {
-        if (f->z.p)
-            ssd_finish_rows(f, &odd, 0, 1);
-        else
-            ssd_finish_rows(f, &odd, 0, 0);
+        if (f->z.p) ssd_finish_rows(f, &odd, 0, 1);
+        else ssd_finish_rows(f, &odd, 0, 0);
     }
     return vall_lt(vabs(as_f(odd)), vset1(1));
 }

@@ -4,10 +4,10 @@
  *
  *     S[n][p] += b[n]·x[p],    y[p] = Σ_n c[n]·S[n][p],
  *
- * two multiply–adds an element.  There is no decay in it: S is scaled, and where the scale changes,
- * a new run of steps begins.  SSD_UB rows of S by SSD_UV vectors stay in registers for a whole block
- * of time.  Sums over n are chains in ascending order through memory, so that results do not depend
- * on SSD_UB and SSD_UV.
+ * two multiply–adds an element.  There is no decay in it: S is scaled, and where the scale
+ * changes, a new run of steps begins.  SSD_UB rows of S by SSD_UV vectors stay in registers for a
+ * whole block of time.  Sums over n are chains in ascending order through memory, so that results
+ * do not depend on SSD_UB and SSD_UV.
  */
 #ifndef FASTDERIV_SSD_SCAN_H
 #define FASTDERIV_SSD_SCAN_H
@@ -37,12 +37,12 @@ typedef struct {
 } SsdRuns;
 
 typedef struct {
-    const real *x;            /* [t][p], rows of `width` numbers */
-    real *y;                  /* OUT [t][p], rows of `width` */
-    const real *b, *c;        /* [t][n], rows b_row and c_row apart */
+    const real *x;     /* [t][p], rows of `width` numbers */
+    real *y;           /* OUT [t][p], rows of `width` */
+    const real *b, *c; /* [t][n], rows b_row and c_row apart */
     ptrdiff_t b_row, c_row;
-    real *S;                  /* IN OUT [n][p], rows of `width` */
-    ptrdiff_t states, width;  /* states a multiple of SSD_ROWS, width of VL */
+    real *S;                 /* IN OUT [n][p], rows of `width` */
+    ptrdiff_t states, width; /* states a multiple of SSD_ROWS, width of VL */
     const SsdRuns *runs;
 } SsdLoop;
 
@@ -146,10 +146,8 @@ static void ssd_block(const SsdLoop *loop, const SsdStream *ahead)
     ptrdiff_t i;
     for (i = 0; i < panels; i++) {
         ssd_fetch(ahead, i, panels);
-        if (i)
-            ssd_rows(loop, i * SSD_UB, SSD_UB, 1, 0);
-        else
-            ssd_rows(loop, 0, SSD_UB, 1, 1);
+        if (i) ssd_rows(loop, i * SSD_UB, SSD_UB, 1, 0);
+        else ssd_rows(loop, 0, SSD_UB, 1, 1);
     }
 }
 
@@ -160,16 +158,14 @@ static void ssd_block_states(const SsdLoop *loop)
     for (i = 0; i < loop->states; i += SSD_UB) ssd_rows(loop, i, SSD_UB, 0, 0);
 }
 
-/* As ssd_block for `states` that are no multiple of anything: no padded row takes part, whose 0 · inf
- * would be NaN. */
+/* As ssd_block for `states` that are no multiple of anything: no padded row takes part, whose
+ * 0 · inf would be NaN. */
 static void ssd_block_exact(const SsdLoop *loop)
 {
     ptrdiff_t i;
     for (i = 0; i < loop->states; i++)
-        if (i)
-            ssd_rows(loop, i, 1, 1, 0);
-        else
-            ssd_rows(loop, 0, 1, 1, 1);
+        if (i) ssd_rows(loop, i, 1, 1, 0);
+        else ssd_rows(loop, 0, 1, 1, 1);
 }
 
 #endif

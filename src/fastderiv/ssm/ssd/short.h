@@ -2,22 +2,25 @@
  *
  *     G[t][s] = C[t]·B[s],    y[t] = Σ_{s ≤ t} G[t][s]·x[s]
  *
- * x is scaled as for scan.h, so that G is the same for all heads of a group.  Both sums are chains in
- * ascending order of n and s.
+ * x is scaled as for scan.h, so that G is the same for all heads of a group.  Both sums are chains
+ * in ascending order of n and s.
  */
 #ifndef FASTDERIV_SSD_SHORT_H
 #define FASTDERIV_SSD_SHORT_H
 #include "scan.h"
 
 /* G lies in panels of SSD_UB rows t: [t/SSD_UB][s][SSD_UB], s < end of the panel. */
-VINL ptrdiff_t ssd_panel_of_G(ptrdiff_t panel) { return SSD_UB * SSD_UB * (panel * (panel + 1) / 2); }
+VINL ptrdiff_t ssd_panel_of_G(ptrdiff_t panel)
+{
+    return SSD_UB * SSD_UB * (panel * (panel + 1) / 2);
+}
 
 typedef struct {
-    const real *B;            /* [s][n], rows b_row apart */
-    const real *CT;           /* [n][t], rows c_row apart, zeros behind the last step */
+    const real *B;  /* [s][n], rows b_row apart */
+    const real *CT; /* [n][t], rows c_row apart, zeros behind the last step */
     ptrdiff_t b_row, c_row;
     ptrdiff_t states, steps, padded; /* padded: a multiple of SSD_UB and of VL */
-    real *G;                  /* OUT */
+    real *G;                         /* OUT */
 } SsdGram;
 
 /* The vector `sum` of G[t … t+VL−1][s], into its panels. */
@@ -68,15 +71,15 @@ static void ssd_gram(const SsdGram *g)
 
 typedef struct {
     const real *G;
-    const real *x;            /* [s][p], rows of `width` */
-    real *y;                  /* OUT [t − first][p], rows of `width` */
-    ptrdiff_t first, count;   /* rows t; multiples of SSD_UB */
+    const real *x;          /* [s][p], rows of `width` */
+    real *y;                /* OUT [t − first][p], rows of `width` */
+    ptrdiff_t first, count; /* rows t; multiples of SSD_UB */
     ptrdiff_t width;
-    const SsdRuns *runs;      /* of the whole chunk; the last ends at or behind first+count */
+    const SsdRuns *runs; /* of the whole chunk; the last ends at or behind first+count */
 } SsdCausal;
 
-/* SSD_UB rows t by nv vectors.  Where a run begins at s, what was summed before is rescaled, but not
- * in rows t < s. */
+/* SSD_UB rows t by nv vectors.  Where a run begins at s, what was summed before is rescaled, but
+ * not in rows t < s. */
 VINL void ssd_causal_tile(const SsdCausal *f, ptrdiff_t panel, ptrdiff_t column, const int nv)
 {
     const SsdRuns *runs = f->runs;
