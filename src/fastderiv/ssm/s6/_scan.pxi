@@ -34,7 +34,7 @@ cdef inline vf advance(vf dt, vf a, vf h, vf du, vf b, const bint safe) noexcept
 
 cdef inline bint leaves_at(const Loop *loop, ix t) noexcept nogil:
     """Whether states are left before step t of the block, where a part of it begins."""
-    return loop.leave.p is not NULL and (t > 0 or loop.leave.first)
+    return t > 0 or loop.leave.first
 
 
 cdef inline void leave_state(const Loop *loop, ix n, ix t, vf h) noexcept nogil:
@@ -43,8 +43,9 @@ cdef inline void leave_state(const Loop *loop, ix n, ix t, vf h) noexcept nogil:
     vstore_some(loop.leave.p + number * loop.leave.rows, h, loop.leave.rows)
 
 
-cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint B_constant,
-                             const bint C_constant, const bint with_y) noexcept nogil:
+cdef inline void four_states(const Loop *loop, ix n, const bint leaves, const bint safe,
+                             const bint B_constant, const bint C_constant,
+                             const bint with_y) noexcept nogil:
     """States n … n+3 through a block: h stays in registers, tiles are read once for all four."""
     cdef const real *dt = loop.dt
     cdef const real *du = loop.du
@@ -57,9 +58,9 @@ cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint
     cdef vf a0 = vload(a), a1 = vload(a + VL), a2 = vload(a + 2 * VL), a3 = vload(a + 3 * VL)
     cdef vf h0 = vload(h), h1 = vload(h + VL), h2 = vload(h + 2 * VL), h3 = vload(h + 3 * VL)
     cdef vf d, x, s
-    while start < T:
-        end = min(start + loop.leave.every, T)
-        if leaves_at(loop, start):
+    while True:
+        end = min(start + loop.leave.every, T) if leaves else T
+        if leaves and leaves_at(loop, start):
             leave_state(loop, n, start, h0)
             leave_state(loop, n + 1, start, h1)
             leave_state(loop, n + 2, start, h2)
@@ -78,14 +79,17 @@ cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint
                 s = vfma(h3, coefficient(C + 3 * ldc, t, C_constant), s)
                 vstore(y + t * VL, s)
         start = end
+        if not leaves or start >= T:
+            break
     vstore(h, h0)
     vstore(h + VL, h1)
     vstore(h + 2 * VL, h2)
     vstore(h + 3 * VL, h3)
 
 
-cdef inline void one_state(const Loop *loop, ix n, const bint safe, const bint B_constant,
-                           const bint C_constant, const bint with_y) noexcept nogil:
+cdef inline void one_state(const Loop *loop, ix n, const bint leaves, const bint safe,
+                           const bint B_constant, const bint C_constant,
+                           const bint with_y) noexcept nogil:
     """State n through a block."""
     cdef const real *dt = loop.dt
     cdef const real *du = loop.du
@@ -94,9 +98,9 @@ cdef inline void one_state(const Loop *loop, ix n, const bint safe, const bint B
     cdef const real *C = loop.C.p + n * loop.C.row
     cdef vf a = vload(loop.lanes.a + n * VL), h = vload(loop.lanes.h + n * VL), b
     cdef ix t, T = loop.steps, start = 0, end
-    while start < T:
-        end = min(start + loop.leave.every, T)
-        if leaves_at(loop, start):
+    while True:
+        end = min(start + loop.leave.every, T) if leaves else T
+        if leaves and leaves_at(loop, start):
             leave_state(loop, n, start, h)
         for t in range(start, end):
             b = coefficient(B, t, B_constant)
@@ -104,45 +108,54 @@ cdef inline void one_state(const Loop *loop, ix n, const bint safe, const bint B
             if with_y:
                 vstore(y + t * VL, vfma(h, coefficient(C, t, C_constant), vload(y + t * VL)))
         start = end
+        if not leaves or start >= T:
+            break
     vstore(loop.lanes.h + n * VL, h)
 
 
-cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint safe,
-                                 const bint B_constant, const bint C_constant,
+cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint leaves,
+                                 const bint safe, const bint B_constant, const bint C_constant,
                                  const bint with_y) noexcept nogil:
     while n + 4 <= end:
-        four_states(loop, n, safe, B_constant, C_constant, with_y)
+        four_states(loop, n, leaves, safe, B_constant, C_constant, with_y)
         n += 4
     while n < end:
-        one_state(loop, n, safe, B_constant, C_constant, with_y)
+        one_state(loop, n, leaves, safe, B_constant, C_constant, with_y)
         n += 1
 
 
-# B and C are constant or vary; y may not be wanted.  What is common has a loop of its own, and what
-# is rare has one loop for all.
+# B and C are constant or vary, states may be left, and y may not be wanted.  What is common has a loop
+# of its own, and what is rare has one loop for all.
 
 cdef void advance_any(const Loop *loop, ix n, ix end) noexcept nogil:
     """For any Δ·A."""
-    states_in_fours(loop, n, end, False, loop.B.constant, loop.C.constant, loop.y is not NULL)
+    states_in_fours(loop, n, end, loop.leave.p is not NULL, False, loop.B.constant,
+                    loop.C.constant, loop.y is not NULL)
 
 
 cdef void advance_mixed(const Loop *loop, ix n, ix end) noexcept nogil:
-    """Where one of B and C is constant, or y is not wanted."""
-    states_in_fours(loop, n, end, True, loop.B.constant, loop.C.constant, loop.y is not NULL)
+    """Where every Δ·A is in range."""
+    states_in_fours(loop, n, end, loop.leave.p is not NULL, True, loop.B.constant,
+                    loop.C.constant, loop.y is not NULL)
 
 
 cdef void advance_piece(const Loop *loop, ix n, ix end) noexcept nogil:
     """States n … end−1 through a block."""
+    cdef bint leaves = loop.leave.p is not NULL
     if not loop.safe:
         advance_any(loop, n, end)
-    elif loop.y is NULL and not loop.B.constant:
-        states_in_fours(loop, n, end, True, False, True, False)
+    elif loop.y is NULL and leaves and not loop.B.constant:
+        states_in_fours(loop, n, end, True, True, False, True, False)
     elif loop.y is NULL or loop.B.constant != loop.C.constant:
         advance_mixed(loop, n, end)
+    elif loop.B.constant and leaves:
+        advance_mixed(loop, n, end)
     elif loop.B.constant:
-        states_in_fours(loop, n, end, True, True, True, True)
+        states_in_fours(loop, n, end, False, True, True, True, True)
+    elif leaves:
+        states_in_fours(loop, n, end, True, True, False, False, True)
     else:
-        states_in_fours(loop, n, end, True, False, False, True)
+        states_in_fours(loop, n, end, False, True, False, False, True)
 
 
 cdef void advance_states(const Loop *loop) noexcept nogil:
