@@ -41,12 +41,9 @@ enum { AT_ONCE = 8 };
     {                                                                                              \
         const real before = s[i];                                                                  \
         s[i] = linear_fma(a[i][(t) * by.a], before, b[i][(t) * by.b]);                             \
-        if (what == LINEAR_STATES)                                                                 \
-            out[i][(t) * by.out] = s[i];                                                           \
-        else if (what == LINEAR_SLOPES)                                                            \
-            out[i][(t) * by.out] = dh[i][(t) * by.dh] * before;                                    \
-        else                                                                                       \
-            part[i] = linear_fma(dh[i][(t) * by.dh], before, part[i]);                             \
+        if (what == LINEAR_STATES) out[i][(t) * by.out] = s[i];                                    \
+        else if (what == LINEAR_SLOPES) out[i][(t) * by.out] = dh[i][(t) * by.dh] * before;        \
+        else part[i] = linear_fma(dh[i][(t) * by.dh], before, part[i]);                            \
     }
 
 /* Steps t0 … t0+n−1 of `count` columns, interleaved, because each is a chain of operations that
@@ -97,19 +94,16 @@ VINL void linear_chains_of(const LinearChains *c, const LinearStrides by, const 
 /* CHAINS columns whose steps are neighbours in memory, the common case: half the time. */
 static int linear_side_by_side(const LinearChains *c, ptrdiff_t t0, ptrdiff_t n, real *h)
 {
-    const LinearStrides up = {1, 1, 0, 1, 1}, constant = {0, 1, 0, 1, 1},
-                        down = {-1, -1, 0, -1, 1}, constant_down = {0, -1, 0, -1, 1};
+    const LinearStrides up = {1, 1, 0, 1, 1}, constant = {0, 1, 0, 1, 1}, down = {-1, -1, 0, -1, 1},
+                        constant_down = {0, -1, 0, -1, 1};
     if (c->b_t != c->out_t || (c->a_t && c->a_t != c->b_t)) return 0;
-    if (c->b_t == 1 && c->a_t)
-        linear_chains_of(c, up, CHAINS, LINEAR_STATES, t0, n, h, NULL);
-    else if (c->b_t == 1)
-        linear_chains_of(c, constant, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    if (c->b_t == 1 && c->a_t) linear_chains_of(c, up, CHAINS, LINEAR_STATES, t0, n, h, NULL);
+    else if (c->b_t == 1) linear_chains_of(c, constant, CHAINS, LINEAR_STATES, t0, n, h, NULL);
     else if (c->b_t == -1 && c->a_t)
         linear_chains_of(c, down, CHAINS, LINEAR_STATES, t0, n, h, NULL);
     else if (c->b_t == -1)
         linear_chains_of(c, constant_down, CHAINS, LINEAR_STATES, t0, n, h, NULL);
-    else
-        return 0;
+    else return 0;
     return 1;
 }
 
