@@ -91,6 +91,15 @@ print(
     fd.scan_attention(u, A, A, A).shape,
     fd.scan_attention(u, A, A, A, None, True, rows=[0, -1]).T,
 )
+heads, steps = np.ones((8, 3, 2)), np.ones((8, 3))
+group, rates, memory = np.ones((8, 1, 4)), [-1, -2, -3.0], np.zeros((3, 2, 4))
+print(
+    fd.ssd_state_update(memory, heads[0], steps[0], rates, group[0], [[1, 2, 3, 4]]).shape,
+    fd.ssd_attention(steps, rates, group, group, None, True, (0, 9.0), rows=[-1]).T,
+)
+of_heads: fd.SSDChunkSummary = fd.ssd_chunk_summary(heads, steps, rates, group, dt_softplus=True)
+of_heads = fd.combine_summaries(of_heads, of_heads)
+print(of_heads.P.shape, of_heads.q.mean())
 layer = fd.S6(-np.eye(3), np.zeros(3), A, [[1, 2, 3], [4, 5, 6]], W_C=np.ones((2, 3)))
 print(
     layer(u.T).shape,

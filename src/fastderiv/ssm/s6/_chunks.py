@@ -173,7 +173,7 @@ def combine_summaries(
     if not of_heads:
         expect("first", q1, P1.shape, "shape of P in first")
     expect("second", P2, P1.shape, "shape of P in first")
-    expect("second", q2, q1.shape, "shape of q in first")
+    expect("second", q2, q1.shape, f"shape of {'q' if of_heads else 'P'} in first")
     P, q = (empty("the summary", a.shape, a.dtype) for a in (P1, q1))
     _combine(P1, q1, P2, q2, P, q)
     return SSDChunkSummary(P, q) if of_heads else ChunkSummary(P, q)
