@@ -20,6 +20,10 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
+    ssd/_adjoint.pxi            adjoint: the products of one head in a chunk
+    ssd/_adjoint_sweeps.pxi     adjoint: heads through a segment, forward and back
+    ssd/_adjoint_task.pxi       adjoint: how the work is divided
+    ssd/_adjoint_door.pxi       adjoint: its door
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -33,6 +37,7 @@ from libc.math cimport INFINITY, isfinite
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 import numpy as np
+from fastderiv._core.gemm cimport GEMM_LOWER, GEMM_ROWS, GEMM_SET, GEMM_UPPER, Gemm, gemm
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
@@ -60,3 +65,7 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
+include "ssd/_adjoint.pxi"
+include "ssd/_adjoint_sweeps.pxi"
+include "ssd/_adjoint_task.pxi"
+include "ssd/_adjoint_door.pxi"
