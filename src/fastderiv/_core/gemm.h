@@ -27,10 +27,11 @@
  * then added to what the output held before.  Its bits therefore depend neither on VL, nor on how
  * rows and columns are grouped, nor on threads.
  *
- * The register tile is GEMM_ROWS rows by two vectors, 24 sums where there are 32 registers and 12
- * where there are 16: two loads of B and one broadcast for each row, whose 24 or 12 multiply-adds
- * hide each other's latency even on cores that start two of them per cycle.  A caller that wants
- * only a part of C (a triangle of outputs, say) calls this for blocks of GEMM_ROWS rows.
+ * A register tile is up to GEMM_ROWS rows by two vectors, or up to half as many rows by four: 24
+ * sums where there are 32 registers, and 12 where there are 16.  So many hide each other's latency
+ * even on cores that start two multiply-adds per cycle, which then load one vector and one number
+ * per cycle, and read 11 bytes of B where they read weights beyond the L1 cache.  A caller that
+ * wants only a part of C (a triangle of outputs, say) calls this for blocks of GEMM_ROWS rows.
  */
 #ifndef FASTDERIV_CORE_GEMM_H
 #define FASTDERIV_CORE_GEMM_H
@@ -38,12 +39,15 @@
 
 #if VB == 64 || (VB == 16 && defined(__aarch64__))
 enum { GEMM_ROWS = 12 };
-# define GEMM_EVERY_TILE(tile) tile(1) tile(2) tile(3) tile(4) tile(6) tile(8) tile(10) tile(12)
+# define GEMM_FEW(tile)  tile(1) tile(2) tile(3) tile(4) tile(5) tile(6)
+# define GEMM_MANY(tile) tile(7) tile(8) tile(9) tile(10) tile(11) tile(12)
+# define GEMM_SOME(tile) tile(1) tile(2) tile(4) tile(8) tile(12)
 #else
 enum { GEMM_ROWS = 6 };
-# define GEMM_EVERY_TILE(tile) tile(1) tile(2) tile(3) tile(4) tile(6)
+# define GEMM_FEW(tile)  tile(1) tile(2) tile(3)
+# define GEMM_MANY(tile) tile(4) tile(5) tile(6)
+# define GEMM_SOME(tile) tile(1) tile(2) tile(4) tile(6)
 #endif
-enum { GEMM_WIDE = 2 }; /* vectors of a register tile */
 enum { GEMM_SET = 1, GEMM_LOWER = 2, GEMM_UPPER = 4 };
 
 typedef struct {
@@ -56,60 +60,90 @@ typedef struct {
     ptrdiff_t c_row;
 } Gemm;
 
-/* sums[i] += A[i, k] · B[k, :] for `count` numbers k, of which a and b are at the first.  With
- * `edge`, the k-th of them is left out for the rows i < k (GEMM_LOWER) or i > k (GEMM_UPPER).
+/* sums += A[:, k] ⊗ B[k, :] for first ≤ k < last.
  *
  * There is one pointer for three rows, and one distance: a pointer for each of twelve rows, or
  * twelve distances, do not fit into the general registers, and what GCC spilled to vector registers
- * took 3 % of the time. */
-VINL void gemm_terms(vf sums[][GEMM_WIDE], const Gemm *g, const real *a, const real *b,
-                     ptrdiff_t count, const int edge, const int rows, const int vectors)
+ * took 3 % of the time.  The tile's shorter side is loaded first and stays in registers. */
+VINL void gemm_terms(vf sums[][4], const Gemm *g, const real *a, const real *b, ptrdiff_t first,
+                     ptrdiff_t last, const int rows, const int vectors)
 {
     const ptrdiff_t row = g->a_row, step = g->a_step, b_row = g->b_row;
     const real *x[(GEMM_ROWS + 2) / 3];
-    vf w[GEMM_WIDE], y;
+    vf y[GEMM_ROWS], w[4];
     ptrdiff_t k;
     int i, j;
     UNROLLED
-    for (i = 0; i < rows; i += 3) x[i / 3] = a + i * row;
-    for (k = 0; k < count; k++, b += b_row) {
-        UNROLLED
-        for (j = 0; j < vectors; j++) w[j] = vload(b + j * VL);
-        UNROLLED
-        for (i = 0; i < rows; i++) {
-            if (edge && (edge == GEMM_LOWER ? i < k : i > k)) continue;
-            y = vset1(x[i / 3][i % 3 * row]);
+    for (i = 0; i < rows; i += 3) x[i / 3] = a + i * row + first * step;
+    b += first * b_row;
+    for (k = first; k < last; k++, b += b_row) {
+        if (rows < vectors) {
             UNROLLED
-            for (j = 0; j < vectors; j++) sums[i][j] = vfma(y, w[j], sums[i][j]);
+            for (i = 0; i < rows; i++) y[i] = vset1(x[i / 3][i % 3 * row]);
+            UNROLLED
+            for (j = 0; j < vectors; j++) {
+                w[0] = vload(b + j * VL);
+                UNROLLED
+                for (i = 0; i < rows; i++) sums[i][j] = vfma(y[i], w[0], sums[i][j]);
+            }
+        } else {
+            UNROLLED
+            for (j = 0; j < vectors; j++) w[j] = vload(b + j * VL);
+            UNROLLED
+            for (i = 0; i < rows; i++) {
+                y[0] = vset1(x[i / 3][i % 3 * row]);
+                UNROLLED
+                for (j = 0; j < vectors; j++) sums[i][j] = vfma(y[0], w[j], sums[i][j]);
+            }
         }
         UNROLLED
         for (i = 0; i < rows; i += 3) x[i / 3] += step;
     }
 }
 
-/* OUT rows i … i + rows − 1 of C, `vectors` vectors of columns from column `at` on. */
-VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int rows,
-                    const int vectors)
+/* The same on the diagonal of a triangle: the rows i ≥ k − first have the number k (GEMM_LOWER), or
+ * the rows i ≤ k − first (GEMM_UPPER). */
+VINL void gemm_diagonal(vf sums[][4], const Gemm *g, const real *a, const real *b, ptrdiff_t first,
+                        ptrdiff_t last, const int edge, const int rows, const int vectors)
 {
-    vf sums[GEMM_ROWS][GEMM_WIDE];
+    const int count = (int)(last - first);
+    vf y;
+    int i, j, k;
+    a += first * g->a_step, b += first * g->b_row;
+    for (k = 0; k < count; k++, a += g->a_step, b += g->b_row) {
+        UNROLLED
+        for (i = 0; i < rows; i++) {
+            if (edge == GEMM_LOWER ? i < k : i > k) continue;
+            y = vset1(a[i * g->a_row]);
+            UNROLLED
+            for (j = 0; j < vectors; j++) sums[i][j] = vfma(y, vload(b + j * VL), sums[i][j]);
+        }
+    }
+}
+
+/* OUT rows i … i + rows − 1 of C, and of these `vectors` vectors of columns from column `at` on. */
+VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int triangle,
+                    const int rows, const int vectors)
+{
+    const ptrdiff_t K = g->K, start = i < K ? i : K, end = i + rows < K ? i + rows : K;
     const real *a = g->a + i * g->a_row, *b = g->b + at;
     real *c = g->c + i * g->c_row + at;
-    const ptrdiff_t K = g->K, start = i < K ? i : K, end = i + rows < K ? i + rows : K;
-    const ptrdiff_t first = how & GEMM_UPPER ? end : 0, last = how & GEMM_LOWER ? start : K;
+    vf sums[GEMM_ROWS][4];
     int r, j;
     UNROLLED
     for (r = 0; r < rows; r++) {
         UNROLLED
         for (j = 0; j < vectors; j++) sums[r][j] = vset1(0);
     }
-    if (how & GEMM_UPPER)
-        gemm_terms(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_UPPER,
-                   rows, vectors);
-    gemm_terms(sums, g, a + first * g->a_step, b + first * g->b_row, last - first, 0, rows,
-               vectors);
-    if (how & GEMM_LOWER)
-        gemm_terms(sums, g, a + start * g->a_step, b + start * g->b_row, end - start, GEMM_LOWER,
-                   rows, vectors);
+    if (!triangle) {
+        gemm_terms(sums, g, a, b, 0, K, rows, vectors);
+    } else if (how & GEMM_LOWER) {
+        gemm_terms(sums, g, a, b, 0, start, rows, vectors);
+        gemm_diagonal(sums, g, a, b, start, end, GEMM_LOWER, rows, vectors);
+    } else {
+        gemm_diagonal(sums, g, a, b, start, end, GEMM_UPPER, rows, vectors);
+        gemm_terms(sums, g, a, b, end, K, rows, vectors);
+    }
     UNROLLED
     for (r = 0; r < rows; r++, c += g->c_row) {
         UNROLLED
@@ -120,36 +154,65 @@ VINL void gemm_tile(const Gemm *g, ptrdiff_t i, ptrdiff_t at, int how, const int
     }
 }
 
-/* A case of the switch in `gemm`: n rows. */
-#define GEMM_CASE(n)                                                                               \
-case n:                                                                                            \
-    if (N - at >= GEMM_WIDE * VL) gemm_tile(g, i, at, how, n, GEMM_WIDE);                          \
-    else gemm_tile(g, i, at, how, n, 1);                                                           \
-    break;
-
-/* How many rows the next tile has, when `rest` of them are left.  Tiles are as equal as those allow
- * that there is code for: even numbers, 1 and 3. */
-static inline int gemm_tile_rows(ptrdiff_t rest)
+/* OUT all rows of C, and of these `vectors` vectors of columns from column `at` on.  Tiles have as
+ * equal numbers of rows as possible. */
+VINL void gemm_panel(const Gemm *g, ptrdiff_t at, int how)
 {
-    const ptrdiff_t tiles = (rest + GEMM_ROWS - 1) / GEMM_ROWS, rows = (rest + tiles - 1) / tiles;
-    if (rows < 4 || rows % 2 == 0) return (int)rows;
-    return (int)(tiles > 1 ? rows + 1 : rows - 3);
+    ptrdiff_t i = 0, tiles = (g->M + GEMM_ROWS - 1) / GEMM_ROWS, rows;
+    for (; tiles > 0; tiles--, i += rows) {
+        rows = (g->M - i + tiles - 1) / tiles;
+        switch (rows) {
+#define GEMM_CASE(n)                                                                               \
+case n: gemm_tile(g, i, at, how, 0, n, 2); break;
+            GEMM_FEW(GEMM_CASE)
+            GEMM_MANY(GEMM_CASE)
+#undef GEMM_CASE
+        }
+    }
+}
+
+/* The same of few rows, by four vectors of columns. */
+VINL void gemm_wide(const Gemm *g, ptrdiff_t at, int how)
+{
+    switch (g->M) {
+#define GEMM_CASE(n)                                                                               \
+case n: gemm_tile(g, 0, at, how, 0, n, 4); break;
+        GEMM_FEW(GEMM_CASE)
+#undef GEMM_CASE
+    }
+}
+
+/* The same by one vector of columns, or with a triangle. */
+VINL void gemm_rest(const Gemm *g, ptrdiff_t at, int how, const int triangle, const int vectors)
+{
+    ptrdiff_t i = 0, rows = 0;
+    for (; i < g->M; i += rows) {
+#define GEMM_CASE(n) rows = g->M - i >= n ? n : rows;
+        GEMM_SOME(GEMM_CASE)
+#undef GEMM_CASE
+        switch (rows) {
+#define GEMM_CASE(n)                                                                               \
+case n: gemm_tile(g, i, at, how, triangle, n, vectors); break;
+            GEMM_SOME(GEMM_CASE)
+#undef GEMM_CASE
+        }
+    }
 }
 
 /* OUT C, as the head of this file says.  The panel of B that is in the L1 cache meets all rows of A
  * before the next one. */
 static void gemm(const Gemm *g, int how)
 {
-    const ptrdiff_t N = g->N, M = g->M;
-    ptrdiff_t at, i;
-    int rows;
-    for (at = 0; at < N; at += GEMM_WIDE * VL) {
-        for (i = 0; i < M; i += rows) {
-            rows = gemm_tile_rows(M - i);
-            switch (rows) {
-                GEMM_EVERY_TILE(GEMM_CASE)
-            }
-        }
+    const ptrdiff_t N = g->N;
+    const int triangle = how & (GEMM_LOWER | GEMM_UPPER);
+    ptrdiff_t at = 0;
+    if (triangle) {
+        for (; at + 2 * VL <= N; at += 2 * VL) gemm_rest(g, at, how, 1, 2);
+        if (at < N) gemm_rest(g, at, how, 1, 1);
+    } else {
+        for (; 2 * g->M <= GEMM_ROWS && at + 4 * VL <= N; at += 4 * VL) gemm_wide(g, at, how);
+        for (; at + 2 * VL <= N; at += 2 * VL) gemm_panel(g, at, how);
+        if (at < N) gemm_rest(g, at, how, 0, 1);
     }
 }
 #endif

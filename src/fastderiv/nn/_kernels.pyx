@@ -9,6 +9,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
+from fastderiv._core.gemm cimport Gemm, gemm
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     GL, VL, ix, real, vabs, vcopysign, vf, vfma, vkeep_nan, vload, vprefetch, vsel_lt, vset1,
@@ -154,7 +155,7 @@ def lstm_weight_sums(cnp.ndarray abar, cnp.ndarray x, cnp.ndarray h, cnp.ndarray
     cdef cnp.ndarray bias = aligned_array(f.unit_vectors * PW)
     s.bias = reals_of(bias)
     memset(s.bias, 0, f.unit_vectors * PW * sizeof(real))
-    run(sum_weights, &s, sum_tasks(&s), SUM_ENTRIES * (SUM_COLUMNS + MR) * <double>sizeof(real),
+    run(sum_weights, &s, sum_tasks(&s), SUM_ENTRIES * SUM_STRIDE * <double>sizeof(real),
         lstm_seconds(entries * hidden * (f.inputs + hidden)))
     return w_x, w_h, bias
 

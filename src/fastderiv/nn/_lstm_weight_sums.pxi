@@ -9,6 +9,7 @@
 cdef enum:
     SUM_ENTRIES = 128                   # entries whose terms are summed up in registers
     SUM_COLUMNS = 192                   # inputs of one task, at most
+    SUM_STRIDE = SUM_COLUMNS + GL       # between entries in scratch: they use different cache sets
     SUM_UNIT_VECTORS = 8                # vectors of hidden units of one task, at most
 
 
@@ -28,7 +29,7 @@ cdef struct WeightSums:
 cdef struct InputBlock:                 # consecutive inputs of one kind, which a task sums over
     bint recurrent
     ix first, columns
-    real *tiles                         # [tile of MR columns][SUM_ENTRIES][MR], in scratch
+    real *entries                       # [SUM_ENTRIES][SUM_STRIDE], in scratch
 
 
 cdef ix sum_tasks(const WeightSums *s) noexcept nogil:
@@ -51,7 +52,7 @@ cdef void sum_weights(void *args, ix task, Worker *worker) noexcept nogil:
     cdef const real *a
     while entry < entries:
         K = min(<ix>SUM_ENTRIES, entries - entry)
-        interleave_inputs(s, &inputs, entry, K)
+        gather_block(s, &inputs, entry, K)
         for u in range(first_unit, last_unit):
             a = s.abar + (u * entries + entry) * PW
             add_products(&inputs, a, K, out.weights + (u * out.columns + inputs.first) * PW)
@@ -70,14 +71,14 @@ cdef const Sums *set_input_block(const WeightSums *s, InputBlock *b, ix block,
         out, block = &s.recurrent, block - s.x.column_blocks
     b.first = block * out.columns // out.column_blocks
     b.columns = (block + 1) * out.columns // out.column_blocks - b.first
-    b.tiles = <real *>scratch
+    b.entries = <real *>scratch
     return out
 
 
-cdef void interleave_inputs(const WeightSums *s, InputBlock *b, ix entry, ix K) noexcept nogil:
-    """OUT tiles of the entries [entry, entry + K), with zeros behind a row's end."""
+cdef void gather_block(const WeightSums *s, InputBlock *b, ix entry, ix K) noexcept nogil:
+    """OUT the block of the entries [entry, entry + K), with zeros behind a row's end."""
     cdef const Lstm *f = &s.f
-    cdef ix t = entry // f.batch, i = entry % f.batch, k, j
+    cdef ix t = entry // f.batch, i = entry % f.batch, k
     cdef const real *src
     for k in range(K):
         if t >= f.lengths[i]:
@@ -88,11 +89,7 @@ cdef void interleave_inputs(const WeightSums *s, InputBlock *b, ix entry, ix K) 
             src = s.h + (entry + k - f.batch) * f.hidden + b.first
         else:
             src = offset(f.h0, f.order[i] * f.hidden + b.first)
-        j = 0
-        while j + MR <= b.columns:
-            copy_or_zero(b.tiles + j * SUM_ENTRIES + k * MR, offset(src, j), MR)
-            j += MR
-        copy_or_zero(b.tiles + j * SUM_ENTRIES + k * MR, offset(src, j), b.columns - j)
+        copy_or_zero(b.entries + k * SUM_STRIDE, src, b.columns)
         i += 1
         if i == f.batch:
             t, i = t + 1, 0
@@ -100,11 +97,12 @@ cdef void interleave_inputs(const WeightSums *s, InputBlock *b, ix entry, ix K) 
 
 cdef void add_products(const InputBlock *b, const real *a, ix K, real *weights) noexcept nogil:
     """OUT weights (columns, PW) += Σ_k input[k] ⊗ a[k, :]."""
-    cdef ix j = 0
-    while j < b.columns:
-        multiply_panel(b.tiles + j * SUM_ENTRIES, 1, MR, a, K, weights + j * PW, PW,
-                       <int>min(<ix>MR, b.columns - j))
-        j += MR
+    cdef Gemm g
+    g.M, g.N, g.K = b.columns, PW, K
+    g.a, g.a_row, g.a_step = b.entries, 1, SUM_STRIDE
+    g.b, g.b_row = a, PW
+    g.c, g.c_row = weights, PW
+    gemm(&g, 0)
 
 
 cdef void add_entries(const real *a, ix K, real *sums) noexcept nogil:

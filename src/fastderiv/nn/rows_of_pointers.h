@@ -15,8 +15,8 @@
  * there are few hidden units.  Weights are packed once per call, and every step uses them; a BLAS
  * would pack them again in every product.
  */
-#ifndef FASTDERIV_GEMM_H
-#define FASTDERIV_GEMM_H
+#ifndef FASTDERIV_ROWS_H
+#define FASTDERIV_ROWS_H
 #include "simd.h"
 
 #if VB == 64 || (VB == 16 && defined(__aarch64__))
@@ -77,37 +77,6 @@ VINL void add_sums(real *c, ptrdiff_t ldc, vf sums[][4], const int rows, const i
         UNROLLED
         for (j = 0; j < vectors; j++)
             vstore(c + i * ldc + j * VL, vload(c + i * ldc + j * VL) + sums[i][j]);
-    }
-}
-
-/* OUT c[i, j] += Σ_{k < K} a[i·row + k·step] · w[k, j] for i < rows and j < PW. */
-VINL void panel_tile(const real *a, ptrdiff_t row, ptrdiff_t step, const real *w, ptrdiff_t K,
-                     real *c, ptrdiff_t ldc, const int rows)
-{
-    vf sums[MR][4];
-    const real *x[MR];
-    ptrdiff_t k;
-    int i;
-    zero_sums(sums, rows, 4);
-    UNROLLED
-    for (i = 0; i < rows; i++) x[i] = a + i * row;
-    for (k = 0; k < K; k++, w += PW) multiply_add(sums, x, k * step, w, rows, 4);
-    add_sums(c, ldc, sums, rows, 4);
-}
-
-/* The same for a number of rows, from 1 to MR, that the compiler does not know. */
-static void multiply_panel(const real *a, ptrdiff_t row, ptrdiff_t step, const real *w, ptrdiff_t K,
-                           real *c, ptrdiff_t ldc, int rows)
-{
-    switch (rows) {
-    case 1: panel_tile(a, row, step, w, K, c, ldc, 1); break;
-    case 2: panel_tile(a, row, step, w, K, c, ldc, 2); break;
-    case 3: panel_tile(a, row, step, w, K, c, ldc, 3); break;
-#if FASTDERIV_REGISTERS == 32
-    case 4: panel_tile(a, row, step, w, K, c, ldc, 4); break;
-    case 5: panel_tile(a, row, step, w, K, c, ldc, 5); break;
-    case 6: panel_tile(a, row, step, w, K, c, ldc, 6); break;
-#endif
     }
 }
 
