@@ -37,6 +37,12 @@ cdef extern from "ssd/adjoint.h" nogil:
         double through, A, dA, dbias
         real *ddt
         ix stride
+    ctypedef struct SsdAhead:
+        ix row, byte
+        int count, done, each
+    void ssd_plane(SsdAhead *ahead, const real *p, ix row, ix stride, ix rows, ix length)
+    ix ssd_lines(const SsdAhead *ahead)
+    void ssd_multiply(const Gemm *g, int how, SsdAhead *ahead)
     void ssd_load(const real *src, ix row_stride, ix stride, ix rows, ix columns, real *tile,
                   ix row)
     void ssd_store(const real *tile, ix row, ix rows, ix columns, real *dst, ix row_stride,
@@ -131,6 +137,7 @@ cdef struct SsdBack:                    # a task on its way
     ix steps, chunks                    # of a chunk; of the segment
     ix group, first, heads              # the heads first … first + heads − 1 of a group
     SsdCoefficient dB, dC               # of its slice
+    SsdAhead ahead                      # what the next head will read
     bint add                            # whether other heads' terms are there already
 
 cdef struct SsdPart:                    # a chunk
@@ -156,13 +163,13 @@ cdef void ssd_triangle(ix steps, ix K, const real *a, ix a_row, const real *b, i
         s += rows
 
 
-cdef inline real *ssd_own(const SsdBack *back, real *states, ix head, ix each,
+cdef inline real *ssd_own(SsdBack *back, real *states, ix head, ix each,
                           ix number) noexcept nogil:
     """State `number` of a head among `each` of them."""
     return states + ((head - back.first) * each + number) * back.adj.state
 
 
-cdef void ssd_head_decays(const SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
+cdef void ssd_head_decays(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
     """OUT tiles.decays: step sizes and decays of a head."""
     cdef const Ssd *ssd = &back.adj.ssd
     cdef SsdDecays *d = back.tiles.decays
@@ -170,20 +177,20 @@ cdef void ssd_head_decays(const SsdBack *back, const SsdPart *part, ix head) noe
     ssd_decays(ssd.A.p[head * ssd.A.h], part.steps, d)
 
 
-cdef void ssd_load_signal(const SsdBack *back, const SsdPart *part, const SsdSignal *signal,
+cdef void ssd_load_signal(SsdBack *back, const SsdPart *part, const SsdSignal *signal,
                           ix head, real *tile) noexcept nogil:
     ssd_load(signal.p + back.segment.batch * signal.b + part.start * signal.t + head * signal.h,
              signal.t, signal.p_, part.steps, back.adj.ssd.width, tile, back.adj.p_row)
 
 
-cdef void ssd_store_signal(const SsdBack *back, const SsdPart *part, const SsdSignal *signal,
+cdef void ssd_store_signal(SsdBack *back, const SsdPart *part, const SsdSignal *signal,
                            ix head, const real *tile) noexcept nogil:
     ssd_store(tile, back.adj.p_row, part.steps, back.adj.ssd.width,
               signal.p + back.segment.batch * signal.b + part.start * signal.t + head * signal.h,
               signal.t, signal.p_)
 
 
-cdef void ssd_advance(const SsdBack *back, const SsdPart *part, ix head, const real *before,
+cdef void ssd_advance(SsdBack *back, const SsdPart *part, ix head, const real *before,
                       real *after) noexcept nogil:
     """OUT after: the state behind a chunk, from the one before it; they may be the same."""
     cdef const SsdAdjoint *adj = back.adj
@@ -195,12 +202,12 @@ cdef void ssd_advance(const SsdBack *back, const SsdPart *part, ix head, const r
     ssd_scale_state(before, tiles.decays.all, adj.state, after)
     g = Gemm(adj.ssd.width, adj.deep, part.steps, tiles.x, 1, adj.p_row, tiles.b, adj.n_row,
              after, adj.n_row)
-    gemm(&g, 0)
+    ssd_multiply(&g, 0, &back.ahead)
 
 
 # ---- a head of a chunk, on the way back ---------------------------------------------------------
 
-cdef void ssd_load_head(const SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
+cdef void ssd_load_head(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
     """OUT tiles: 1. the decays, x, ȳ and ȳ transposed; the gate's slope, D."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const Ssd *ssd = &adj.ssd
@@ -220,7 +227,7 @@ cdef void ssd_load_head(const SsdBack *back, const SsdPart *part, ix head) noexc
             tiles.skip[p] = ssd.D.p[head * ssd.D.h + p * ssd.D.p_]
 
 
-cdef void ssd_within(const SsdBack *back, const SsdPart *part) noexcept nogil:
+cdef void ssd_within(SsdBack *back, const SsdPart *part) noexcept nogil:
     """OUT tiles: 2. mixing, the head's terms, and what flows through the decays within a chunk."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -234,7 +241,7 @@ cdef void ssd_within(const SsdBack *back, const SsdPart *part) noexcept nogil:
     ssd_row_sums(tiles.dots, part.steps, tiles.inside)
 
 
-cdef void ssd_from_past(const SsdBack *back, const SsdPart *part, const real *H) noexcept nogil:
+cdef void ssd_from_past(SsdBack *back, const SsdPart *part, const real *H) noexcept nogil:
     """OUT tiles: 3. dC's terms from the state H before the chunk, and to_y."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -244,12 +251,12 @@ cdef void ssd_from_past(const SsdBack *back, const SsdPart *part, const real *H)
         return
     g = Gemm(part.steps, adj.deep, adj.ssd.width, tiles.past_e, adj.p_row, 1, H, adj.n_row,
              tiles.far, adj.n_row)
-    gemm(&g, GEMM_SET)
+    ssd_multiply(&g, GEMM_SET, &back.ahead)
     ssd_add_and_dot(tiles.far, tiles.c, part.steps, adj.deep, adj.n_row, tiles.dC, tiles.dots)
     ssd_row_sums(tiles.dots, part.steps, tiles.to_y)
 
 
-cdef void ssd_back_gate(const SsdBack *back, const SsdPart *part, ix head,
+cdef void ssd_back_gate(SsdBack *back, const SsdPart *part, ix head,
                         const real *H) noexcept nogil:
     """OUT dz: 4. y once more, from the state H before the chunk and the chunk's inputs."""
     cdef const SsdAdjoint *adj = back.adj
@@ -259,18 +266,18 @@ cdef void ssd_back_gate(const SsdBack *back, const SsdPart *part, ix head,
     ssd_scale_rows(tiles.x, tiles.decays.size, steps, adj.wide, adj.p_row, tiles.dx)
     g = Gemm(steps, adj.wide, steps, tiles.mixing, 1, adj.t_row, tiles.dx, adj.p_row,
              tiles.y, adj.p_row)
-    gemm(&g, GEMM_SET | GEMM_LOWER)
+    ssd_multiply(&g, GEMM_SET | GEMM_LOWER, &back.ahead)
     if part.past:
         ssd_transpose(H, adj.n_row, adj.wide, adj.deep, tiles.turned_state, adj.p_row)
         g = Gemm(steps, adj.wide, adj.ssd.states, tiles.c, adj.n_row, 1, tiles.turned_state,
                  adj.p_row, tiles.dx, adj.p_row)
-        gemm(&g, GEMM_SET)
+        ssd_multiply(&g, GEMM_SET, &back.ahead)
         ssd_scale_and_add(tiles.decays.past, tiles.dx, steps, adj.wide, adj.p_row, tiles.y)
     ssd_gate_gradient(steps, adj.wide, adj.p_row, tiles.y, tiles.x, tiles.skip, tiles.z)
     ssd_store_signal(back, part, &adj.dz, head, tiles.z)
 
 
-cdef void ssd_back_inputs(const SsdBack *back, const SsdPart *part, ix head, const real *G,
+cdef void ssd_back_inputs(SsdBack *back, const SsdPart *part, ix head, const real *G,
                           const real *H, double *through) noexcept nogil:
     """OUT dx: 5. from the gradient G behind the chunk and from its outputs; to_end, own, through;
     dD of the chunk; tiles.x times what it adds to the last state."""
@@ -284,7 +291,7 @@ cdef void ssd_back_inputs(const SsdBack *back, const SsdPart *part, ix head, con
         ssd_transpose(G, adj.n_row, adj.wide, adj.deep, tiles.turned_state, adj.p_row)
         g = Gemm(steps, adj.wide, adj.ssd.states, tiles.b, adj.n_row, 1, tiles.turned_state,
                  adj.p_row, tiles.dx, adj.p_row)
-        gemm(&g, GEMM_SET)
+        ssd_multiply(&g, GEMM_SET, &back.ahead)
         ssd_scale_and_dot(tiles.decays.rest, tiles.x, steps, adj.wide, adj.p_row, tiles.dx,
                           tiles.dots)
         ssd_row_sums(tiles.dots, steps, tiles.to_end)
@@ -294,7 +301,7 @@ cdef void ssd_back_inputs(const SsdBack *back, const SsdPart *part, ix head, con
         memset(tiles.to_end, 0, steps * sizeof(real))
     g = Gemm(steps, adj.wide, steps, tiles.mixing, adj.t_row, 1, tiles.e, adj.p_row,
              tiles.dx, adj.p_row)
-    gemm(&g, GEMM_UPPER if part.future else GEMM_UPPER | GEMM_SET)
+    ssd_multiply(&g, GEMM_UPPER if part.future else GEMM_UPPER | GEMM_SET, &back.ahead)
     inputs.steps, inputs.columns, inputs.row = steps, adj.wide, adj.p_row
     inputs.decays, inputs.e, inputs.skip = tiles.decays, tiles.e, tiles.skip
     inputs.x, inputs.dx, inputs.dots, inputs.dD = tiles.x, tiles.dx, tiles.dots, tiles.dD
@@ -303,7 +310,7 @@ cdef void ssd_back_inputs(const SsdBack *back, const SsdPart *part, ix head, con
     ssd_store_signal(back, part, &adj.dx, head, tiles.dx)
 
 
-cdef void ssd_back_steps(const SsdBack *back, const SsdPart *part, ix head,
+cdef void ssd_back_steps(SsdBack *back, const SsdPart *part, ix head,
                          double through) noexcept nogil:
     """OUT ddt: 6.; the head's sums, to which the chunk's are added."""
     cdef const SsdAdjoint *adj = back.adj
@@ -326,7 +333,7 @@ cdef void ssd_back_steps(const SsdBack *back, const SsdPart *part, ix head,
             sums[2 + (p if adj.head_sums == 2 + ssd.width else 0)] += tiles.dD[p]
 
 
-cdef void ssd_back_states(const SsdBack *back, const SsdPart *part, real *G) noexcept nogil:
+cdef void ssd_back_states(SsdBack *back, const SsdPart *part, real *G) noexcept nogil:
     """OUT 7. dB's terms from the gradient G behind the chunk; 8. G before the chunk."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -334,15 +341,15 @@ cdef void ssd_back_states(const SsdBack *back, const SsdPart *part, real *G) noe
     if part.future:
         g = Gemm(part.steps, adj.deep, adj.ssd.width, tiles.x, adj.p_row, 1, G, adj.n_row,
                  tiles.dB, adj.n_row)
-        gemm(&g, 0)
+        ssd_multiply(&g, 0, &back.ahead)
     if part.past:
         ssd_scale_state(G, tiles.decays.all, adj.state, G)
         g = Gemm(adj.ssd.width, adj.deep, part.steps, tiles.past_e, 1, adj.p_row, tiles.c,
                  adj.n_row, G, adj.n_row)
-        gemm(&g, 0)
+        ssd_multiply(&g, 0, &back.ahead)
 
 
-cdef void ssd_back_head(const SsdBack *back, const SsdPart *part, ix head,
+cdef void ssd_back_head(SsdBack *back, const SsdPart *part, ix head,
                         const real *H) noexcept nogil:
     """One head of a chunk, H being its state before the chunk; the steps of §6.4."""
     cdef real *G = ssd_own(back, back.tiles.G, head, 1, 0)

@@ -1,7 +1,7 @@
 # The adjoint of the SSD scan (docs/derivations.md §6.4): some heads of a group through a segment,
 # forward for the states before each chunk, and back.  Included by _kernels.pyx.
 
-cdef SsdPart ssd_part(const SsdBack *back, ix number) noexcept nogil:
+cdef SsdPart ssd_part(SsdBack *back, ix number) noexcept nogil:
     """Chunk `number` of the segment."""
     cdef const SsdAdjoint *adj = back.adj
     cdef SsdPart part
@@ -12,14 +12,14 @@ cdef SsdPart ssd_part(const SsdBack *back, ix number) noexcept nogil:
     return part
 
 
-cdef void ssd_load_coefficient(const SsdBack *back, const SsdPart *part,
+cdef void ssd_load_coefficient(SsdBack *back, const SsdPart *part,
                                const SsdCoefficient *coefficient, real *tile) noexcept nogil:
     ssd_load(coefficient.p + back.segment.batch * coefficient.b + part.start * coefficient.t
              + back.group * coefficient.g, coefficient.t, coefficient.n, part.steps,
              back.adj.ssd.states, tile, back.adj.n_row)
 
 
-cdef void ssd_load_state(const SsdBack *back, const SsdState *state, ix head,
+cdef void ssd_load_state(SsdBack *back, const SsdState *state, ix head,
                          real *tile) noexcept nogil:
     """OUT tile: a state, or zeros if there is none."""
     cdef const SsdAdjoint *adj = back.adj
@@ -30,9 +30,60 @@ cdef void ssd_load_state(const SsdBack *back, const SsdState *state, ix head,
                  adj.ssd.width, adj.ssd.states, tile, adj.n_row)
 
 
+# ---- fetching ahead -----------------------------------------------------------------------------
+
+cdef void ssd_plane_of(SsdBack *back, const SsdPart *part, const SsdSignal *signal,
+                       ix head) noexcept nogil:
+    """Fetch the rows of a head in a chunk ahead."""
+    if signal.p is not NULL:
+        ssd_plane(&back.ahead, signal.p + back.segment.batch * signal.b + part.start * signal.t
+                  + head * signal.h, signal.t, signal.p_, part.steps, back.adj.ssd.width)
+
+
+cdef void ssd_plane_of_group(SsdBack *back, const SsdPart *part,
+                             const SsdCoefficient *coefficient) noexcept nogil:
+    """Fetch the rows of B or C of a chunk ahead."""
+    ssd_plane(&back.ahead, coefficient.p + back.segment.batch * coefficient.b
+              + part.start * coefficient.t + back.group * coefficient.g, coefficient.t,
+              coefficient.n, part.steps, back.adj.ssd.states)
+
+
+cdef void ssd_look_ahead(SsdBack *back, const SsdPart *part, ix head, ix step,
+                         bint forward) noexcept nogil:
+    """Fetch what will be read after this head of this chunk; `step` leads to the next chunk."""
+    cdef const SsdAdjoint *adj = back.adj
+    cdef SsdAhead *ahead = &back.ahead
+    cdef SsdPart next = part[0]
+    cdef ix lines
+    ahead.count = ahead.done = 0
+    ahead.row = ahead.byte = 0
+    head += 1
+    if head == back.first + back.heads:
+        head, next = back.first, ssd_part(back, part.number + step)
+        if next.number < 0 or next.number >= back.chunks:
+            return
+        ssd_plane_of_group(back, &next, &adj.ssd.B)
+        if not forward:
+            ssd_plane_of_group(back, &next, &adj.ssd.C)
+    ssd_plane_of(back, &next, &adj.ssd.x, head)
+    if not forward:
+        ssd_plane_of(back, &next, &adj.dout, head)
+        ssd_plane_of(back, &next, &adj.ssd.z, head)
+        ssd_plane_of(back, &next, &adj.dx, head)
+    if adj.kept is NULL:
+        ssd_plane(ahead, ssd_own(back, back.tiles.H, head, adj.window,
+                                 (next.number + forward) % adj.window), adj.n_row, 1,
+                  adj.ssd.width, adj.deep)
+    elif not forward:
+        ssd_plane(ahead, ssd_kept_state(&adj.ssd, <real *>adj.kept, back.number, next.number, head),
+                  adj.ssd.width, 1, adj.ssd.states, adj.ssd.width)
+    lines = ssd_lines(ahead)
+    ahead.each = <int>(lines // (24 if forward else 90) + 1)
+
+
 # ---- forward ----------------------------------------------------------------------------------
 
-cdef bint ssd_skip_windows(const SsdBack *back, ix windows) noexcept nogil:
+cdef bint ssd_skip_windows(SsdBack *back, ix windows) noexcept nogil:
     """OUT starts: the states before each window of the segment.  False: interrupted."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -48,6 +99,7 @@ cdef bint ssd_skip_windows(const SsdBack *back, ix windows) noexcept nogil:
         window = chunk // adj.window
         for head in range(back.first, back.first + back.heads):
             H = ssd_own(back, tiles.H, head, adj.window, 0)
+            ssd_look_ahead(back, &part, head, 1, True)
             ssd_advance(back, &part, head,
                         ssd_own(back, tiles.starts, head, adj.windows, window)
                         if chunk % adj.window == 0 else H,
@@ -58,7 +110,7 @@ cdef bint ssd_skip_windows(const SsdBack *back, ix windows) noexcept nogil:
     return True
 
 
-cdef bint ssd_fill_window(const SsdBack *back, ix first, ix stop) noexcept nogil:
+cdef bint ssd_fill_window(SsdBack *back, ix first, ix stop) noexcept nogil:
     """OUT H: the states before the chunks first … stop − 1 of a window.  False: interrupted."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -72,6 +124,7 @@ cdef bint ssd_fill_window(const SsdBack *back, ix first, ix stop) noexcept nogil
         part = ssd_part(back, chunk)
         ssd_load_coefficient(back, &part, &adj.ssd.B, tiles.b)
         for head in range(back.first, back.first + back.heads):
+            ssd_look_ahead(back, &part, head, 1, True)
             ssd_advance(back, &part, head,
                         ssd_own(back, tiles.H, head, adj.window, chunk - first),
                         ssd_own(back, tiles.H, head, adj.window, chunk - first + 1))
@@ -82,7 +135,7 @@ cdef bint ssd_fill_window(const SsdBack *back, ix first, ix stop) noexcept nogil
 
 # ---- back -------------------------------------------------------------------------------------
 
-cdef void ssd_load_group(const SsdBack *back, const SsdPart *part) noexcept nogil:
+cdef void ssd_load_group(SsdBack *back, const SsdPart *part) noexcept nogil:
     """OUT tiles: what the heads of a group share, and no terms of theirs yet."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
@@ -97,7 +150,7 @@ cdef void ssd_load_group(const SsdBack *back, const SsdPart *part) noexcept nogi
     memset(tiles.dC, 0, steps * adj.n_row * sizeof(real))
 
 
-cdef void ssd_put_coefficient(const SsdBack *back, const SsdPart *part, const real *tile,
+cdef void ssd_put_coefficient(SsdBack *back, const SsdPart *part, const real *tile,
                               const SsdCoefficient *gradient) noexcept nogil:
     cdef real *to = (gradient.p + back.segment.batch * gradient.b + part.start * gradient.t
                      + back.group * gradient.g)
@@ -107,22 +160,22 @@ cdef void ssd_put_coefficient(const SsdBack *back, const SsdPart *part, const re
         ssd_store(tile, back.adj.n_row, part.steps, back.adj.ssd.states, to, gradient.t, 1)
 
 
-cdef void ssd_store_group(const SsdBack *back, const SsdPart *part) noexcept nogil:
+cdef void ssd_store_group(SsdBack *back, const SsdPart *part) noexcept nogil:
     """OUT dB and dC of a chunk: 9. the terms between its own steps, for all heads at once."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const SsdTiles *tiles = &back.tiles
     cdef ix steps = part.steps
     cdef Gemm g = Gemm(steps, adj.deep, steps, tiles.terms, adj.t_row, 1, tiles.c, adj.n_row,
                        tiles.dB, adj.n_row)
-    gemm(&g, GEMM_UPPER)
+    ssd_multiply(&g, GEMM_UPPER, &back.ahead)
     g = Gemm(steps, adj.deep, steps, tiles.terms, 1, adj.t_row, tiles.b, adj.n_row, tiles.dC,
              adj.n_row)
-    gemm(&g, GEMM_LOWER)
+    ssd_multiply(&g, GEMM_LOWER, &back.ahead)
     ssd_put_coefficient(back, part, tiles.dB, &back.dB)
     ssd_put_coefficient(back, part, tiles.dC, &back.dC)
 
 
-cdef const real *ssd_state_before(const SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
+cdef const real *ssd_state_before(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
     """The state of a head before a chunk, (P, N) in rows n_row apart."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const Ssd *ssd = &adj.ssd
@@ -134,12 +187,13 @@ cdef const real *ssd_state_before(const SsdBack *back, const SsdPart *part, ix h
     return H
 
 
-cdef bint ssd_back_chunk(const SsdBack *back, ix number) noexcept nogil:
+cdef bint ssd_back_chunk(SsdBack *back, ix number) noexcept nogil:
     """All gradients of a chunk; OUT G: those of the states before it.  False: interrupted."""
     cdef SsdPart part = ssd_part(back, number)
     cdef ix head
     ssd_load_group(back, &part)
     for head in range(back.first, back.first + back.heads):
+        ssd_look_ahead(back, &part, head, -1, False)
         ssd_back_head(back, &part, head, ssd_state_before(back, &part, head))
         if interrupted(back.worker):
             return False

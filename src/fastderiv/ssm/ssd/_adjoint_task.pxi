@@ -71,7 +71,7 @@ cdef double ssd_lay_out(const SsdAdjoint *adj, char *base, SsdTiles *tiles) noex
 
 # ---- tasks ------------------------------------------------------------------------------------
 
-cdef void ssd_store_sums(const SsdBack *back, ix range_) noexcept nogil:
+cdef void ssd_store_sums(SsdBack *back, ix range_) noexcept nogil:
     """OUT the sums of some heads over a range of the segments."""
     cdef const SsdAdjoint *adj = back.adj
     memcpy(adj.sums + (range_ * adj.ssd.heads + back.first) * adj.head_sums, back.tiles.sums,

@@ -10,6 +10,7 @@
  */
 #ifndef FASTDERIV_SSD_ADJOINT_H
 #define FASTDERIV_SSD_ADJOINT_H
+#include "gemm.h"
 #include "simd.h"
 #include "simd_lanes.h"
 #include "simd_math.h"
@@ -35,6 +36,75 @@ VINL vf ssd_power(vf high, vf low)
     y = vsel_lt(x, vset1(SSD_FORGOTTEN), vset1(0), y);
     y = vsel_lt(vset1(EXP2_HI), x, vset1((real)INFINITY), y);
     return vkeep_nan(x, y);
+}
+
+/* ---- fetching ahead --------------------------------------------------------------------------
+ * Rows of signals and states that the next head needs come from far away.  They are asked for a few
+ * lines at a time, between the pieces of this head's products. */
+
+enum { SSD_LINE = 64, SSD_PLANES = 8 };
+typedef struct {
+    const char *p;
+    ssd_ix row, length, rows; /* bytes from row to row, bytes of a row, rows */
+} SsdPlane;
+typedef struct {
+    SsdPlane planes[SSD_PLANES];
+    ssd_ix row, byte; /* of the first plane that is not done */
+    int count, done, each;
+} SsdAhead;
+
+/* OUT ahead: with one more plane of `rows` rows of `length` numbers; none if they are apart. */
+static void ssd_plane(SsdAhead *ahead, const real *p, ssd_ix row, ssd_ix stride, ssd_ix rows,
+                      ssd_ix length)
+{
+    const SsdPlane plane = {(const char *)p, row * (ssd_ix)sizeof(real),
+                            length * (ssd_ix)sizeof(real), rows};
+    if (stride == 1 && rows > 0 && ahead->count < SSD_PLANES) ahead->planes[ahead->count++] = plane;
+}
+
+static ssd_ix ssd_lines(const SsdAhead *ahead)
+{
+    ssd_ix lines = 0;
+    int i;
+    for (i = 0; i < ahead->count; i++)
+        lines += ahead->planes[i].rows * ((ahead->planes[i].length + SSD_LINE - 1) / SSD_LINE);
+    return lines;
+}
+
+/* Ask for the next lines. */
+static void ssd_fetch(SsdAhead *ahead)
+{
+    int n;
+    for (n = 0; n < ahead->each && ahead->done < ahead->count; n++) {
+        const SsdPlane *plane = &ahead->planes[ahead->done];
+        vprefetch(plane->p + ahead->row * plane->row + ahead->byte);
+        ahead->byte += SSD_LINE;
+        if (ahead->byte < plane->length) continue;
+        ahead->byte = 0;
+        if (++ahead->row < plane->rows) continue;
+        ahead->row = 0;
+        ahead->done++;
+    }
+}
+
+/* OUT C, as of gemm, in pieces between which lines are asked for. */
+static void ssd_multiply(const Gemm *g, int how, SsdAhead *ahead)
+{
+    const int whole = how & (GEMM_LOWER | GEMM_UPPER);
+    Gemm piece = *g;
+    ssd_ix at, i, tiles;
+    for (at = 0; at < g->N; at += 2 * VL) {
+        piece.N = g->N - at < 2 * VL ? g->N - at : 2 * VL;
+        piece.b = g->b + at;
+        tiles = whole ? 1 : (g->M + GEMM_ROWS - 1) / GEMM_ROWS;
+        for (i = 0; tiles > 0; tiles--, i += piece.M) {
+            piece.M = (g->M - i + tiles - 1) / tiles;
+            piece.a = g->a + i * g->a_row;
+            piece.c = g->c + i * g->c_row + at;
+            ssd_fetch(ahead);
+            gemm(&piece, how);
+        }
+    }
 }
 
 /* ---- tiles ---------------------------------------------------------------------------------- */
