@@ -86,6 +86,8 @@ cdef struct SsdAdjoint:
     ix ranges, slices                   # of the segments, and of a group's heads
     ix carry                            # heads that a task takes through time together
     ix window                           # chunks whose first states are in memory at once
+    ix places                           # for states of a head's window: an odd number, lest all
+                                        # heads' states share the sets of a cache
     ix windows                          # of the longest segment
     ix most                             # steps of the longest chunk, a multiple of GL
     ix wide, deep                       # P and N, rounded up to multiples of GL

@@ -71,7 +71,7 @@ cdef void ssd_look_ahead(SsdBack *back, const SsdPart *part, ix head, ix step,
         ssd_plane_of(back, &next, &adj.ssd.z, head)
         ssd_plane_of(back, &next, &adj.dx, head)
     if adj.kept is NULL:
-        ssd_plane(ahead, ssd_own(back, back.tiles.H, head, adj.window,
+        ssd_plane(ahead, ssd_own(back, back.tiles.H, head, adj.places,
                                  (next.number + forward) % adj.window), adj.n_row, 1,
                   adj.ssd.width, adj.deep)
     elif not forward:
@@ -98,7 +98,7 @@ cdef bint ssd_skip_windows(SsdBack *back, ix windows) noexcept nogil:
         ssd_load_coefficient(back, &part, &adj.ssd.B, tiles.b)
         window = chunk // adj.window
         for head in range(back.first, back.first + back.heads):
-            H = ssd_own(back, tiles.H, head, adj.window, 0)
+            H = ssd_own(back, tiles.H, head, adj.places, 0)
             ssd_look_ahead(back, &part, head, 1, True)
             ssd_advance(back, &part, head,
                         ssd_own(back, tiles.starts, head, adj.windows, window)
@@ -117,7 +117,7 @@ cdef bint ssd_fill_window(SsdBack *back, ix first, ix stop) noexcept nogil:
     cdef ix chunk, head
     cdef SsdPart part
     for head in range(back.first, back.first + back.heads):
-        memcpy(ssd_own(back, tiles.H, head, adj.window, 0),
+        memcpy(ssd_own(back, tiles.H, head, adj.places, 0),
                ssd_own(back, tiles.starts, head, adj.windows, first // adj.window),
                adj.state * sizeof(real))
     for chunk in range(first, stop - 1):
@@ -126,8 +126,8 @@ cdef bint ssd_fill_window(SsdBack *back, ix first, ix stop) noexcept nogil:
         for head in range(back.first, back.first + back.heads):
             ssd_look_ahead(back, &part, head, 1, True)
             ssd_advance(back, &part, head,
-                        ssd_own(back, tiles.H, head, adj.window, chunk - first),
-                        ssd_own(back, tiles.H, head, adj.window, chunk - first + 1))
+                        ssd_own(back, tiles.H, head, adj.places, chunk - first),
+                        ssd_own(back, tiles.H, head, adj.places, chunk - first + 1))
             if interrupted(back.worker):
                 return False
     return True
@@ -179,7 +179,7 @@ cdef const real *ssd_state_before(SsdBack *back, const SsdPart *part, ix head) n
     """The state of a head before a chunk, (P, N) in rows n_row apart."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const Ssd *ssd = &adj.ssd
-    cdef real *H = ssd_own(back, back.tiles.H, head, adj.window, part.number % adj.window)
+    cdef real *H = ssd_own(back, back.tiles.H, head, adj.places, part.number % adj.window)
     if adj.kept is not NULL and part.past:
         ssd_load(ssd_kept_state(ssd, <real *>adj.kept, back.number, part.number, head), ssd.width,
                  1, ssd.states, ssd.width, back.tiles.turned_state, adj.p_row)

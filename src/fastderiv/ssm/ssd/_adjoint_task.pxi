@@ -4,7 +4,7 @@
 
 cdef enum:
     SSD_SLICE = 6                       # heads of a slice, about
-    SSD_CARRY = 8                       # heads that go through time together, at most
+    SSD_CARRY = 6                       # heads that go through time together, at most
     SSD_WINDOW = 32                     # chunks of a window, at most
     SSD_RANGES = 32                     # of the segments, at most
 
@@ -64,7 +64,7 @@ cdef double ssd_lay_out(const SsdAdjoint *adj, char *base, SsdTiles *tiles) noex
     tiles.skip, tiles.dD = ssd_place(&layout, adj.wide), ssd_place(&layout, adj.wide)
     tiles.inside, tiles.to_y = ssd_place(&layout, t), ssd_place(&layout, t)
     tiles.to_end, tiles.own = ssd_place(&layout, t), ssd_place(&layout, t)
-    tiles.H = ssd_place(&layout, adj.carry * adj.window * state)
+    tiles.H = ssd_place(&layout, adj.carry * adj.places * state)
     tiles.starts = ssd_place(&layout, adj.carry * adj.windows * state)
     return layout.used
 
@@ -138,14 +138,15 @@ cdef void ssd_divide_heads(SsdAdjoint *adj) noexcept nogil:
     sums does on them.  Shared rows take at most a sixth of inputs and outputs."""
     cdef const Ssd *ssd = &adj.ssd
     cdef double step = 3. * ssd.per_group * ssd.width + 4. * ssd.states     # numbers, of a group
-    cdef ix most = 1 + <ix>(step / (12. * max(ssd.states, 1)))
+    cdef ix most = 1 + <ix>(step / (12. * max(ssd.states, 1))), heads
     adj.slices = min(ceil_div(ssd.per_group, SSD_SLICE), most)
     if adj.slices == 1 and ssd.groups == 1 and ssd.per_group > 3:
         adj.slices = min(<ix>2, most)
     if adj.slices % 2 and adj.slices > 1 and ssd.groups % 2:        # two threads take equal parts
         adj.slices += 1 if adj.slices < most else -1
-    adj.carry = min(<ix>SSD_CARRY, ceil_div(ssd.per_group, adj.slices))
-    adj.carry = max(<ix>1, min(adj.carry, (1 << 19) // max(<ix>1, adj.state)))
+    heads = ceil_div(ssd.per_group, adj.slices)
+    adj.carry = max(<ix>1, min(<ix>SSD_CARRY, (1 << 19) // max(<ix>1, adj.state)))
+    adj.carry = max(<ix>1, ceil_div(heads, max(<ix>1, ceil_div(heads, adj.carry))))
 
 
 cdef void ssd_divide_adjoint(SsdAdjoint *adj, ix longest) noexcept nogil:
@@ -166,6 +167,7 @@ cdef void ssd_divide_adjoint(SsdAdjoint *adj, ix longest) noexcept nogil:
     adj.window = max(<ix>1, min(adj.window, chunks))
     if adj.kept is not NULL:
         adj.window = 1
+    adj.places = adj.window | 1
     adj.windows = max(<ix>1, ceil_div(chunks, adj.window)) if adj.kept is NULL else 1
     # sums of a range take little memory beside its inputs
     adj.ranges = min(<ix>SSD_RANGES, 1 + ssd.batch * ssd.steps // SSD_CHUNK)
