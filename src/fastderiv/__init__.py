@@ -14,7 +14,8 @@ All of it works on plain NumPy arrays.  How data flows::
 Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
-                   chunk_summary, combine_summaries, scan_attention, transition_product, S6
+                   chunk_summary, combine_summaries, scan_attention, transition_product, S6;
+                   ssd_scan, ssd_scan_vjp
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -75,6 +76,7 @@ from .ssm import (
     S6,
     ChunkSummary,
     S6Grads,
+    SSDScanGrads,
     SelectiveScanGrads,
     chunk_summary,
     combine_summaries,
@@ -82,6 +84,8 @@ from .ssm import (
     selective_scan,
     selective_scan_vjp,
     selective_state_update,
+    ssd_scan,
+    ssd_scan_vjp,
     transition_product,
 )
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
@@ -102,6 +106,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -132,6 +137,8 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "solve_x1",
+    "ssd_scan",
+    "ssd_scan_vjp",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -54,7 +54,7 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
-from .ssd import ssd_scan
+from .ssd import SSDScanGrads, ssd_scan, ssd_scan_vjp
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "ReversibleMomentum",
     "RootResults",
     "S6Grads",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -101,6 +102,7 @@ __all__ = [
     "selective_state_update",
     "solve_x1",
     "ssd_scan",
+    "ssd_scan_vjp",
     "subset_logsumexp",
     "subset_sums",
     "tie_sensitivity",

@@ -31,11 +31,14 @@ from .s6._scan import selective_scan
 from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
+from .ssd._scan import ssd_scan
+from .ssd._vjp import SSDScanGrads, ssd_scan_vjp
 
 __all__ = [
     "S6",
     "ChunkSummary",
     "S6Grads",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "chunk_summary",
     "combine_summaries",
@@ -43,6 +46,8 @@ __all__ = [
     "selective_scan",
     "selective_scan_vjp",
     "selective_state_update",
+    "ssd_scan",
+    "ssd_scan_vjp",
     "transition_product",
 ]
 

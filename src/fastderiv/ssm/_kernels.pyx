@@ -20,10 +20,15 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
+    ssd/_scan_decays.pxi        the scale of the state: runs of steps
+    ssd/_scan_rows.pxi          signals and states as rows of vectors
+    ssd/_scan.pxi               the SSD scan forward
+    ssd/_scan_short.pxi         the same of a short segment, as one chunk
+    ssd/_scan_task.pxi          how its work is divided
     ssd/_adjoint.pxi            adjoint: the products of one head in a chunk
     ssd/_adjoint_sweeps.pxi     adjoint: heads through a segment, forward and back
     ssd/_adjoint_task.pxi       adjoint: how the work is divided
-    ssd/_adjoint_door.pxi       adjoint: its door
+    ssd/_doors.pxi              the doors of the SSD functions
 
 The selective scan: VL channels lie in the lanes of a vector.  A task carries a few such vectors
 through time in blocks of TB steps: a block of each input is transposed into a tile [time, lane],
@@ -41,7 +46,7 @@ from fastderiv._core.gemm cimport GEMM_LOWER, GEMM_ROWS, GEMM_SET, GEMM_UPPER, G
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
-    vdecay_safe, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vmax, vmin, vpartsums,
+    vdecay_safe, vexp, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vmax, vmin, vpartsums,
     vprefetch, vratio_any, vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus,
     vsoftplus_slope, vstore, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
@@ -65,7 +70,12 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
+include "ssd/_scan_decays.pxi"
+include "ssd/_scan_rows.pxi"
+include "ssd/_scan.pxi"
+include "ssd/_scan_short.pxi"
+include "ssd/_scan_task.pxi"
 include "ssd/_adjoint.pxi"
 include "ssd/_adjoint_sweeps.pxi"
 include "ssd/_adjoint_task.pxi"
-include "ssd/_adjoint_door.pxi"
+include "ssd/_doors.pxi"

@@ -1,9 +1,11 @@
 # The adjoint of the SSD scan (docs/derivations.md §6.4) within one chunk: its tiles, and the
 # products of one head.  Included by _kernels.pyx.
+# needs: Ssd, ssd_step_sizes, SsdCoefficient, SsdSegment, SsdSignal, SsdState,
+#        SsdSteps (ssd/_problem.pxi)
 
 cdef extern from "ssd/adjoint.h" nogil:
     enum: SSD_MOST                      # steps of a chunk
-    ctypedef struct SsdDecays:
+    ctypedef struct SsdChunkDecays:
         real *size                      # Δ_t
         real *slope                     # dΔ/d(dt + bias)
         real *past                      # exp(c_t)
@@ -12,7 +14,7 @@ cdef extern from "ssd/adjoint.h" nogil:
         real all                        # exp(c_T)
     ctypedef struct SsdPairs:
         ix steps, row
-        const SsdDecays *decays
+        const SsdChunkDecays *decays
         const real *products
         const real *inner
         real *mixing
@@ -20,7 +22,7 @@ cdef extern from "ssd/adjoint.h" nogil:
         real *dots
     ctypedef struct SsdInputs:
         ix steps, columns, row
-        const SsdDecays *decays
+        const SsdChunkDecays *decays
         const real *e
         const real *skip
         real *x
@@ -29,7 +31,7 @@ cdef extern from "ssd/adjoint.h" nogil:
         real *dD
     ctypedef struct SsdFlows:
         ix steps
-        const SsdDecays *decays
+        const SsdChunkDecays *decays
         const real *inside
         const real *to_y
         const real *to_end
@@ -37,12 +39,12 @@ cdef extern from "ssd/adjoint.h" nogil:
         double through, A, dA, dbias
         real *ddt
         ix stride
-    ctypedef struct SsdAhead:
+    ctypedef struct SsdFetch:
         ix row, byte
         int count, done, each
-    void ssd_plane(SsdAhead *ahead, const real *p, ix row, ix stride, ix rows, ix length)
-    ix ssd_lines(const SsdAhead *ahead)
-    void ssd_multiply(const Gemm *g, int how, SsdAhead *ahead)
+    void ssd_plane(SsdFetch *ahead, const real *p, ix row, ix stride, ix rows, ix length)
+    ix ssd_lines(const SsdFetch *ahead)
+    void ssd_multiply(const Gemm *g, int how, SsdFetch *ahead)
     void ssd_load(const real *src, ix row_stride, ix stride, ix rows, ix columns, real *tile,
                   ix row)
     void ssd_store(const real *tile, ix row, ix rows, ix columns, real *dst, ix row_stride,
@@ -50,13 +52,13 @@ cdef extern from "ssd/adjoint.h" nogil:
     void ssd_add(const real *tile, ix row, ix rows, ix columns, real *dst, ix row_stride,
                  ix stride)
     void ssd_transpose(const real *src, ix row, ix rows, ix columns, real *dst, ix dst_row)
-    void ssd_scale_rows(const real *src, const real *factor, ix rows, ix columns, ix row,
+    void ssd_scale_tile(const real *src, const real *factor, ix rows, ix columns, ix row,
                         real *dst)
     void ssd_scale_state(const real *src, real factor, ix count, real *dst)
     void ssd_gate(ix rows, ix columns, ix row, real *dout, real *z)
     void ssd_gate_gradient(ix rows, ix columns, ix row, const real *y, const real *x,
                            const real *skip, real *z)
-    void ssd_decays(real A, ix steps, SsdDecays *d)
+    void ssd_chunk_decays(real A, ix steps, SsdChunkDecays *d)
     void ssd_pairs(const SsdPairs *p)
     void ssd_row_sums(const real *dots, ix rows, real *sums)
     void ssd_add_and_dot(const real *a, const real *b, ix rows, ix columns, ix row, real *sum,
@@ -97,7 +99,7 @@ cdef struct SsdAdjoint:
 
 cdef struct SsdTiles:                   # of one chunk; [rows, columns]
     double *sums                        # [carry, head_sums]
-    SsdDecays *decays
+    SsdChunkDecays *decays
     real *G                             # [carry] states (P, N): dL/dh behind the chunk
     real *H                             # [carry, window] states before chunks
     real *starts                        # [carry, windows] states before windows
@@ -139,7 +141,7 @@ cdef struct SsdBack:                    # a task on its way
     ix steps, chunks                    # of a chunk; of the segment
     ix group, first, heads              # the heads first … first + heads − 1 of a group
     SsdCoefficient dB, dC               # of its slice
-    SsdAhead ahead                      # what the next head will read
+    SsdFetch ahead                      # what the next head will read
     bint add                            # whether other heads' terms are there already
 
 cdef struct SsdPart:                    # a chunk
@@ -174,9 +176,9 @@ cdef inline real *ssd_own(SsdBack *back, real *states, ix head, ix each,
 cdef void ssd_head_decays(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
     """OUT tiles.decays: step sizes and decays of a head."""
     cdef const Ssd *ssd = &back.adj.ssd
-    cdef SsdDecays *d = back.tiles.decays
+    cdef SsdChunkDecays *d = back.tiles.decays
     ssd_step_sizes(ssd, back.segment.batch, part.start, part.steps, head, d.size, d.slope)
-    ssd_decays(ssd.A.p[head * ssd.A.h], part.steps, d)
+    ssd_chunk_decays(ssd.A.p[head * ssd.A.h], part.steps, d)
 
 
 cdef void ssd_load_signal(SsdBack *back, const SsdPart *part, const SsdSignal *signal,
@@ -200,7 +202,7 @@ cdef void ssd_advance(SsdBack *back, const SsdPart *part, ix head, const real *b
     cdef Gemm g
     ssd_head_decays(back, part, head)
     ssd_load_signal(back, part, &adj.ssd.x, head, tiles.x)
-    ssd_scale_rows(tiles.x, tiles.decays.kept, part.steps, adj.wide, adj.p_row, tiles.x)
+    ssd_scale_tile(tiles.x, tiles.decays.kept, part.steps, adj.wide, adj.p_row, tiles.x)
     ssd_scale_state(before, tiles.decays.all, adj.state, after)
     g = Gemm(adj.ssd.width, adj.deep, part.steps, tiles.x, 1, adj.p_row, tiles.b, adj.n_row,
              after, adj.n_row)
@@ -223,7 +225,7 @@ cdef void ssd_load_head(SsdBack *back, const SsdPart *part, ix head) noexcept no
         ssd_gate(part.steps, adj.wide, adj.p_row, tiles.e, tiles.z)
     ssd_transpose(tiles.e, adj.p_row, round_up(part.steps, VL), adj.wide, tiles.turned_e,
                   adj.t_row)
-    ssd_scale_rows(tiles.e, tiles.decays.past, part.steps, adj.wide, adj.p_row, tiles.past_e)
+    ssd_scale_tile(tiles.e, tiles.decays.past, part.steps, adj.wide, adj.p_row, tiles.past_e)
     if ssd.D.p is not NULL:
         for p in range(ssd.width):
             tiles.skip[p] = ssd.D.p[head * ssd.D.h + p * ssd.D.p_]
@@ -265,7 +267,7 @@ cdef void ssd_back_gate(SsdBack *back, const SsdPart *part, ix head,
     cdef const SsdTiles *tiles = &back.tiles
     cdef ix steps = part.steps
     cdef Gemm g
-    ssd_scale_rows(tiles.x, tiles.decays.size, steps, adj.wide, adj.p_row, tiles.dx)
+    ssd_scale_tile(tiles.x, tiles.decays.size, steps, adj.wide, adj.p_row, tiles.dx)
     g = Gemm(steps, adj.wide, steps, tiles.mixing, 1, adj.t_row, tiles.dx, adj.p_row,
              tiles.y, adj.p_row)
     ssd_multiply(&g, GEMM_SET | GEMM_LOWER, &back.ahead)

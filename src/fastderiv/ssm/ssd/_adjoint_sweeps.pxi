@@ -1,5 +1,10 @@
 # The adjoint of the SSD scan (docs/derivations.md §6.4): some heads of a group through a segment,
 # forward for the states before each chunk, and back.  Included by _kernels.pyx.
+# needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_segment, SsdCoefficient, SsdSignal,
+#        SsdState (ssd/_problem.pxi)
+# needs: ssd_add, ssd_advance, ssd_back_head, ssd_lines, ssd_load, SSD_MOST, ssd_multiply, ssd_own,
+#        ssd_plane, ssd_store, ssd_transpose, ssd_triangle, SsdAdjoint, SsdBack, SsdFetch, SsdPart,
+#        SsdTiles (ssd/_adjoint.pxi)
 
 cdef SsdPart ssd_part(SsdBack *back, ix number) noexcept nogil:
     """Chunk `number` of the segment."""
@@ -19,7 +24,7 @@ cdef void ssd_load_coefficient(SsdBack *back, const SsdPart *part,
              back.adj.ssd.states, tile, back.adj.n_row)
 
 
-cdef void ssd_load_state(SsdBack *back, const SsdState *state, ix head,
+cdef void ssd_load_chunk_state(SsdBack *back, const SsdState *state, ix head,
                          real *tile) noexcept nogil:
     """OUT tile: a state, or zeros if there is none."""
     cdef const SsdAdjoint *adj = back.adj
@@ -52,7 +57,7 @@ cdef void ssd_look_ahead(SsdBack *back, const SsdPart *part, ix head, ix step,
                          bint forward) noexcept nogil:
     """Fetch what will be read after this head of this chunk; `step` leads to the next chunk."""
     cdef const SsdAdjoint *adj = back.adj
-    cdef SsdAhead *ahead = &back.ahead
+    cdef SsdFetch *ahead = &back.ahead
     cdef SsdPart next = part[0]
     cdef ix lines
     ahead.count = ahead.done = 0
@@ -91,7 +96,7 @@ cdef bint ssd_skip_windows(SsdBack *back, ix windows) noexcept nogil:
     cdef SsdPart part
     cdef real *H
     for head in range(back.first, back.first + back.heads):
-        ssd_load_state(back, &adj.ssd.initial_state, head,
+        ssd_load_chunk_state(back, &adj.ssd.initial_state, head,
                        ssd_own(back, tiles.starts, head, adj.windows, 0))
     for chunk in range((windows - 1) * adj.window):
         part = ssd_part(back, chunk)
@@ -221,7 +226,7 @@ cdef bint ssd_back_segment(SsdBack *back, ix number) noexcept nogil:
     windows = ceil_div(back.chunks, adj.window)
     if back.chunks > 1 or whole or adj.dlast_state.p is not NULL:
         for head in range(back.first, back.first + back.heads):
-            ssd_load_state(back, &adj.dlast_state, head, ssd_own(back, tiles.G, head, 1, 0))
+            ssd_load_chunk_state(back, &adj.dlast_state, head, ssd_own(back, tiles.G, head, 1, 0))
     whole = adj.kept is NULL and (back.chunks > 1 or whole)
     if whole and not ssd_skip_windows(back, windows):
         return False

@@ -1,6 +1,11 @@
 # How the adjoint of the SSD scan (docs/derivations.md §6.4) is divided among tasks: a task takes a
 # slice of the heads of one group through a range of the segments, `carry` heads at a time.
 # Included by _kernels.pyx.
+# needs: counted, data, refuse, run_with (_arrays.pxi)
+# needs: Ssd, SSD_CHUNK, SsdCoefficient (ssd/_problem.pxi)
+# needs: set_ssd_coefficient (ssd/_door.pxi)
+# needs: ssd_add, SSD_MOST, SsdAdjoint, SsdBack, SsdChunkDecays, SsdTiles (ssd/_adjoint.pxi)
+# needs: ssd_back_segment (ssd/_adjoint_sweeps.pxi)
 
 cdef enum:
     SSD_SLICE = 6                       # heads of a slice, about
@@ -32,7 +37,7 @@ cdef struct SsdLayout:                  # where a task's tiles lie in its scratc
     char *base                          # or NULL, to count only
 
 
-cdef real *ssd_place(SsdLayout *layout, double reals) noexcept nogil:
+cdef real *ssd_tile_at(SsdLayout *layout, double reals) noexcept nogil:
     """A place for so many numbers, which begins at a multiple of 64 bytes."""
     cdef double at = layout.used
     layout.used += 64 * <double><ix>((reals * sizeof(real) + 63) / 64)
@@ -45,27 +50,27 @@ cdef double ssd_lay_out(const SsdAdjoint *adj, char *base, SsdTiles *tiles) noex
     cdef double t = adj.most, state = adj.state
     cdef double tall = t * adj.p_row, deep = t * adj.n_row, square = t * adj.t_row
     cdef bint gate = adj.ssd.z.p is not NULL
-    tiles.sums = <double *>ssd_place(&layout, adj.carry * <double>adj.head_sums
-                                     * (sizeof(double) // sizeof(real)))
-    tiles.decays = <SsdDecays *>ssd_place(&layout, <double>sizeof(SsdDecays) / sizeof(real))
-    tiles.G = ssd_place(&layout, adj.carry * state)
-    tiles.b, tiles.c = ssd_place(&layout, deep), ssd_place(&layout, deep)
-    tiles.turned_c = ssd_place(&layout, adj.deep * <double>adj.t_row)
-    tiles.products, tiles.terms = ssd_place(&layout, square), ssd_place(&layout, square)
-    tiles.dB, tiles.dC = ssd_place(&layout, deep), ssd_place(&layout, deep)
-    tiles.x, tiles.e = ssd_place(&layout, tall), ssd_place(&layout, tall)
-    tiles.past_e, tiles.dx = ssd_place(&layout, tall), ssd_place(&layout, tall)
-    tiles.turned_e = ssd_place(&layout, adj.wide * <double>adj.t_row)
-    tiles.inner, tiles.mixing = ssd_place(&layout, square), ssd_place(&layout, square)
-    tiles.turned_state = ssd_place(&layout, adj.deep * <double>adj.p_row)
-    tiles.far = ssd_place(&layout, deep)
-    tiles.z, tiles.y = ssd_place(&layout, tall * gate), ssd_place(&layout, tall * gate)
-    tiles.dots = ssd_place(&layout, t * GL)
-    tiles.skip, tiles.dD = ssd_place(&layout, adj.wide), ssd_place(&layout, adj.wide)
-    tiles.inside, tiles.to_y = ssd_place(&layout, t), ssd_place(&layout, t)
-    tiles.to_end, tiles.own = ssd_place(&layout, t), ssd_place(&layout, t)
-    tiles.H = ssd_place(&layout, adj.carry * adj.places * state)
-    tiles.starts = ssd_place(&layout, adj.carry * adj.windows * state)
+    tiles.sums = <double *>ssd_tile_at(&layout, adj.carry * <double>adj.head_sums
+                                       * (sizeof(double) // sizeof(real)))
+    tiles.decays = <SsdChunkDecays *>ssd_tile_at(&layout, sizeof(SsdChunkDecays) / sizeof(real))
+    tiles.G = ssd_tile_at(&layout, adj.carry * state)
+    tiles.b, tiles.c = ssd_tile_at(&layout, deep), ssd_tile_at(&layout, deep)
+    tiles.turned_c = ssd_tile_at(&layout, adj.deep * <double>adj.t_row)
+    tiles.products, tiles.terms = ssd_tile_at(&layout, square), ssd_tile_at(&layout, square)
+    tiles.dB, tiles.dC = ssd_tile_at(&layout, deep), ssd_tile_at(&layout, deep)
+    tiles.x, tiles.e = ssd_tile_at(&layout, tall), ssd_tile_at(&layout, tall)
+    tiles.past_e, tiles.dx = ssd_tile_at(&layout, tall), ssd_tile_at(&layout, tall)
+    tiles.turned_e = ssd_tile_at(&layout, adj.wide * <double>adj.t_row)
+    tiles.inner, tiles.mixing = ssd_tile_at(&layout, square), ssd_tile_at(&layout, square)
+    tiles.turned_state = ssd_tile_at(&layout, adj.deep * <double>adj.p_row)
+    tiles.far = ssd_tile_at(&layout, deep)
+    tiles.z, tiles.y = ssd_tile_at(&layout, tall * gate), ssd_tile_at(&layout, tall * gate)
+    tiles.dots = ssd_tile_at(&layout, t * GL)
+    tiles.skip, tiles.dD = ssd_tile_at(&layout, adj.wide), ssd_tile_at(&layout, adj.wide)
+    tiles.inside, tiles.to_y = ssd_tile_at(&layout, t), ssd_tile_at(&layout, t)
+    tiles.to_end, tiles.own = ssd_tile_at(&layout, t), ssd_tile_at(&layout, t)
+    tiles.H = ssd_tile_at(&layout, adj.carry * adj.places * state)
+    tiles.starts = ssd_tile_at(&layout, adj.carry * adj.windows * state)
     return layout.used
 
 
@@ -172,3 +177,31 @@ cdef void ssd_divide_adjoint(SsdAdjoint *adj, ix longest) noexcept nogil:
     # sums of a range take little memory beside its inputs
     adj.ranges = min(<ix>SSD_RANGES, 1 + ssd.batch * ssd.steps // SSD_CHUNK)
     adj.ranges = max(<ix>1, min(adj.ranges, ssd.segments))
+
+
+# ---- for the door -----------------------------------------------------------------------------
+
+cdef int set_ssd_gradient(const Ssd *ssd, cnp.ndarray a, SsdCoefficient *gradient) except -1:
+    """OUT gradient: dB or dC, a (Bt, L, G, N)."""
+    set_ssd_coefficient(ssd, a, True, gradient)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        refuse(a, "C-contiguous")
+    return 0
+
+
+cdef int run_ssd_adjoint(SsdAdjoint *adj, object dtype) except -1:
+    """OUT dB and dC, and everything else."""
+    cdef Ssd *ssd = &adj.ssd
+    cdef SsdTiles tiles
+    cdef double seconds = ssd_adjoint_seconds(adj)
+    cdef double rows = <double>ssd.batch * ssd.steps * ssd.groups * ssd.states
+    shape = adj.slices - 1, ssd.batch, ssd.steps, ssd.groups, ssd.states
+    cdef cnp.ndarray shared_dB = empty("shared rows of dB", shape, dtype)
+    cdef cnp.ndarray shared_dC = empty("shared rows of dC", shape, dtype)
+    adj.shared_dB, adj.shared_dC = data(shared_dB), data(shared_dC)
+    run_with(ssd_adjoint_task, adj, counted(<double>adj.ranges * ssd.groups * adj.slices),
+             ssd_lay_out(adj, NULL, &tiles), seconds)
+    if adj.slices > 1:
+        run(ssd_join_task, adj, ceil_div(ssd.batch * ssd.steps, SSD_MOST), 0,
+            0.3e-9 * rows * adj.slices)
+    return 0

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import as_arrays, check_out, common, empty, expect, number
+from ..._core.cache import Cache, keep, opened
+from ..._core.caches import expect_operands, expect_shape
 from ..._core.dispatch import kernels
 from ..._core.plain import alike
 from .._sequences import check_starts
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 CHUNK = 64  # steps between kept states, as SSD_CHUNK in _problem.pxi
 _REQUIRED = ("x", "dt", "A", "B", "C")
+_STATES_ARE_OF = ("x", "dt", "A", "B", "dt_bias", "initial_state")
 _NAMES = (*_REQUIRED, "D", "z", "dt_bias", "initial_state", "dout", "dlast_state")
 
 
@@ -46,6 +49,7 @@ class SSDCall:
         dout: ArrayLike | None = None,
         dlast_state: ArrayLike | None = None,
         *,
+        dt_softplus: bool = False,
         required: tuple[str, ...] = _REQUIRED,
     ) -> None:
         given: Any = (x, dt, A, B, C, D, z, dt_bias, initial_state, dout, dlast_state)
@@ -59,7 +63,7 @@ class SSDCall:
         self.dt_bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype = self.dt.dtype
         self.kernels = _kernels[self.dtype]
-        self.dt_limit = check_limits(dt_limit)
+        self.dt_limit, self.dt_softplus = check_limits(dt_limit), dt_softplus
         self._check_signals()
         self._check_heads()
         self._check_coefficients()
@@ -147,6 +151,48 @@ class SSDCall:
             slots = self.steps // CHUNK + len(self.starts) - 1
         shape = (slots, self.heads, self.states, self.width)
         return empty("the states of the cache", shape, self.dtype)
+
+    def scan(
+        self, out: NDArray | None, last_state: NDArray | None, kept: NDArray | None = None
+    ) -> None:
+        """OUT out, last_state: arrays in the caller's shapes, or None; kept: see `new_kept`."""
+        low, high = self.dt_limit
+        self.kernels.ssd_scan(
+            self.x, self.dt, self.A, B=self.B, C=self.C, D=self.D, z=self.z, dt_bias=self.dt_bias,
+            dt_softplus=self.dt_softplus, low=low, high=high, initial_state=self.initial_state,
+            cu_seqlens=self.starts, last_state=self.state(last_state), kept=kept,
+            out=self.signal(out),
+        )  # fmt: skip
+
+    def cache(self, kept: NDArray) -> Cache:
+        """What the caller may keep for the adjoint."""
+        return keep("ssd_scan", (self._sizes(), self._options()), self._operands(), (kept,))
+
+    def kept(self, cache: Cache) -> NDArray:
+        """The states in the caller's cache, if it is of this call."""
+        (sizes, options), checksums, (kept,) = opened(cache, "ssd_scan")
+        expect_shape("(dtype, batch, L, H, P, G, N)", sizes, self._sizes())
+        names = "dt_softplus", "dt_limit", "cu_seqlens"
+        for name, then, now in zip(names, options, self._options(), strict=True):
+            if then != now:
+                raise ValueError(f"cache is of a call with another {name}")
+        expect_operands(_STATES_ARE_OF, checksums, self._operands())
+        return kept
+
+    def _sizes(self) -> tuple[Any, ...]:
+        return (self.dtype, *self.x.shape, *self.B.shape[-2:])
+
+    def _options(self) -> tuple[Any, ...]:
+        return (
+            self.dt_softplus,
+            self.dt_limit,
+            None if self.starts is None else self.starts.tobytes(),
+        )
+
+    def _operands(self) -> tuple[NDArray | None, ...]:
+        """What states are computed from."""
+        arrays = (getattr(self, name) for name in _STATES_ARE_OF)
+        return tuple(None if a is None else np.ascontiguousarray(a) for a in arrays)
 
     def signal(self, a: NDArray | None) -> NDArray | None:
         """An array in the caller's shape, with the batch axis that kernels want."""

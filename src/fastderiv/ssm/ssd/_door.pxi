@@ -1,6 +1,7 @@
 # From arrays to the structs of the SSD functions.  Included by _kernels.pyx.
 # needs: data, expect_array, expect_axes, expect_integers, refuse, stride (_arrays.pxi)
-# needs: Ssd, SsdCoefficient, SsdPerHead, SsdSignal, SsdState, SsdSteps (ssd/_problem.pxi)
+# needs: Ssd, ssd_slots, SsdCoefficient, SsdPerHead, SsdSignal, SsdState,
+#        SsdSteps (ssd/_problem.pxi)
 
 cdef int set_ssd_signal(const Ssd *ssd, cnp.ndarray a, bint written, SsdSignal *signal) except -1:
     """OUT signal: a (Bt, L, H, P), or None."""
@@ -103,3 +104,15 @@ cdef int set_ssd_segments(Ssd *ssd, cnp.ndarray starts, cnp.ndarray initial_stat
         expect_integers(starts)
         ssd.starts, ssd.segments = <ix *>cnp.PyArray_DATA(starts), cnp.PyArray_DIM(starts, 0) - 1
     return set_ssd_state(ssd, initial_state, False, &ssd.initial_state)
+
+
+cdef real *set_ssd_kept(const Ssd *ssd, cnp.ndarray a, bint written) except? NULL:
+    """The states before chunks: (slots, H, N, P), contiguous, or None."""
+    cdef ix shape[4]
+    if a is None:
+        return NULL
+    shape[0], shape[1], shape[2], shape[3] = ssd_slots(ssd), ssd.heads, ssd.states, ssd.width
+    expect_array(a, 4, shape, written)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        refuse(a, "C-contiguous")
+    return data(a)

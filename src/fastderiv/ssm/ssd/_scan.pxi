@@ -1,0 +1,259 @@
+# The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C, the
+# state scaled as §6.2 says.  A few heads, which share B and C, run through a segment block by block.
+# Included by _kernels.pyx.
+# needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_step_sizes, SsdCoefficient, SsdSegment,
+#        SsdSignal (ssd/_problem.pxi)
+# needs: ssd_block, ssd_block_exact, ssd_block_states, ssd_find_runs, ssd_pack_rows, SSD_ROWS,
+#        SSD_UB, SsdAhead, SsdCarry, SsdDecays, SsdLoop (ssd/_scan_decays.pxi)
+# needs: ssd_at, ssd_finish, ssd_in_place, ssd_load_rows, ssd_load_skip, ssd_load_state, ssd_panel,
+#        ssd_panels, ssd_scale_rows, ssd_store_rows, ssd_store_state, SsdFinish, SsdPlace,
+#        SsdRows (ssd/_scan_rows.pxi)
+
+cdef enum:
+    SSD_TB = 32                         # steps in a block; divides SSD_CHUNK
+
+cdef struct SsdScan:
+    Ssd ssd
+    real *kept                          # states before each chunk, see _problem.pxi; may be NULL
+    ix short                            # segments of at most so many steps are one chunk (§6.3)
+    ix parts                            # of the heads of a group, one work_item each
+    ix work_items                       # segments × groups × parts
+    ix items_per_task
+
+cdef struct SsdWork:                    # a work_item, and scratch
+    ix number                           # of the segment
+    SsdSegment segment
+    ix group, first, count              # its heads: first … first+count−1
+    bint careful                        # whether the states have no scale, lest they overflow
+    SsdDecays decays
+    SsdCarry *carry                     # [head]
+    real *packed                        # B and C of a block
+    real *x                             # tiles
+    real *y
+    real *z
+    real *skip                          # [p]: D
+    real *states                        # [head][panel][n][p]
+    Worker *worker
+
+
+# ---- where things lie -------------------------------------------------------------------------
+
+cdef inline ix ssd_rows_of_state(const Ssd *ssd) noexcept nogil:
+    """Rows of a state in scratch."""
+    return round_up(ssd.states, max(<ix>SSD_ROWS, <ix>VL))
+
+
+cdef inline real *ssd_state_of(const SsdScan *scan, const SsdWork *work, ix head,
+                               ix panel) noexcept nogil:
+    cdef ix number = (head - work.first) * ssd_panels(&scan.ssd) + panel
+    return work.states + number * ssd_rows_of_state(&scan.ssd) * ssd_panel(&scan.ssd)
+
+
+cdef inline SsdPlace ssd_place(const Ssd *ssd, const SsdWork *work, ix start,
+                               ix steps) noexcept nogil:
+    """Steps start … start+steps−1 of the segment's batch item; head and panel are yet to be set."""
+    cdef SsdPlace place
+    place.batch, place.start, place.steps = work.segment.batch, start, steps
+    place.head = place.column = place.count = place.width = 0
+    return place
+
+
+cdef inline void ssd_set_panel(const Ssd *ssd, ix head, ix panel, SsdPlace *place) noexcept nogil:
+    place.head, place.column = head, panel * ssd_panel(ssd)
+    place.count = min(ssd_panel(ssd), ssd.width - place.column)
+    place.width = round_up(place.count, VL)
+
+
+# ---- B and C of a block -----------------------------------------------------------------------
+
+cdef void ssd_pack_any(const SsdCoefficient *coefficient, const real *p, ix steps, ix states,
+                       real *packed) noexcept nogil:
+    """OUT packed [n/SSD_UB][t][SSD_UB], of every second group of SSD_UB: B or C of any strides, with
+    zeros behind the last state."""
+    cdef ix t, n
+    cdef real *to
+    for t in range(steps):
+        for n in range(round_up(states, SSD_ROWS)):
+            to = packed + 2 * (n // SSD_UB * steps + t) * SSD_UB + n % SSD_UB
+            to[0] = p[t * coefficient.t + n * coefficient.n] if n < states else 0
+
+
+cdef void ssd_pack(const Ssd *ssd, const SsdWork *work, ix start, ix steps) noexcept nogil:
+    """OUT work.packed: B and C of a block; B alone where there is no C."""
+    cdef const SsdCoefficient *B = &ssd.B
+    cdef const SsdCoefficient *C = B if ssd.C.p is NULL else &ssd.C
+    cdef const real *b = B.p + work.segment.batch * B.b + start * B.t + work.group * B.g
+    cdef const real *c = C.p + work.segment.batch * C.b + start * C.t + work.group * C.g
+    if B.n == 1 and C.n == 1 and ssd.states % SSD_ROWS == 0:
+        ssd_pack_rows(b, B.t, c, C.t, steps, ssd.states, work.packed)
+    else:
+        ssd_pack_any(B, b, steps, ssd.states, work.packed)
+        ssd_pack_any(C, c, steps, ssd.states, work.packed + SSD_UB)
+
+
+# ---- a block of a panel -----------------------------------------------------------------------
+
+cdef inline void ssd_plan(const SsdSignal *signal, const SsdPlace *place, SsdAhead *ahead,
+                          int i) noexcept nogil:
+    """Have row i of the plan fetch the signal's rows."""
+    ahead.p[i], ahead.row[i] = <const char *>ssd_at(signal, place), signal.t * sizeof(real)
+
+
+cdef SsdAhead ssd_plan_ahead(const SsdScan *scan, const SsdWork *work,
+                             const SsdPlace *here) noexcept nogil:
+    """What to fetch while a panel runs: the rows of the panel that comes next."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdAhead ahead
+    cdef SsdPlace after = here[0]
+    cdef ix panel = here.column // ssd_panel(ssd) + 1
+    ahead.count = ahead.bytes = 0
+    if panel == ssd_panels(ssd):
+        panel = 0
+        after.head += 1
+    if after.head == work.first + work.count:
+        after.head = work.first
+        after.start += after.steps
+        after.steps = min(after.steps, work.segment.stop - after.start)
+    ssd_set_panel(ssd, after.head, panel, &after)
+    if after.steps <= 0 or ssd.x.p_ != 1 or ssd.y.p_ != 1:
+        return ahead
+    ahead.count, ahead.bytes = after.steps, after.count * sizeof(real)
+    ssd_plan(&ssd.x, &after, &ahead, 0)
+    ssd_plan(&ssd.y, &after, &ahead, 1)
+    ssd_plan(&ssd.x if ssd.z.p is NULL else &ssd.z, &after, &ahead, 2)
+    return ahead
+
+
+cdef bint ssd_finish_panel(const Ssd *ssd, const SsdWork *work, const SsdPlace *place,
+                           const real *P, SsdRows *x) noexcept nogil:
+    """y of a block from work.y, which it overwrites: scale, skip connection, gate.  x holds the
+    rows of x.  Whether C·S is finite."""
+    cdef SsdFinish finish
+    cdef bint finite
+    finish.y, finish.scale, finish.D, finish.x = work.y, P, work.skip, x[0]
+    finish.steps, finish.width = place.steps, place.width
+    if ssd.D.p is NULL:
+        finish.x.p = NULL
+    else:
+        ssd_load_skip(&ssd.D, place, work.skip)
+    finish.z = ssd_load_rows(&ssd.z, place, work.z)
+    if ssd_in_place(&ssd.y, place):
+        finish.out.p, finish.out.row = ssd_at(&ssd.y, place), ssd.y.t
+    else:
+        finish.out.p, finish.out.row = work.y, place.width
+    finite = ssd_finish(&finish)
+    ssd_store_rows(&ssd.y, place, &finish.out)
+    return finite
+
+
+cdef bint ssd_scan_panel(const SsdScan *scan, const SsdWork *work, const SsdPlace *place,
+                         real *S) noexcept nogil:
+    """A panel through a block.  Whether C·S is finite."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdLoop loop
+    cdef SsdAhead ahead
+    cdef SsdRows x = ssd_load_rows(&ssd.x, place, work.x)
+    ssd_scale_rows(&x, work.decays.factor, place.steps, place.width, work.x)
+    loop.x, loop.y, loop.S, loop.runs = work.x, work.y, S, &work.decays.runs
+    loop.b, loop.c = work.packed, work.packed + SSD_UB
+    loop.panel, loop.row = 2 * SSD_UB * place.steps, 2 * SSD_UB
+    loop.states, loop.width = round_up(ssd.states, SSD_ROWS), place.width
+    if ssd.y.p is NULL:
+        ssd_block_states(&loop)
+        return True
+    if ssd.states == 0:
+        memset(work.y, 0, place.steps * place.width * sizeof(real))
+    elif work.careful:
+        loop.states = ssd.states
+        ssd_block_exact(&loop)
+    else:
+        ahead = ssd_plan_ahead(scan, work, place)
+        ssd_block(&loop, &ahead)
+    if ssd.D.p is not NULL:
+        x = ssd_load_rows(&ssd.x, place, work.x)
+    return ssd_finish_panel(ssd, work, place, work.decays.P, &x)
+
+
+# ---- a segment --------------------------------------------------------------------------------
+
+cdef void ssd_keep(const SsdScan *scan, const SsdPlace *place, const SsdWork *work, ix chunk,
+                   const real *S) noexcept nogil:
+    """Keep the state P·S before a chunk, [n][p]."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef real P = work.carry[place.head - work.first].P
+    cdef real *to = ssd_kept_state(ssd, scan.kept, work.number, chunk, place.head)
+    cdef ix n, p
+    for n in range(ssd.states):
+        for p in range(place.count):
+            to[n * ssd.width + place.column + p] = P * S[n * place.width + p]
+
+
+cdef void ssd_start_head(const SsdScan *scan, SsdWork *work, ix head) noexcept nogil:
+    """The state before the first step, in scale 1."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdCarry *carry = &work.carry[head - work.first]
+    cdef SsdPlace place = ssd_place(ssd, work, 0, 0)
+    cdef ix panel, size = ssd_rows_of_state(ssd) * ssd_panel(ssd)
+    cdef real *S
+    carry.c, carry.rest, carry.P, carry.wrong = 0, 0, 1, False
+    for panel in range(ssd_panels(ssd)):
+        S = ssd_state_of(scan, work, head, panel)
+        memset(S, 0, size * sizeof(real))
+        if ssd.initial_state.p is not NULL:
+            ssd_set_panel(ssd, head, panel, &place)
+            ssd_load_state(&ssd.initial_state, work.number, &place, ssd.states, S)
+
+
+cdef void ssd_end_head(const SsdScan *scan, SsdWork *work, ix head) noexcept nogil:
+    """The state after the last step, if it is wanted."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdPlace place = ssd_place(ssd, work, 0, 0)
+    cdef real P = work.carry[head - work.first].P
+    cdef ix panel
+    if ssd.last_state.p is NULL:
+        return
+    for panel in range(ssd_panels(ssd)):
+        ssd_set_panel(ssd, head, panel, &place)
+        ssd_store_state(&ssd.last_state, work.number, &place, ssd.states,
+                        ssd_state_of(scan, work, head, panel), P)
+
+
+cdef void ssd_scan_head(const SsdScan *scan, SsdWork *work, SsdPlace *place) noexcept nogil:
+    """The head place.head through a block."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdCarry *carry = &work.carry[place.head - work.first]
+    cdef ix panel, head = place.head, done = place.start - work.segment.start
+    cdef real *S
+    if scan.kept is not NULL and done % SSD_CHUNK == 0:
+        for panel in range(ssd_panels(ssd)):
+            ssd_set_panel(ssd, head, panel, place)
+            S = ssd_state_of(scan, work, head, panel)
+            ssd_keep(scan, place, work, done // SSD_CHUNK, S)
+    ssd_step_sizes(ssd, place.batch, place.start, place.steps, head, work.decays.dt, NULL)
+    ssd_find_runs(&work.decays, place.steps, ssd.A.p[head * ssd.A.h], work.careful, carry)
+    for panel in range(ssd_panels(ssd)):
+        ssd_set_panel(ssd, head, panel, place)
+        S = ssd_state_of(scan, work, head, panel)
+        if not ssd_scan_panel(scan, work, place, S):
+            carry.wrong = True
+
+
+cdef bint ssd_scan_heads(const SsdScan *scan, SsdWork *work) noexcept nogil:
+    """The heads of `work` through its segment; False if interrupted."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef SsdPlace place
+    cdef ix head, t = work.segment.start
+    for head in range(work.first, work.first + work.count):
+        ssd_start_head(scan, work, head)
+    while t < work.segment.stop:
+        place = ssd_place(ssd, work, t, min(<ix>SSD_TB, work.segment.stop - t))
+        ssd_pack(ssd, work, t, place.steps)
+        for head in range(work.first, work.first + work.count):
+            if interrupted(work.worker):
+                return False
+            place.head = head
+            ssd_scan_head(scan, work, &place)
+        t += place.steps
+    for head in range(work.first, work.first + work.count):
+        ssd_end_head(scan, work, head)
+    return True
