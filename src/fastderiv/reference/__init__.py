@@ -41,6 +41,7 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
+from .ssd import SSDScanGrads, ssd_scan, ssd_scan_vjp
 from .ssm import (
     S6,
     ChunkSummary,
@@ -54,7 +55,6 @@ from .ssm import (
     selective_state_update,
     transition_product,
 )
-from .ssd import SSDScanGrads, ssd_scan, ssd_scan_vjp
 from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 
 __all__ = [

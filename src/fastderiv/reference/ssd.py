@@ -152,7 +152,7 @@ def ssd_scan_vjp(
     grown = along if batched or cu_seqlens is not None else (*along, 9, 10)
     if not batched:
         arrays = [a[None] if i in grown and a is not None else a for i, a in enumerate(arrays)]
-    grads = [None if a is None else np.zeros(a.shape) for a in arrays[1:-1]]
+    grads: list[Any] = [None if a is None else np.zeros(a.shape) for a in arrays[1:-1]]
     steps = arrays[1].shape[1]
     bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
     for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -160,7 +160,7 @@ def ssd_scan_vjp(
         state = whole if cu_seqlens is None else np.s_[k : k + 1]
         at = [piece if i in along else state if i >= 9 else whole for i in range(11)]
         here = [None if a is None else a[w] for a, w in zip(arrays, at, strict=True)]
-        found = _sequences_vjp(*here, dt_softplus, dt_limit)
+        found = _sequences_vjp(here, dt_softplus, dt_limit)
         for total, w, d in zip(grads, at[1:], found, strict=False):
             if total is not None:
                 total[w] += d
@@ -169,8 +169,9 @@ def ssd_scan_vjp(
     return SSDScanGrads(*grads)
 
 
-def _sequences_vjp(dout, x, dt, A, B, C, D, z, dt_bias, initial, dlast, dt_softplus, dt_limit):
+def _sequences_vjp(arrays, dt_softplus, dt_limit):
     """The gradients of sequences of equal length (batch, L, …), in the dtype of the arguments."""
+    dout, x, dt, A, B, C, D, z, dt_bias, initial, dlast = arrays
     batch, steps, heads, width = x.shape
     biased = dt if dt_bias is None else dt + dt_bias
     raw = np.logaddexp(0, biased) if dt_softplus else biased

@@ -66,6 +66,10 @@ def ssd_adjoint(cnp.ndarray dout, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, 
         adj.head_sums += ssd.width if cnp.PyArray_NDIM(D) == 2 else 1
     if ssd.segments == 0 or ssd.heads == 0:
         return np.zeros((1, ssd.heads, adj.head_sums))
+    if nothing(ddt) and nothing(dinitial_state):
+        return np.zeros((1, ssd.heads, adj.head_sums))
+    # sizes below are integers
+    check_fits("the state of a head", int(ssd.width) * int(ssd.states) * <int>sizeof(real))
     ssd_divide_adjoint(&adj, ssd.steps if cu_seqlens is None else longest)
     sums = empty("sums of heads", (adj.ranges, ssd.heads, adj.head_sums), np.float64)
     adj.sums = <double *>cnp.PyArray_DATA(sums)
