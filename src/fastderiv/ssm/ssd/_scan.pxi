@@ -1,10 +1,10 @@
 # The SSD scan forward (docs/derivations.md §6.1): h[l] = exp(Δ·A)·h[l−1] + Δ·x ⊗ B and y = h·C, the
 # state scaled as §6.2 says.  A few heads, which share B and C, run through a segment block by block.
 # Included by _kernels.pyx.
-# needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_step_sizes, SsdCoefficient, SsdSegment,
-#        SsdSignal (ssd/_problem.pxi)
-# needs: ssd_block, ssd_block_exact, ssd_block_states, ssd_find_runs, ssd_pack_rows, SSD_ROWS,
-#        SSD_UB, SsdAhead, SsdCarry, SsdDecays, SsdLoop (ssd/_scan_decays.pxi)
+# needs: Ssd, SSD_CHUNK, ssd_kept_state, ssd_step_sizes, SsdCoefficient,
+#        SsdSegment (ssd/_problem.pxi)
+# needs: ssd_block, ssd_block_exact, ssd_block_states, ssd_find_runs, SSD_ROWS, SSD_STREAMS,
+#        SsdCarry, SsdDecays, SsdLoop, SsdStream (ssd/_scan_decays.pxi)
 # needs: ssd_at, ssd_finish, ssd_in_place, ssd_load_rows, ssd_load_skip, ssd_load_state, ssd_panel,
 #        ssd_panels, ssd_scale_rows, ssd_store_rows, ssd_store_state, SsdFinish, SsdPlace,
 #        SsdRows (ssd/_scan_rows.pxi)
@@ -16,6 +16,7 @@ cdef struct SsdScan:
     Ssd ssd
     real *kept                          # states before each chunk, see _problem.pxi; may be NULL
     ix short                            # segments of at most so many steps are one chunk (§6.3)
+    bint all_short                      # whether every segment is
     ix parts                            # of the heads of a group, one work_item each
     ix work_items                       # segments × groups × parts
     ix items_per_task
@@ -27,7 +28,10 @@ cdef struct SsdWork:                    # a work_item, and scratch
     bint careful                        # whether the states have no scale, lest they overflow
     SsdDecays decays
     SsdCarry *carry                     # [head]
-    real *packed                        # B and C of a block
+    real *packed                        # B and C of a block, where they are copied
+    const real *b                       # B and C of a block [t][n]
+    const real *c
+    ix b_row, c_row
     real *x                             # tiles
     real *y
     real *z
@@ -66,47 +70,53 @@ cdef inline void ssd_set_panel(const Ssd *ssd, ix head, ix panel, SsdPlace *plac
 
 # ---- B and C of a block -----------------------------------------------------------------------
 
-cdef void ssd_pack_any(const SsdCoefficient *coefficient, const real *p, ix steps, ix states,
-                       real *packed) noexcept nogil:
-    """OUT packed [n/SSD_UB][t][SSD_UB], of every second group of SSD_UB: B or C of any strides, with
-    zeros behind the last state."""
-    cdef ix t, n
-    cdef real *to
+cdef inline const real *ssd_coefficient_at(const SsdCoefficient *a, const SsdWork *work,
+                                           ix start) noexcept nogil:
+    return a.p + work.segment.batch * a.b + start * a.t + work.group * a.g
+
+
+cdef void ssd_pack_rows(const Ssd *ssd, const SsdCoefficient *coefficient, const real *p, ix steps,
+                        real *packed) noexcept nogil:
+    """OUT packed [t][n]: B or C of any strides, with zeros behind the last state."""
+    cdef ix t, n, rows = round_up(ssd.states, SSD_ROWS)
     for t in range(steps):
-        for n in range(round_up(states, SSD_ROWS)):
-            to = packed + 2 * (n // SSD_UB * steps + t) * SSD_UB + n % SSD_UB
-            to[0] = p[t * coefficient.t + n * coefficient.n] if n < states else 0
+        for n in range(ssd.states):
+            packed[t * rows + n] = p[t * coefficient.t + n * coefficient.n]
+        for n in range(ssd.states, rows):
+            packed[t * rows + n] = 0
 
 
-cdef void ssd_pack(const Ssd *ssd, const SsdWork *work, ix start, ix steps) noexcept nogil:
-    """OUT work.packed: B and C of a block; B alone where there is no C."""
+cdef void ssd_point_at_coefficients(const Ssd *ssd, SsdWork *work, ix start,
+                                    ix steps) noexcept nogil:
+    """OUT work.b and work.c: B and C of a block, in place or packed; B for C where there is no C."""
     cdef const SsdCoefficient *B = &ssd.B
     cdef const SsdCoefficient *C = B if ssd.C.p is NULL else &ssd.C
-    cdef const real *b = B.p + work.segment.batch * B.b + start * B.t + work.group * B.g
-    cdef const real *c = C.p + work.segment.batch * C.b + start * C.t + work.group * C.g
-    if B.n == 1 and C.n == 1 and ssd.states % SSD_ROWS == 0:
-        ssd_pack_rows(b, B.t, c, C.t, steps, ssd.states, work.packed)
-    else:
-        ssd_pack_any(B, b, steps, ssd.states, work.packed)
-        ssd_pack_any(C, c, steps, ssd.states, work.packed + SSD_UB)
+    cdef ix rows = round_up(ssd.states, SSD_ROWS)
+    work.b, work.b_row = ssd_coefficient_at(B, work, start), B.t
+    work.c, work.c_row = ssd_coefficient_at(C, work, start), C.t
+    if B.n != 1 or rows != ssd.states:
+        ssd_pack_rows(ssd, B, work.b, steps, work.packed)
+        work.b, work.b_row = work.packed, rows
+    if C.n != 1 or rows != ssd.states:
+        ssd_pack_rows(ssd, C, work.c, steps, work.packed + SSD_TB * rows)
+        work.c, work.c_row = work.packed + SSD_TB * rows, rows
 
 
 # ---- a block of a panel -----------------------------------------------------------------------
 
-cdef inline void ssd_plan(const SsdSignal *signal, const SsdPlace *place, SsdAhead *ahead,
-                          int i) noexcept nogil:
-    """Have row i of the plan fetch the signal's rows."""
-    ahead.p[i], ahead.row[i] = <const char *>ssd_at(signal, place), signal.t * sizeof(real)
+cdef inline void ssd_plan(const void *p, ix row, ix count, ix numbers,
+                          SsdStream *stream) noexcept nogil:
+    stream.p, stream.row = <const char *>p, row * sizeof(real)
+    stream.count, stream.bytes = count, numbers * sizeof(real)
 
 
-cdef SsdAhead ssd_plan_ahead(const SsdScan *scan, const SsdWork *work,
-                             const SsdPlace *here) noexcept nogil:
-    """What to fetch while a panel runs: the rows of the panel that comes next."""
+cdef void ssd_plan_ahead(const SsdScan *scan, const SsdWork *work, const SsdPlace *here,
+                         SsdStream *ahead) noexcept nogil:
+    """OUT ahead: what to fetch while a panel runs, the rows that come next."""
     cdef const Ssd *ssd = &scan.ssd
-    cdef SsdAhead ahead
     cdef SsdPlace after = here[0]
     cdef ix panel = here.column // ssd_panel(ssd) + 1
-    ahead.count = ahead.bytes = 0
+    memset(ahead, 0, SSD_STREAMS * sizeof(SsdStream))
     if panel == ssd_panels(ssd):
         panel = 0
         after.head += 1
@@ -114,14 +124,19 @@ cdef SsdAhead ssd_plan_ahead(const SsdScan *scan, const SsdWork *work,
         after.head = work.first
         after.start += after.steps
         after.steps = min(after.steps, work.segment.stop - after.start)
+        if after.steps <= 0:
+            return
+        ssd_plan(ssd_coefficient_at(&ssd.B, work, after.start), ssd.B.t, after.steps, ssd.states,
+                 ahead + 3)
+        ssd_plan(ssd_coefficient_at(&ssd.C, work, after.start), ssd.C.t, after.steps, ssd.states,
+                 ahead + 4)
     ssd_set_panel(ssd, after.head, panel, &after)
-    if after.steps <= 0 or ssd.x.p_ != 1 or ssd.y.p_ != 1:
-        return ahead
-    ahead.count, ahead.bytes = after.steps, after.count * sizeof(real)
-    ssd_plan(&ssd.x, &after, &ahead, 0)
-    ssd_plan(&ssd.y, &after, &ahead, 1)
-    ssd_plan(&ssd.x if ssd.z.p is NULL else &ssd.z, &after, &ahead, 2)
-    return ahead
+    if ssd.x.p_ == 1:
+        ssd_plan(ssd_at(&ssd.x, &after), ssd.x.t, after.steps, after.count, ahead)
+    if ssd.y.p_ == 1:
+        ssd_plan(ssd_at(&ssd.y, &after), ssd.y.t, after.steps, after.count, ahead + 1)
+    if ssd.z.p is not NULL and ssd.z.p_ == 1:
+        ssd_plan(ssd_at(&ssd.z, &after), ssd.z.t, after.steps, after.count, ahead + 2)
 
 
 cdef bint ssd_finish_panel(const Ssd *ssd, const SsdWork *work, const SsdPlace *place,
@@ -151,12 +166,12 @@ cdef bint ssd_scan_panel(const SsdScan *scan, const SsdWork *work, const SsdPlac
     """A panel through a block.  Whether C·S is finite."""
     cdef const Ssd *ssd = &scan.ssd
     cdef SsdLoop loop
-    cdef SsdAhead ahead
+    cdef SsdStream ahead[SSD_STREAMS]
     cdef SsdRows x = ssd_load_rows(&ssd.x, place, work.x)
     ssd_scale_rows(&x, work.decays.factor, place.steps, place.width, work.x)
     loop.x, loop.y, loop.S, loop.runs = work.x, work.y, S, &work.decays.runs
-    loop.b, loop.c = work.packed, work.packed + SSD_UB
-    loop.panel, loop.row = 2 * SSD_UB * place.steps, 2 * SSD_UB
+    loop.b, loop.c = work.b, work.c
+    loop.b_row, loop.c_row = work.b_row, work.c_row
     loop.states, loop.width = round_up(ssd.states, SSD_ROWS), place.width
     if ssd.y.p is NULL:
         ssd_block_states(&loop)
@@ -167,8 +182,8 @@ cdef bint ssd_scan_panel(const SsdScan *scan, const SsdWork *work, const SsdPlac
         loop.states = ssd.states
         ssd_block_exact(&loop)
     else:
-        ahead = ssd_plan_ahead(scan, work, place)
-        ssd_block(&loop, &ahead)
+        ssd_plan_ahead(scan, work, place, ahead)
+        ssd_block(&loop, ahead)
     if ssd.D.p is not NULL:
         x = ssd_load_rows(&ssd.x, place, work.x)
     return ssd_finish_panel(ssd, work, place, work.decays.P, &x)
@@ -183,9 +198,16 @@ cdef void ssd_keep(const SsdScan *scan, const SsdPlace *place, const SsdWork *wo
     cdef real P = work.carry[place.head - work.first].P
     cdef real *to = ssd_kept_state(ssd, scan.kept, work.number, chunk, place.head)
     cdef ix n, p
+    to += place.column
     for n in range(ssd.states):
-        for p in range(place.count):
-            to[n * ssd.width + place.column + p] = P * S[n * place.width + p]
+        p = 0
+        while p + VL <= place.count:
+            vstore(to + p, vload(S + p) * vset1(P))
+            p += VL
+        for p in range(p, place.count):
+            to[p] = P * S[p]
+        to += ssd.width
+        S += place.width
 
 
 cdef void ssd_start_head(const SsdScan *scan, SsdWork *work, ix head) noexcept nogil:
@@ -247,7 +269,7 @@ cdef bint ssd_scan_heads(const SsdScan *scan, SsdWork *work) noexcept nogil:
         ssd_start_head(scan, work, head)
     while t < work.segment.stop:
         place = ssd_place(ssd, work, t, min(<ix>SSD_TB, work.segment.stop - t))
-        ssd_pack(ssd, work, t, place.steps)
+        ssd_point_at_coefficients(ssd, work, t, place.steps)
         for head in range(work.first, work.first + work.count):
             if interrupted(work.worker):
                 return False

@@ -2,7 +2,7 @@
 # (docs/derivations.md §6.2).  Included by _kernels.pyx.
 
 cdef extern from "ssd/scan.h" nogil:
-    enum: SSD_ROWS, SSD_UB
+    enum: SSD_ROWS, SSD_STREAMS, SSD_UB
     ctypedef struct SsdRuns:                # steps in which the state keeps one scale
         ix count
         const ix *end
@@ -12,19 +12,16 @@ cdef extern from "ssd/scan.h" nogil:
         real *y
         const real *b
         const real *c
-        ix panel, row
+        ix b_row, c_row
         real *S
         ix states, width
         const SsdRuns *runs
-    ctypedef struct SsdAhead:
-        const char *p[3]
-        ix row[3]
-        ix count, bytes
-    void ssd_block(const SsdLoop *loop, const SsdAhead *ahead)
+    ctypedef struct SsdStream:          # rows to fetch
+        const char *p
+        ix row, count, bytes
+    void ssd_block(const SsdLoop *loop, const SsdStream *ahead)
     void ssd_block_states(const SsdLoop *loop)
     void ssd_block_exact(const SsdLoop *loop)
-    void ssd_pack_rows(const real *B, ix b_row, const real *C, ix c_row, ix T, ix states,
-                       real *packed)
 
 cdef double SSD_LOWEST = -41.58883083359672     # log 2⁻⁶⁰: a run ends before its scale is lower
 cdef double SSD_HIGHEST = 5.545177444479562     # log 2⁸: nor may it be higher, or small x vanish

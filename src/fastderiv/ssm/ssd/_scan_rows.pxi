@@ -105,13 +105,16 @@ cdef void ssd_load_state(const SsdState *state, ix segment, const SsdPlace *plac
     while n < states:
         p = 0
         while p < ld:
-            memset(square, 0, sizeof(square))
             from_ = state.p + segment * state.s + place.head * state.h
             from_ += (place.column + p) * state.p_ + n * state.n
-            for i in range(min(<ix>VL, place.count - p)):
-                for k in range(min(<ix>VL, states - n)):
-                    square[i * VL + k] = from_[i * state.p_ + k * state.n]
-            vtranspose(square, VL, S + n * ld + p, ld)
+            if state.n == 1 and n + VL <= states and p + VL <= place.count:
+                vtranspose(from_, state.p_, S + n * ld + p, ld)
+            else:
+                memset(square, 0, sizeof(square))
+                for i in range(min(<ix>VL, place.count - p)):
+                    for k in range(min(<ix>VL, states - n)):
+                        square[i * VL + k] = from_[i * state.p_ + k * state.n]
+                vtranspose(square, VL, S + n * ld + p, ld)
             p += VL
         n += VL
 

@@ -5,14 +5,14 @@
 #        SsdRuns (ssd/_scan_decays.pxi)
 # needs: ssd_load_rows, ssd_panel, ssd_panels, ssd_scale_rows, ssd_store_state, SsdPlace,
 #        SsdRows (ssd/_scan_rows.pxi)
-# needs: ssd_finish_panel, ssd_keep, ssd_place, ssd_rows_of_state, ssd_set_panel, SSD_TB, SsdScan,
-#        SsdWork (ssd/_scan.pxi)
+# needs: ssd_coefficient_at, ssd_finish_panel, ssd_keep, ssd_pack_rows, ssd_place,
+#        ssd_rows_of_state, ssd_set_panel, SSD_TB, SsdScan, SsdWork (ssd/_scan.pxi)
 
 cdef extern from "ssd/short.h" nogil:
     ctypedef struct SsdGram:
         const real *B
         const real *CT
-        ix b_row, c_row, states, steps
+        ix b_row, c_row, states, steps, padded
         real *G
     ctypedef struct SsdCausal:
         const real *G
@@ -29,11 +29,10 @@ cdef enum:
 
 cdef struct SsdShort:                   # a segment as one chunk; arrays are scratch
     real *G
-    real *B                             # [s][n], b_row apart
-    real *CT                            # [n][t], c_row apart
+    real *CT                            # [n][t], rows c_row apart
     real *x                             # [s][p]: a panel of Δ·x in the scale of its run
-    ix steps, padded                    # padded: round_up(steps, max(SSD_UB, VL))
-    ix b_row, c_row
+    ix steps, padded                    # padded: a multiple of SSD_UB and of VL
+    ix c_row
 
 
 cdef ix ssd_short_steps(const Ssd *ssd) noexcept nogil:
@@ -41,7 +40,7 @@ cdef ix ssd_short_steps(const Ssd *ssd) noexcept nogil:
     and N·P more if states are wanted, instead of 2·N·P."""
     if ssd.initial_state.p is not NULL or ssd.states == 0 or ssd.y.p is NULL:
         return 0
-    return min(min(<ix>SSD_LONGEST, 2 * ssd.states), SSD_LARGEST // ssd.states)
+    return min(min(<ix>SSD_LONGEST, ssd.states * 3 // 2), SSD_LARGEST // ssd.states)
 
 
 cdef inline ix ssd_short_padded(ix steps) noexcept nogil:
@@ -50,39 +49,56 @@ cdef inline ix ssd_short_padded(ix steps) noexcept nogil:
 
 cdef double ssd_short_size(const Ssd *ssd, ix most) noexcept nogil:
     """Scratch for a segment of `most` steps, in reals."""
-    cdef double L = ssd_short_padded(most), rows = round_up(ssd.states, SSD_ROWS)
+    cdef double L = ssd_short_padded(most)
     if most == 0:
         return 0
-    return L * (L + SSD_UB) / 2 + L * (rows + GL) + rows * (L + GL) + L * ssd_panel(ssd) + 4 * GL
+    return (L * (L + SSD_UB) / 2 + round_up(ssd.states, VL) * (L + GL) + L * ssd_panel(ssd)
+            + most * round_up(ssd.states, SSD_ROWS) + 4 * GL)
 
 
-cdef SsdShort ssd_set_up_short(const SsdScan *scan, const SsdWork *work,
-                               real *scratch) noexcept nogil:
-    """G, B and C of the segment."""
+cdef void ssd_transpose_C(const SsdCoefficient *C, const real *c, ix states,
+                          const SsdShort *short) noexcept nogil:
+    """OUT short.CT, with zeros behind the last step."""
+    cdef real square[VL * VL]
+    cdef const real *from_
+    cdef ix t = 0, n, i, k
+    while t < short.padded:
+        n = 0
+        while n < states:
+            from_ = c + t * C.t + n * C.n
+            if C.n == 1 and t + VL <= short.steps and n + VL <= states:
+                vtranspose(from_, C.t, short.CT + n * short.c_row + t, short.c_row)
+            else:
+                memset(square, 0, sizeof(square))
+                for i in range(min(<ix>VL, short.steps - t)):
+                    for k in range(min(<ix>VL, states - n)):
+                        square[i * VL + k] = from_[i * C.t + k * C.n]
+                vtranspose(square, VL, short.CT + n * short.c_row + t, short.c_row)
+            n += VL
+        t += VL
+
+
+cdef SsdShort ssd_set_up_short(const SsdScan *scan, SsdWork *work, real *scratch) noexcept nogil:
+    """G of the segment; work.b: its B."""
     cdef const Ssd *ssd = &scan.ssd
-    cdef const SsdCoefficient *B = &ssd.B
-    cdef const SsdCoefficient *C = &ssd.C
     cdef SsdShort short
     cdef SsdGram gram
-    cdef const real *b
-    cdef const real *c
-    cdef ix t, n, L, rows = round_up(ssd.states, SSD_ROWS), start = work.segment.start
+    cdef real *B
+    cdef ix L, start = work.segment.start
     short.steps = work.segment.stop - start
     L = short.padded = ssd_short_padded(short.steps)
-    short.b_row, short.c_row = rows + GL, L + GL
+    short.c_row = L + GL
     short.G = scratch
-    short.B = short.G + round_up(L * (L + SSD_UB) // 2, GL)
-    short.CT = short.B + L * short.b_row
-    short.x = short.CT + round_up(rows * short.c_row, GL)
-    memset(short.B, 0, (short.x - short.B) * sizeof(real))
-    b = B.p + work.segment.batch * B.b + start * B.t + work.group * B.g
-    c = C.p + work.segment.batch * C.b + start * C.t + work.group * C.g
-    for t in range(short.steps):
-        for n in range(ssd.states):
-            short.B[t * short.b_row + n] = b[t * B.t + n * B.n]
-            short.CT[n * short.c_row + t] = c[t * C.t + n * C.n]
-    gram.B, gram.CT, gram.b_row, gram.c_row = short.B, short.CT, short.b_row, short.c_row
-    gram.states, gram.steps, gram.G = rows, L, short.G
+    short.x = short.G + round_up(L * (L + SSD_UB) // 2, GL)
+    B = short.x + L * ssd_panel(ssd)
+    short.CT = B + round_up(short.steps * round_up(ssd.states, SSD_ROWS), GL)
+    work.b, work.b_row = ssd_coefficient_at(&ssd.B, work, start), ssd.B.t
+    if ssd.B.n != 1 or ssd.states % SSD_ROWS:
+        ssd_pack_rows(ssd, &ssd.B, work.b, short.steps, B)
+        work.b, work.b_row = B, round_up(ssd.states, SSD_ROWS)
+    ssd_transpose_C(&ssd.C, ssd_coefficient_at(&ssd.C, work, start), ssd.states, &short)
+    gram.B, gram.CT, gram.b_row, gram.c_row = work.b, short.CT, work.b_row, short.c_row
+    gram.states, gram.steps, gram.padded, gram.G = ssd.states, short.steps, L, short.G
     ssd_gram(&gram)
     return short
 
@@ -142,7 +158,7 @@ cdef void ssd_short_states(const SsdScan *scan, SsdWork *work, const SsdShort *s
     cdef SsdCarry *carry = &work.carry[place.head - work.first]
     memset(S, 0, ssd_rows_of_state(ssd) * place.width * sizeof(real))
     loop.y, loop.c, loop.S, loop.runs = NULL, NULL, S, &runs
-    loop.panel, loop.row = SSD_UB, short.b_row
+    loop.b_row, loop.c_row = work.b_row, 0
     loop.states, loop.width = round_up(ssd.states, SSD_ROWS), place.width
     runs.end, runs.ratio = ends, ratios
     carry.P = 1
@@ -158,7 +174,7 @@ cdef void ssd_short_states(const SsdScan *scan, SsdWork *work, const SsdShort *s
                 ends[n] = min(decays.end[k], stop) - t
                 n += 1
         runs.count = n
-        loop.x, loop.b = short.x + t * place.width, short.B + t * short.b_row
+        loop.x, loop.b = short.x + t * place.width, work.b + t * work.b_row
         ssd_block_states(&loop)
         carry.P = decays.P[stop - 1]
         t = stop

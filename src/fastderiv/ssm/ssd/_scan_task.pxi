@@ -6,12 +6,19 @@
 # needs: ssd_rows_of_state, ssd_scan_heads, SSD_TB, SsdScan, SsdWork (ssd/_scan.pxi)
 # needs: ssd_scan_short, ssd_short_size, ssd_short_steps (ssd/_scan_short.pxi)
 
-cdef ix ssd_parts(const Ssd *ssd) noexcept nogil:
-    """Into how many parts the heads of a group are divided.  B and C of a block are packed once for
-    a part, which costs a few percent of the work for one head; but two threads and sixteen should
-    have something to share too."""
-    cdef double heads = <double>ssd.segments * ssd.heads
-    cdef ix most = <ix>min(8., max(1., heads / 32))
+cdef double SSD_TASK = 250e-6           # seconds that a task should take: as long as is worth a thread
+
+cdef enum:
+    SSD_HEADS = 8                       # of a task whose states are all in scratch
+
+
+cdef ix ssd_parts(const SsdScan *scan, double seconds) noexcept nogil:
+    """Into how many parts the heads of a group are divided, of which each takes `seconds`.  A part
+    of one chunk has to compute C·Bᵀ, which all heads of the group could share."""
+    cdef const Ssd *ssd = &scan.ssd
+    cdef ix most = max(<ix>1, <ix>min(SSD_TASK / seconds, <double>ssd.per_group))
+    if not scan.all_short:
+        most = min(most, <ix>SSD_HEADS)
     return ceil_div(ssd.per_group, most)
 
 
@@ -20,7 +27,7 @@ cdef double ssd_work_size(const SsdScan *scan, ix count) noexcept nogil:
     cdef const Ssd *ssd = &scan.ssd
     cdef double rows = ssd_rows_of_state(ssd), width = ssd_panel(ssd)
     cdef double steps = max(<ix>SSD_TB, scan.short)
-    cdef double states = count * rows * width * ssd_panels(ssd)
+    cdef double states = rows * width * ssd_panels(ssd) * (1 if scan.all_short else count)
     cdef double carries = ceil_div(count * sizeof(SsdCarry), sizeof(real))
     cdef double decays = 5 * steps + steps * sizeof(ix) / sizeof(real)
     return 3 * SSD_TB * width + width + 2 * SSD_TB * rows + states + carries + decays + 16 * GL
@@ -53,6 +60,8 @@ cdef real *ssd_set_up_work(const SsdScan *scan, ix count, Worker *worker,
     work.z = ssd_lend(&free_, SSD_TB * width)
     work.skip = ssd_lend(&free_, width)
     work.packed = ssd_lend(&free_, 2 * SSD_TB * rows)
+    if scan.all_short:                  # then states are those of one head at a time
+        count = 1
     work.states = ssd_lend(&free_, <double>count * rows * width * ssd_panels(ssd))
     return free_
 
@@ -103,13 +112,17 @@ cdef double ssd_divide_scan(SsdScan *scan) noexcept nogil:
     """Parts and tasks by the size of the call; the seconds that it will take."""
     cdef const Ssd *ssd = &scan.ssd
     cdef double steps = ssd.steps * (1. if ssd.starts is NULL else 1. / ssd.segments)
-    cdef double products = steps * ssd.width * (2. * ssd.states + 20) + 2. * ssd.width * ssd.states
-    cdef double seconds                 # of a head in a segment
+    cdef double state = <double>ssd.width * ssd.states
+    cdef double products = steps * (2 * state + 40. * ssd.width) + 2 * state    # of a head
+    cdef double seconds
     scan.short = min(ssd_short_steps(ssd), ssd.steps)
-    if steps < scan.short:
-        products /= 2
-    seconds = 1e-6 + products * 1e-9 / VL
-    scan.parts = ssd_parts(ssd)
+    scan.all_short = ssd.starts is NULL and ssd.steps <= scan.short
+    if steps <= scan.short:
+        products = steps * ssd.width * (steps / 2 + 40)
+        if ssd.last_state.p is not NULL or scan.kept is not NULL:
+            products += steps * state + 2 * state
+    seconds = 0.3e-6 + products * 0.3e-9 / VL
+    scan.parts = ssd_parts(scan, seconds)
     scan.items_per_task = max(1, <ix>(20e-6 / seconds / ceil_div(ssd.per_group, scan.parts)))
     return seconds * ssd.segments * ssd.heads
 

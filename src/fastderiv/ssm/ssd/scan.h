@@ -39,29 +39,31 @@ typedef struct {
 typedef struct {
     const real *x;            /* [t][p], rows of `width` numbers */
     real *y;                  /* OUT [t][p], rows of `width` */
-    const real *b, *c;        /* of rows i … i+SSD_UB−1 at step t: at + i/SSD_UB·panel + t·row */
-    ptrdiff_t panel, row;
+    const real *b, *c;        /* [t][n], rows b_row and c_row apart */
+    ptrdiff_t b_row, c_row;
     real *S;                  /* IN OUT [n][p], rows of `width` */
     ptrdiff_t states, width;  /* states a multiple of SSD_ROWS, width of VL */
     const SsdRuns *runs;
 } SsdLoop;
 
-/* Lines to fetch while a loop runs: `count` rows of `bytes` bytes, of three arrays.  A few are asked
- * for with every SSD_UB rows of S: the rows lie pages apart, so that hardware does not foresee them,
- * and without this a third of the time was spent waiting. */
+/* Lines to fetch while a loop runs: `count` rows of `bytes` bytes.  A few are asked for with every
+ * SSD_UB rows of S.  The rows lie pages apart, so that hardware does not foresee them. */
+enum { SSD_STREAMS = 5 };
 typedef struct {
-    const char *p[3];
-    ptrdiff_t row[3], count, bytes;
-} SsdAhead;
+    const char *p;
+    ptrdiff_t row, count, bytes;
+} SsdStream;
 
-VINL void ssd_fetch(const SsdAhead *ahead, ptrdiff_t from, ptrdiff_t to)
+VINL void ssd_fetch(const SsdStream *streams, ptrdiff_t panel, ptrdiff_t panels)
 {
-    ptrdiff_t t, k;
     int i;
-    for (t = from; t < to && t < ahead->count; t++)
-        for (i = 0; i < 3; i++)
-            for (k = 0; k < ahead->bytes; k += 64)
-                vprefetch(ahead->p[i] + t * ahead->row[i] + k);
+    for (i = 0; i < SSD_STREAMS; i++) {
+        const SsdStream *s = streams + i;
+        const ptrdiff_t each = (s->count + panels - 1) / panels;
+        ptrdiff_t t, k;
+        for (t = panel * each; t < (panel + 1) * each && t < s->count; t++)
+            for (k = 0; k < s->bytes; k += 64) vprefetch(s->p + t * s->row + k);
+    }
 }
 
 /* `rows` rows of S from `row` on by nv vectors from `column` on, through the block.  `fresh`: y
@@ -70,9 +72,8 @@ VINL void ssd_tile(const SsdLoop *loop, ptrdiff_t row, ptrdiff_t column, const i
                    const int nv, const int with_y, const int fresh)
 {
     const SsdRuns *runs = loop->runs;
-    const ptrdiff_t width = loop->width, ld = loop->row;
-    const ptrdiff_t at = row / SSD_UB * loop->panel + row % SSD_UB;
-    const real *x = loop->x + column, *b = loop->b + at, *c = loop->c + at;
+    const ptrdiff_t width = loop->width, b_row = loop->b_row, c_row = loop->c_row;
+    const real *x = loop->x + column, *b = loop->b + row, *c = loop->c + row;
     real *y = loop->y + column, *S = loop->S + row * width + column;
     const vf least = vset1(SSD_LEAST);
     vf s[SSD_UB][SSD_UV];
@@ -118,7 +119,7 @@ VINL void ssd_tile(const SsdLoop *loop, ptrdiff_t row, ptrdiff_t column, const i
                 UNROLLED
                 for (v = 0; v < nv; v++) vstore(y + v * VL, yv[v]);
             }
-            x += width, y += width, b += ld, c += ld;
+            x += width, y += width, b += b_row, c += c_row;
         }
     }
     UNROLLED
@@ -139,12 +140,12 @@ VINL void ssd_rows(const SsdLoop *loop, ptrdiff_t row, const int rows, const int
 }
 
 /* A block of a head: OUT y, IN OUT S.  There is at least one state. */
-static void ssd_block(const SsdLoop *loop, const SsdAhead *ahead)
+static void ssd_block(const SsdLoop *loop, const SsdStream *ahead)
 {
-    const ptrdiff_t panels = loop->states / SSD_UB, each = (ahead->count + panels - 1) / panels;
+    const ptrdiff_t panels = loop->states / SSD_UB;
     ptrdiff_t i;
     for (i = 0; i < panels; i++) {
-        ssd_fetch(ahead, i * each, (i + 1) * each);
+        ssd_fetch(ahead, i, panels);
         if (i)
             ssd_rows(loop, i * SSD_UB, SSD_UB, 1, 0);
         else
@@ -171,17 +172,4 @@ static void ssd_block_exact(const SsdLoop *loop)
             ssd_rows(loop, 0, 1, 1, 1);
 }
 
-/* OUT packed [n/SSD_UB][t][SSD_UB of B, SSD_UB of C]: one line a step, so that neither takes more of
- * the cache's sets than it must.  B and C are [t][n], n contiguous, rows b_row and c_row apart. */
-VINL void ssd_pack_rows(const real *B, ptrdiff_t b_row, const real *C, ptrdiff_t c_row, ptrdiff_t T,
-                        ptrdiff_t states, real *packed)
-{
-    ptrdiff_t t, i;
-    for (t = 0; t < T; t++)
-        for (i = 0; i + SSD_UB <= states; i += SSD_UB) {
-            real *to = packed + 2 * (i * T + t * SSD_UB);
-            memcpy(to, B + t * b_row + i, SSD_UB * sizeof(real));
-            memcpy(to + SSD_UB, C + t * c_row + i, SSD_UB * sizeof(real));
-        }
-}
 #endif

@@ -14,45 +14,56 @@ VINL ptrdiff_t ssd_panel_of_G(ptrdiff_t panel) { return SSD_UB * SSD_UB * (panel
 
 typedef struct {
     const real *B;            /* [s][n], rows b_row apart */
-    const real *CT;           /* [n][t], rows c_row apart */
+    const real *CT;           /* [n][t], rows c_row apart, zeros behind the last step */
     ptrdiff_t b_row, c_row;
-    ptrdiff_t states, steps;  /* steps a multiple of SSD_UB and of VL */
+    ptrdiff_t states, steps, padded; /* padded: a multiple of SSD_UB and of VL */
     real *G;                  /* OUT */
 } SsdGram;
 
-/* Rows s … s+SSD_UB−1 by the vector of columns that begins at t. */
+/* The vector `sum` of G[t … t+VL−1][s], into its panels. */
+VINL void ssd_store_gram(const SsdGram *g, ptrdiff_t s, ptrdiff_t t, vf sum)
+{
+    enum { PIECE = VL < SSD_UB ? VL : SSD_UB };
+    real lanes[VL];
+    ptrdiff_t l, panel;
+    vstore(lanes, sum);
+    for (l = 0; t + l < s && l < VL; l++) lanes[l] = 0;
+    for (l = 0; l < VL; l += PIECE) {
+        panel = (t + l) / SSD_UB;
+        if (panel >= s / SSD_UB)
+            memcpy(g->G + ssd_panel_of_G(panel) + s * SSD_UB + (t + l) % SSD_UB, lanes + l,
+                   PIECE * sizeof(real));
+    }
+}
+
+/* Columns s … s+SSD_UB−1 by VL rows from t on. */
 VINL void ssd_gram_tile(const SsdGram *g, ptrdiff_t s, ptrdiff_t t)
 {
-    const real *B = g->B + s * g->b_row, *C = g->CT + t;
+    const real *B[SSD_UB], *C = g->CT + t;
     vf sum[SSD_UB];
-    ptrdiff_t n, l, panel;
+    ptrdiff_t n;
     int i;
     UNROLLED
-    for (i = 0; i < SSD_UB; i++) sum[i] = vset1(0);
+    for (i = 0; i < SSD_UB; i++) {
+        const ptrdiff_t at = s + i < g->steps ? s + i : g->steps - 1; /* behind, G is 0 */
+        B[i] = g->B + at * g->b_row, sum[i] = vset1(0);
+    }
     for (n = 0; n < g->states; n++) {
         const vf c = vload(C);
         UNROLLED
-        for (i = 0; i < SSD_UB; i++) sum[i] = vfma(vset1(B[i * g->b_row + n]), c, sum[i]);
+        for (i = 0; i < SSD_UB; i++) sum[i] = vfma(vset1(B[i][n]), c, sum[i]);
         C += g->c_row;
     }
-    for (i = 0; i < SSD_UB; i++) {
-        real lanes[VL];
-        vstore(lanes, sum[i]);
-        for (l = 0; l < VL; l++) {
-            panel = (t + l) / SSD_UB;
-            if (panel * SSD_UB >= s)
-                g->G[ssd_panel_of_G(panel) + (s + i) * SSD_UB + (t + l) % SSD_UB] =
-                    t + l < s + i ? 0 : lanes[l];
-        }
-    }
+    UNROLLED
+    for (i = 0; i < SSD_UB; i++) ssd_store_gram(g, s + i, t, sum[i]);
 }
 
 /* OUT g.G, with zeros where s > t. */
 static void ssd_gram(const SsdGram *g)
 {
     ptrdiff_t s, t;
-    for (s = 0; s < g->steps; s += SSD_UB)
-        for (t = s / VL * VL; t < g->steps; t += VL) ssd_gram_tile(g, s, t);
+    for (s = 0; s < g->padded; s += SSD_UB)
+        for (t = s / VL * VL; t < g->padded; t += VL) ssd_gram_tile(g, s, t);
 }
 
 typedef struct {
