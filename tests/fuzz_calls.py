@@ -259,6 +259,34 @@ def selective_scan_vjp(d):
     return case
 
 
+def ssd_scan_vjp(d):
+    Bt, H, P, L, N = *d.sizes(3), d.size() if d.chance(0.9) else 300, d.size()
+    lead = [Bt] if d.chance(0.7) else []
+    G = d.choice([g for g in range(1, H + 1) if H % g == 0] or [1])
+    case = {
+        "dout": d.array(*lead, L, H, P),
+        "x": d.array(*lead, L, H, P),
+        "dt": d.array(*lead, L, H),
+        "A": d.array(H, kind="negative" if d.benign else None),
+        "B": d.array(*lead, L, G, N),
+        "C": d.array(*lead, L, G, N),
+        "D": d.maybe(*d.choice(([H], [H, P]))),
+        "z": d.maybe(*lead, L, H, P),
+        "dt_bias": d.maybe(H),
+        "dt_softplus": d.chance(0.7),
+    }
+    if d.chance(0.3):
+        case["dt_limit"] = [0.001, 2.0]
+    states = [*lead, H, P, N]
+    if lead == [1] and d.chance(0.6):
+        k = d.choice((1, 2, 3, 5))
+        case["cu_seqlens"], states = d.integers(d.cuts(L, k)), [k, H, P, N]
+    if d.chance(0.5):
+        case["initial_state"] = d.array(*states)
+    case["dlast_state"] = d.maybe(*states)
+    return case
+
+
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
@@ -651,6 +679,7 @@ CALLS = {
     "selective_scan": selective_scan,
     "selective_scan_vjp": selective_scan_vjp,
     "selective_state_update": selective_state_update,
+    "ssd_scan_vjp": ssd_scan_vjp,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,
@@ -691,6 +720,7 @@ CALLS = {
 # result types that their functions' cases make, and pickle
 MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
+    "SSDScanGrads": "ssd_scan_vjp",
     "ChunkSummary": "chunk_summary",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",

@@ -40,6 +40,15 @@ def gradients(dtype=np.float64):
     return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
 
 
+def ssd_gradients(dtype=np.float64):
+    signal = np.cos(np.arange(900.0)).reshape(150, 2, 3).astype(dtype)
+    state = np.cos(np.arange(18.0)).reshape(2, 3, 3).astype(dtype)
+    A = -1 - signal[0, :, 0] ** 2
+    of_time = signal[::-1], signal, signal[..., 0], A, signal[:, :1], signal[:, 1:]
+    options = dict(D=A, z=signal, dt_bias=A, dt_softplus=True, dt_limit=(0.01, 2))
+    return fd.ssd_scan_vjp(*of_time, **options, initial_state=state, dlast_state=state)
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -150,6 +159,8 @@ CALLS = {
     "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
     "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
+    "ssd_scan_vjp": lambda: (*ssd_gradients(), *ssd_gradients(np.float32)),
+    "SSDScanGrads": lambda: pickle.loads(pickle.dumps(ssd_gradients())),
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),
