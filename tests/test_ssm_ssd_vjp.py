@@ -161,6 +161,40 @@ def test_reference_equals_autograd(D, bounds):
     assert_within(1e-13, reference.ssd_scan_vjp(**p), torch_gradients(p))
 
 
+def test_formulas_of_a_chunk():
+    """docs/derivations.md §6.4, of one head whose state before and gradient behind are given."""
+    steps = 11
+    p = vjp_problem(1, steps, 1, 3, 4, unbatched=True)
+    p.update(dict.fromkeys(["D", "z", "dt_bias"]))
+    p["dt"], p["dt_softplus"], p["dt_limit"] = np.abs(p["dt"]), False, (0.0, np.inf)
+    exact = reference.ssd_scan_vjp(**p)
+    x, dt, B, C, y_bar = (p[name][:, 0] for name in ("x", "dt", "B", "C", "dout"))
+    A, H, G = p["A"][0], p["initial_state"][0], p["dlast_state"][0]
+    c = np.cumsum(dt * A)
+    W = np.triu(np.exp(c - c[:, None]))  # [s, t]
+    past, rest, inputs = np.exp(c)[:, None], np.exp(c[-1] - c)[:, None], dt[:, None] * x
+    mixing, terms = W * (B @ C.T), W * (inputs @ y_bar.T)
+    x_bar = rest * (B @ G.T) + mixing @ y_bar
+    pairs = terms * (B @ C.T)
+    flow = [
+        pairs[:t, t:].sum()
+        + (past * y_bar * (C @ H.T))[t:].sum()
+        + (rest * inputs * (B @ G.T))[:t].sum()
+        + past[-1, 0] * (G * H).sum()
+        for t in range(steps)
+    ]
+    found = dict(
+        dx=dt[:, None] * x_bar,
+        ddt=(x * x_bar).sum(1) + A * np.array(flow),
+        dA=(dt * flow).sum(),
+        dB=rest * (inputs @ G) + terms @ C,
+        dC=past * (y_bar @ H) + terms.T @ B,
+        dinitial_state=past[-1] * G + (past * y_bar).T @ C,
+    )
+    for name, value in found.items():
+        assert error(value, getattr(exact, name).reshape(np.shape(value))) < 1e-14, name
+
+
 # ---- against the oracle -----------------------------------------------------------------------
 
 
