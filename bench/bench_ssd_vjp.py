@@ -5,8 +5,8 @@
 Forward and backward together, as a training step has them, on one core.  Peers: `transformers`'s
 fallback and a chunked form in plain PyTorch, both with autograd; they are left out where they are
 not installed.  Ratio first (how many times as long the peer takes), time second.  The times of the
-adjoint alone, and the fraction of the machine's peak of multiply–adds that it reaches by count,
-follow.  Only the first shape is compared with peers, every shape with --all.
+adjoint alone follow; "count" is the roof, as many multiply–adds in registers as the adjoint has by
+docs/derivations.md §6.4.  Only the first shape is compared with peers, every shape with --all.
 """
 
 import os
@@ -17,8 +17,9 @@ for variable in "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS":
 import numpy as np
 
 import fastderiv as fd
-from fastderiv._cli.timing import interleave
-from peers.ssd import peers
+from fastderiv._cli.timing import Timing, interleave
+from peers.ssd import roof
+from peers.ssd_gradients import peers
 from report import compare, options, report
 
 SHAPES = {  # L, H, P, G, N
@@ -43,6 +44,13 @@ def problem(shape, dtype=np.float32):
     arrays = normal(1, L, H, P), normal(1, L, H) / 2, -np.arange(1, H + 1, dtype=dtype)
     values = *arrays, normal(1, L, G, N), normal(1, L, G, N), normal(H), bias
     return dict(zip(NAMES, values, strict=True)), normal(1, L, H, P)
+
+
+def multiply_adds(shape):
+    """Of the adjoint, without those that heads share."""
+    L, H, P, _, N = shape
+    chunk = L if L <= 128 else 64
+    return H * (5 * P * N * (L - chunk) + chunk * P * L)
 
 
 def ours(p, dout, *, cached=False):
@@ -81,9 +89,18 @@ def results(rounds, everything):
             for peer, gradient in peers().items():
                 calls[peer] = gradient(p, dout)
                 check(p, dout, calls[peer])
+        peak = roof()
+        if peak:
+            calls["count"] = peak[0]
         timings = interleave(calls, rounds=rounds)
+        if peak:
+            by = multiply_adds(shape) / peak[1]
+            timings["count"] = Timing(tuple(seconds * by for seconds in timings["count"].rounds))
+            yield compare(
+                f"adjoint alone, {name}", timings, "adjoint", "count", "state-step", L * H * P * N
+            )
         for peer in calls:
-            if peer not in ("fastderiv", "adjoint"):
+            if peer not in ("fastderiv", "adjoint", "count"):
                 title = f"forward and backward, {name} {shape}"
                 yield compare(title, timings, "fastderiv", peer, "state-step", L * H * P * N)
         yield compare(

@@ -13,13 +13,14 @@ cdef enum:
 
 
 cdef ix ssd_parts(const SsdScan *scan, double seconds) noexcept nogil:
-    """Into how many parts the heads of a group are divided, of which each takes `seconds`.  A part
-    of one chunk has to compute C·Bᵀ, which all heads of the group could share."""
+    """Into how many parts the heads of a group are divided, of which each takes `seconds`."""
     cdef const Ssd *ssd = &scan.ssd
-    cdef ix most = max(<ix>1, <ix>min(SSD_TASK / seconds, <double>ssd.per_group))
-    if not scan.all_short:
-        most = min(most, <ix>SSD_HEADS)
-    return ceil_div(ssd.per_group, most)
+    cdef double most = max(1., SSD_TASK / seconds)
+    if scan.all_short:                  # C·Bᵀ, which each part computes, is at most a quarter of it
+        most = max(most, 4. * ssd.states / ssd.width)
+    else:
+        most = min(most, <double>SSD_HEADS)
+    return ceil_div(ssd.per_group, max(<ix>1, <ix>min(most, <double>ssd.per_group)))
 
 
 cdef double ssd_work_size(const SsdScan *scan, ix count) noexcept nogil:
@@ -116,7 +117,7 @@ cdef double ssd_divide_scan(SsdScan *scan) noexcept nogil:
     cdef double products = steps * (2 * state + 40. * ssd.width) + 2 * state    # of a head
     cdef double seconds
     scan.short = min(ssd_short_steps(ssd), ssd.steps)
-    scan.all_short = ssd.starts is NULL and ssd.steps <= scan.short
+    scan.all_short = ssd.starts is NULL and 0 < ssd.steps <= scan.short
     if steps <= scan.short:
         products = steps * ssd.width * (steps / 2 + 40)
         if ssd.last_state.p is not NULL or scan.kept is not NULL:
