@@ -2,6 +2,11 @@
 
 import os
 import pickle
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -9,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastderiv._core import arrays, maths, plain
+from fastderiv._core import arrays, cpu, maths, plain
+from fastderiv._core.dispatch import LEVEL_NAMES
 from helpers.awkward import layouts, overlapping_views, same_bits
 
 # largest errors in units of the last place, float32 and float64, at every level, found for millions
@@ -121,6 +127,32 @@ def test_maths_of_any_length_and_layout(n, dtype):
     y = maths.softplus(x)
     assert same_bits(maths.softplus(x[::-1])[::-1].copy(), y)
     assert same_bits(maths.softplus(x.reshape(-1, 1))[:, 0].copy(), y)
+
+
+# ---- the product of gemm.h -----------------------------------------------------------------------
+
+TREE = Path(__file__).resolve().parents[1]
+COMPILER = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or ""]
+
+
+@pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C compiler")
+@pytest.mark.skipif(os.name == "nt", reason="the compiler's options are those of GCC and Clang")
+@pytest.mark.parametrize("real", [[], ["-DSIMD_F64"]], ids=["f32", "f64"])
+@pytest.mark.parametrize("level", ["baseline", "x86-64-v3", "x86-64-v4"])
+def test_gemm_is_one_chain_of_multiply_adds_and_reads_nothing_outside_triangles(
+    level, real, tmp_path
+):
+    possible = {LEVEL_NAMES[tag] for tag in cpu.SUPPORTED}
+    if level != "baseline" and (platform.machine() != "x86_64" or level not in possible):
+        pytest.skip("another CPU")
+    flags = [] if level == "baseline" else [f"-march={level}", "-DSIMD_FMA"]
+    program = tmp_path / "chains"
+    source = TREE / "tests" / "gemm_chains.c"
+    include = f"-I{TREE / 'src' / 'fastderiv' / '_core'}"
+    command = [*COMPILER, "-O1", "-ffp-contract=off", *flags, *real, include, source]
+    subprocess.run([*command, "-lm", "-o", program], check=True)
+    run = subprocess.run([program], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
 
 
 # ---- arguments ---------------------------------------------------------------------------------

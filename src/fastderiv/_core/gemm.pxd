@@ -6,6 +6,7 @@ cdef extern from "gemm.h" nogil:
     enum: GEMM_SET                      # C = A · B, instead of C += A · B
     enum: GEMM_LOWER                    # row i of A has columns k ≤ i only
     enum: GEMM_UPPER                    # row i of A has columns k ≥ i only
+    enum: GEMM_FAR                      # B is beyond the L1 cache
     ctypedef struct Gemm:
         ix M, N, K                      # N is a multiple of VL
         const real *a                   # (M, K), A[i, k] = a[i·a_row + k·a_step]

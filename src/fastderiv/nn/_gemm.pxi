@@ -1,24 +1,18 @@
-# Matrix products for the recurrent layers; gemm.h has the micro-kernel and says how sums are
-# formed.
-
-cdef extern from "rows_of_pointers.h" nogil:
-    enum: TALL, WIDE                    # rows and vectors of the grid RNN's register tile
-    enum: STRIP                         # rows that a segment has pointers for
-    void multiply_rows(const real *const *x, int segments, const ix *n, const real *w,
-                       real *c, ix ldc, int rows, int vectors)
-    void multiply_outer(const real *const *x, ix column, ix K, const real *b,
-                        real *c, ix ld, int rows, int vectors)
+# Matrix products of the recurrent layers, with weights that are packed in panels once per call: a
+# BLAS would pack them again in every product.  _core/gemm.h has the micro-kernel and says how sums
+# are formed.
 
 cdef enum:
-    PW = 4 * VL                         # columns of a panel: a vector per gate
+    PW = 4 * VL                         # columns of a vector of hidden units: a vector per gate
 
 
 cdef void product(const real *a, ix lda, ix rows, const real *w, ix K,
-                  real *c, ix ldc) noexcept nogil:
-    """OUT c (rows, PW) += a (rows, K) @ panel w (K, PW); the rows of a and c lie lda and ldc apart."""
+                  real *c, ix ldc, ix width) noexcept nogil:
+    """OUT c (rows, width) += a (rows, K) @ panel w (K, width); rows of a and c lie lda and ldc apart.
+    """
     cdef Gemm g
-    g.M, g.N, g.K = rows, PW, K
+    g.M, g.N, g.K = rows, width, K
     g.a, g.a_row, g.a_step = a, lda, 1
-    g.b, g.b_row = w, PW
+    g.b, g.b_row = w, width
     g.c, g.c_row = c, ldc
-    gemm(&g, 0)
+    gemm(&g, GEMM_FAR)

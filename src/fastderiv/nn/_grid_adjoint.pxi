@@ -5,34 +5,42 @@
 # A strip adds to every gradient while its rows are in the cache.  Products of BLAS over all cells
 # at the end took longer than both sweeps.
 #
-# needs: STRIP (_gemm.pxi)
-# needs: cell_at, Grid, prefetch_cell, SLOW_WEIGHTS, Strip (_grid_problem.pxi)
+# needs: copy_row (_rows.pxi)
+# needs: cell_at, gather_inputs_of, GATHERED, Grid, prefetch_cell, SLOW_WEIGHTS,
+#        Strip (_grid_problem.pxi)
 # needs: add_outer, rows_times (_grid_products.pxi)
 
-cdef inline void multiply_slopes(const real *z, const real *slope, real *da, ix n) noexcept nogil:
-    """OUT da (n,) = z ⊙ slope; it may be slope."""
+cdef inline void multiply_slopes(real *z, real *slope, ix n) noexcept nogil:
+    """OUT z (n,) = z ⊙ slope, and slope is the same."""
     cdef ix u = 0
+    cdef vf da
     while u + VL <= n:
-        vstore(da + u, vload(z + u) * vload(slope + u))
+        da = vload(z + u) * vload(slope + u)
+        vstore(z + u, da)
+        vstore(slope + u, da)
         u += VL
     while u < n:
-        da[u] = z[u] * slope[u]
+        z[u] *= slope[u]
+        slope[u] = z[u]
         u += 1
 
 
 cdef void adjoint_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
-    """OUT ā of the strip's cells."""
-    cdef ix r, b, i, j, ldz = g.turned.vectors * VL
+    """OUT ā of the strip's cells, where φ' is, and in z."""
+    cdef ix r, at = 0, m, b, i, j, H = g.H
+    cdef real *row
+    while at < s.n:
+        m = min(<ix>GATHERED, s.n - at)
+        for r in range(at, at + m):
+            b, i, j, row = s.item[r], s.i[r], s.j[r], s.rows + (r - at) * g.stride
+            copy_row(row, cell_at(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros, H)
+            copy_row(row + H, cell_at(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros, H)
+            copy_row(s.z + r * s.ldz, cell_at(&g.dh, b, i, j), H)
+        rows_times(&g.turned, s.rows, g.stride, m, s.z + at * s.ldz, s.ldz, worker)
+        at += m
     for r in range(s.n):
         b, i, j = s.item[r], s.i[r], s.j[r]
-        s.rows[r] = cell_at(&g.da, b, i, j + 1) if j + 1 < g.G2 else g.zeros
-        s.rows[STRIP + r] = cell_at(&g.da, b, i + 1, j) if i + 1 < g.G1 else g.zeros
-        memcpy(s.z + r * ldz, cell_at(&g.dh, b, i, j), g.H * sizeof(real))
-    rows_times(&g.turned, s.rows, s.n, s.z, worker)
-    for r in range(s.n):
-        b, i, j = s.item[r], s.i[r], s.j[r]
-        s.da[r] = cell_at(&g.da, b, i, j)
-        multiply_slopes(s.z + r * ldz, s.da[r], <real *>s.da[r], g.H)
+        multiply_slopes(s.z + r * s.ldz, cell_at(&g.da, b, i, j), g.H)
         if j:
             prefetch_cell(&g.dh, b, i, j - 1)
             prefetch_cell(&g.da, b, i, j - 1)
@@ -41,26 +49,19 @@ cdef void adjoint_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
 
 cdef void input_adjoint_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
     """OUT x̄ of the strip's cells."""
-    cdef ix r, ldz = g.turned_in.vectors * VL
-    memset(s.z, 0, s.n * ldz * sizeof(real))
-    rows_times(&g.turned_in, s.da, s.n, s.z, worker)
+    cdef ix r, lddx = g.turned_in.vectors * VL
+    memset(s.dx, 0, s.n * lddx * sizeof(real))
+    rows_times(&g.turned_in, s.z, s.ldz, s.n, s.dx, lddx, worker)
     for r in range(s.n):
-        memcpy(cell_at(&g.dx, s.item[r], s.i[r], s.j[r]), s.z + r * ldz, g.D * sizeof(real))
+        copy_row(cell_at(&g.dx, s.item[r], s.i[r], s.j[r]), s.dx + r * lddx, g.D)
 
 
-cdef void add_weight_gradients(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
+cdef void add_weight_gradients(const Grid *g, Strip *s) noexcept nogil:
     """OUT sums += ā [x | west | north | 1]ᵀ of the strip's cells."""
-    cdef ix r, b, i, j
-    cdef real *seen = s.seen
+    cdef ix r
     for r in range(s.n):
-        b, i, j = s.item[r], s.i[r], s.j[r]
-        memcpy(seen, cell_at(&g.x, b, i, j), g.D * sizeof(real))
-        memcpy(seen + g.D, cell_at(&g.h, b, i, j - 1) if j else g.zeros, g.H * sizeof(real))
-        memcpy(seen + g.D + g.H, cell_at(&g.h, b, i - 1, j) if i else g.zeros,
-               g.H * sizeof(real))
-        seen[g.D + 2 * g.H] = 1
-        seen += g.width
-    add_outer(s.da, s.n, g.H, s.seen, s.sums, g.width, worker)
+        gather_inputs_of(g, s, r, s.rows + r * g.stride)
+    add_outer(s.z, s.ldz, s.n, g.H, s.rows, g.stride, s.sums, g.width)
     s.summed += 1
 
 

@@ -2,9 +2,8 @@
 #     a = W_in x + W_west h_west + W_north h_north + b,  h = φ(a).
 #
 # needs: Curve, GELU, IDENTITY, phi_slope, RELU, SIGMOID, SILU, SOFTPLUS, TANH (_activations.pxi)
-# needs: STRIP (_gemm.pxi)
-# needs: store_some (_rows.pxi)
-# needs: cell_at, Grid, prefetch_cell, Strip (_grid_problem.pxi)
+# needs: copy_row, store_some (_rows.pxi)
+# needs: cell_at, gather_inputs_of, GATHERED, Grid, prefetch_cell, Strip (_grid_problem.pxi)
 # needs: rows_times (_grid_products.pxi)
 
 cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,
@@ -13,7 +12,7 @@ cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,
 
     z can be read up to whole vectors, so that the code holds each φ once.
     """
-    cdef ix r, u, lanes, ldz = g.panels.vectors * VL
+    cdef ix r, u, lanes
     cdef real *h
     cdef real *slope
     cdef vf phi_grad
@@ -23,7 +22,7 @@ cdef inline void finish_rows(const Grid *g, const Strip *s, const Curve curve,
         u = 0
         while u < g.H:
             lanes = min(<ix>VL, g.H - u)
-            store_some(h + u, phi_slope(vload(s.z + r * ldz + u), &phi_grad, curve, with_slope),
+            store_some(h + u, phi_slope(vload(s.z + r * s.ldz + u), &phi_grad, curve, with_slope),
                        lanes)
             if with_slope:
                 store_some(slope + u, phi_grad, lanes)
@@ -56,16 +55,16 @@ cdef inline void finish_strip(const Grid *g, const Strip *s) noexcept nogil:
 
 cdef void forward_strip(const Grid *g, Strip *s, Worker *worker) noexcept nogil:
     """OUT h, and slope unless NULL, of the strip's cells."""
-    cdef real *z = s.z
-    cdef ix r, b, i, j, ldz = g.panels.vectors * VL
-    for r in range(s.n):
-        b, i, j = s.item[r], s.i[r], s.j[r]
-        s.rows[r] = cell_at(&g.x, b, i, j)
-        s.rows[STRIP + r] = cell_at(&g.h, b, i, j - 1) if j else g.zeros
-        s.rows[2 * STRIP + r] = cell_at(&g.h, b, i - 1, j) if i else g.zeros
-        memcpy(z + r * ldz, g.bias, ldz * sizeof(real))
-        if j + 1 < g.G2:
-            prefetch_cell(&g.x, b, i, j + 1)
-            prefetch_cell(&g.h, b, i, j + 1)
-    rows_times(&g.panels, s.rows, s.n, z, worker)
+    cdef ix r, at = 0, m, b, i, j
+    while at < s.n:
+        m = min(<ix>GATHERED, s.n - at)
+        for r in range(at, at + m):
+            b, i, j = s.item[r], s.i[r], s.j[r]
+            gather_inputs_of(g, s, r, s.rows + (r - at) * g.stride)
+            copy_row(s.z + r * s.ldz, g.bias, g.panels.vectors * VL)
+            if j + 1 < g.G2:
+                prefetch_cell(&g.x, b, i, j + 1)
+                prefetch_cell(&g.h, b, i, j + 1)
+        rows_times(&g.panels, s.rows, g.stride, m, s.z + at * s.ldz, s.ldz, worker)
+        at += m
     finish_strip(g, s)

@@ -7,26 +7,26 @@
 #
 # A task carries a few batch items over the whole grid, so that nothing waits for another task.  On
 # an anti-diagonal every cell of these items is one row of a product.  A strip is up to STRIP of
-# these rows.  They are read in place through pointers, [x | west | north], with weights that were
-# packed once; a BLAS would only add copies.
+# these rows, gathered side by side.
 #
 # needs: reals_of (_arrays.pxi)
 # needs: Curve (_activations.pxi)
-# needs: STRIP (_gemm.pxi)
+# needs: copy_row (_rows.pxi)
 
 cdef enum:
     # Products with more weights than these take a millisecond or more for a strip, and look for
     # signals themselves.
     SLOW_WEIGHTS = 1 << 18
+    STRIP = 48                          # rows of a strip, at most
+    GATHERED = 12                       # rows gathered for one product: they stay in the L1 cache
+    WIDE = 2                            # vectors of a panel: those of gemm.h's tile of many rows
 
 
-# Weights (k, units), cut into panels of WIDE vectors and, for the rest, of one vector.
+# Weights (K, units), cut into panels of WIDE vectors and, for the rest, of one vector.
 cdef struct Panels:
     const real *w                       # padded with zeros
     ix vectors                          # of all panels
-    ix total                            # k of all segments
-    ix n[3]                             # k of each segment
-    int segments
+    ix K
 
 
 cdef struct Cells:                      # (batch, G1, G2, width), the last axis contiguous
@@ -43,33 +43,44 @@ cdef struct Grid:
     Cells h                             # OUT of the forward pass, IN of the adjoint
     Cells slope                         # OUT φ'(pre-activation), unless NULL
     real *bias                          # (H,), padded with zeros to whole vectors
-    real *zeros                         # (max(D, H),), the states outside the grid
+    real *zeros                         # (H,), the states outside the grid
     Curve curve
+    ix width                            # D + 2H + 1, padded to whole vectors
+    ix stride                           # reals between gathered rows
     # for the adjoint alone
     Panels turned                       # [W_west ; W_north]
     Panels turned_in                    # W_in, for dx
     Cells dh                            # IN
     Cells da                            # IN φ', OUT ā
     Cells dx                            # OUT
-    double *shares                      # OUT (tasks, H, width): [W̄_in | W̄_west | W̄_north | b̄]
-    ix width                            # D + 2H + 1, padded to whole vectors; 0 in the forward pass
+    double *shares                      # OUT (tasks, H, width): [W̄_in | W̄_west | W̄_north | b̄], or
+                                        # NULL in the forward pass
 
 
 cdef struct Strip:                      # consecutive cells of one diagonal
-    const real *rows[3 * STRIP]         # operands of the sweep's product, by segment
-    const real *da[STRIP]               # operands of the gradients: ā
     ix item[STRIP]
     ix i[STRIP]
     ix j[STRIP]
     ix n                                # cells
-    real *z                             # (STRIP, whole vectors of max(D, H)): results of products
-    real *seen                          # (STRIP, width): [x | west | north | 1]
+    real *rows                          # (STRIP, stride): [x | west | north | 1], or ā as [east | south]
+    real *z                             # (STRIP, ldz): pre-activations, or ā
+    ix ldz
+    real *dx                            # (STRIP, whole vectors of D)
     real *sums                          # (H, width): the weights' gradients, summed over strips
     ix summed                           # how many strips `sums` holds
 
 
 cdef inline real *cell_at(const Cells *c, ix item, ix i, ix j) noexcept nogil:
     return c.p + item * c.item + i * c.row + j * c.cell
+
+
+cdef inline void gather_inputs_of(const Grid *g, const Strip *s, ix r, real *row) noexcept nogil:
+    """OUT row: what the strip's r-th cell sees, [x | west | north | 1]."""
+    cdef ix b = s.item[r], i = s.i[r], j = s.j[r], H = g.H
+    copy_row(row, cell_at(&g.x, b, i, j), g.D)
+    copy_row(row + g.D, cell_at(&g.h, b, i, j - 1) if j else g.zeros, H)
+    copy_row(row + g.D + H, cell_at(&g.h, b, i - 1, j) if i else g.zeros, H)
+    row[g.D + 2 * H] = 1
 
 
 cdef inline void prefetch_cell(const Cells *c, ix item, ix i, ix j) noexcept nogil:
@@ -79,11 +90,13 @@ cdef inline void prefetch_cell(const Cells *c, ix item, ix i, ix j) noexcept nog
     while k < c.cell:
         vprefetch(p + k)
         k += GL
+    vprefetch(p + c.cell - 1)           # cells need not begin on a line
 
 
 cdef inline double grid_scratch(const Grid *g) noexcept nogil:
-    cdef double width = g.width
-    cdef double reals = STRIP * (round_up(max(g.D, g.H), VL) + width) + g.H * width
+    cdef double reals = STRIP * (<double>g.stride + round_up(g.H, VL) + GL)
+    if g.shares is not NULL:
+        reals += STRIP * <double>round_up(g.D, VL) + <double>g.H * g.width
     return round_up(sizeof(Strip), 64) + reals * sizeof(real)
 
 
@@ -95,14 +108,17 @@ cdef Strip *set_strip(const Grid *g, Worker *worker) noexcept nogil:
     cdef Strip *s = <Strip *>worker.scratch
     cdef ix row
     memset(s, 0, sizeof(Strip))
-    s.z = <real *>(<char *>worker.scratch + round_up(sizeof(Strip), 64))
-    s.seen = s.z + STRIP * round_up(max(g.D, g.H), VL)
-    s.sums = s.seen + STRIP * g.width
-    memset(s.z, 0, (s.sums - s.z) * sizeof(real))
-    for row in range(g.H if g.width else 0):
-        if g.H * g.width > SLOW_WEIGHTS and interrupted(worker):
-            break
-        memset(s.sums + row * g.width, 0, g.width * sizeof(real))
+    s.ldz = round_up(g.H, VL) + GL      # no power of two: rows use different sets of the cache
+    s.rows = <real *>(<char *>worker.scratch + round_up(sizeof(Strip), 64))
+    s.z = s.rows + STRIP * g.stride
+    s.dx = s.z + STRIP * s.ldz
+    memset(s.rows, 0, (s.dx - s.rows) * sizeof(real))
+    if g.shares is not NULL:
+        s.sums = s.dx + STRIP * round_up(g.D, VL)
+        for row in range(g.H):
+            if g.H * g.width > SLOW_WEIGHTS and interrupted(worker):
+                break
+            memset(s.sums + row * g.width, 0, g.width * sizeof(real))
     return s
 
 

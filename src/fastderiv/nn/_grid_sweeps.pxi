@@ -3,7 +3,6 @@
 #
 # needs: expect, holds, may_hold, new_array, ranked, reals_of (_arrays.pxi)
 # needs: Curve (_activations.pxi)
-# needs: STRIP (_gemm.pxi)
 # needs: Grid, next_strip, set_cells, set_strip, Strip (_grid_problem.pxi)
 # needs: set_panels (_grid_products.pxi)
 # needs: forward_strip (_grid_forward.pxi)
@@ -50,12 +49,11 @@ cdef void grid_adjoint_task(void *args, ix task, Worker *worker) noexcept nogil:
     g.da = g.slope
     if not sweep(&g, s, first, last, worker):
         return
-    memset(s.z, 0, STRIP * round_up(g.H, VL) * sizeof(real))
     while d >= 0 and not interrupted(worker):
         at = next_strip(&g, s, first, last, d, at)
         adjoint_strip(&g, s, worker)
         input_adjoint_strip(&g, s, worker)
-        add_weight_gradients(&g, s, worker)
+        add_weight_gradients(&g, s)
         if s.summed == SHARE_STRIPS:
             add_to_share(&g, s, share, worker)
         if at == 0:
@@ -90,13 +88,14 @@ cdef tuple set_grid(Grid *g, cnp.ndarray x, cnp.ndarray weights, cnp.ndarray bia
     expect(cnp.PyArray_DIM(weights, 0) == D + 2 * H and cells > 0 and H > 0)
     g.batch, g.G1, g.G2 = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2)
     g.D, g.H = cnp.PyArray_DIM(x, 3), cnp.PyArray_DIM(weights, 1)
-    g.width, g.curve = 0, curve
+    g.width, g.curve = round_up(g.D + 2 * g.H + 1, VL), curve
+    g.stride, g.shares = g.width + GL, NULL
     set_cells(&g.x, g, g.D, x)
     set_cells(&g.h, g, g.H, None)
     set_cells(&g.slope, g, g.H, None)
-    panels = set_panels(&g.panels, weights, 3, g.D, g.H, g.H)
+    panels = set_panels(&g.panels, weights)
     cdef cnp.ndarray padded_bias = new_array(round_up(g.H, VL), True)
-    cdef cnp.ndarray zeros = new_array(max(g.D, g.H), True)
+    cdef cnp.ndarray zeros = new_array(g.H, True)
     g.bias, g.zeros = reals_of(padded_bias), reals_of(zeros)
     if bias is not None:
         memcpy(g.bias, reals_of(bias), g.H * sizeof(real))
@@ -118,8 +117,7 @@ cdef tuple set_grid_adjoint(Grid *g, cnp.ndarray dh, cnp.ndarray W_in, cnp.ndarr
     set_cells(&g.dh, g, g.H, dh)
     set_cells(&g.dx, g, g.D, dx)
     set_cells(&g.da, g, g.H, None)
-    panels = set_panels(&g.turned, turned, 2, g.H, g.H), set_panels(&g.turned_in, W_in, 1, g.H)
-    g.width = round_up(g.D + 2 * g.H + 1, VL)
+    panels = set_panels(&g.turned, turned), set_panels(&g.turned_in, W_in)
     tasks = min(<ix>MAX_SHARES, max(<ix>2, tasks))
     g.task_items = max(items_of_task(g), ceil_div(g.batch, tasks))
     cdef cnp.ndarray shares = np.zeros((ceil_div(g.batch, g.task_items), g.H, g.width))

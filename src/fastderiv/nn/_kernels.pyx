@@ -9,7 +9,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
-from fastderiv._core.gemm cimport Gemm, gemm
+from fastderiv._core.gemm cimport GEMM_FAR, GEMM_ROWS, Gemm, gemm
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     GL, VL, ix, real, vabs, vcopysign, vf, vfma, vkeep_nan, vload, vprefetch, vsel_lt, vset1,
@@ -99,8 +99,9 @@ def lstm(cnp.ndarray x, cnp.ndarray weight_ih, cnp.ndarray weight_hh, cnp.ndarra
     expect(holds(h_n, states) and holds(c_n, states) and (gates is None) == (cells is None))
     if gates is not None:
         expect_kept(&s, gates, cells)
-    cdef cnp.ndarray w_x = pack_gates(weight_ih, s.hidden), w_h = pack_gates(weight_hh, s.hidden)
-    cdef cnp.ndarray b = pack_gates(bias, s.hidden)
+    cdef cnp.ndarray w_x = pack_gates(weight_ih, s.hidden, s.panel)
+    cdef cnp.ndarray w_h = pack_gates(weight_hh, s.hidden, s.panel)
+    cdef cnp.ndarray b = pack_gates(bias, s.hidden, PW)
     s.x, s.h0, s.c0 = reals_of(x), reals_of(h0), reals_of(c0)
     s.w_x, s.w_h, s.bias = reals_of(w_x), reals_of(w_h), reals_of(b)
     s.h, s.h_n, s.c_n = reals_of(h), reals_of(h_n), reals_of(c_n)
@@ -128,8 +129,9 @@ def lstm_adjoint(cnp.ndarray dh, cnp.ndarray dh_n, cnp.ndarray dc_n, cnp.ndarray
     if abar is not None:
         expect(holds(abar, cnp.PyArray_SIZE(gates)) and holds(h, entries * f.hidden))
         expect(holds(dx, entries * f.inputs))
-    cdef cnp.ndarray w_x = pack_panels(weight_ih), w_h = pack_panels(weight_hh)
-    s.x_panels, s.h_panels = ceil_div(f.inputs, PW), ceil_div(f.hidden, PW)
+    cdef cnp.ndarray w_x = pack_panels(weight_ih, f.panel)
+    cdef cnp.ndarray w_h = pack_panels(weight_hh, f.panel)
+    s.x_panels, s.h_panels = ceil_div(f.inputs, f.panel), ceil_div(f.hidden, f.panel)
     f.c0, f.gates, f.cells = reals_of(c0), reals_of(gates), reals_of(cells)
     s.dh, s.dh_n, s.dc_n = reals_of(dh), reals_of(dh_n), reals_of(dc_n)
     s.w_x, s.w_h, s.abar, s.h = reals_of(w_x), reals_of(w_h), reals_of(abar), reals_of(h)

@@ -155,9 +155,10 @@ def lstm(
     the arguments, which is computed at the speed of memory; by the checksum `lstm_vjp` recognises a
     cache of other arguments.
 
-    Up to 12 sequences at a time go through all their steps on one thread.  Sequences never wait for
-    each other, and the bits of the result depend neither on the number of threads, nor on strides,
-    nor on the sequences that share the batch.  Therefore NaN and infinities stay in their sequence.
+    Up to 12 sequences at a time go through all their steps on one thread, or up to 24 where W_hh
+    takes more than 1 MiB.  Sequences never wait for each other, and the bits of the result depend
+    neither on the number of threads, nor on strides, nor on the sequences that share the batch.
+    Therefore NaN and infinities stay in their sequence.
 
     References
     ----------

@@ -12,8 +12,8 @@ cdef struct LstmAdjoint:
     const real *dh                      # (T, B, H)
     const real *dh_n                    # (B, H), or NULL: zeros
     const real *dc_n                    # the same
-    const real *w_x                     # [panel of D][gate, H][PW]
-    const real *w_h                     # [panel of H][gate, H][PW]
+    const real *w_x                     # [panel of D][gate, H][panel]
+    const real *w_h                     # [panel of H][gate, H][panel]
     ix x_panels, h_panels
     real *abar                          # as gates, which it may be; or NULL
     real *h                             # [entry][H], or NULL
@@ -31,9 +31,9 @@ cdef struct AdjointTask:                # a task's rows, where they are in time,
     ix later_at                         # the entry of `a` where their ā begin
     # ā of the step after the chunk, then of the chunk, its last step first
     real *a                             # [rows + chunk][gate][stride]
-    real *hbar                          # [rows][h_panels·PW]
+    real *hbar                          # [rows][h_panels·panel]
     real *carry                         # [rows][stride]: c̄ ⊙ f of step t + 1
-    real *dx                            # [chunk][PW]
+    real *dx                            # [chunk][panel]
 
 
 cdef struct UnitVector:                 # one vector of hidden units of one entry
@@ -54,8 +54,8 @@ cdef struct UnitVector:                 # one vector of hidden units of one entr
 cdef double adjoint_scratch(const LstmAdjoint *s) noexcept nogil:
     cdef const Lstm *f = &s.f
     cdef double stride = f.stride, rows = f.task_rows
-    cdef double reals = (rows + f.chunk) * 4 * stride + rows * (<double>s.h_panels * PW + stride)
-    return (reals + f.chunk * PW + 4 * GL) * sizeof(real)
+    cdef double reals = (rows + f.chunk) * 4 * stride + rows * (<double>s.h_panels * f.panel + stride)
+    return (reals + f.chunk * f.panel + 4 * GL) * sizeof(real)
 
 
 cdef void set_adjoint_task(AdjointTask *w, const LstmAdjoint *s, ix task,
@@ -65,8 +65,8 @@ cdef void set_adjoint_task(AdjointTask *w, const LstmAdjoint *s, ix task,
     w.rows = first_row(f, task + 1) - w.start
     w.t, w.later_running, w.later_at = f.steps, 0, 0
     w.dx = <real *>scratch
-    w.hbar = w.dx + f.chunk * PW
-    w.a = w.hbar + f.task_rows * s.h_panels * PW
+    w.hbar = w.dx + f.chunk * f.panel
+    w.a = w.hbar + f.task_rows * s.h_panels * f.panel
     w.carry = w.a + (f.task_rows + f.chunk) * 4 * f.stride
 
 
@@ -119,7 +119,7 @@ cdef void store_initial_adjoints(const LstmAdjoint *s, AdjointTask *w) noexcept 
     cdef ix i, row
     for i in range(w.rows):
         row = f.order[w.start + i]
-        memcpy(s.dh0 + row * f.hidden, w.hbar + i * s.h_panels * PW, f.hidden * sizeof(real))
+        memcpy(s.dh0 + row * f.hidden, w.hbar + i * s.h_panels * f.panel, f.hidden * sizeof(real))
         memcpy(s.dc0 + row * f.hidden, w.carry + i * f.stride, f.hidden * sizeof(real))
 
 
@@ -139,8 +139,8 @@ cdef void seed_hbar(const LstmAdjoint *s, AdjointTask *w) noexcept nogil:
     cdef const real *last
     cdef real *hbar
     for i in range(w.running):
-        row, hbar = f.order[w.start + i], w.hbar + i * s.h_panels * PW
-        memset(hbar, 0, s.h_panels * PW * sizeof(real))
+        row, hbar = f.order[w.start + i], w.hbar + i * s.h_panels * f.panel
+        memset(hbar, 0, s.h_panels * f.panel * sizeof(real))
         copy_or_zero(hbar, offset(s.dh if w.t >= 0 else NULL, (w.t * f.batch + row) * f.hidden),
                      f.hidden)
         last = offset(s.dh_n, row * f.hidden)
@@ -151,43 +151,58 @@ cdef void seed_hbar(const LstmAdjoint *s, AdjointTask *w) noexcept nogil:
 
 cdef void add_later_adjoints(const LstmAdjoint *s, AdjointTask *w, Worker *worker) noexcept nogil:
     """h̄ += ā[t+1] W_hh of the rows that have step t + 1."""
-    cdef ix p, gate, H = s.f.hidden, row = 4 * s.f.stride
+    cdef ix p, gate, H = s.f.hidden, P = s.f.panel, row = 4 * s.f.stride
     cdef const real *a
     for p in range(s.h_panels):
         if s.f.slow and interrupted(worker):
             return
         for gate in range(4):
             a = w.a + w.later_at * row + gate * s.f.stride
-            product(a, row, w.later_running, s.w_h + (p * 4 + gate) * H * PW, H,
-                    w.hbar + p * PW, s.h_panels * PW)
+            product(a, row, w.later_running, s.w_h + (p * 4 + gate) * H * P, H,
+                    w.hbar + p * P, s.h_panels * P, P)
 
 
 cdef void gate_adjoints(const LstmAdjoint *s, AdjointTask *w, ix entry) noexcept nogil:
-    """OUT ā and c̄ of the running rows at step t."""
+    """OUT ā and c̄ of the running rows at step t.
+
+    What the forward pass kept of a vector of hidden units lies together for all rows, and far from
+    the next vector's, which is fetched meanwhile.
+    """
     cdef const Lstm *f = &s.f
     cdef ix i, u, row, at_row, entries = f.steps * f.batch
     cdef UnitVector v
     v.stride = f.stride
-    for i in range(w.running):
-        row = w.t * f.batch + w.start + i
-        at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
-        for u in range(f.unit_vectors):
+    for u in range(f.unit_vectors):
+        for i in range(w.running):
+            row = w.t * f.batch + w.start + i
+            at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
             v.gates = f.gates + (u * entries + row) * PW
             v.cell = f.cells + (u * entries + row) * VL
             v.lanes = v.lanes_before = min(<ix>VL, f.hidden - u * VL)
+            if u + 1 < f.unit_vectors:
+                prefetch_unit(v.gates + entries * PW, v.cell + entries * VL)
             if w.t > 0:
                 v.cell_before, v.lanes_before = v.cell - f.batch * VL, VL
             else:
                 v.cell_before = offset(f.c0, f.order[w.start + i] * f.hidden + u * VL)
-            v.hbar = w.hbar + i * s.h_panels * PW + u * VL
+            v.hbar = w.hbar + i * s.h_panels * f.panel + u * VL
             v.carry = w.carry + i * f.stride + u * VL
             v.a = w.a + (entry + i) * 4 * f.stride + u * VL
             v.abar = out_offset(s.abar, (u * entries + row) * PW)
             v.h = out_offset(s.h, row * f.hidden + u * VL)
             v.cbar = out_offset(s.cbar, at_row + u * VL)
             differentiate(&v)
-        if s.hbar is not NULL:
-            memcpy(s.hbar + at_row, w.hbar + i * s.h_panels * PW, f.hidden * sizeof(real))
+    for i in range(w.running if s.hbar is not NULL else 0):
+        at_row = (w.t * f.batch + f.order[w.start + i]) * f.hidden
+        memcpy(s.hbar + at_row, w.hbar + i * s.h_panels * f.panel, f.hidden * sizeof(real))
+
+
+cdef inline void prefetch_unit(const real *gates, const real *cell) noexcept nogil:
+    cdef ix k = 0
+    vprefetch(cell)
+    while k < PW:
+        vprefetch(gates + k)
+        k += GL
 
 
 cdef inline void differentiate(const UnitVector *v) noexcept nogil:
@@ -234,25 +249,25 @@ cdef void input_adjoints(const LstmAdjoint *s, AdjointTask *w, ix end, ix chunk_
                          Worker *worker) noexcept nogil:
     """OUT dx = ā W_ih of the chunk, whose steps are [t, end) and whose ā begin at `chunk_at`."""
     cdef const Lstm *f = &s.f
-    cdef ix p, gate, row = 4 * f.stride
+    cdef ix p, gate, P = f.panel, row = 4 * f.stride
     for p in range(s.x_panels):
         if f.slow and interrupted(worker):
             return
-        memset(w.dx, 0, entries * PW * sizeof(real))
+        memset(w.dx, 0, entries * P * sizeof(real))
         for gate in range(4):
             product(w.a + chunk_at * row + gate * f.stride, row, entries,
-                    s.w_x + (p * 4 + gate) * f.hidden * PW, f.hidden, w.dx, PW)
+                    s.w_x + (p * 4 + gate) * f.hidden * P, f.hidden, w.dx, P, P)
         scatter_dx(s, w, end, p)
 
 
 cdef void scatter_dx(const LstmAdjoint *s, AdjointTask *w, ix end, ix p) noexcept nogil:
     """OUT the columns of dx that panel p holds."""
     cdef const Lstm *f = &s.f
-    cdef ix columns = min(<ix>PW, f.inputs - p * PW), entry = 0, t, i, running
+    cdef ix P = f.panel, columns = min(P, f.inputs - p * P), entry = 0, t, i, running
     cdef real *dst
     for t in range(end - 1, w.t - 1, -1):
         running = still_running(f, w.start, w.rows, t)
         for i in range(running):
-            dst = s.dx + (t * f.batch + f.order[w.start + i]) * f.inputs + p * PW
-            memcpy(dst, w.dx + (entry + i) * PW, columns * sizeof(real))
+            dst = s.dx + (t * f.batch + f.order[w.start + i]) * f.inputs + p * P
+            memcpy(dst, w.dx + (entry + i) * P, columns * sizeof(real))
         entry += running

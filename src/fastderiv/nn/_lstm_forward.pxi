@@ -11,7 +11,7 @@
 cdef struct ForwardTask:                # a task's rows, where they are in time, and its scratch
     ix start, rows                      # sorted rows from `start` on
     ix t, running                       # the step, and how many of the rows have it
-    real *x                             # [chunk][D]
+    real *x                             # [chunk][x_stride]
     real *z                             # [unit vector][chunk][gate][VL]: pre-activations
     real *h                             # [rows][stride]: h after the last step done
     real *h_next                        # [rows][stride]: h after step t
@@ -19,7 +19,7 @@ cdef struct ForwardTask:                # a task's rows, where they are in time,
 
 
 cdef double forward_scratch(const Lstm *s) noexcept nogil:
-    cdef double reals = <double>s.chunk * s.inputs + <double>s.unit_vectors * s.chunk * PW
+    cdef double reals = <double>s.chunk * s.x_stride + <double>s.unit_vectors * s.chunk * PW
     return (reals + 3. * s.task_rows * s.stride + 4 * GL) * sizeof(real)
 
 
@@ -79,7 +79,7 @@ cdef ix gather_inputs(const Lstm *s, ForwardTask *w, ix *end) noexcept nogil:
     while t < s.steps and entries + running <= s.chunk:
         for i in range(running):
             src = s.x + (t * s.batch + s.order[w.start + i]) * s.inputs
-            memcpy(w.x + (entries + i) * s.inputs, src, s.inputs * sizeof(real))
+            memcpy(w.x + (entries + i) * s.x_stride, src, s.inputs * sizeof(real))
         entries += running
         t += 1
         running = still_running(s, w.start, running, t)
@@ -97,11 +97,20 @@ cdef void project(const Lstm *s, ForwardTask *w, ix entries, Worker *worker) noe
         z = w.z + u * s.chunk * PW
         for i in range(entries):
             memcpy(z + i * PW, s.bias + u * PW, PW * sizeof(real))
-        product(w.x, s.inputs, entries, s.w_x + u * s.inputs * PW, s.inputs, z, PW)
+        multiply_unit(s, w.x, s.x_stride, entries, s.w_x + u * s.inputs * PW, s.inputs, z)
+
+
+cdef inline void multiply_unit(const Lstm *s, const real *a, ix lda, ix rows, const real *w, ix K,
+                               real *z) noexcept nogil:
+    """OUT z (rows, PW) += a (rows, K) @ w, the panels of one vector of hidden units."""
+    cdef ix at = 0
+    while at < PW:
+        product(a, lda, rows, w + at * K, K, z + at, PW, s.panel)
+        at += s.panel
 
 
 cdef void lstm_step(const Lstm *s, ForwardTask *w, ix entry, Worker *worker) noexcept nogil:
-    """z += h W_hhᵀ, and from it the gates, c and h_next of the running rows.
+    """z += h W_hhᵀ, and from it c and h_next of the running rows.
 
     Their pre-activations lie in the chunk from its `entry`-th on.
     """
@@ -111,25 +120,27 @@ cdef void lstm_step(const Lstm *s, ForwardTask *w, ix entry, Worker *worker) noe
         if s.slow and interrupted(worker):
             return
         z = w.z + (u * s.chunk + entry) * PW
-        product(w.h, s.stride, w.running, s.w_h + u * s.hidden * PW, s.hidden, z, PW)
+        multiply_unit(s, w.h, s.stride, w.running, s.w_h + u * s.hidden * PW, s.hidden, z)
         for i in range(w.running):
-            at_unit = i * s.stride + u * VL
             row = w.t * s.batch + w.start + i
-            open_gates(s, u, row, z + i * PW, w.c + at_unit, w.h_next + at_unit,
-                       out_offset(s.h, (w.t * s.batch + s.order[w.start + i]) * s.hidden + u * VL))
+            update_cell(s, u, row, z + i * PW, w.c + i * s.stride + u * VL)
+        for i in range(w.running):
+            at_unit, row = i * s.stride + u * VL, w.t * s.batch + s.order[w.start + i]
+            update_hidden(s, u, z + i * PW, w.c + at_unit, w.h_next + at_unit,
+                          out_offset(s.h, row * s.hidden + u * VL))
 
 
-cdef inline void open_gates(const Lstm *s, ix u, ix entry, const real *z,
-                            real *c, real *h, real *out) noexcept nogil:
-    """OUT c = f ⊙ c + i ⊙ g and h = o ⊙ tanh(c), with i, f, o = σ(z) and g = tanh(z).
+cdef inline void update_cell(const Lstm *s, ix u, ix entry, real *z, real *c) noexcept nogil:
+    """OUT c = f ⊙ c + i ⊙ g, and o in the place of its z, with i, f, o = σ(z) and g = tanh(z).
 
-    All are one vector of hidden units of one entry; `out` is where h goes in the result, or NULL.
+    All are one vector of hidden units of one entry.
     """
     cdef vf zi = vload(z), zf = vload(z + VL), zg = vload(z + 2 * VL), zo = vload(z + 3 * VL), y
     cdef real *kept
     zi, zf, zo = vkeep_nan(zi, vtail(zi)), vkeep_nan(zf, vtail(zf)), vkeep_nan(zo, vtail(zo))
     y = vfma(sigma(zf), vload(c), sigma(zi) * vtanh(zg))
     vstore(c, y)
+    vstore(z + 3 * VL, sigma(zo))
     if s.gates is not NULL:
         kept = s.gates + (u * s.steps * s.batch + entry) * PW
         vstore(kept, zi)
@@ -137,7 +148,16 @@ cdef inline void open_gates(const Lstm *s, ix u, ix entry, const real *z,
         vstore(kept + 2 * VL, zg)
         vstore(kept + 3 * VL, zo)
         vstore(s.cells + (u * s.steps * s.batch + entry) * VL, y)
-    y = sigma(zo) * vtanh(y)
+
+
+cdef inline void update_hidden(const Lstm *s, ix u, const real *z, const real *c,
+                               real *h, real *out) noexcept nogil:
+    """OUT h = o ⊙ tanh(c); `out` is where h goes in the result, or NULL.
+
+    This is not done in one go with c, for which it would have to wait: no core looks far enough
+    ahead to begin with the next row meanwhile.
+    """
+    cdef vf y = vload(z + 3 * VL) * vtanh(vload(c))
     vstore(h, y)
     if out is not NULL:
         store_some(out, y, min(<ix>VL, s.hidden - u * VL))

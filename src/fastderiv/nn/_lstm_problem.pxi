@@ -15,7 +15,11 @@
 # needs: PW (_gemm.pxi)
 
 cdef enum:
-    TASK_ROWS = 12                      # rows of a task: each step reads all of W_hh once per task
+    # Rows of a task.  Each step reads all of W_hh once per task, so tasks have more of them where it
+    # does not fit into the L2 cache, whose size in bytes is taken to be this.
+    TASK_ROWS = 12
+    LARGE_TASK_ROWS = 24
+    CACHED_WEIGHTS = 1 << 20
     # A batch that makes no more than SMALL_TASKS tasks of SMALL_TASK_ROWS rows is cut into these.
     # They keep more threads busy, and cost at most a twentieth more than large ones.
     SMALL_TASK_ROWS = 6
@@ -27,7 +31,8 @@ cdef enum:
 cdef struct Lstm:
     ix steps, batch, inputs, hidden
     ix unit_vectors                     # vectors that hold the hidden units
-    ix stride                           # reals between rows of hidden units in scratch
+    ix stride, x_stride                 # reals between rows of hidden units, or inputs, in scratch
+    ix panel                            # columns of a panel of weights: two vectors or four
     ix tasks, task_rows                 # tasks; the most rows of one
     ix chunk                            # the most entries projected at once
     bint slow                           # a step takes milliseconds: it looks for signals itself
@@ -36,8 +41,8 @@ cdef struct Lstm:
     const real *x                       # (T, B, D)
     const real *h0                      # (B, H), or NULL: zeros
     const real *c0                      # the same
-    const real *w_x                     # [unit vector][D][gate][VL]
-    const real *w_h                     # [unit vector][H][gate][VL]
+    const real *w_x                     # [unit vector][panel][D][gates of a panel][VL]
+    const real *w_h                     # [unit vector][panel][H][gates of a panel][VL]
     const real *bias                    # [unit vector][gate][VL]
     real *h                             # (T, B, H), or NULL
     real *h_n                           # (B, H)
@@ -86,6 +91,17 @@ cdef bint holds_indices(cnp.ndarray a, ix size) noexcept:
             and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_SIZE(a) == size)
 
 
+cdef ix tasks_of(const Lstm *s) noexcept:
+    """How many tasks there are; an even number of large ones, as two of them take very long."""
+    cdef ix tasks
+    if 4. * s.hidden * s.hidden * sizeof(real) > CACHED_WEIGHTS:
+        tasks = ceil_div(s.batch, LARGE_TASK_ROWS)
+        return tasks + tasks % 2 if tasks > 1 else min(<ix>2, ceil_div(s.batch, SMALL_TASK_ROWS))
+    if s.batch <= SMALL_TASK_ROWS * SMALL_TASKS:
+        return ceil_div(s.batch, SMALL_TASK_ROWS)
+    return ceil_div(s.batch, TASK_ROWS)
+
+
 cdef int set_sizes(Lstm *s, cnp.ndarray over_time, ix inputs, ix hidden,
                    cnp.ndarray order, cnp.ndarray lengths) except -1:
     """Steps and batch are those of `over_time` (T, B, …)."""
@@ -94,10 +110,13 @@ cdef int set_sizes(Lstm *s, cnp.ndarray over_time, ix inputs, ix hidden,
     expect(holds_indices(order, s.batch) and holds_indices(lengths, s.batch))
     s.order, s.lengths = <ix *>cnp.PyArray_DATA(order), <ix *>cnp.PyArray_DATA(lengths)
     s.unit_vectors = ceil_div(hidden, VL)
-    s.stride = s.unit_vectors * VL + GL     # no power of two: rows use different sets of the cache
-    cdef ix rows = SMALL_TASK_ROWS if s.batch <= SMALL_TASK_ROWS * SMALL_TASKS else TASK_ROWS
-    s.tasks = ceil_div(s.batch, rows)
-    s.task_rows = min(s.batch, rows)
+    # no powers of two: rows use different sets of the cache
+    s.stride, s.x_stride = s.unit_vectors * VL + GL, round_up(inputs, GL) + GL
+    s.tasks = tasks_of(s)
+    s.task_rows = ceil_div(s.batch, max(<ix>1, s.tasks))
+    # gemm.h reads four vectors at a time where rows are few, and else two: what it reads is in one
+    # piece, or 7 % of the products' time was lost at x86-64-v3
+    s.panel = PW if 2 * s.task_rows <= GEMM_ROWS else 2 * VL
     cdef ix entry_bytes = 4 * s.stride * <ix>sizeof(real)
     s.chunk = max(s.task_rows, min(<ix>CHUNK_ENTRIES, CHUNK_BYTES // entry_bytes))
     s.slow = lstm_seconds(<double>s.task_rows * hidden * (hidden + inputs)) > 2e-3
@@ -115,8 +134,8 @@ cdef int expect_kept(const Lstm *s, cnp.ndarray gates, cnp.ndarray cells) except
     return expect(holds(gates, 4 * size) and holds(cells, size))
 
 
-cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H):
-    """W (4H, K) as [unit vector][K][gate][VL], with zeros for what lies beyond H."""
+cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H, ix panel):
+    """W (4H, K) as [unit vector][panel][K][gates of a panel][VL], zeros for what lies beyond H."""
     cdef ix K = cnp.PyArray_DIM(W, 1), unit_vectors = ceil_div(H, VL), u, gate, k, lane, lanes
     cdef cnp.ndarray packed = aligned_array(unit_vectors * K * PW)
     cdef real *dst
@@ -126,29 +145,29 @@ cdef cnp.ndarray pack_gates(cnp.ndarray W, ix H):
         lanes = min(<ix>VL, H - u * VL)
         for gate in range(4):
             src = reals_of(W) + (gate * H + u * VL) * K
-            dst = reals_of(packed) + u * K * PW + gate * VL
+            dst = reals_of(packed) + u * K * PW + gate * VL // panel * K * panel + gate * VL % panel
             k = 0
             while lanes == VL and k + VL <= K:
-                vtranspose(src + k, K, dst + k * PW, PW)
+                vtranspose(src + k, K, dst + k * panel, panel)
                 k += VL
             while k < K:
                 for lane in range(VL):
-                    dst[k * PW + lane] = src[lane * K + k] if lane < lanes else 0
+                    dst[k * panel + lane] = src[lane * K + k] if lane < lanes else 0
                 k += 1
     return packed
 
 
-cdef cnp.ndarray pack_panels(cnp.ndarray W):
-    """W (4H, N) as [panel of N][4H][PW], with zeros for what lies beyond N."""
-    cdef ix K = cnp.PyArray_DIM(W, 0), N = cnp.PyArray_DIM(W, 1), panels = ceil_div(N, PW)
+cdef cnp.ndarray pack_panels(cnp.ndarray W, ix panel):
+    """W (4H, N) as [panel of N][4H][panel], with zeros for what lies beyond N."""
+    cdef ix K = cnp.PyArray_DIM(W, 0), N = cnp.PyArray_DIM(W, 1), panels = ceil_div(N, panel)
     cdef ix p, k, columns
-    cdef cnp.ndarray packed = aligned_array(panels * K * PW)
+    cdef cnp.ndarray packed = aligned_array(panels * K * panel)
     cdef real *dst = reals_of(packed)
     for p in range(panels):
         PyErr_CheckSignals()
-        columns = min(<ix>PW, N - p * PW)
+        columns = min(<ix>panel, N - p * panel)
         for k in range(K):
-            memset(dst + columns, 0, (PW - columns) * sizeof(real))
-            memcpy(dst, reals_of(W) + k * N + p * PW, columns * sizeof(real))
-            dst += PW
+            memset(dst + columns, 0, (panel - columns) * sizeof(real))
+            memcpy(dst, reals_of(W) + k * N + p * panel, columns * sizeof(real))
+            dst += panel
     return packed

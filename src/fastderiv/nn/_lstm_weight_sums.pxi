@@ -2,7 +2,7 @@
 # equations of W̄ and b̄.
 #
 # needs: aligned_array, reals_of (_arrays.pxi)
-# needs: MR, multiply_panel, PW (_gemm.pxi)
+# needs: PW (_gemm.pxi)
 # needs: copy_or_zero, offset (_rows.pxi)
 # needs: Lstm (_lstm_problem.pxi)
 
@@ -47,6 +47,7 @@ cdef void sum_weights(void *args, ix task, Worker *worker) noexcept nogil:
     cdef ix first_unit = task // blocks * SUM_UNIT_VECTORS
     cdef ix last_unit = min(first_unit + SUM_UNIT_VECTORS, s.f.unit_vectors)
     cdef ix entries = s.f.steps * s.f.batch, entry = 0, K, u
+    cdef ix share = ceil_div(<ix>SUM_ENTRIES, last_unit - first_unit)
     cdef InputBlock inputs
     cdef const Sums *out = set_input_block(s, &inputs, block, worker.scratch)
     cdef const real *a
@@ -56,6 +57,7 @@ cdef void sum_weights(void *args, ix task, Worker *worker) noexcept nogil:
         for u in range(first_unit, last_unit):
             a = s.abar + (u * entries + entry) * PW
             add_products(&inputs, a, K, out.weights + (u * out.columns + inputs.first) * PW)
+            prefetch_inputs(s, &inputs, entry + K + (u - first_unit) * share, share)
             if inputs.recurrent and inputs.first == 0:
                 add_entries(a, K, s.bias + u * PW)
         entry += K
@@ -75,24 +77,38 @@ cdef const Sums *set_input_block(const WeightSums *s, InputBlock *b, ix block,
     return out
 
 
-cdef void gather_block(const WeightSums *s, InputBlock *b, ix entry, ix K) noexcept nogil:
-    """OUT the block of the entries [entry, entry + K), with zeros behind a row's end."""
+cdef inline const real *input_at(const WeightSums *s, const InputBlock *b, ix entry) noexcept nogil:
+    """Where the block of an entry is; NULL for zeros: behind a row's end, or no initial state."""
     cdef const Lstm *f = &s.f
-    cdef ix t = entry // f.batch, i = entry % f.batch, k
-    cdef const real *src
+    cdef ix t = entry // f.batch, i = entry % f.batch
+    if t >= f.lengths[i]:
+        return NULL
+    if not b.recurrent:
+        return f.x + (t * f.batch + f.order[i]) * f.inputs + b.first
+    if t > 0:
+        return s.h + (entry - f.batch) * f.hidden + b.first
+    return offset(f.h0, f.order[i] * f.hidden + b.first)
+
+
+cdef void gather_block(const WeightSums *s, InputBlock *b, ix entry, ix K) noexcept nogil:
+    """OUT the block of the entries [entry, entry + K)."""
+    cdef ix k
     for k in range(K):
-        if t >= f.lengths[i]:
-            src = NULL
-        elif not b.recurrent:
-            src = f.x + (t * f.batch + f.order[i]) * f.inputs + b.first
-        elif t > 0:
-            src = s.h + (entry + k - f.batch) * f.hidden + b.first
-        else:
-            src = offset(f.h0, f.order[i] * f.hidden + b.first)
-        copy_or_zero(b.entries + k * SUM_STRIDE, src, b.columns)
-        i += 1
-        if i == f.batch:
-            t, i = t + 1, 0
+        copy_or_zero(b.entries + k * SUM_STRIDE, input_at(s, b, entry + k), b.columns)
+
+
+cdef void prefetch_inputs(const WeightSums *s, const InputBlock *b, ix entry, ix n) noexcept nogil:
+    """Fetch the block of n entries that will be gathered next: their distance is a row of x or h,
+    which no hardware follows."""
+    cdef ix k, j, last = min(entry + n, s.f.steps * s.f.batch)
+    cdef const real *src
+    for k in range(entry, last):
+        src = input_at(s, b, k)
+        if src is not NULL:
+            j = 0
+            while j < b.columns:
+                vprefetch(src + j)
+                j += GL
 
 
 cdef void add_products(const InputBlock *b, const real *a, ix K, real *weights) noexcept nogil:
@@ -102,7 +118,7 @@ cdef void add_products(const InputBlock *b, const real *a, ix K, real *weights) 
     g.a, g.a_row, g.a_step = b.entries, 1, SUM_STRIDE
     g.b, g.b_row = a, PW
     g.c, g.c_row = weights, PW
-    gemm(&g, 0)
+    gemm(&g, GEMM_FAR)
 
 
 cdef void add_entries(const real *a, ix K, real *sums) noexcept nogil:
