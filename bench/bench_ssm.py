@@ -81,6 +81,23 @@ def vjp(p, dout, threads=1):
     return call
 
 
+def remembering_scan(p, out=None):
+    return lambda: fd.selective_scan(*p, delta_softplus=True, out=out, return_cache=True)
+
+
+def vjp_by_cache(p, dout):
+    """The adjoint with the cache of a scan; checked to be that without, bit for bit."""
+    cache = remembering_scan(p)()[-1]
+
+    def call():
+        fd.set_num_threads(1)
+        return fd.selective_scan_vjp(dout, *p, delta_softplus=True, cache=cache)
+
+    for ours, theirs in zip(call()[:8], vjp(p, dout)()[:8], strict=True):
+        assert np.array_equal(ours, theirs), "a cache changes a gradient"
+    return call
+
+
 def scan_and_vjp(p, dout):
     forward, back = scan(p), vjp(p, dout)
     return lambda: (forward(), *back()[:8])
@@ -135,6 +152,21 @@ def forward(shape, others, rounds):
         )
 
 
+def with_cache(shape, p, dout, rounds):
+    """The scan that keeps its states, and the adjoint that takes them, against the scan alone."""
+    steps, out = int(np.prod(shape)), np.empty_like(p[0])
+    calls = {
+        "scan": scan(p, out=out),
+        "scan with cache": remembering_scan(p, out),
+        "vjp with cache": vjp_by_cache(p, dout),
+    }
+    t = interleave(calls, rounds=4 * rounds, rest=0.02)
+    memory = {"scan": peak_memory(calls["scan"])}
+    for name in ("scan with cache", "vjp with cache"):
+        both = memory | {name: peak_memory(calls[name])}
+        yield compare(f"{name} {shape} float32", t, name, "scan", STEP, steps, both)
+
+
 def adjoint(shape, others, rounds):
     """The adjoint against the scan, then both together against the peers' way there and back."""
     p, steps = problem(shape), int(np.prod(shape))
@@ -146,6 +178,7 @@ def adjoint(shape, others, rounds):
     )
     memory = {"vjp": peak_memory(vjp(p, dout)), "scan": peak_memory(scan(p))}
     yield compare(f"vjp {shape} float32", t, "vjp", "scan", STEP, steps, memory)
+    yield from with_cache(shape, p, dout, rounds)
     yield from against_ourselves(
         "vjp", shape, lambda p, threads=1: vjp(p, adjoint_of(p), threads), rounds
     )

@@ -256,6 +256,9 @@ def selective_scan_vjp(d):
     }
     if N < 1000:
         case["dlast_state"] = d.maybe(*states)
+        if d.chance(0.3):
+            case["cached"] = d.choice((True, True, "other"))
+            d.lawful = d.lawful and case["cached"] is True
     return case
 
 
@@ -355,6 +358,47 @@ def s6(d):
         case |= {"dy": d.array(*x), "dlast_state": d.maybe(*lead, E, N)}
     if case["method"] == "transition_product":
         case |= {"start": d.choice((None, 0, 1, -2)), "stop": d.choice((None, 2, -1, L))}
+    return case
+
+
+# ---- causal convolutions -------------------------------------------------------------------------
+
+
+def convolution_parts(d):
+    Bt, D, L, K = *d.sizes(2), d.size() if d.chance(0.9) else 300, d.size(1)
+    lead = [Bt] if d.chance(0.7) else []
+    case = {"x": d.array(*lead, D, L), "weight": d.array(D, K), "bias": d.maybe(D)}
+    case["activation"] = d.choice((None, "silu", "swish"))
+    if d.chance(0.02):
+        case["activation"], d.lawful = d.choice(("relu", 1, "")), False
+    states = packed(d, case, lead, D, L, K - 1)
+    return case, lead, D, L, states or [*lead, D, K - 1]
+
+
+def causal_conv1d(d):
+    case, lead, D, L, _ = convolution_parts(d)
+    case["return_last_state"] = d.chance(0.4)
+    return case | {"out": d.out(["x", "weight"], *lead, D, L)}
+
+
+def causal_conv1d_vjp(d):
+    case, lead, D, L, states = convolution_parts(d)
+    return case | {"dout": d.array(*lead, D, L), "dlast_state": d.maybe(*states)}
+
+
+def causal_conv1d_update(d):
+    Bt, D, W, S = d.sizes(4)
+    K = d.random.randrange(1, W + 2)
+    lead = [Bt] if d.chance(0.7) else []
+    case = {
+        "x": d.array(*lead, D, *([S] if d.chance(0.5) else [])),
+        "state": d.updated(*lead, D, W),
+        "weight": d.array(D, K),
+        "bias": d.maybe(D),
+        "activation": d.choice((None, "silu", "swish")),
+    }
+    if d.chance(0.05):
+        case["x"], d.lawful = {"alias": "state", "how": "whole"}, False
     return case
 
 
@@ -680,6 +724,9 @@ CALLS = {
     "selective_scan_vjp": selective_scan_vjp,
     "selective_state_update": selective_state_update,
     "ssd_scan_vjp": ssd_scan_vjp,
+    "causal_conv1d": causal_conv1d,
+    "causal_conv1d_vjp": causal_conv1d_vjp,
+    "causal_conv1d_update": causal_conv1d_update,
     "chunk_summary": chunk_summary,
     "combine_summaries": combine_summaries,
     "scan_attention": scan_attention,
@@ -721,6 +768,7 @@ CALLS = {
 MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
     "SSDScanGrads": "ssd_scan_vjp",
+    "CausalConv1dGrads": "causal_conv1d_vjp",
     "ChunkSummary": "chunk_summary",
     "S6Grads": "S6",
     "LSTMGrads": "lstm_vjp",
@@ -764,17 +812,21 @@ def call(library, name, arguments):
     return result, updated
 
 
+FORWARD = {"dense_vjp": ("dense", "X"), "selective_scan_vjp": ("selective_scan", "u")}
+
+
 def with_cache(library, name, a):
     """An adjoint, with the cache of its own forward call or of another one's."""
     cached = a.pop("cached", None)
     if cached and library.__name__ == "fastderiv":
-        forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dlast_state")}
-        key = "X" if name == "dense_vjp" else "x"
-        if cached == "other" and isinstance(forward[key], np.ndarray):
+        forward = {k: v for k, v in a.items() if k not in ("dY", "dh", "dout", "dlast_state")}
+        function, key = FORWARD.get(name, ("lstm", "x"))
+        if cached == "other" and name == "selective_scan_vjp":
+            forward["delta_softplus"] = forward["delta_softplus"] is not True
+        elif cached == "other" and isinstance(forward[key], np.ndarray):
             x = np.asarray(forward[key])
             forward[key] = np.concatenate([x, x[:1]])
-        function = library.dense if name == "dense_vjp" else library.lstm
-        a["cache"] = function(**forward, return_cache=True)[-1]
+        a["cache"] = getattr(library, function)(**forward, return_cache=True)[-1]
     return getattr(library, name)(**a)
 
 
@@ -858,6 +910,7 @@ def one_row(library, name, a):
 
 HOW = {
     "dense_vjp": with_cache,
+    "selective_scan_vjp": with_cache,
     "lstm_vjp": with_cache,
     "lstm_state_adjoints": with_cache,
     "S6": s6_method,

@@ -49,6 +49,20 @@ def ssd_gradients(dtype=np.float64):
     return fd.ssd_scan_vjp(*of_time, **options, initial_state=state, dlast_state=state)
 
 
+def convolution(dtype=np.float64):
+    """With bias, activation and state; then the gradients."""
+    last = dict(initial_state=W.astype(dtype))
+    taps = np.cos(np.arange(12.0)).reshape(3, 4).astype(dtype)
+    rest = u.astype(dtype), taps, x[:3].astype(dtype), "silu"
+    results = fd.causal_conv1d(*rest, return_last_state=True, **last)
+    return results, fd.causal_conv1d_vjp(u[::-1].astype(dtype), *rest, dlast_state=W, **last)
+
+
+def convolution_steps():
+    state = np.zeros((3, 3))
+    return fd.causal_conv1d_update(u, state, W, x[:3], "silu"), state
+
+
 def dense_gradients(dtype=np.float64):
     return fd.dense_vjp(
         *(a.astype(dtype) for a in (np.cos(np.outer(x, x[:5])), X, A[:2], x[:5])), activation="gelu"
@@ -161,6 +175,10 @@ CALLS = {
     "selective_state_update": update,
     "ssd_scan_vjp": lambda: (*ssd_gradients(), *ssd_gradients(np.float32)),
     "SSDScanGrads": lambda: pickle.loads(pickle.dumps(ssd_gradients())),
+    "causal_conv1d": lambda: (*convolution()[0], *convolution(np.float32)[0]),
+    "causal_conv1d_vjp": lambda: (*convolution()[1], *convolution(np.float32)[1]),
+    "causal_conv1d_update": convolution_steps,
+    "CausalConv1dGrads": lambda: pickle.loads(pickle.dumps(convolution()[1])),
     "chunk_summary": lambda: fd.chunk_summary(u, u, A, B, delta_softplus=True),
     "combine_summaries": lambda: fd.combine_summaries((A, A), (A, u[:, :5])),
     "ChunkSummary": lambda: pickle.loads(pickle.dumps(fd.ChunkSummary(A, A))),

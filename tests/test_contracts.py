@@ -110,6 +110,26 @@ CALLS = {
         initial_state=a((2, 2, 3, 5)),
         dlast_state=a((2, 2, 3, 5)),
     ),
+    "causal_conv1d": lambda f, a: f(
+        a((2, 3, 4)),
+        a((3, 4)),
+        a((3,)),
+        "silu",
+        initial_state=a((2, 3, 3)),
+        return_last_state=True,
+    ),
+    "causal_conv1d_vjp": lambda f, a: f(
+        a((2, 3, 4)),
+        a((2, 3, 4)),
+        a((3, 4)),
+        a((3,)),
+        "silu",
+        initial_state=a((2, 3, 3)),
+        dlast_state=a((2, 3, 3)),
+    ),
+    "causal_conv1d_update": lambda f, a: f(
+        a((2, 3)), np.zeros((2, 3, 4)), a((3, 4)), a((3,)), "silu"
+    ),
     "chunk_summary": lambda f, a: f(
         a((2, 3, 4)), a((2, 3, 4)), a((3, 2)), a((2, 2, 4)), a((3,)), True
     ),

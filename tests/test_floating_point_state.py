@@ -59,6 +59,7 @@ SIGNAL = np.cos(np.arange(900.0)).reshape(1, 150, 2, 3)  # x of an SSD scan
 SSD = SIGNAL[:, ::-1], SIGNAL, SIGNAL[..., 0], -1 - SIGNAL[0, 0, :, 0] ** 2, *[SIGNAL[:, :, :1]] * 2
 SSD32 = tuple(a.astype(F32) for a in SSD)
 WIDE, WIDE32 = (scan_arguments(2, 96, 16, 400, dtype) for dtype in (np.float64, F32))
+TAPS = normal(5, 4)
 STEP = dict(
     x=normal(2, 5),
     dt=normal(2, 5),
@@ -175,6 +176,16 @@ CALLS = {
     "selective_state_update": lambda: updated(SCAN["initial_state"], **STEP),
     "selective_state_update: converted": lambda: updated(STATE32, **STEP),
     "selective_state_update: subnormal": lambda: updated(STATE32, **{**STEP, "x": SMALL}),
+    "causal_conv1d": lambda: [
+        fd.causal_conv1d(SCAN["u"], TAPS, SCAN["D"], "silu"),
+        fd.causal_conv1d(SCAN32["u"], np.ones((17, 3), F32), SCAN32["D"], "silu"),
+    ],
+    "causal_conv1d_vjp": lambda: fd.causal_conv1d_vjp(
+        SCAN["z"], SCAN["u"], TAPS, SCAN["D"], "silu"
+    ),
+    "causal_conv1d_update": lambda: fd.causal_conv1d_update(
+        SCAN["u"], SCAN["initial_state"].copy(), TAPS, SCAN["D"], "silu"
+    ),
     "chunk_summary": lambda: fd.chunk_summary(**without(SCAN, "C", "D", "z", "initial_state")),
     "chunk_summary: subnormal": lambda: fd.chunk_summary(np.ones((1, 3)), FEW, LITTLE, LITTLE),
     "combine_summaries": lambda: fd.combine_summaries((X, X), (LOTS, X)),

@@ -10,6 +10,7 @@ import fastderiv as fd
 
 torch = pytest.importorskip("torch")
 from fastderiv.integrations.torch import selective_scan, selective_state_update
+from fastderiv.ssm import ScanCall
 
 # PyTorch about itself, on first use of its compiler and of forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -107,14 +108,12 @@ def test_nothing_is_copied_neither_in_nor_out(monkeypatch):
     p["u"] = p["u"].transpose(1, 2).contiguous().transpose(1, 2)
     seen = []
 
-    def spy(*args, **kwargs):
-        seen.extend([*args[:8], kwargs["initial_state"]])
-        results = original(*args, **kwargs)
-        seen.extend(results)
-        return results
+    def spy(self, out, last_state, *options):
+        seen.extend([*self.given[:9], out, last_state])
+        return original(self, out, last_state, *options)
 
-    original = fd.selective_scan
-    monkeypatch.setattr(fd, "selective_scan", spy)
+    original = ScanCall.scan
+    monkeypatch.setattr(ScanCall, "scan", spy)
     results = selective_scan(**p, return_last_state=True)
     for array, tensor in zip(seen, [*(p[name] for name in NAMES), *results], strict=True):
         assert array.ctypes.data == tensor.data_ptr() and array.strides == tuple(
@@ -605,14 +604,114 @@ def test_a_traced_scan_is_the_operator():
 def test_operators_are_registered_as_pytorch_wants_them(requires_grad):
     p = [t.detach().requires_grad_(requires_grad) for t in problem().values()]
     operators = torch.ops.fastderiv
-    torch.library.opcheck(operators.selective_scan.default, (*p, None, True))
-    torch.library.opcheck(
-        operators.selective_scan.default, (*p[:5], None, None, None, None, None, False)
-    )
+    for remember in False, True:
+        torch.library.opcheck(operators.selective_scan.default, (*p, None, True, remember))
+        some = *p[:5], None, None, None, None, None, False, remember
+        torch.library.opcheck(operators.selective_scan.default, some)
     if not requires_grad:
         adjoints = torch.ones(BATCH, D, L).double(), torch.ones(BATCH, D, N).double()
-        torch.library.opcheck(operators.selective_scan_vjp.default, (*adjoints, *p, None, True))
+        arguments = *adjoints, *p, None, True, torch.empty(0).double()
+        torch.library.opcheck(operators.selective_scan_vjp.default, arguments)
         torch.library.opcheck(operators.selective_state_update.default, step())
+
+
+def long_problem(dtype=torch.float64):
+    """A problem whose states are kept: longer than an interval."""
+    p = problem(dtype)
+    steps = 150
+    generator = torch.Generator().manual_seed(1)
+    for name, t in p.items():
+        if t.ndim == 3 and t.shape[-1] == L:
+            t = torch.randn((*t.shape[:-1], steps), generator=generator, dtype=torch.float64)
+            p[name] = t.to(dtype).requires_grad_()
+    return p
+
+
+def saved_sizes(function):
+    """The sizes of what autograd saves while a function runs."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, id):
+        function()
+    return sizes
+
+
+def test_states_are_kept_only_where_a_gradient_may_be_asked_for():
+    p = long_problem()
+    size = BATCH * D * N * (150 // 32)
+    assert size in saved_sizes(lambda: selective_scan(**p))
+    with torch.no_grad():
+        assert not saved_sizes(lambda: selective_scan(**p))
+    detached = {name: t.detach() for name, t in p.items()}
+    _, _, states = torch.ops.fastderiv.selective_scan(*detached.values(), None, False, False)
+    assert states.numel() == 0
+    _, _, states = torch.ops.fastderiv.selective_scan(*detached.values(), None, False, True)
+    assert states.numel() == size and not states.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_states_give_fastderivs_gradients_bit_for_bit(dtype, monkeypatch):
+    """And the scan runs once, not twice."""
+    p = long_problem(dtype)
+    out = selective_scan(**p, delta_softplus=True)
+    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    seen, original = [], fd.ssm.scan_adjoint
+
+    def spy(call, softplus, kept):
+        seen.append(kept)
+        return original(call, softplus, kept)
+
+    monkeypatch.setattr("fastderiv.integrations.torch.scan_adjoint", spy)
+    grads = torch.autograd.grad(out, list(p.values()), dout, retain_graph=True)
+    again = torch.autograd.grad(out, list(p.values()), dout)
+    a = arrays(p)
+    first = a.pop("initial_state")
+    expected = fd.selective_scan_vjp(
+        dout.numpy(), *a.values(), True, initial_state=first, dlast_state=np.zeros_like(first)
+    )
+    for ours, same, theirs in zip(grads, again, expected, strict=True):
+        assert np.array_equal(ours.numpy(), theirs) and torch.equal(ours, same)
+    assert len(seen) == 2 and all(kept.states.size for kept in seen)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "z"])
+def test_an_argument_modified_before_the_backward_pass_is_an_error(name):
+    p = {k: t.detach().clone().requires_grad_(k != name) for k, t in long_problem().items()}
+    out = selective_scan(**p)
+    p[name] += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_checkpointing_and_double_backward_with_kept_states():
+    p = list(long_problem().values())
+
+    def loss(*values):
+        return (call(NAMES, values, delta_softplus=True)[0] ** 2).sum()
+
+    expected = torch.autograd.grad(loss(*p), p)
+    for reentrant in False, True:
+        result = torch.utils.checkpoint.checkpoint(loss, *p, use_reentrant=reentrant)
+        found = torch.autograd.grad(result, p) if not reentrant else None
+        if reentrant:
+            result.backward()
+            found = [t.grad for t in p]
+        assert all(map(torch.equal, found, expected))
+    first = torch.autograd.grad(loss(*p), p, create_graph=True)
+    assert all(torch.allclose(a, b) for a, b in zip(first, expected, strict=True))
+    assert torch.isfinite(torch.autograd.grad(first[0].sum(), p[1])[0]).all()
+
+
+def test_compiled_with_kept_states():
+    """Forward and backward are compiled, and sizes may be symbols."""
+
+    def loss(*values):
+        return (call(NAMES, values, delta_softplus=True)[0] ** 2).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    values = list(long_problem().values())
+    ours, theirs = (torch.autograd.grad(f(*values), values) for f in (compiled, loss))
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_compiles_in_one_graph():

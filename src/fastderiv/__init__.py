@@ -15,6 +15,7 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
                    ssd_scan, ssd_scan_vjp
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
@@ -74,10 +75,14 @@ from .optim import (
 )
 from .ssm import (
     S6,
+    CausalConv1dGrads,
     ChunkSummary,
     S6Grads,
     SelectiveScanGrads,
     SSDScanGrads,
+    causal_conv1d,
+    causal_conv1d_update,
+    causal_conv1d_vjp,
     chunk_summary,
     combine_summaries,
     scan_attention,
@@ -93,6 +98,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "BoundaryCurves",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -110,6 +116,9 @@ __all__ = [
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "counterfactuals",

@@ -16,6 +16,7 @@ cdef extern from "simd.h" nogil:
     void vstream(real *p, vf v)         # past the caches
     void vstream_end()
     void vprefetch(const void *p)
+    void vprefetch_far(const void *p)   # to the second-level cache only
     vf vset1(real x)
     real vget(vf v, int i)
     vf vabs(vf a)

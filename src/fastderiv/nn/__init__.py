@@ -15,7 +15,8 @@ The path of one call, ``lstm(x, weight_ih, …)``:
 `dense` goes through _dense.py and _dense.pxi; its product is NumPy's, through _core/products.py.
 `grid_rnn` goes through _grid.py and _grid_sweeps.pxi.  _lstm_problem.pxi and _grid_problem.pxi have
 the structs and explain how work is cut into tasks.  _activations.py, _activations.pxi and
-activations.h have φ and φ′.  _caches.py checks that a cache is of the call that it is passed to.
+activations.h have φ and φ′.  _core/caches.py checks that a cache is of the call that it is passed
+to.
 """
 
 from ._dense import DenseGrads, dense, dense_vjp

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._core import caches
 from .._core.arrays import F64, as_arrays, assign, check_out, common, empty, expect, flag
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.floats import undisturbed
 from .._core.products import packed, product, summed_product
-from . import _activations, _caches
+from . import _activations
 from ._activations import NONE, Activation
 
 if TYPE_CHECKING:
@@ -330,11 +331,11 @@ class _DenseCall:
         if cache is None:
             return None
         (sizes, curve), checksums, (XW,) = opened(cache, "dense")
-        _caches.expect_shape("(dtype, K, n, m)", sizes, self.sizes())
+        caches.expect_shape("(dtype, K, n, m)", sizes, self.sizes())
         if curve != self.curve:
             came, wanted = map(_activations.name, (curve, self.curve))
             raise ValueError(f"cache is of a call with activation {came}; expected {wanted}")
-        _caches.expect_operands(_OPERANDS, checksums, self.operands())
+        caches.expect_operands(_OPERANDS, checksums, self.operands())
         return XW
 
     def sizes(self) -> tuple[Any, ...]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._core import caches
 from .._core.arrays import as_arrays, check_fits, common, empty, expect, flag, integers
 from .._core.cache import Cache, keep, opened
 from .._core.dispatch import kernels
 from .._core.fpstate import ieee
 from .._core.products import contiguous
-from . import _caches
 
 if TYPE_CHECKING:
     from ._kernels import Kernels
@@ -521,13 +521,13 @@ class LSTMCall:
             self.forward(None, kept)
             return kept
         (sizes, ragged, order, lengths), checksums, (gates, cells) = opened(cache, "lstm")
-        _caches.expect_shape("(dtype, T, B, H)", sizes, self.sizes())
+        caches.expect_shape("(dtype, T, B, H)", sizes, self.sizes())
         if ragged != self.ragged or (
             ragged
             and not (np.array_equal(lengths, self.lengths) and np.array_equal(order, self.order))
         ):
             raise ValueError("cache is of a call with other lengths")
-        _caches.expect_operands(_NAMES[:7], checksums, self.operands())
+        caches.expect_operands(_NAMES[:7], checksums, self.operands())
         return gates, cells
 
     def sizes(self) -> tuple[Any, ...]:

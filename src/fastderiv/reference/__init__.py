@@ -21,6 +21,12 @@ from .boundary import (
     tie_sensitivity,
     trace_boundary,
 )
+from .conv import (
+    CausalConv1dGrads,
+    causal_conv1d,
+    causal_conv1d_update,
+    causal_conv1d_vjp,
+)
 from .nn import (
     DenseGrads,
     GridRNNGrads,
@@ -60,6 +66,7 @@ from .subsets import iter_subset_sums, subset_logsumexp, subset_sums
 __all__ = [
     "S6",
     "BoundaryCurves",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "Counterfactuals",
     "Crossings",
@@ -77,6 +84,9 @@ __all__ = [
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "counterfactuals",

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, ndtr
 
+from ._cache import Cache
+
 Curve = Callable[[NDArray], ArrayLike]
 Activation = str | tuple[Curve, Curve] | None
 
@@ -34,24 +36,6 @@ def _pair(activation: Activation) -> tuple[Curve, Curve]:
     if activation is None:
         return lambda x: x, np.ones_like
     return CURVES[activation] if isinstance(activation, str) else activation
-
-
-# ---- caches: what was computed, and the arguments it was computed from ---------------------------
-
-
-class _Cache:
-    def __init__(self, value: Any, arguments: Sequence[Any]) -> None:
-        self.value = value
-        self.arguments = [None if a is None else np.array(a, np.float64) for a in arguments]
-
-    def of(self, arguments: Sequence[Any]) -> Any:
-        for then, now in zip(self.arguments, arguments, strict=True):
-            if (then is None) != (now is None) or (
-                then is not None
-                and not np.array_equal(then, np.asarray(now, np.float64), equal_nan=True)
-            ):
-                raise ValueError("cache is of another call")
-        return self.value
 
 
 # ---- fully connected: §3.1 and §5.1---------------------------------------------------------------
@@ -80,7 +64,7 @@ def dense(
     if out is not None:
         out[...] = Y
         Y = out
-    return (Y, _Cache(N, (X, W, b))) if return_cache else Y
+    return (Y, Cache(N, (X, W, b))) if return_cache else Y
 
 
 def dense_vjp(
@@ -266,7 +250,7 @@ def lstm(
     last = (h_n, c_n) if batched else (h_n[0], c_n[0])
     result = h if batched else h[:, 0], last
     arguments = x, weight_ih, weight_hh, bias_ih, bias_hh, initial_state, lengths
-    return (*result, _Cache(cache, arguments)) if return_cache else result
+    return (*result, Cache(cache, arguments)) if return_cache else result
 
 
 class LSTMGrads(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._cache import Cache
+
 
 def _softplus(x):
     return np.logaddexp(0, x)
@@ -62,25 +64,16 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: NDArray | None = None,
+    return_cache: bool = False,
 ) -> Any:
+    states = [initial_state, cu_seqlens]
+    arguments = u, delta, A, B, C, D, z, delta_bias, delta_softplus, *states
     u, delta, A = (np.asarray(a, np.float64) for a in (u, delta, A))
     batched = u.ndim == 3
     if cu_seqlens is not None:
-        return _packed(
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            delta_bias,
-            delta_softplus,
-            return_last_state,
-            initial_state,
-            cu_seqlens,
-            out,
-        )
+        parts = u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
+        y, last, kept = _packed(parts, cu_seqlens, out)
+        return _results(y, last if return_last_state else None, return_cache, kept, arguments)
     if not batched:
         u, delta = u[None], delta[None]
     batch, channels, steps = u.shape
@@ -91,10 +84,10 @@ def selective_scan(
     first = np.zeros((batch, channels, A.shape[1]))
     if initial_state is not None:
         first = first + np.asarray(initial_state, np.float64)
-    h = first
-    y = np.empty((batch, channels, steps))
-    for l, h in enumerate(_states(step, u, A, B, first)):
-        y[:, :, l] = (h * _at(C, l)).sum(-1)
+    kept = [first, *_states(step, u, A, B, first)]
+    y, h = np.empty((batch, channels, steps)), kept[-1]
+    for l in range(steps):
+        y[:, :, l] = (kept[l + 1] * _at(C, l)).sum(-1)
     if D is not None:
         y += np.asarray(D, np.float64)[:, None] * u
     if not batched:
@@ -104,46 +97,31 @@ def selective_scan(
     if out is not None:
         out[...] = y
         y = out
-    return (y, h) if return_last_state else y
+    return _results(y, h if return_last_state else None, return_cache, kept, arguments)
 
 
-def _packed(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    delta_softplus,
-    return_last_state,
-    initial_state,
-    cu_seqlens,
-    out,
-):
-    """Every sequence by itself."""
+def _results(y, last, return_cache, kept, arguments):
+    cache = [Cache(kept, arguments)] if return_cache else []
+    results = (y, *([] if last is None else [last]), *cache)
+    return results if len(results) > 1 else y
+
+
+def _packed(parts, cu_seqlens, out):
+    """Every sequence by itself: results, last states, and what their caches hold."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = parts
     result = np.empty(u.shape) if out is None else out
-    last = np.empty((len(cu_seqlens) - 1, *A.shape))
+    last, kept = np.empty((len(cu_seqlens) - 1, *A.shape)), []
     for k, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):
         s = np.s_[..., start:stop]
         h0 = None if initial_state is None else np.asarray(initial_state)[k]
         if h0 is not None and u.ndim == 3:
             h0 = h0[None]
-        here = [a if np.ndim(a) == 2 else np.asarray(a)[s] for a in (B, C)]
-        result[s], last[k] = selective_scan(
-            u[s],
-            delta[s],
-            A,
-            *here,
-            D,
-            None if z is None else np.asarray(z)[s],
-            delta_bias,
-            delta_softplus,
-            True,
-            initial_state=h0,
-        )
-    return (result, last) if return_last_state else result
+        b, c = (a if np.ndim(a) == 2 else np.asarray(a)[s] for a in (B, C))
+        gate = None if z is None else np.asarray(z)[s]
+        here = u[s], delta[s], A, b, c, D, gate, delta_bias, delta_softplus, True
+        result[s], last[k], cache = selective_scan(*here, initial_state=h0, return_cache=True)
+        kept.append(cache)
+    return result, last, kept
 
 
 class SelectiveScanGrads(NamedTuple):
@@ -173,36 +151,40 @@ def selective_scan_vjp(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
+    cache: Any = None,
 ) -> SelectiveScanGrads:
+    if cache is not None:
+        options = delta_softplus, initial_state, cu_seqlens
+        cache = cache.of((u, delta, A, B, C, D, z, delta_bias, *options))
     given = (dout, u, delta, A, B, C, D, z, delta_bias, initial_state, dlast_state)
     arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in given]
     if cu_seqlens is not None:
-        return _packed_vjp(arrays, delta_softplus, cu_seqlens)
+        return _packed_vjp(arrays, delta_softplus, cu_seqlens, cache)
     if arrays[1].ndim == 3:
-        return _batched_vjp(arrays, delta_softplus)
+        return _batched_vjp(arrays, delta_softplus, cache)
     of_a_batch = [np.ndim(a) > 1 for a in arrays]
     of_a_batch[3:6] = (
         False,
         np.ndim(arrays[4]) == 3,
         np.ndim(arrays[5]) == 3,
     )  # A, and B and C if constant, have no batch axis
-    grads = _batched_vjp(
-        [a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)], delta_softplus
-    )
+    batched = [a[None] if b else a for a, b in zip(arrays, of_a_batch, strict=True)]
+    grads = _batched_vjp(batched, delta_softplus, cache)
     return SelectiveScanGrads(
         *(d[0] if b else d for d, b in zip(grads, of_a_batch[1:-1], strict=True))
     )
 
 
-def _batched_vjp(arrays, delta_softplus):
+def _batched_vjp(arrays, delta_softplus, kept=None):
     dout, u, delta, A, B, C, D, z, delta_bias, initial_state, dlast_state = arrays
     batch, channels, steps = u.shape
     B_rows, C_rows = _rows(B, channels, True), _rows(C, channels, True)
     biased = delta if delta_bias is None else delta + delta_bias[:, None]
     step = _softplus(biased) if delta_softplus else biased
     zero = np.zeros((batch, channels, A.shape[1]))
-    h = [zero if initial_state is None else initial_state]  # h[l] before step l, h[l + 1] after it
-    h.extend(_states(step, u, A, B_rows, h[0]))
+    first = zero if initial_state is None else initial_state
+    # h[l] before step l, h[l + 1] after it
+    h = [first, *_states(step, u, A, B_rows, first)] if kept is None else kept
 
     dy, dz, du, dD = dout, None, np.zeros(u.shape), None
     if z is not None:
@@ -247,7 +229,7 @@ def _shared(gradient, coefficient):
     return each.sum(2).reshape(coefficient.shape)
 
 
-def _packed_vjp(arrays, delta_softplus, cu_seqlens):
+def _packed_vjp(arrays, delta_softplus, cu_seqlens, caches):
     """Each sequence by itself; gradients of what they share are summed."""
     total = SelectiveScanGrads(*(None if a is None else np.zeros(a.shape) for a in arrays[1:-1]))
     _, u, _, _, B, C, *_ = arrays
@@ -260,7 +242,9 @@ def _packed_vjp(arrays, delta_softplus, cu_seqlens):
         b, c = (all_of_it if a.ndim == 2 else piece for a in (B, C))
         where = (piece, piece, piece, all_of_it, b, c, all_of_it, piece, all_of_it, state, state)
         *here, h0, dlast = (None if a is None else a[w] for a, w in zip(arrays, where, strict=True))
-        grads = selective_scan_vjp(*here, delta_softplus, initial_state=h0, dlast_state=dlast)
+        states = {"initial_state": h0, "dlast_state": dlast}
+        cache = None if caches is None else caches[k]
+        grads = selective_scan_vjp(*here, delta_softplus, **states, cache=cache)
         for whole, w, part in zip(total, where[1:-1], grads, strict=True):
             if whole is not None:
                 whole[w] += part

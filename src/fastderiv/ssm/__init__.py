@@ -23,7 +23,11 @@ includes; _kernels.pyi says what each of its doors takes.
 
 from .._core.former_names import register
 from ._former_names import FORMER_NAMES
+from .conv._conv import causal_conv1d
+from .conv._step import causal_conv1d_update
+from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
 from .s6._attention import scan_attention
+from .s6._cache import kept_size as kept_size  # for integrations: a scan and its adjoint apart
 from .s6._chunks import ChunkSummary, chunk_summary, combine_summaries
 from .s6._layer import S6, S6Grads
 from .s6._scan import ScanCall as ScanCall  # for integrations: the checks of a scan
@@ -31,15 +35,20 @@ from .s6._scan import selective_scan
 from .s6._step import selective_state_update
 from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
+from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
 from .ssd._scan import ssd_scan
 from .ssd._vjp import SSDScanGrads, ssd_scan_vjp
 
 __all__ = [
     "S6",
+    "CausalConv1dGrads",
     "ChunkSummary",
     "S6Grads",
     "SSDScanGrads",
     "SelectiveScanGrads",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_vjp",
     "chunk_summary",
     "combine_summaries",
     "scan_attention",

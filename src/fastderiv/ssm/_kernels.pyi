@@ -28,12 +28,19 @@ class Kernels(Protocol):
         cu_seqlens: NDArray[np.intp] | None,
         last_state: NDArray[Any] | None,
         out: NDArray[Any] | None,
+        states: NDArray[Any] | None,
+        span: int,
+        checks: NDArray[np.uint64] | None,
     ) -> None:
         """The selective scan (docs/derivations.md §1.1).
 
         IN u, delta, z (Bt, D, L); A (D, N); B, C (D, N) or (Bt, G, N, L) with G dividing D; D,
         delta_bias (D,); initial_state (segments, D, N).  OUT last_state (segments, D, N); out
         (Bt, D, L).  C may be None only where out is.
+
+        OUT states (Bt·D·(L // span)·N,) contiguous: those before every `span` steps, 32, 64 or
+        128, for the adjoint; in these, checks (3,) contiguous, zero before: the checksums of delta,
+        u and z, if they are wanted.
         """
 
     def adjoint(
@@ -58,13 +65,16 @@ class Kernels(Protocol):
         dinitial_state: NDArray[Any] | None,
         dB: NDArray[Any] | None,
         dC: NDArray[Any] | None,
+        states: NDArray[Any] | None,
+        span: int,
+        checks: NDArray[np.uint64] | None,
     ) -> NDArray[Any]:
         """The adjoint of `scan` (docs/derivations.md §1.4).
 
         IN dout (Bt, D, L); dlast_state (segments, D, N); the arguments of `scan`; the number of
         steps of the longest segment.  OUT du, ddelta, dz (Bt, D, L), dz where z is given;
         dinitial_state (segments, D, N); dB, dC (Bt, G, N, L), contiguous and zero before, where B
-        or C varies.
+        or C varies.  IN states and span, as `scan` left them, or None.  OUT checks, as of `scan`.
 
         Returns sums over batch and time (ranges, rows, D), yet to be summed over the ranges.  Rows
         are dA state by state, then dB and dC likewise where they are constant, dD, and dbias.
@@ -117,6 +127,60 @@ class Kernels(Protocol):
 
         IN delta, A, B, C and delta_bias as of `scan`; rows (R,) contiguous, in [0, L), which is not
         checked.  OUT out (Bt, D, R, L), contiguous and zero before.
+        """
+
+    def convolution(
+        self,
+        x: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        last_state: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        """The causal convolution (docs/derivations.md §6.6).
+
+        IN x (Bt, D, L); weight (D, K), K ≥ 1; bias (D,); initial_state (segments, D, K − 1).  OUT
+        last_state (segments, D, K − 1); out (Bt, D, L).
+        """
+
+    def convolution_adjoint(
+        self,
+        dout: NDArray[Any],
+        x: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        dlast_state: NDArray[Any] | None,
+        dx: NDArray[Any],
+        dinitial_state: NDArray[Any] | None,
+    ) -> NDArray[Any]:
+        """The adjoint of `convolution` (docs/derivations.md §6.6).
+
+        IN dout (Bt, D, L); dlast_state (segments, D, K − 1); the arguments of `convolution`.  OUT
+        dx (Bt, D, L); dinitial_state (segments, D, K − 1), except that of empty segments.
+
+        Returns sums (shares, K + 1, D), yet to be summed over the shares: dweight, tap by tap, and
+        dbias.
+        """
+
+    def convolution_step(
+        self,
+        x: NDArray[Any],
+        state: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        silu: bool,
+        out: NDArray[Any],
+    ) -> None:
+        """Steps of the convolution (docs/derivations.md §6.6), never interrupted.
+
+        IN x (Bt, D, S); weight (D, K), K ≥ 1; bias (D,).  IN OUT state (Bt, D, W), W ≥ K − 1.  OUT
+        out (Bt, D, S).
         """
 
     def ssd_scan(

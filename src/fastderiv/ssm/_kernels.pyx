@@ -9,9 +9,11 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_tiles.pxi               blocks of signals, transposed into [time, lane] and back
     s6/_lanes.pxi               Lanes: parameters and state of VL channels, B and C of a block
     s6/_door.pxi                from arrays to these structs
+    s6/_remembered.pxi          what a scan keeps for its adjoint
     s6/_scan.pxi                forward, in one fused pass
     s6/_coefficient_sums.pxi    adjoint: the sums over channels that dB and dC are
     s6/_replay.pxi              adjoint: the recurrence forward once more, and back
+    s6/_recall.pxi              adjoint: checkpoints, from scratch or from a cache
     s6/_adjoint.pxi             adjoint: a block, a segment
     s6/_adjoint_task.pxi        adjoint: how the work is divided
     s6/_step.pxi                one step, as a decoder takes it
@@ -20,6 +22,11 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     s6/_doors.pxi               the doors of the selective scan
     ssd/_problem.pxi            structs of the SSD functions; step sizes
     ssd/_door.pxi               from arrays to these structs
+    conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
+    conv/_forward.pxi           the convolution
+    conv/_adjoint.pxi           its adjoint
+    conv/_step.pxi              its steps, as a decoder takes them
+    conv/_doors.pxi             the doors of the causal convolution
     ssd/_scan_decays.pxi        the scale of the state: runs of steps
     ssd/_scan_rows.pxi          signals and states as rows of vectors
     ssd/_scan.pxi               the SSD scan forward
@@ -39,16 +46,17 @@ Every output of the room is computed by the same operations in the same order wh
 the blocks, the tasks and the threads are.
 """
 from libc.math cimport INFINITY, isfinite
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
 from fastderiv._core.gemm cimport GEMM_LOWER, GEMM_ROWS, GEMM_SET, GEMM_UPPER, Gemm, gemm
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
-    vdecay_safe, vexp, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vmax, vmin, vpartsums,
-    vprefetch, vratio_any, vratio_safe, vsel_lt, vset1, vsilu, vsilu_slope, vsoftplus,
-    vsoftplus_slope, vstore, vtranspose)
+    vdecay_safe, vexp, vexp2_any, vexp2_neg, vf, vfma, vkeep_nan, vload, vload_some, vmax, vmin,
+    vpartsums, vprefetch, vprefetch_far, vratio_any, vratio_safe, vsel_lt, vset1, vsilu,
+    vsilu_slope, vsoftplus, vsoftplus_slope, vstore, vstore_some, vtranspose)
 from fastderiv._core.threads cimport Worker, interrupted, run, task_t
 from fastderiv._core.arrays import check_fits, empty
 
@@ -59,9 +67,11 @@ include "s6/_problem.pxi"
 include "s6/_tiles.pxi"
 include "s6/_lanes.pxi"
 include "s6/_door.pxi"
+include "s6/_remembered.pxi"
 include "s6/_scan.pxi"
 include "s6/_coefficient_sums.pxi"
 include "s6/_replay.pxi"
+include "s6/_recall.pxi"
 include "s6/_adjoint.pxi"
 include "s6/_adjoint_task.pxi"
 include "s6/_step.pxi"
@@ -70,6 +80,11 @@ include "s6/_attention.pxi"
 include "s6/_doors.pxi"
 include "ssd/_problem.pxi"
 include "ssd/_door.pxi"
+include "conv/_problem.pxi"
+include "conv/_forward.pxi"
+include "conv/_adjoint.pxi"
+include "conv/_step.pxi"
+include "conv/_doors.pxi"
 include "ssd/_scan_decays.pxi"
 include "ssd/_scan_rows.pxi"
 include "ssd/_scan.pxi"

@@ -4,17 +4,21 @@
 # Included by _kernels.pyx.
 # needs: Block, ChannelBlock, CoefficientRows, first_channel, INTERVAL, Lanes, MANY, Scan, Segment,
 #        segment_of, Signal, State, TB (s6/_problem.pxi)
-# needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
+# needs: load_signal, plan_prefetch, Prefetch, prefetch, prefetch_far, store_signal,
+#        TILE (s6/_tiles.pxi)
 # needs: all_finite, copy_states, load_coefficients, load_initial_state, load_state, own_rows,
 #        stopped, store_state (s6/_lanes.pxi)
+# needs: Leave, place_of, prefetch_remembered, Stir, stir, stir_begin, stirred_first,
+#        stirred_second (s6/_remembered.pxi)
 # needs: block_at, scan_block (s6/_scan.pxi)
 # needs: add_terms, CoefficientGradient, gradient_rows, prefetch_rows,
 #        TERMS (s6/_coefficient_sums.pxi)
 # needs: add_exactly, adjoint_states, AdjointLoop, Back, DT, DTU, DY, GATE, HA, HB, KEPT, SLOPE,
 #        TILES, U, Y (s6/_replay.pxi)
+# needs: checkpoint, checkpoints_of (s6/_recall.pxi)
 
 cdef enum:
-    PLANS = 7                           # arrays of which a block prefetches lines
+    PLANS = 9                           # arrays of which a block prefetches lines
 
 cdef enum:                              # a result is written over an input that only it needs
     DDELTA = DT
@@ -30,7 +34,7 @@ cdef struct Adjoint:
                                         # dD, dbias
     ix rows
     ix slices, ranges                   # of the channel_blocks, and of the segments
-    ix intervals                        # of the longest segment
+    ix intervals                        # that have checkpoints in scratch
 
 
 cdef ix slice_start(const Adjoint *adj, ix slice) noexcept nogil:
@@ -41,17 +45,23 @@ cdef ix slice_start(const Adjoint *adj, ix slice) noexcept nogil:
 # ---- a block ----------------------------------------------------------------------------------
 
 cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
-                               const bint softplus) noexcept nogil:
-    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero.  Returns whether every Δ·A
-    of the block is well inside the range of exp."""
+                               const bint softplus, Stir *sums) noexcept nogil:
+    """1. IN DT = delta, U; OUT DT = Δ, DTU, SLOPE; HB and HA zero; sums, unless NULL.  Returns
+    whether every Δ·A of the block is well inside the range of exp."""
     cdef vf bias = vload(lanes.bias), top = vset1(0), odd = vset1(0)
     cdef vf d, slope
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2], fourth = plans[3]
+    cdef Prefetch dout = plans[7], z = plans[8]
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
-        prefetch(plans + 3, t)
+        prefetch_far(&first, t)
+        prefetch_far(&second, t)
+        prefetch_far(&third, t)
+        prefetch_far(&fourth, t)
+        prefetch(&dout, t)
+        prefetch(&z, t)
+        if sums is not NULL:
+            stir(sums, tiles + DT + t * VL, tiles + U + t * VL, t)
         d = vload(tiles + DT + t * VL) + bias
         if softplus:
             d = vsoftplus_slope(d, &slope)
@@ -66,19 +76,22 @@ cdef inline bint prepare_steps(const Lanes *lanes, ix T, const Prefetch *plans, 
 
 
 cdef inline bint prepare_gate(const Lanes *lanes, ix T, const Prefetch *plans, real *tiles,
-                              const bint gate) noexcept nogil:
-    """3. IN DY = dout, GATE = z, U; OUT DY = ȳ, GATE = dout·silu'(z), Y = D·u; without a gate DY is
-    only read.  Returns whether ȳ is finite.  This is a loop of its own: in one with `prepare_steps`
-    too few steps are in flight at once."""
+                              const bint gate, Stir *sums) noexcept nogil:
+    """3. IN DY = dout, GATE = z, U; OUT DY = ȳ, GATE = dout·silu'(z), Y = D·u, sums unless NULL;
+    without a gate DY is only read.  Returns whether ȳ is finite.  This is a loop of its own: in one
+    with `prepare_steps` too few steps are in flight at once."""
     cdef vf skip = vload(lanes.D)
     cdef vf dout, dy, slope, odd = vset1(0)
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2]
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
+        prefetch_far(&first, t)
+        prefetch_far(&second, t)
+        prefetch_far(&third, t)
         dy = vload(tiles + DY + t * VL)
         if gate:
+            if sums is not NULL:
+                stir(sums, tiles + GATE + t * VL, NULL, t)
             dout = dy
             dy = dout * vsilu_slope(vload(tiles + GATE + t * VL), &slope)
             vstore(tiles + DY + t * VL, dy)
@@ -116,8 +129,8 @@ cdef inline void finish_steps(const Lanes *lanes, const Back *back, ix rows, ix 
 
 cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes, const Lanes *next,
                      Prefetch *plans) noexcept nogil:
-    """OUT plans: to fetch what the Lanes `next` will read, and what this block will write at its
-    end."""
+    """OUT plans: to fetch what the Lanes `next` will read, what this block will write at its end,
+    and once more, to the first-level cache, what this block will read soon."""
     cdef bint gate = adj.scan.z.p is not NULL
     cdef const Signal *z = &adj.scan.z if gate else &adj.scan.u
     cdef const Signal *dz = &adj.dz if gate else &adj.du
@@ -128,6 +141,31 @@ cdef void plan_block(const Adjoint *adj, const Block *block, const Lanes *lanes,
     plan_prefetch(&adj.du, block.batch, lanes, block.start, plans + 4)
     plan_prefetch(&adj.ddelta, block.batch, lanes, block.start, plans + 5)
     plan_prefetch(dz, block.batch, lanes, block.start, plans + 6)
+    plan_prefetch(&adj.dout, block.batch, lanes, block.start, plans + 7)
+    plan_prefetch(z, block.batch, lanes, block.start, plans + 8)
+
+
+cdef bint prepare_signals(const Adjoint *adj, const Block *block, const Lanes *lanes,
+                          const Prefetch *plans, real *tiles) noexcept nogil:
+    """1. OUT what `prepare_steps` says, and the checksums of delta and u if they are taken."""
+    cdef const Scan *scan = &adj.scan
+    cdef ix T = block.steps
+    cdef Stir sums
+    cdef bint safe
+    load_signal(&scan.delta, lanes, block, tiles + DT)
+    load_signal(&scan.u, lanes, block, tiles + U)
+    if lanes.sums is NULL:
+        if scan.softplus:
+            return prepare_steps(lanes, T, plans, tiles, True, NULL)
+        return prepare_steps(lanes, T, plans, tiles, False, NULL)
+    stir_begin(&sums, place_of(scan, lanes, block))
+    if scan.softplus:
+        safe = prepare_steps(lanes, T, plans, tiles, True, &sums)
+    else:
+        safe = prepare_steps(lanes, T, plans, tiles, False, &sums)
+    lanes.sums[0] += stirred_first(&sums, T)
+    lanes.sums[1] += stirred_second(&sums, T)
+    return safe
 
 
 cdef bint prepare_block(const Adjoint *adj, const Block *block, const Lanes *lanes,
@@ -136,18 +174,18 @@ cdef bint prepare_block(const Adjoint *adj, const Block *block, const Lanes *lan
     exp and ȳ is finite."""
     cdef const Scan *scan = &adj.scan
     cdef ix T = block.steps
-    cdef bint safe
-    load_signal(&scan.delta, lanes, block, tiles + DT)
-    load_signal(&scan.u, lanes, block, tiles + U)
+    cdef Stir sums
+    cdef bint safe = prepare_signals(adj, block, lanes, plans, tiles)
     load_signal(&adj.dout, lanes, block, tiles + DY)
-    if scan.softplus:
-        safe = prepare_steps(lanes, T, plans, tiles, True)
-    else:
-        safe = prepare_steps(lanes, T, plans, tiles, False)
     if scan.z.p is NULL:
-        return prepare_gate(lanes, T, plans + 4, tiles, False) and safe
+        return prepare_gate(lanes, T, plans + 4, tiles, False, NULL) and safe
     load_signal(&scan.z, lanes, block, tiles + GATE)
-    safe = prepare_gate(lanes, T, plans + 4, tiles, True) and safe
+    if lanes.sums is NULL:
+        safe = prepare_gate(lanes, T, plans + 4, tiles, True, NULL) and safe
+    else:
+        stir_begin(&sums, place_of(scan, lanes, block))
+        safe = prepare_gate(lanes, T, plans + 4, tiles, True, &sums) and safe
+        lanes.sums[2] += stirred_first(&sums, T)
     if scan.D.p is NULL:                # u·0 would be NaN if u is inf
         memset(tiles + Y, 0, T * VL * sizeof(real))
     return safe
@@ -176,11 +214,6 @@ cdef void adjoint_block(const Adjoint *adj, const Block *block, AdjointLoop *loo
 
 # ---- a channel_block through a segment --------------------------------------------------------
 
-cdef inline real *checkpoint(const Back *back, ix N, ix t) noexcept nogil:
-    """The state t steps into a segment, t a multiple of INTERVAL."""
-    return back.checkpoints + t // INTERVAL * N * VL
-
-
 cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelBlock *carried,
                             Back *backs) noexcept nogil:
     """Forward through a segment; False if interrupted.  The last interval is left out: it is
@@ -190,6 +223,8 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
     cdef CoefficientRows B, C
     cdef Block block
     cdef Lanes *lanes
+    cdef Leave leave
+    leave.every, leave.rows, leave.first = INTERVAL, VL, True
     forward.out.p = NULL
     forward.C.constant = True           # without y it is never read, and need not be copied
     while t < segment.stop:
@@ -203,8 +238,8 @@ cdef bint leave_checkpoints(const Adjoint *adj, const Segment *segment, ChannelB
             block.after = t + block.steps
         for i in range(carried.count):
             lanes = &carried.lanes[i]
-            scan_block(&forward, &block, lanes, &B, &C, carried.tiles,
-                       checkpoint(&backs[i], N, t - segment.start))
+            leave.p = checkpoint(&backs[i], N, t - segment.start)
+            scan_block(&forward, &block, lanes, &B, &C, carried.tiles, &leave)
             copy_states(lanes.h, lanes, N,
                         checkpoint(&backs[i], N, t + block.steps - segment.start))
         t += size
@@ -243,14 +278,16 @@ cdef real *begin_rows(const Adjoint *adj, const CoefficientGradient *gradient, i
     return rows + block.start
 
 
-cdef void block_back(const Adjoint *adj, const Segment *segment, ix t, ix slice,
-                     ChannelBlock *carried, Back *backs) noexcept nogil:
-    """All Lanes of a channel_block back through the block that begins at t."""
+cdef void block_back(const Adjoint *adj, ix number, ix t, ix slice, ChannelBlock *carried,
+                     Back *backs) noexcept nogil:
+    """All Lanes of a channel_block back through the block of a segment that begins at t."""
     cdef const Scan *scan = &adj.scan
+    cdef Segment segment = segment_of(scan, number)
     cdef ix N = scan.states, L = scan.steps, i
-    cdef Block block = block_at(segment, t, TB)
+    cdef Block block = block_at(&segment, t, TB)
     cdef CoefficientRows B, C
     cdef AdjointLoop loop
+    cdef Lanes *next
     cdef real *terms = carried.tiles + TILES + 4 * KEPT
     cdef real *dB = begin_rows(adj, &adj.dB, slice, &block, carried)
     cdef real *dC = begin_rows(adj, &adj.dC, slice, &block, carried)
@@ -262,15 +299,15 @@ cdef void block_back(const Adjoint *adj, const Segment *segment, ix t, ix slice,
     for i in range(carried.count):
         loop.lanes, loop.back = &carried.lanes[i], &backs[i]
         loop.B, loop.C = own_rows(&B, loop.lanes.b), own_rows(&C, loop.lanes.c)
-        loop.checkpoints = checkpoint(loop.back, N, t - segment.start)
+        loop.checkpoints = checkpoints_of(scan, number, &block, &B, &loop)
         loop.terms, loop.add = terms + i % NS * TILE, i >= NS
         loop.safe = safe and loop.back.tame
-        if i + 1 < carried.count:
-            block.after = t
-            adjoint_block(adj, &block, &loop, loop.lanes + 1)
-        else:
-            block.after = max(t - TB, segment.start)
-            adjoint_block(adj, &block, &loop, carried.lanes)
+        next, block.after = loop.lanes + 1, t
+        if i + 1 == carried.count:
+            next, block.after = carried.lanes, max(t - TB, segment.start)
+        if scan.remembered.p is not NULL:
+            prefetch_remembered(scan, &segment, &block, next)
+        adjoint_block(adj, &block, &loop, next)
     if dB is not NULL:
         add_terms(carried, terms, N, block.steps, dB, L)
     if dC is not NULL:
@@ -287,13 +324,13 @@ cdef bint adjoint_segment(const Adjoint *adj, ix number, ix slice, ChannelBlock 
         load_initial_state(&adj.scan, number, &lanes[i])
         load_state(&adj.dlast_state, number, &lanes[i], N, backs[i].g)
     if segment.start < segment.stop:
-        if not leave_checkpoints(adj, &segment, carried, backs):
+        if adj.scan.remembered.p is NULL and not leave_checkpoints(adj, &segment, carried, backs):
             return False
         t = segment.start + (segment.stop - segment.start - 1) // TB * TB
         while t >= segment.start:
             if interrupted(carried.worker):
                 return False
-            block_back(adj, &segment, t, slice, carried, backs)
+            block_back(adj, number, t, slice, carried, backs)
             t -= TB
     for i in range(carried.count):
         store_state(&adj.dinitial_state, number, &lanes[i], N, backs[i].g)

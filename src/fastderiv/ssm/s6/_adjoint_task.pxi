@@ -2,15 +2,17 @@
 # channels, one channel_block after the other, through one range of the segments.
 # Included by _kernels.pyx.
 # needs: data, refuse (_arrays.pxi)
-# needs: ChannelBlock, Coefficient, divide_channels, first_channel, INTERVAL, Lanes, MANY, Scan,
-#        TB (s6/_problem.pxi)
+# needs: ChannelBlock, Coefficient, divide_channels, first_channel, INTERVAL, INTERVALS, Lanes,
+#        MANY, Scan, TB (s6/_problem.pxi)
 # needs: copy (s6/_tiles.pxi)
 # needs: all_finite, clear_states, gathered_size, lanes_size, set_up_channel_block,
 #        stopped (s6/_lanes.pxi)
 # needs: expect_varying (s6/_door.pxi)
+# needs: begin_sums (s6/_remembered.pxi)
 # needs: CoefficientGradient, join, slots, SOME, TERMS (s6/_coefficient_sums.pxi)
 # needs: Back, KEPT, TILES (s6/_replay.pxi)
-# needs: Adjoint, adjoint_segment, checkpoint, slice_start (s6/_adjoint.pxi)
+# needs: checkpoint (s6/_recall.pxi)
+# needs: Adjoint, adjoint_segment, slice_start (s6/_adjoint.pxi)
 
 cdef enum:
     LANE_GROUPS = 4                     # of a channel_block, at most: they share copies of B and C,
@@ -85,6 +87,7 @@ cdef void adjoint_task(void *args, ix i, Worker *worker) noexcept nogil:
     carried.gathered = carried.tiles + TILES + 4 * KEPT + slots(scan.states) * TERMS
     own = carried.gathered + <ix>gathered_size(scan)
     kept = own + scan.blocks.carry * <ix>lanes_size(scan.states)
+    begin_sums(&scan.remembered, i, &carried)
     for number in range(slice_start(adj, slice), slice_start(adj, slice + 1)):
         set_up_channel_block(scan, number, own, &carried)
         for m in range(carried.count):
@@ -154,7 +157,9 @@ cdef void divide_adjoint(Adjoint *adj, ix longest, double seconds) noexcept:
     scan.block = TB
     # in a long sequence every row lies on a page of its own, so blocks of B and C are copied
     scan.B.gather, scan.C.gather = not scan.B.constant, not scan.C.constant
-    adj.intervals = ceil_div(longest, TB) * (TB // INTERVAL)
+    adj.intervals = INTERVALS
+    if scan.remembered.p is NULL:
+        adj.intervals *= ceil_div(longest, TB)
     adj.ranges = min(scan.segments, tasks, few)
     set_slices(adj, ceil_div(tasks, adj.ranges))
 

@@ -95,7 +95,7 @@ cdef void prefetch_rows(const real *p, ix row, ix N, ix T) noexcept nogil:
     for n in range(min(N, <ix>MANY)):
         t = 0
         while t < T:
-            vprefetch(p + n * row + t)
+            vprefetch_far(p + n * row + t)
             t += GL
 
 
@@ -122,11 +122,15 @@ cdef void join(const Scan *scan, const CoefficientGradient *gradient, ix slice, 
     cdef ix group = batch * (scan.channels // gradient.channels) + first // gradient.channels
     cdef const real *src = gradient_rows(scan, gradient, slice, first, batch, first)
     cdef real *dst = gradient.p + group * scan.states * scan.steps
-    cdef ix i, t = 0
+    cdef ix t = 0, end
     if src is dst:
         return
     src, dst = src + n * scan.steps, dst + n * scan.steps
     while t < scan.steps and not interrupted(worker):
-        for i in range(t, min(scan.steps, t + JOINED)):
-            dst[i] += src[i]
-        t += JOINED
+        end = min(scan.steps, t + JOINED)
+        while t + VL <= end:
+            vstore(dst + t, vload(dst + t) + vload(src + t))
+            t += VL
+        while t < end:
+            dst[t] += src[t]
+            t += 1

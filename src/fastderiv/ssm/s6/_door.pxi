@@ -1,6 +1,6 @@
 # From arrays to the structs of a scan.  Included by _kernels.pyx.
 # needs: data, expect_array, expect_axes, expect_integers, refuse, stride (_arrays.pxi)
-# needs: Coefficient, PerChannel, Scan, Signal, State (s6/_problem.pxi)
+# needs: Coefficient, INTERVAL, PerChannel, Scan, Signal, SIGNALS, State, TB (s6/_problem.pxi)
 
 cdef int expect_coefficient(const Scan *scan, cnp.ndarray a) except -1:
     """A TypeError unless `a` can be B or C: (D, N), (Bt, G, N, L) with G dividing D, or None."""
@@ -78,6 +78,50 @@ cdef int set_coefficient(const Scan *scan, cnp.ndarray a, Coefficient *coefficie
     coefficient.channels = scan.channels // cnp.PyArray_DIM(a, 1)
     coefficient.gather = coefficient.t != 1 and cnp.PyArray_DIM(a, 3) > 1
     return 0
+
+
+cdef int set_remembered(Scan *scan, cnp.ndarray a, ix span) except -1:
+    """Where states are kept, `span` steps apart; nowhere if that is None."""
+    cdef ix size
+    scan.remembered.p, scan.remembered.sums, scan.remembered.span = NULL, NULL, TB
+    if a is None:
+        return 0
+    if span <= 0 or span % INTERVAL or TB % span:
+        raise TypeError(f"a kernel was handed a span of {span} steps")
+    scan.remembered.span, scan.remembered.count = span, scan.steps // span
+    size = scan.batch * scan.channels * scan.remembered.count * scan.states
+    expect_array(a, 1, &size, True)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        refuse(a, "C-contiguous")
+    scan.remembered.p = data(a)
+    return 0
+
+
+cdef cnp.ndarray set_sums(Scan *scan, cnp.ndarray checks, ix tasks):
+    """The array (tasks, SIGNALS) of the tasks' checksums, to be kept alive; None if there is no
+    array `checks` (SIGNALS,) for their totals."""
+    if checks is None:
+        return None
+    if (cnp.PyArray_TYPE(checks) != cnp.NPY_UINT64 or not cnp.PyArray_ISCARRAY(checks)
+            or cnp.PyArray_NDIM(checks) != 1 or cnp.PyArray_DIM(checks, 0) != SIGNALS):
+        raise TypeError("a kernel was handed no (3,) uint64 for checksums")
+    sums = empty("checksums", (tasks, SIGNALS), checks.dtype, np.zeros)
+    scan.remembered.sums = <uint64_t *>cnp.PyArray_DATA(sums)
+    return sums
+
+
+cdef void add_sums(cnp.ndarray sums, cnp.ndarray checks):
+    """OUT checks (SIGNALS,) = the sums of all tasks modulo 2**64; nothing if there are none."""
+    cdef const uint64_t *p
+    cdef uint64_t *to
+    cdef ix i, k
+    if sums is None:
+        return
+    p, to = <const uint64_t *>cnp.PyArray_DATA(sums), <uint64_t *>cnp.PyArray_DATA(checks)
+    for k in range(SIGNALS):
+        to[k] = 0
+        for i in range(cnp.PyArray_DIM(sums, 0)):
+            to[k] += p[i * SIGNALS + k]
 
 
 # ---- the arguments of a scan, in this order ---------------------------------------------------

@@ -3,8 +3,9 @@
 # needs: counted, data, expect_array, expect_integers, nothing, refuse, run_with (_arrays.pxi)
 # needs: divide_channels, Scan (s6/_problem.pxi)
 # needs: TILE (s6/_tiles.pxi)
-# needs: expect_varying, point_at_A, set_channels, set_coefficients, set_inputs, set_segments,
-#        set_signal, set_state, set_transition (s6/_door.pxi)
+# needs: add_sums, expect_varying, point_at_A, set_channels, set_coefficients, set_inputs,
+#        set_remembered, set_segments, set_signal, set_state, set_sums,
+#        set_transition (s6/_door.pxi)
 # needs: divide_scan, scan_scratch, scan_task (s6/_scan.pxi)
 # needs: Adjoint (s6/_adjoint.pxi)
 # needs: adjoint_scratch, adjoint_seconds, adjoint_task, divide_adjoint, join_task,
@@ -17,10 +18,12 @@
 def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.ndarray C,
          cnp.ndarray D, cnp.ndarray z, cnp.ndarray delta_bias, bint delta_softplus,
          cnp.ndarray initial_state, cnp.ndarray cu_seqlens, cnp.ndarray last_state,
-         cnp.ndarray out):
+         cnp.ndarray out, cnp.ndarray states, ix span, cnp.ndarray checks):
     """See _kernels.pyi."""
     cdef Scan scan
     cdef double seconds                                 # of a work_item
+    cdef cnp.ndarray sums                               # kept alive for the tasks
+    cdef ix tasks
     set_inputs(&scan, u, delta, z)
     set_transition(&scan, A)
     set_coefficients(&scan, B, C)
@@ -28,24 +31,28 @@ def scan(cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B, cnp.nda
     set_segments(&scan, cu_seqlens, initial_state)
     set_state(&scan, last_state, True, &scan.last_state)
     set_signal(&scan, out, True, &scan.out)
+    set_remembered(&scan, states, span)
     if nothing(out) and nothing(last_state):
         return
     seconds = divide_scan(&scan)
     scan.work_items = counted(<double>scan.segments * scan.blocks.count)
-    run_with(scan_task, &scan, ceil_div(scan.work_items, scan.items_per_task), scan_scratch(&scan),
-             seconds * scan.work_items)
+    tasks = ceil_div(scan.work_items, scan.items_per_task)
+    sums = set_sums(&scan, checks, tasks)
+    run_with(scan_task, &scan, tasks, scan_scratch(&scan), seconds * scan.work_items)
+    add_sums(sums, checks)
 
 
 def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, cnp.ndarray B,
             cnp.ndarray C, cnp.ndarray D, cnp.ndarray z, cnp.ndarray delta_bias,
             bint delta_softplus, cnp.ndarray initial_state, cnp.ndarray cu_seqlens, ix longest,
             cnp.ndarray dlast_state, cnp.ndarray du, cnp.ndarray ddelta, cnp.ndarray dz,
-            cnp.ndarray dinitial_state, cnp.ndarray dB, cnp.ndarray dC):
+            cnp.ndarray dinitial_state, cnp.ndarray dB, cnp.ndarray dC, cnp.ndarray states, ix span,
+            cnp.ndarray checks):
     """See _kernels.pyi."""
     cdef Adjoint adj
     cdef Scan *scan = &adj.scan
     cdef double seconds
-    cdef cnp.ndarray sums, shared_dB, shared_dC         # kept alive for the tasks
+    cdef cnp.ndarray sums, checked, shared_dB, shared_dC  # kept alive for the tasks
     set_inputs(scan, u, delta, z)
     set_transition(scan, A)
     set_coefficients(scan, B, C)
@@ -59,6 +66,7 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     set_state(scan, dinitial_state, True, &adj.dinitial_state)
     expect_varying(scan, dB, True)
     expect_varying(scan, dC, True)
+    set_remembered(scan, states, span)
     adj.rows = scan.states * (1 + scan.B.constant + scan.C.constant) + 2
     if scan.segments == 0 or scan.channels == 0:
         return np.zeros((1, adj.rows, scan.channels), u.dtype)
@@ -69,10 +77,12 @@ def adjoint(cnp.ndarray dout, cnp.ndarray u, cnp.ndarray delta, cnp.ndarray A, c
     # these two names keep the memory of the shared rows alive
     shared_dB = set_coefficient_gradient(&adj, &scan.B, dB, &adj.dB)  # no-cython-lint
     shared_dC = set_coefficient_gradient(&adj, &scan.C, dC, &adj.dC)  # no-cython-lint
+    checked = set_sums(scan, checks, adj.ranges * adj.slices)
     run_with(adjoint_task, &adj, adj.ranges * adj.slices, adjoint_scratch(&adj), seconds)
     if adj.slices > 1:
         seconds = 1e-9 * scan.batch * scan.states * scan.steps * adj.slices
         run(join_task, &adj, scan.batch * scan.states, 0, seconds)
+    add_sums(checked, checks)
     return sums
 
 

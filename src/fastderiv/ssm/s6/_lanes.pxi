@@ -124,7 +124,7 @@ cdef void set_up_channel_block(const Scan *scan, ix number, real *scratch,
     while channel < end:
         lanes = carried.lanes + carried.count
         lanes.channel, lanes.rows = channel, min(<ix>VL, end - channel)
-        lanes.worker = carried.worker
+        lanes.worker, lanes.sums = carried.worker, carried.sums
         set_up_lanes(scan, lanes, scratch + carried.count * size)
         channel += VL
         carried.count += 1

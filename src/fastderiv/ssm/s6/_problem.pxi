@@ -5,6 +5,8 @@ cdef enum:
     TB = 128                            # steps in a block
     INTERVAL = 32                       # steps between checkpoints: what the adjoint keeps of so
                                         # many steps fits into the first-level cache
+    INTERVALS = 4                       # of a block
+    SIGNALS = 3                         # that a checksum is taken of: delta, u and z, in this order
     MANY = 4096                         # states between two looks for signals, a multiple of 4
 
 
@@ -28,6 +30,12 @@ cdef struct State:                      # initial or last state (segments, D, N)
 cdef struct PerChannel:                 # D or delta_bias (D,)
     real *p
     ix d
+
+cdef struct Remembered:                 # states that a scan keeps for its adjoint
+    real *p                             # see `remembered_at`; NULL if none are kept
+    ix span                             # steps from one to the next
+    ix count                            # of a channel of a batch item
+    uint64_t *sums                      # (tasks, SIGNALS): checksums; NULL if none are taken
 
 
 # ---- the division of channels -----------------------------------------------------------------
@@ -66,6 +74,7 @@ cdef struct Scan:
     real *A                             # (D, N)
     ix A_d, A_n
     PerChannel D, bias
+    Remembered remembered
     bint softplus
     const ix *starts                    # of packed segments; NULL: one segment a batch item
     ix batch, segments, channels, states, steps
@@ -101,6 +110,7 @@ cdef struct Lanes:                      # VL neighbouring channels and their sta
     real *bias                          # [lane]
     ix channel, rows                    # the first channel, and how many lanes have one
     bint finite                         # whether all of h is finite
+    uint64_t *sums                      # (SIGNALS,) of the task; NULL if none are taken
     Worker *worker                      # the thread at work, which is told to stop
 
 cdef struct Block:                      # steps start … start+steps−1 of a batch item
@@ -117,4 +127,5 @@ cdef struct ChannelBlock:               # the Lanes of a work_item, and the scra
     ix count
     real *gathered                      # B and C of a block, where they are copied
     real *tiles
+    uint64_t *sums                      # as in Lanes
     Worker *worker

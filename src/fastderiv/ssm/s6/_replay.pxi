@@ -23,7 +23,8 @@ cdef enum:                              # tiles of a block of one Lanes, [time, 
     TILES = 9 * TILE
 
 cdef struct Back:                       # what the way back adds to a Lanes, in scratch
-    real *checkpoints                   # [interval, N, lane]: states before every interval
+    real *checkpoints                   # [interval, N, lane]: states before every interval, of a
+                                        # segment, or of a block if a cache holds the states
     real *g                             # [N, lane]: Ā·h̄ of the step behind
     real *sums                          # [row, lane]: over time, as in Adjoint
     real *low                           # [row, lane]: what rounding took from them
@@ -210,6 +211,19 @@ cdef inline void start_rows(const AdjointLoop *loop, ix n, const ix rows, Row *r
         start_row(loop, n + 3, loop.kept + 3 * KEPT, &row[3])
 
 
+# What is rare has one loop for all ways that flags can be set: it would be a third of the module
+# otherwise.
+
+cdef bint replay_any(const AdjointLoop *loop, Row *row, ix rows) noexcept nogil:
+    """Forward through an interval with the arithmetic that follows IEEE."""
+    return replay(loop, row, rows, False, loop.B.constant)
+
+
+cdef void go_back_any(const AdjointLoop *loop, Row *row, ix rows, bint gate) noexcept nogil:
+    """Back through an interval where states may not be finite, or lanes are not used."""
+    go_back(loop, row, rows, True, gate, loop.B.constant, loop.C.constant)
+
+
 cdef inline bint replay_rows(const AdjointLoop *loop, ix n, Row *row, const ix rows,
                              const bint B_constant) noexcept nogil:
     """Forward through an interval; a second time, with the arithmetic that follows IEEE, if a state
@@ -218,7 +232,7 @@ cdef inline bint replay_rows(const AdjointLoop *loop, ix n, Row *row, const ix r
     if loop.safe and replay(loop, row, rows, True, B_constant):
         return True
     start_rows(loop, n, rows, row)
-    return replay(loop, row, rows, False, B_constant) and loop.safe
+    return replay_any(loop, row, rows) and loop.safe
 
 
 cdef inline void some_rows(const AdjointLoop *loop, ix n, const ix rows, const bint gate,
@@ -228,12 +242,17 @@ cdef inline void some_rows(const AdjointLoop *loop, ix n, const ix rows, const b
     if replay_rows(loop, n, row, rows, B_constant) and loop.back.full:
         go_back(loop, row, rows, False, gate, B_constant, C_constant)
     else:
-        go_back(loop, row, rows, True, gate, B_constant, C_constant)
+        go_back_any(loop, row, rows, gate)
     end_row(loop, n, &row[0], B_constant, C_constant)
     if rows == 4:
         end_row(loop, n + 1, &row[1], B_constant, C_constant)
         end_row(loop, n + 2, &row[2], B_constant, C_constant)
         end_row(loop, n + 3, &row[3], B_constant, C_constant)
+
+
+cdef void one_row(const AdjointLoop *loop, ix n, bint gate) noexcept nogil:
+    """The same for state n alone, one of the last three."""
+    some_rows(loop, n, 1, gate, loop.B.constant, loop.C.constant)
 
 
 cdef inline AdjointLoop interval_at(const AdjointLoop *block, ix t) noexcept nogil:
@@ -262,32 +281,31 @@ cdef inline void each_interval(const AdjointLoop *block, const bint gate, const 
             if n + 4 <= N:
                 some_rows(&loop, n, 4, gate, B_constant, C_constant)
             else:
-                some_rows(&loop, n, 1, gate, B_constant, C_constant)
+                one_row(&loop, n, gate)
             t -= INTERVAL
         n += 4 if n + 4 <= N else 1
         offset += TERMS
 
 
-# One loop is made for each way that these flags can be set.
+# B and C are constant or vary, with or without a gate: these have a loop each.  Where only one of B
+# and C is constant, one loop takes either.
 
-cdef inline void adjoint_with_C(const AdjointLoop *block, const bint gate,
-                                const bint B_constant) noexcept nogil:
-    if block.C.constant:
-        each_interval(block, gate, B_constant, True)
-    else:
-        each_interval(block, gate, B_constant, False)
+cdef void each_interval_any(const AdjointLoop *block) noexcept nogil:
+    each_interval(block, block.gate, block.B.constant, block.C.constant)
 
 
-cdef inline void adjoint_with_B(const AdjointLoop *block, const bint gate) noexcept nogil:
+cdef inline void adjoint_with_gate(const AdjointLoop *block, const bint gate) noexcept nogil:
     if block.B.constant:
-        adjoint_with_C(block, gate, True)
+        each_interval(block, gate, True, True)
     else:
-        adjoint_with_C(block, gate, False)
+        each_interval(block, gate, False, False)
 
 
 cdef void adjoint_states(const AdjointLoop *block) noexcept nogil:
     """2. All states of a block, forward and back."""
-    if block.gate:
-        adjoint_with_B(block, True)
+    if block.B.constant != block.C.constant:
+        each_interval_any(block)
+    elif block.gate:
+        adjoint_with_gate(block, True)
     else:
-        adjoint_with_B(block, False)
+        adjoint_with_gate(block, False)

@@ -1,12 +1,14 @@
 # The scan forward (docs/derivations.md §1.1): h[l] = exp(Δ·A)·h[l−1] + Δ·u·B and y = C·h.  A block
 # runs through the recurrence, a segment block by block, a task through several work_items.  How the
 # recurrence is rounded is in §1.6.  Included by _kernels.pyx.
-# needs: Block, ChannelBlock, CoefficientRows, divide_channels, INTERVAL, Lanes, MANY, Scan,
-#        Segment, segment_of, Signal, TB (s6/_problem.pxi)
+# needs: Block, ChannelBlock, CoefficientRows, divide_channels, Lanes, MANY, Scan, Segment,
+#        segment_of, Signal, TB (s6/_problem.pxi)
 # needs: load_signal, plan_prefetch, Prefetch, prefetch, store_signal, TILE (s6/_tiles.pxi)
 # needs: all_finite, coefficient, copy_states, gathered_size, lanes_size, load_coefficients,
 #        load_initial_state, own_rows, piece_at, set_up_channel_block, stopped,
 #        store_state (s6/_lanes.pxi)
+# needs: begin_sums, Leave, leave_remembered, place_of, Stir, stir, stir_begin, stirred_first,
+#        stirred_second (s6/_remembered.pxi)
 
 cdef enum:
     CARRY = 4                           # Lanes of a channel_block if they share copies of B and C;
@@ -18,6 +20,7 @@ cdef struct Loop:                       # a block of one Lanes, as its states ru
     const real *du                      # [time, lane]: Δ·u
     real *y                             # [time, lane]: C·h is added; NULL if only states are wanted
     CoefficientRows B, C
+    Leave leave
     ix states, steps
     bint safe                           # whether every Δ·A is well inside the range of exp
 
@@ -29,6 +32,17 @@ cdef inline vf advance(vf dt, vf a, vf h, vf du, vf b, const bint safe) noexcept
     return vdecay_safe(dt, a, h, du, b) if safe else vdecay_any(dt, a, h, du, b)
 
 
+cdef inline bint leaves_at(const Loop *loop, ix t) noexcept nogil:
+    """Whether states are left before step t of the block, where a part of it begins."""
+    return loop.leave.p is not NULL and (t > 0 or loop.leave.first)
+
+
+cdef inline void leave_state(const Loop *loop, ix n, ix t, vf h) noexcept nogil:
+    """Leave h, state n before step t of the block."""
+    cdef ix number = t // loop.leave.every * loop.states + n
+    vstore_some(loop.leave.p + number * loop.leave.rows, h, loop.leave.rows)
+
+
 cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint B_constant,
                              const bint C_constant, const bint with_y) noexcept nogil:
     """States n … n+3 through a block: h stays in registers, tiles are read once for all four."""
@@ -37,25 +51,33 @@ cdef inline void four_states(const Loop *loop, ix n, const bint safe, const bint
     cdef real *y = loop.y
     cdef const real *a = loop.lanes.a + n * VL
     cdef real *h = loop.lanes.h + n * VL
-    cdef ix ldb = loop.B.row, ldc = loop.C.row, T = loop.steps, t
+    cdef ix ldb = loop.B.row, ldc = loop.C.row, T = loop.steps, t, start = 0, end
     cdef const real *B = loop.B.p + n * ldb
     cdef const real *C = loop.C.p + n * ldc
     cdef vf a0 = vload(a), a1 = vload(a + VL), a2 = vload(a + 2 * VL), a3 = vload(a + 3 * VL)
     cdef vf h0 = vload(h), h1 = vload(h + VL), h2 = vload(h + 2 * VL), h3 = vload(h + 3 * VL)
     cdef vf d, x, s
-    for t in range(T):
-        d = vload(dt + t * VL)
-        x = vload(du + t * VL)
-        h0 = advance(d, a0, h0, x, coefficient(B, t, B_constant), safe)
-        h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, B_constant), safe)
-        h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, B_constant), safe)
-        h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, B_constant), safe)
-        if with_y:
-            s = vfma(h0, coefficient(C, t, C_constant), vload(y + t * VL))
-            s = vfma(h1, coefficient(C + ldc, t, C_constant), s)
-            s = vfma(h2, coefficient(C + 2 * ldc, t, C_constant), s)
-            s = vfma(h3, coefficient(C + 3 * ldc, t, C_constant), s)
-            vstore(y + t * VL, s)
+    while start < T:
+        end = min(start + loop.leave.every, T)
+        if leaves_at(loop, start):
+            leave_state(loop, n, start, h0)
+            leave_state(loop, n + 1, start, h1)
+            leave_state(loop, n + 2, start, h2)
+            leave_state(loop, n + 3, start, h3)
+        for t in range(start, end):
+            d = vload(dt + t * VL)
+            x = vload(du + t * VL)
+            h0 = advance(d, a0, h0, x, coefficient(B, t, B_constant), safe)
+            h1 = advance(d, a1, h1, x, coefficient(B + ldb, t, B_constant), safe)
+            h2 = advance(d, a2, h2, x, coefficient(B + 2 * ldb, t, B_constant), safe)
+            h3 = advance(d, a3, h3, x, coefficient(B + 3 * ldb, t, B_constant), safe)
+            if with_y:
+                s = vfma(h0, coefficient(C, t, C_constant), vload(y + t * VL))
+                s = vfma(h1, coefficient(C + ldc, t, C_constant), s)
+                s = vfma(h2, coefficient(C + 2 * ldc, t, C_constant), s)
+                s = vfma(h3, coefficient(C + 3 * ldc, t, C_constant), s)
+                vstore(y + t * VL, s)
+        start = end
     vstore(h, h0)
     vstore(h + VL, h1)
     vstore(h + 2 * VL, h2)
@@ -71,12 +93,17 @@ cdef inline void one_state(const Loop *loop, ix n, const bint safe, const bint B
     cdef const real *B = loop.B.p + n * loop.B.row
     cdef const real *C = loop.C.p + n * loop.C.row
     cdef vf a = vload(loop.lanes.a + n * VL), h = vload(loop.lanes.h + n * VL), b
-    cdef ix t, T = loop.steps
-    for t in range(T):
-        b = coefficient(B, t, B_constant)
-        h = advance(vload(dt + t * VL), a, h, vload(du + t * VL), b, safe)
-        if with_y:
-            vstore(y + t * VL, vfma(h, coefficient(C, t, C_constant), vload(y + t * VL)))
+    cdef ix t, T = loop.steps, start = 0, end
+    while start < T:
+        end = min(start + loop.leave.every, T)
+        if leaves_at(loop, start):
+            leave_state(loop, n, start, h)
+        for t in range(start, end):
+            b = coefficient(B, t, B_constant)
+            h = advance(vload(dt + t * VL), a, h, vload(du + t * VL), b, safe)
+            if with_y:
+                vstore(y + t * VL, vfma(h, coefficient(C, t, C_constant), vload(y + t * VL)))
+        start = end
     vstore(loop.lanes.h + n * VL, h)
 
 
@@ -91,80 +118,63 @@ cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint safe
         n += 1
 
 
-# One loop is made for each way that these flags can be set.
+# B and C are constant or vary; y may not be wanted.  What is common has a loop of its own, and what
+# is rare has one loop for all.
 
-cdef inline void states_with_C(const Loop *loop, ix n, ix end, const bint safe,
-                               const bint B_constant) noexcept nogil:
-    if loop.y is NULL:
-        states_in_fours(loop, n, end, safe, B_constant, True, False)
-    elif loop.C.constant:
-        states_in_fours(loop, n, end, safe, B_constant, True, True)
-    else:
-        states_in_fours(loop, n, end, safe, B_constant, False, True)
+cdef void advance_any(const Loop *loop, ix n, ix end) noexcept nogil:
+    """For any Δ·A."""
+    states_in_fours(loop, n, end, False, loop.B.constant, loop.C.constant, loop.y is not NULL)
 
 
-cdef inline void states_with_B(const Loop *loop, ix n, ix end, const bint safe) noexcept nogil:
-    if loop.B.constant:
-        states_with_C(loop, n, end, safe, True)
-    else:
-        states_with_C(loop, n, end, safe, False)
+cdef void advance_mixed(const Loop *loop, ix n, ix end) noexcept nogil:
+    """Where one of B and C is constant, or y is not wanted."""
+    states_in_fours(loop, n, end, True, loop.B.constant, loop.C.constant, loop.y is not NULL)
 
 
 cdef void advance_piece(const Loop *loop, ix n, ix end) noexcept nogil:
     """States n … end−1 through a block."""
-    if loop.safe:
-        states_with_B(loop, n, end, True)
+    if not loop.safe:
+        advance_any(loop, n, end)
+    elif loop.y is NULL and not loop.B.constant:
+        states_in_fours(loop, n, end, True, False, True, False)
+    elif loop.y is NULL or loop.B.constant != loop.C.constant:
+        advance_mixed(loop, n, end)
+    elif loop.B.constant:
+        states_in_fours(loop, n, end, True, True, True, True)
     else:
-        states_with_B(loop, n, end, False)
+        states_in_fours(loop, n, end, True, False, False, True)
 
 
 cdef void advance_states(const Loop *loop) noexcept nogil:
-    """All states through a block.  The terms of y are added state by state, for any number of
-    states."""
+    """All states through a block, some of which are left on the way.  The terms of y are added
+    state by state, for any number of states."""
     cdef ix n = 0
     while n < loop.states and not stopped(loop.lanes, n):
         advance_piece(loop, n, n + piece_at(n, loop.states))
         n += MANY
-
-
-cdef void advance_with_checkpoints(const Loop *whole, real *checkpoints) noexcept nogil:
-    """As `advance_states`, leaving the state before every INTERVAL steps in checkpoints."""
-    cdef Loop loop = whole[0]
-    cdef ix t = 0
-    while t < whole.steps:
-        copy_states(loop.lanes.h, loop.lanes, loop.states, checkpoints)
-        loop.steps = min(<ix>INTERVAL, whole.steps - t)
-        advance_states(&loop)
-        checkpoints += loop.states * VL
-        loop.dt, loop.du = loop.dt + INTERVAL * VL, loop.du + INTERVAL * VL
-        if not loop.B.constant:
-            loop.B.p += INTERVAL
-        t += INTERVAL
-
-
-cdef void advance_block(const Loop *loop, real *checkpoints) noexcept nogil:
-    """All states through a block.  If `checkpoints` is not NULL, loop.y must be NULL."""
-    if checkpoints is NULL:
-        advance_states(loop)
-    else:
-        advance_with_checkpoints(loop, checkpoints)
     loop.lanes.finite = all_finite(loop.lanes, loop.lanes.h, loop.states)
 
 
 # ---- a block ----------------------------------------------------------------------------------
 
-cdef inline bint step_sizes(const Lanes *lanes, real *dt, real *du, real *y, ix T,
-                            const Prefetch *plans, const bint softplus) noexcept nogil:
-    """1. IN dt = delta, du = u; OUT dt = Δ, du = Δ·u, y = D·u.  Whether every Δ·A of the block is
-    well inside the range of exp."""
+cdef inline bint step_sizes(const Lanes *lanes, real *tiles, ix T, const Prefetch *plans,
+                            const bint softplus, Stir *sums) noexcept nogil:
+    """1. IN delta, u; OUT Δ, Δ·u, D·u, in the same three tiles; sums, unless NULL.  Whether every
+    Δ·A of the block is well inside the range of exp."""
+    cdef real *dt = tiles
+    cdef real *du = tiles + TILE
+    cdef real *y = tiles + 2 * TILE
     cdef vf bias = vload(lanes.bias), skip = vload(lanes.D)
     cdef vf d, x, top = vset1(0)
     cdef vf odd = vset1(0)              # becomes NaN with any Δ that is NaN or inf
+    cdef Prefetch first = plans[0], second = plans[1], third = plans[2]
     cdef ix t
     for t in range(T):
-        prefetch(plans, t)
-        prefetch(plans + 1, t)
-        prefetch(plans + 2, t)
+        prefetch(&first, t)
+        prefetch(&second, t)
+        prefetch(&third, t)
+        if sums is not NULL:
+            stir(sums, dt + t * VL, du + t * VL, t)
         d = vload(dt + t * VL) + bias
         if softplus:
             d = vsoftplus(d)
@@ -190,53 +200,84 @@ cdef void skip_connection(const Scan *scan, const Lanes *lanes, const Block *blo
         vstore(y + t * VL, vload(y + t * VL) * skip)
 
 
-cdef bint start_block(const Scan *scan, Lanes *lanes, const Block *block, real *dt, real *du,
-                      real *y) noexcept nogil:
-    """1. OUT dt, du and y as `step_sizes` leaves them; whether all Δ·A are inside the range of
-    exp."""
+cdef bint start_block(const Scan *scan, Lanes *lanes, const Block *block,
+                      real *tiles) noexcept nogil:
+    """1. OUT the tiles as `step_sizes` leaves them; whether all Δ·A are inside the range of exp."""
     cdef Prefetch plans[3]
     cdef const Signal *third = &scan.u if scan.z.p is NULL else &scan.z
+    cdef Stir sums
+    cdef bint safe
     plan_prefetch(&scan.delta, block.batch, lanes, block.after, plans)
     plan_prefetch(&scan.u, block.batch, lanes, block.after, plans + 1)
     plan_prefetch(third, block.batch, lanes, block.start, plans + 2)
-    load_signal(&scan.delta, lanes, block, dt)
-    load_signal(&scan.u, lanes, block, du)
+    load_signal(&scan.delta, lanes, block, tiles)
+    load_signal(&scan.u, lanes, block, tiles + TILE)
+    if lanes.sums is NULL:
+        if scan.softplus:
+            return step_sizes(lanes, tiles, block.steps, plans, True, NULL)
+        return step_sizes(lanes, tiles, block.steps, plans, False, NULL)
+    stir_begin(&sums, place_of(scan, lanes, block))
     if scan.softplus:
-        return step_sizes(lanes, dt, du, y, block.steps, plans, True)
-    return step_sizes(lanes, dt, du, y, block.steps, plans, False)
+        safe = step_sizes(lanes, tiles, block.steps, plans, True, &sums)
+    else:
+        safe = step_sizes(lanes, tiles, block.steps, plans, False, &sums)
+    lanes.sums[0] += stirred_first(&sums, block.steps)
+    lanes.sums[1] += stirred_second(&sums, block.steps)
+    return safe
+
+
+cdef inline void apply_gate(const real *z, real *y, ix T, Stir *sums) noexcept nogil:
+    """3. y = y·silu(z); OUT sums, unless NULL."""
+    cdef ix t
+    for t in range(T):
+        if sums is not NULL:
+            stir(sums, z + t * VL, NULL, t)
+        vstore(y + t * VL, vload(y + t * VL) * vsilu(vload(z + t * VL)))
+
+
+cdef void gate_block(const Scan *scan, Lanes *lanes, const Block *block, real *z,
+                     real *y) noexcept nogil:
+    """3. y = y·silu(z); OUT the tile z."""
+    cdef Stir sums
+    load_signal(&scan.z, lanes, block, z)
+    if lanes.sums is NULL:
+        apply_gate(z, y, block.steps, NULL)
+    else:
+        stir_begin(&sums, place_of(scan, lanes, block))
+        apply_gate(z, y, block.steps, &sums)
+        lanes.sums[2] += stirred_first(&sums, block.steps)
 
 
 cdef void scan_block(const Scan *scan, const Block *block, Lanes *lanes, const CoefficientRows *B,
-                     const CoefficientRows *C, real *tiles, real *checkpoints) noexcept nogil:
+                     const CoefficientRows *C, real *tiles, const Leave *leave) noexcept nogil:
     """One Lanes through a block: 1. step sizes, 2. recurrence, 3. gate."""
     cdef real *dt = tiles
     cdef real *y = tiles + 2 * TILE
     cdef Loop loop
-    cdef ix t, T = block.steps
+    cdef ix T = block.steps
     loop.lanes, loop.states, loop.steps = lanes, scan.states, T
     loop.dt, loop.du, loop.y = dt, tiles + TILE, y
     loop.B, loop.C = own_rows(B, lanes.b), own_rows(C, lanes.c)
-    loop.safe = start_block(scan, lanes, block, dt, tiles + TILE, y) and lanes.finite
+    loop.leave = leave[0]
+    loop.safe = start_block(scan, lanes, block, tiles) and lanes.finite
     if scan.out.p is NULL:              # only states are wanted: by the adjoint, or of a chunk
         loop.y = NULL
     elif scan.D.p is NULL:              # u·0 would be NaN if u is inf
         memset(y, 0, T * VL * sizeof(real))
     if loop.safe:                       # 2.
         copy_states(lanes.h, lanes, scan.states, lanes.before)
-    advance_block(&loop, checkpoints)
+    advance_states(&loop)
     # a state overflowed: the block runs again with the slower arithmetic that follows IEEE
     if loop.safe and not lanes.finite:
         copy_states(lanes.before, lanes, scan.states, lanes.h)
         if loop.y is not NULL:
             skip_connection(scan, lanes, block, y)
         loop.safe = False
-        advance_block(&loop, checkpoints)
+        advance_states(&loop)
     if loop.y is NULL:
         return
     if scan.z.p is not NULL:            # 3.
-        load_signal(&scan.z, lanes, block, dt)
-        for t in range(T):
-            vstore(y + t * VL, vload(y + t * VL) * vsilu(vload(dt + t * VL)))
+        gate_block(scan, lanes, block, dt, y)
     store_signal(&scan.out, lanes, block, y)
 
 
@@ -258,6 +299,7 @@ cdef bint scan_segment(const Scan *scan, ix number, ChannelBlock *carried) noexc
     cdef ix t = segment.start, N = scan.states, i
     cdef CoefficientRows B, C
     cdef Block block
+    cdef Leave leave
     for i in range(carried.count):
         load_initial_state(scan, number, &carried.lanes[i])
     while t < segment.stop:
@@ -266,7 +308,8 @@ cdef bint scan_segment(const Scan *scan, ix number, ChannelBlock *carried) noexc
         block = block_at(&segment, t, scan.block)
         load_coefficients(scan, carried, &block, &B, &C)
         for i in range(carried.count):
-            scan_block(scan, &block, &carried.lanes[i], &B, &C, carried.tiles, NULL)
+            leave = leave_remembered(scan, &segment, &block, &carried.lanes[i])
+            scan_block(scan, &block, &carried.lanes[i], &B, &C, carried.tiles, &leave)
         t += block.steps
     for i in range(carried.count):
         store_state(&scan.last_state, number, &carried.lanes[i], N, carried.lanes[i].h)
@@ -284,6 +327,7 @@ cdef void scan_task(void *args, ix i, Worker *worker) noexcept nogil:
     carried.lanes, carried.worker, carried.tiles = lanes, worker, <real *>worker.scratch
     carried.gathered = carried.tiles + 3 * TILE
     own = carried.gathered + <ix>gathered_size(scan)
+    begin_sums(&scan.remembered, i, &carried)
     for item in range(i * scan.items_per_task, min(scan.work_items, (i + 1) * scan.items_per_task)):
         if scan.items_per_task > 1:
             number, segment = item // scan.segments, item % scan.segments
@@ -306,8 +350,10 @@ cdef double divide_scan(Scan *scan) noexcept nogil:
     """Blocks, channel_blocks and tasks by the size of the call; the seconds it will take."""
     cdef bint gather = scan.B.gather or scan.C.gather
     cdef double N = scan.states, steps = scan.steps, seconds
+    cdef ix least = 16 if scan.remembered.p is NULL else 32
     scan.block = TB
-    while gather and scan.block > 16 and scan.block * N > 16384:
+    # checksums are of 32 steps each
+    while gather and scan.block > least and scan.block * N > 16384:
         scan.block //= 2
     divide_channels(&scan.blocks, CARRY if gather and N <= 256 else 1)
     if scan.starts is not NULL:

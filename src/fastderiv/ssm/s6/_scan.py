@@ -17,9 +17,11 @@ from ..._core.arrays import (
     expect,
     flag,
 )
+from ..._core.cache import Cache
 from ..._core.dispatch import kernels
 from ..._core.plain import alike
 from .._sequences import check_starts
+from ._cache import Kept, cache_of, checked, kept_of, new_kept
 
 if TYPE_CHECKING:
     from .._kernels import Kernels
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
 _REQUIRED = ("u", "delta", "A", "B", "C")
 _ALWAYS = len(_REQUIRED)
+Result = NDArray | tuple[NDArray, NDArray] | tuple[NDArray, Cache] | tuple[NDArray, NDArray, Cache]
 _NAMES = (*_REQUIRED, "D", "z", "delta_bias", "initial_state", "dout", "dlast_state")
 
 
@@ -46,7 +49,26 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
 ) -> NDArray: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, Cache]: ...
 @overload
 def selective_scan(
     u: ArrayLike,
@@ -63,6 +85,43 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
+) -> tuple[NDArray, NDArray]: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[True],
+) -> tuple[NDArray, NDArray, Cache]: ...
+@overload
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None,
+    z: ArrayLike | None,
+    delta_bias: ArrayLike | None,
+    delta_softplus: bool,
+    return_last_state: Literal[True],
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
 ) -> tuple[NDArray, NDArray]: ...
 @overload
 def selective_scan(
@@ -80,7 +139,8 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> tuple[NDArray, NDArray]: ...
+    return_cache: Literal[True],
+) -> tuple[NDArray, NDArray, Cache]: ...
 @overload
 def selective_scan(
     u: ArrayLike,
@@ -97,7 +157,9 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
+    return_cache: Literal[False] = False,
 ) -> NDArray | tuple[NDArray, NDArray]: ...
+@overload
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -113,7 +175,25 @@ def selective_scan(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     out: np.ndarray | None = None,
-) -> NDArray | tuple[NDArray, NDArray]:
+    return_cache: bool = False,
+) -> Result: ...
+def selective_scan(
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    return_cache: bool = False,
+) -> Result:
     r"""The selective scan of Mamba (S6), in one fused pass.
 
     For every batch item and channel, with :math:`\Delta_l = \mathrm{softplus}(\delta_l + b)`
@@ -155,6 +235,9 @@ def selective_scan(
     out : ndarray, optional
         Where to write the result: exact shape and dtype, any strides, no memory shared with an
         input.
+    return_cache : bool, optional
+        Whether to return also what `selective_scan_vjp` needs.  Without a cache it runs the scan
+        once more.
 
     Returns
     -------
@@ -162,6 +245,9 @@ def selective_scan(
         float32 if every floating argument is, else float64.
     last_state : ndarray, shape (batch, D, N)
         Only if `return_last_state`.
+    cache : object
+        Only if `return_cache`.  It is opaque and immutable, can be used any number of times with
+        the same arguments, from several threads too, and cannot be pickled.
 
     Raises
     ------
@@ -177,6 +263,12 @@ def selective_scan(
     contiguous along it: no array of batch·D·L·N elements is formed, and inputs of any strides are
     read in place (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go
     through a copy).  The bits of the result do not depend on strides or threads.
+
+    A cache holds the states before every K steps: batch·D·N·L/K numbers.  K is 32, 64 or 128, the
+    least for which that is at most 15 % of u, delta, z and the result; beyond N = 64 (48 without z)
+    it is 128, and the cache grows with N.  With it, a scan takes about 5 % longer.  It also holds
+    checksums of all arguments, by which `selective_scan_vjp` recognises a cache of other ones; for
+    these, A, B, C and `initial_state` are copied, one at a time, where they are not C-contiguous.
 
     float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest
     magnitude; typically 1e-15 and 3e-7.  The state itself has the working precision: where it
@@ -207,16 +299,26 @@ def selective_scan(
     >>> second = fd.selective_scan(u[:, 2:], delta[:, 2:], *rest, initial_state=state)
     >>> np.hstack([first, second]) / np.log(2)
     array([[1.   , 0.5  , 0.25 , 0.125]])
+
+    Keeping what the gradients need:
+
+    >>> y, cache = fd.selective_scan(u, delta, *rest, return_cache=True)
+    >>> fd.selective_scan_vjp(y, u, delta, *rest, cache=cache).du.shape
+    (1, 4)
     """
     call = ScanCall(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     base = call.new_result() if out is None else call.checked_out(out)
     result = base if out is None else as_dtype(base, call.dtype)
     last = call.new_state() if flag("return_last_state", return_last_state) else None
-    call.scan(result, last, flag("delta_softplus", delta_softplus))
+    kept = checked(call.new_kept()) if flag("return_cache", return_cache) else None
+    softplus = flag("delta_softplus", delta_softplus)
+    call.scan(result, last, softplus, kept)
     if out is not None:
         copy_back(result, base)
         result = out
-    return result if last is None else (result, last)
+    results = result, last, None if kept is None else cache_of(call, kept, softplus)
+    given: Any = tuple(a for a in results if a is not None)
+    return result if len(given) == 1 else given
 
 
 class ScanCall:
@@ -306,13 +408,29 @@ class ScanCall:
         """An array for a state, in the caller's shape."""
         return empty("the state", self.state_shape, self.dtype)
 
-    def scan(self, out: NDArray | None, last_state: NDArray | None, delta_softplus: bool) -> None:
-        """OUT out, last_state: arrays in the caller's shapes, or None."""
+    def new_kept(self) -> Kept:
+        """An array for the states that the adjoint needs."""
+        return new_kept(self)
+
+    def kept(self, states: NDArray) -> Kept:
+        """States that the scan of the same arguments has left in such an array."""
+        return kept_of(self, states)
+
+    def scan(
+        self,
+        out: NDArray | None,
+        last_state: NDArray | None,
+        delta_softplus: bool,
+        kept: Kept | None = None,
+    ) -> None:
+        """OUT out, last_state: arrays in the caller's shapes, or None; kept."""
+        states, span, checks = kept or Kept()
         self.kernels.scan(
             self.u, self.delta, self.A, B=self.B, C=self.C, D=self.D, z=self.z,
             delta_bias=self.delta_bias, delta_softplus=delta_softplus,
             initial_state=self.initial_state, cu_seqlens=self.starts,
-            last_state=self.state(last_state), out=self.signal(out),
+            last_state=self.state(last_state), out=self.signal(out), states=states,
+            span=span, checks=checks,
         )  # fmt: skip
 
     @overload

@@ -93,10 +93,12 @@ cdef void store_signal(const Signal *signal, const Lanes *lanes, const Block *bl
 
 # ---- prefetching ------------------------------------------------------------------------------
 
-# At every step of a block, one cache line is fetched that will be needed later.
+# At every step of a block, one cache line is fetched that will be needed later.  Loops over time
+# work on copies of the plans, which stay in registers.
 cdef struct Prefetch:
-    const real *p
-    ix mask, lane, shift, line
+    const real *p                       # the line that the next step fetches
+    ix step                             # from one line to the next
+    ix jump                             # and what is added to that after every VL lines
 
 
 cdef void plan_prefetch(const Signal *signal, ix batch, const Lanes *lanes, ix t,
@@ -106,12 +108,23 @@ cdef void plan_prefetch(const Signal *signal, ix batch, const Lanes *lanes, ix t
     If time is contiguous, it is the next line of lane k % VL.  Otherwise it is the line of step k,
     which holds all lanes if channels are contiguous."""
     plan.p = signal_at(signal, batch, lanes, t)
-    plan.mask, plan.lane, plan.shift, plan.line = 0, 0, 0, signal.t
+    plan.step, plan.jump = signal.t, 0
     if signal.t == 1:
-        plan.mask, plan.lane, plan.line = VL - 1, signal.d, GL
-        while 1 << plan.shift < VL:
-            plan.shift += 1
+        plan.step, plan.jump = signal.d, GL - VL * signal.d
 
 
-cdef inline void prefetch(const Prefetch *plan, ix k) noexcept nogil:
-    vprefetch(plan.p + (k & plan.mask) * plan.lane + (k >> plan.shift) * plan.line)
+cdef inline void go_on(Prefetch *plan, ix k) noexcept nogil:
+    plan.p += plan.step
+    if k % VL == VL - 1:
+        plan.p += plan.jump
+
+
+cdef inline void prefetch(Prefetch *plan, ix k) noexcept nogil:
+    vprefetch(plan.p)
+    go_on(plan, k)
+
+
+cdef inline void prefetch_far(Prefetch *plan, ix k) noexcept nogil:
+    """To the second-level cache: for blocks between which the first level is full of other data."""
+    vprefetch_far(plan.p)
+    go_on(plan, k)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import assign, empty, flag
+from ..._core.cache import Cache
 from ..._core.floats import undisturbed
 from ..._core.fpstate import ieee
+from ._cache import Kept, expect_signals, recalled
 from ._scan import ScanCall
 
 
@@ -56,6 +58,7 @@ def selective_scan_vjp(
     initial_state: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     dlast_state: ArrayLike | None = None,
+    cache: Cache | None = None,
 ) -> SelectiveScanGrads:
     r"""The adjoint of `selective_scan`: gradients of a scalar with respect to its arguments.
 
@@ -79,6 +82,8 @@ def selective_scan_vjp(
     dlast_state : array_like, shape (batch, D, N), optional
         Gradient with respect to the last state; zeros by default.  With `cu_seqlens` it is
         (sequences, D, N).
+    cache : object, optional
+        What `selective_scan` returned for the same arguments.  Without it the scan runs once more.
 
     Returns
     -------
@@ -92,22 +97,27 @@ def selective_scan_vjp(
     Raises
     ------
     ValueError, TypeError
-        A shape or dtype that does not fit, naming the argument, what was expected and what came.
+        A shape or dtype that does not fit, naming the argument, what was expected and what came; a
+        cache of another call.  (That `u`, `delta` or `z` is another is found while the gradients
+        are computed: such an error comes as late as they would.)
     MemoryError
         Results or scratch larger than the machine's memory; the message says how many bytes.
 
     Notes
     -----
-    O(batch·D·L·N) time, about three scans.  States are never stored for all steps nor recovered by
-    division: the scan runs once more, leaving its state every 32 steps, and is replayed from there
-    on the way back.
+    O(batch·D·L·N) time, about three scans, or two with a cache.  States are never stored for all
+    steps nor recovered by division: the scan runs once more, leaving its state every 32 steps, and
+    is replayed from there on the way back.  A cache has these states already, or every second or
+    fourth of them where N is larger (see `selective_scan`): then a half or three quarters of the
+    scan run once more.  A cache changes no bit of the gradients.
 
-    Memory beyond inputs and outputs has four parts.  Checkpoints are kept for 64 to 256 bytes of
-    channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with `cu_seqlens`, L is that
-    of the longest sequence).  Shares of ``dB`` and ``dC`` that await their summation take at most a
-    twelfth of inputs and outputs.  What is summed over the batch has up to 32 shares, each of N + 2
-    numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes about 1/4 MiB per thread
-    at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in float64.
+    Memory beyond inputs and outputs has four parts.  Without a cache, checkpoints are kept for 64
+    to 256 bytes of channels at once: at most 8·L·N bytes per thread (128·L at N = 16; with
+    `cu_seqlens`, L is that of the longest sequence).  Shares of ``dB`` and ``dC`` that await their
+    summation take at most a twelfth of inputs and outputs.  What is summed over the batch has up to
+    32 shares, each of N + 2 numbers a channel, or 3N + 2 where B and C are constant.  Scratch takes
+    about 1/4 MiB per thread at N = 16; it grows with N, by 8 KiB in float32 and by 14 KiB in
+    float64.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
     nor on strides.  float64 is within 1e-12, float32 within 2e-5 of the exact gradient, relative to
@@ -116,7 +126,7 @@ def selective_scan_vjp(
 
     References
     ----------
-    docs/derivations.md §1.4.
+    docs/derivations.md §1.4 and §6.8.
 
     Examples
     --------
@@ -134,8 +144,19 @@ def selective_scan_vjp(
         u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, dout, dlast_state,
         required=("dout", "u", "delta", "A", "B", "C"),
     )  # fmt: skip
+    softplus = flag("delta_softplus", delta_softplus)
+    kept, signals = recalled(call, cache, softplus)
+    grads = scan_adjoint(call, softplus, kept)
+    expect_signals(kept, signals)
+    return grads
+
+
+def scan_adjoint(
+    call: ScanCall, delta_softplus: bool, kept: Kept | None = None
+) -> SelectiveScanGrads:
+    """The gradients; with what the scan has kept it does not run once more.  OUT kept.checks."""
     results = _Results(call)
-    sums = _sums(call, flag("delta_softplus", delta_softplus), results)
+    sums = _sums(call, delta_softplus, results, kept or Kept())
     return _collect(call, sums, results)
 
 
@@ -159,7 +180,7 @@ def _varying(name: str, coefficient: NDArray) -> NDArray | None:
     return empty(name, coefficient.shape, coefficient.dtype, np.zeros)
 
 
-def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
+def _sums(call: ScanCall, delta_softplus: bool, results: _Results, kept: Kept) -> NDArray:
     """OUT results; the sums over batch and time (rows, D)."""
     with ieee():  # the number of shares is computed in floating point, too
         shares = call.kernels.adjoint(
@@ -169,6 +190,7 @@ def _sums(call: ScanCall, delta_softplus: bool, results: _Results) -> NDArray:
             dlast_state=call.dlast_state, du=call.signal(results.du),
             ddelta=call.signal(results.ddelta), dz=call.signal(results.dz),
             dinitial_state=call.state(results.dinitial_state), dB=results.dB, dC=results.dC,
+            states=kept.states, span=kept.span, checks=kept.checks,
         )  # fmt: skip
     return shares[0] if len(shares) == 1 else _total(shares)
 

@@ -1,0 +1,1 @@
+"""The causal depthwise convolution: whole sequences, single steps, the adjoint."""
