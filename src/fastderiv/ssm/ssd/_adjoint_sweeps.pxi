@@ -208,11 +208,10 @@ cdef bint ssd_back_chunk(SsdBack *back, ix number) noexcept nogil:
 
 cdef void ssd_set_segment(SsdBack *back, ix number) noexcept nogil:
     """OUT back: the segment, and its chunks: a single one of a short segment."""
-    cdef const SsdAdjoint *adj = back.adj
     cdef ix steps
-    back.number, back.segment = number, ssd_segment(&adj.ssd, number)
+    back.number, back.segment = number, ssd_segment(&back.adj.ssd, number)
     steps = back.segment.stop - back.segment.start
-    back.steps = SSD_MOST if steps <= SSD_MOST and adj.kept is NULL else SSD_CHUNK
+    back.steps = SSD_MOST if steps <= SSD_MOST else SSD_CHUNK
     back.chunks = ceil_div(steps, back.steps)
 
 

@@ -157,12 +157,11 @@ cdef void ssd_divide_heads(SsdAdjoint *adj) noexcept nogil:
 cdef void ssd_divide_adjoint(SsdAdjoint *adj, ix longest) noexcept nogil:
     """Sizes of tiles and windows, slices and ranges, by the size of the call alone."""
     cdef const Ssd *ssd = &adj.ssd
-    cdef ix chunks, most = SSD_CHUNK if adj.kept is not NULL else SSD_MOST
+    cdef ix chunks
     adj.wide, adj.deep = round_up(ssd.width, GL), round_up(ssd.states, GL)
-    adj.most = min(most, round_up(longest, GL)) if longest <= most else <ix>SSD_CHUNK
-    # of segments that are packed together some may be of one long chunk
-    if longest > most and ssd.starts is not NULL:
-        adj.most = most
+    adj.most = min(<ix>SSD_MOST, round_up(longest, GL))
+    if longest > SSD_MOST and ssd.starts is NULL:       # else short segments may be packed with it
+        adj.most = SSD_CHUNK
     adj.p_row, adj.n_row, adj.t_row = adj.wide + GL, adj.deep + GL, adj.most + GL
     adj.state = adj.wide * adj.n_row
     ssd_divide_heads(adj)
