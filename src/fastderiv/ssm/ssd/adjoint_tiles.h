@@ -1,5 +1,5 @@
-/* adjoint_tiles.h: tiles of the adjoint of an SSD scan: loading, storing, turning, scaling, sums over
- * their columns; products that fetch ahead what the next head reads.
+/* adjoint_tiles.h: tiles of the adjoint of an SSD scan: loading, storing, turning, scaling, sums
+ * over their columns; products that fetch ahead what the next head reads.
  *
  *     tile       rows of one step each, or of one row of a state, `row` numbers apart; the columns
  *                from the last one up to a multiple of GL hold zeros
