@@ -296,6 +296,21 @@ def ssd_scan(d):
     }
 
 
+def ssd_scan_vjp(d):
+    case, lead, L, H, P, N = ssd_parts(d)
+    case = {"dout": d.array(*lead, L, H, P)} | case
+    if d.chance(0.3):
+        case["dt_limit"] = [0.001, 2.0]
+    states = [*lead, H, P, N]
+    if lead == [1] and d.chance(0.6):
+        k = d.choice((1, 2, 3, 5))
+        case["cu_seqlens"], states = d.integers(d.cuts(L, k)), [k, H, P, N]
+    if d.chance(0.5):
+        case["initial_state"] = d.array(*states)
+    case["dlast_state"] = d.maybe(*states)
+    return case
+
+
 def selective_state_update(d):
     Bt, D, N = d.sizes(3)
     G = d.choice([g for g in range(1, D + 1) if D % g == 0] or [1])
@@ -808,6 +823,7 @@ CALLS = {
     "selective_scan": selective_scan,
     "selective_scan_vjp": selective_scan_vjp,
     "selective_state_update": selective_state_update,
+    "ssd_scan_vjp": ssd_scan_vjp,
     "causal_conv1d": causal_conv1d,
     "causal_conv1d_vjp": causal_conv1d_vjp,
     "causal_conv1d_update": causal_conv1d_update,
@@ -857,6 +873,7 @@ CALLS = {
 # result types that their functions' cases make, and pickle
 MADE = {
     "SelectiveScanGrads": "selective_scan_vjp",
+    "SSDScanGrads": "ssd_scan_vjp",
     "CausalConv1dGrads": "causal_conv1d_vjp",
     "ChunkSummary": "chunk_summary",
     "SSDChunkSummary": "ssd_chunk_summary",

@@ -59,6 +59,15 @@ def gradients(dtype=np.float64):
     return fd.selective_scan_vjp(dout, *(a.astype(dtype) for a in (u, u, A, B, B)), **rest)
 
 
+def ssd_gradients(dtype=np.float64):
+    signal = np.cos(np.arange(900.0)).reshape(150, 2, 3).astype(dtype)
+    state = np.cos(np.arange(18.0)).reshape(2, 3, 3).astype(dtype)
+    A = -1 - signal[0, :, 0] ** 2
+    of_time = signal[::-1], signal, signal[..., 0], A, signal[:, :1], signal[:, 1:]
+    options = dict(D=A, z=signal, dt_bias=A, dt_softplus=True, dt_limit=(0.01, 2))
+    return fd.ssd_scan_vjp(*of_time, **options, initial_state=state, dlast_state=state)
+
+
 def convolution(dtype=np.float64):
     """With bias, activation and state; then the gradients."""
     last = dict(initial_state=W.astype(dtype))
@@ -196,6 +205,8 @@ CALLS = {
     "selective_scan_vjp": lambda: (*gradients(), *gradients(np.float32)),
     "SelectiveScanGrads": lambda: pickle.loads(pickle.dumps(gradients())),
     "selective_state_update": update,
+    "ssd_scan_vjp": lambda: (*ssd_gradients(), *ssd_gradients(np.float32)),
+    "SSDScanGrads": lambda: pickle.loads(pickle.dumps(ssd_gradients())),
     "causal_conv1d": lambda: (*convolution()[0], *convolution(np.float32)[0]),
     "causal_conv1d_vjp": lambda: (*convolution()[1], *convolution(np.float32)[1]),
     "causal_conv1d_update": convolution_steps,

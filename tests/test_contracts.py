@@ -96,6 +96,20 @@ CALLS = {
     "selective_state_update": lambda f, a: f(
         np.zeros((2, 3, 2)), a((2, 3)), a((2, 3)), a((3, 2)), a((2, 2)), a((2, 1, 2))
     ),
+    "ssd_scan_vjp": lambda f, a: f(
+        a((2, 4, 2, 3)),
+        a((2, 4, 2, 3)),
+        a((2, 4, 2)),
+        a((2,)),
+        a((2, 4, 1, 5)),
+        a((2, 4, 1, 5)),
+        a((2, 3)),
+        a((2, 4, 2, 3)),
+        a((2,)),
+        True,
+        initial_state=a((2, 2, 3, 5)),
+        dlast_state=a((2, 2, 3, 5)),
+    ),
     "causal_conv1d": lambda f, a: f(
         a((2, 3, 4)),
         a((3, 4)),

@@ -55,6 +55,9 @@ def without(arguments, *names):
 
 
 SCAN, SCAN32 = scan_arguments(2, 5, 3, 40), scan_arguments(1, 17, 4, 40, F32)
+SIGNAL = np.cos(np.arange(900.0)).reshape(1, 150, 2, 3)  # x of an SSD scan
+SSD = SIGNAL[:, ::-1], SIGNAL, SIGNAL[..., 0], -1 - SIGNAL[0, 0, :, 0] ** 2, *[SIGNAL[:, :, :1]] * 2
+SSD32 = tuple(a.astype(F32) for a in SSD)
 WIDE, WIDE32 = (scan_arguments(2, 96, 16, 400, dtype) for dtype in (np.float64, F32))
 TAPS = normal(5, 4)
 STEP = dict(
@@ -168,6 +171,8 @@ CALLS = {
     "selective_scan_vjp: float32": lambda: fd.selective_scan_vjp(SCAN32["z"], **SCAN32),
     "selective_scan_vjp: threads": lambda: fd.selective_scan_vjp(WIDE["z"], **WIDE),
     "selective_scan_vjp: float32 and threads": lambda: fd.selective_scan_vjp(WIDE32["z"], **WIDE32),
+    "ssd_scan_vjp": lambda: fd.ssd_scan_vjp(*SSD, D=SSD[3], z=SSD[1], dt_bias=SSD[3]),
+    "ssd_scan_vjp: float32": lambda: fd.ssd_scan_vjp(*SSD32),
     "selective_state_update": lambda: updated(SCAN["initial_state"], **STEP),
     "selective_state_update: converted": lambda: updated(STATE32, **STEP),
     "selective_state_update: subnormal": lambda: updated(STATE32, **{**STEP, "x": SMALL}),

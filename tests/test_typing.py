@@ -65,6 +65,11 @@ grads = fd.selective_scan_vjp(
 )
 du, ddelta, dA, *_ = grads
 print(grads.du.shape, grads.dB.T, None if grads.dD is None else grads.dD.shape)
+heads = np.ones((8, 2, 3))
+of_ssd: fd.SSDScanGrads = fd.ssd_scan_vjp(
+    heads, heads, heads[..., 0].tolist(), [-1, -2], heads, heads, dt_limit=(0, 1), dlast_state=None
+)
+print(of_ssd.dx.shape, None if of_ssd.dz is None else of_ssd.dz.shape)
 print(fd.selective_state_update(h, u[:, 0], u[:, 1], A, [1, 2], [1.0, 2.0], dt_softplus=True).shape)
 print(
     fd.transition_product(u, A).shape,

@@ -15,9 +15,9 @@ Each room is a folder:
 
     ssm/           selective_scan and its adjoint selective_scan_vjp, selective_state_update,
                    chunk_summary, combine_summaries, scan_attention, transition_product, S6;
-                   ssd_scan, ssd_state_update, ssd_chunk_summary, ssd_attention;
-                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update,
-                   linear_scan and its adjoint linear_scan_vjp
+                   ssd_scan, ssd_scan_vjp, ssd_state_update, ssd_chunk_summary, ssd_attention;
+                   causal_conv1d, causal_conv1d_vjp, causal_conv1d_update;
+                   linear_scan, linear_scan_vjp
     subsets/       subset_sums, iter_subset_sums, subset_logsumexp
     boundary/      SigmoidMLP, ExponentialSum, find_x1, solve_x1, decision_intervals,
                    counterfactuals, nearest_tie, tie_sensitivity, trace_boundary, follow_boundary
@@ -82,6 +82,7 @@ from .ssm import (
     S6Grads,
     SelectiveScanGrads,
     SSDChunkSummary,
+    SSDScanGrads,
     causal_conv1d,
     causal_conv1d_update,
     causal_conv1d_vjp,
@@ -96,6 +97,7 @@ from .ssm import (
     ssd_attention,
     ssd_chunk_summary,
     ssd_scan,
+    ssd_scan_vjp,
     ssd_state_update,
     transition_product,
 )
@@ -120,6 +122,7 @@ __all__ = [
     "RootResults",
     "S6Grads",
     "SSDChunkSummary",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -158,6 +161,7 @@ __all__ = [
     "ssd_attention",
     "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_scan_vjp",
     "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",

@@ -48,7 +48,15 @@ from .optim import (
     momentum_step,
     momentum_unstep,
 )
-from .ssd import SSDChunkSummary, ssd_attention, ssd_chunk_summary, ssd_scan, ssd_state_update
+from .ssd import (
+    SSDChunkSummary,
+    SSDScanGrads,
+    ssd_attention,
+    ssd_chunk_summary,
+    ssd_scan,
+    ssd_scan_vjp,
+    ssd_state_update,
+)
 from .ssm import (
     S6,
     ChunkSummary,
@@ -83,6 +91,7 @@ __all__ = [
     "RootResults",
     "S6Grads",
     "SSDChunkSummary",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "SigmoidMLP",
     "TieSensitivity",
@@ -118,6 +127,7 @@ __all__ = [
     "ssd_attention",
     "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_scan_vjp",
     "ssd_state_update",
     "subset_logsumexp",
     "subset_sums",

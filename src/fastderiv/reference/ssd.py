@@ -198,3 +198,108 @@ def ssd_chunk_summary(
     C = np.zeros(np.shape(B))
     _, q = ssd_scan(x, dt, A, B, C, None, None, dt_bias, dt_softplus, dt_limit, True)
     return SSDChunkSummary(P, q)
+
+
+class SSDScanGrads(NamedTuple):
+    dx: NDArray
+    ddt: NDArray
+    dA: NDArray
+    dB: NDArray
+    dC: NDArray
+    dD: NDArray | None
+    dz: NDArray | None
+    ddt_bias: NDArray | None
+    dinitial_state: NDArray | None
+
+
+def ssd_scan_vjp(
+    dout: ArrayLike,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    *,
+    initial_state: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    dlast_state: ArrayLike | None = None,
+    cache: Any = None,
+) -> SSDScanGrads:
+    if cache is not None:
+        cache.check(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    given = (dout, x, dt, A, B, C, D, z, dt_bias, initial_state, dlast_state)
+    arrays: list[Any] = [None if a is None else np.asarray(a, np.float64) for a in given]
+    batched = arrays[1].ndim == 4
+    along = (0, 1, 2, 4, 5, 7)  # dout, x, dt, B, C, z
+    grown = along if batched or cu_seqlens is not None else (*along, 9, 10)
+    if not batched:
+        arrays = [a[None] if i in grown and a is not None else a for i, a in enumerate(arrays)]
+    grads: list[Any] = [None if a is None else np.zeros(a.shape) for a in arrays[1:-1]]
+    steps = arrays[1].shape[1]
+    bounds = [0, steps] if cu_seqlens is None else list(np.asarray(cu_seqlens))
+    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        whole, piece = np.s_[...], np.s_[:, start:stop]
+        state = whole if cu_seqlens is None else np.s_[k : k + 1]
+        at = [piece if i in along else state if i >= 9 else whole for i in range(11)]
+        here = [None if a is None else a[w] for a, w in zip(arrays, at, strict=True)]
+        found = _sequences_vjp(here, dt_softplus, dt_limit)
+        for total, w, d in zip(grads, at[1:], found, strict=False):
+            if total is not None:
+                total[w] += d
+    if not batched:
+        grads = [d[0] if i + 1 in grown and d is not None else d for i, d in enumerate(grads)]
+    return SSDScanGrads(*grads)
+
+
+def _sequences_vjp(arrays, dt_softplus, dt_limit):
+    """The gradients of sequences of equal length (batch, L, …), in the dtype of the arguments."""
+    dout, x, dt, A, B, C, D, z, dt_bias, initial, dlast = arrays
+    batch, steps, heads, width = x.shape
+    biased = dt if dt_bias is None else dt + dt_bias
+    raw = np.logaddexp(0, biased) if dt_softplus else biased
+    slope = np.exp(-np.logaddexp(0, -biased)) if dt_softplus else np.ones_like(biased)
+    slope = np.where((raw < dt_limit[0]) | (raw > dt_limit[1]), 0, slope)
+    step = np.clip(raw, *dt_limit)
+    b, c = _per_head(B, heads), _per_head(C, heads)
+    zero = np.zeros_like(x, shape=(batch, heads, width, B.shape[-1]))
+    h = [zero if initial is None else initial]  # h[l] before step l, h[l + 1] after it
+    h.extend(_states(step, x, A, b, h[0]))
+    skip = None if D is None else D if D.ndim == 2 else D[:, None]
+
+    dy, dz = dout, None
+    if z is not None:
+        y = np.zeros_like(x) if skip is None else skip * x
+        for l in range(steps):
+            y[:, l] += (h[l + 1] * c[:, l, :, None, :]).sum(-1)
+        s = np.exp(-np.logaddexp(0, -z))
+        dy, dz = dout * _silu(z), dout * y * s * (1 + z * (1 - s))
+    dx = np.zeros_like(x) if skip is None else skip * dy
+    dD = None if D is None else (dy * x).sum((0, 1))
+
+    g = zero if dlast is None else dlast
+    dstep, dA = np.zeros_like(dt), np.zeros_like(A)
+    db, dc = np.zeros_like(b), np.zeros_like(c)
+    for l in reversed(range(steps)):
+        d = step[:, l]
+        decay = np.exp(d * A)
+        g = g + dy[:, l, :, :, None] * c[:, l, :, None, :]
+        dc[:, l] = (dy[:, l, :, :, None] * h[l + 1]).sum(2)
+        db[:, l] = ((d[..., None] * x[:, l])[..., None] * g).sum(2)
+        dinput = (g * b[:, l, :, None, :]).sum(-1)
+        dexponent = decay * (g * h[l]).sum((-2, -1))
+        dx[:, l] += d[..., None] * dinput
+        dstep[:, l] = A * dexponent + (x[:, l] * dinput).sum(-1)
+        dA += (d * dexponent).sum(0)
+        g = decay[..., None, None] * g
+
+    ddt = dstep * slope
+    shape = (batch, steps, B.shape[2], heads // B.shape[2], B.shape[3])
+    return (dx, ddt, dA, db.reshape(shape).sum(3), dc.reshape(shape).sum(3),
+            dD if D is None or D.ndim == 2 else dD.sum(-1), dz,
+            None if dt_bias is None else ddt.sum((0, 1)),
+            None if initial is None else g)  # fmt: skip

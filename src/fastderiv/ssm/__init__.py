@@ -42,6 +42,7 @@ from .ssd._attention import ssd_attention
 from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
 from .ssd._step import ssd_state_update
+from .ssd._vjp import SSDScanGrads, ssd_scan_vjp
 
 __all__ = [
     "S6",
@@ -50,6 +51,7 @@ __all__ = [
     "LinearScanGrads",
     "S6Grads",
     "SSDChunkSummary",
+    "SSDScanGrads",
     "SelectiveScanGrads",
     "causal_conv1d",
     "causal_conv1d_update",
@@ -65,6 +67,7 @@ __all__ = [
     "ssd_attention",
     "ssd_chunk_summary",
     "ssd_scan",
+    "ssd_scan_vjp",
     "ssd_state_update",
     "transition_product",
 ]

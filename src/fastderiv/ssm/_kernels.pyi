@@ -210,6 +210,43 @@ class Kernels(Protocol):
         chunks as ssd/_problem.pxi says; out (Bt, L, H, P).  C may be None only where out is.
         """
 
+    def ssd_adjoint(
+        self,
+        dout: NDArray[Any],
+        x: NDArray[Any],
+        dt: NDArray[Any],
+        A: NDArray[Any],
+        B: NDArray[Any],
+        C: NDArray[Any],
+        D: NDArray[Any] | None,
+        z: NDArray[Any] | None,
+        dt_bias: NDArray[Any] | None,
+        dt_softplus: bool,
+        low: float,
+        high: float,
+        initial_state: NDArray[Any] | None,
+        cu_seqlens: NDArray[np.intp] | None,
+        longest: int,
+        dlast_state: NDArray[Any] | None,
+        kept: NDArray[Any] | None,
+        dx: NDArray[Any],
+        ddt: NDArray[Any],
+        dz: NDArray[Any] | None,
+        dinitial_state: NDArray[Any] | None,
+        dB: NDArray[Any],
+        dC: NDArray[Any],
+    ) -> NDArray[np.float64]:
+        """The adjoint of `ssd_scan` (docs/derivations.md §6.4).
+
+        IN dout (Bt, L, H, P); dlast_state (segments, H, P, N); the arguments of `ssd_scan`, and
+        `kept` as it has written it, or None; the number of steps of the longest segment.  OUT dx,
+        dz (Bt, L, H, P), dz where z is given; ddt (Bt, L, H); dinitial_state (segments, H, P, N)
+        where initial_state is given; dB, dC (Bt, L, G, N), contiguous.
+
+        Returns sums over batch and time (ranges, H, 2 or more), yet to be summed over the ranges.
+        They are dA, dbias, and dD: one number, or P numbers if D is (H, P).
+        """
+
     def ssd_step(
         self,
         state: NDArray[Any],

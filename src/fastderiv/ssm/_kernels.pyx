@@ -1,4 +1,4 @@
-"""The arithmetic of the scans (docs/derivations.md §1), in one compiled module.
+"""The arithmetic of the scans (docs/derivations.md §1 and §6), in one compiled module.
 
 The rest is included below, in this order; nothing sees what stands further down.  Each family has a
 folder, and in it a file `_doors.pxi`: every `def` that Python calls, declared to Python in
@@ -30,6 +30,9 @@ _kernels.pyi.  A door fills a struct from arrays and runs tasks on it.
     ssd/_step.pxi               one step, as a decoder takes it
     ssd/_attention.pxi          rows of the expanded recurrence
     ssd/_chunks.pxi             products of decays
+    ssd/_adjoint.pxi            adjoint: the products of one head in a chunk
+    ssd/_adjoint_sweeps.pxi     adjoint: heads through a segment, forward and back
+    ssd/_adjoint_task.pxi       adjoint: how the work is divided
     ssd/_doors.pxi              the doors of the SSD functions
     conv/_problem.pxi           structs of the causal convolution; how it is divided; its tiles
     conv/_forward.pxi           the convolution
@@ -56,6 +59,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memmove, memset
 cimport numpy as cnp
 import numpy as np
+from fastderiv._core.gemm cimport GEMM_LOWER, GEMM_ROWS, GEMM_SET, GEMM_UPPER, Gemm, gemm
 from fastderiv._core.ints cimport ceil_div, round_up
 from fastderiv._core.simd cimport (
     EXP2_SAFE, FOURS, GL, LOG2E, NS, PARTS, SHARE, VL, ix, real, vabs, vall_lt, vdecay_any,
@@ -94,6 +98,9 @@ include "ssd/_scan_task.pxi"
 include "ssd/_step.pxi"
 include "ssd/_attention.pxi"
 include "ssd/_chunks.pxi"
+include "ssd/_adjoint.pxi"
+include "ssd/_adjoint_sweeps.pxi"
+include "ssd/_adjoint_task.pxi"
 include "ssd/_doors.pxi"
 include "conv/_problem.pxi"
 include "conv/_forward.pxi"
