@@ -211,7 +211,7 @@ cdef void ssd_advance(SsdBack *back, const SsdPart *part, ix head, const real *b
 
 # ---- a head of a chunk, on the way back ---------------------------------------------------------
 
-cdef void ssd_load_head(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
+cdef void ssd_load_signals(SsdBack *back, const SsdPart *part, ix head) noexcept nogil:
     """OUT tiles: 1. the decays, x, ȳ and ȳ transposed; the gate's slope, D."""
     cdef const SsdAdjoint *adj = back.adj
     cdef const Ssd *ssd = &adj.ssd
@@ -358,7 +358,7 @@ cdef void ssd_back_head(SsdBack *back, const SsdPart *part, ix head,
     """One head of a chunk, H being its state before the chunk; the steps of §6.4."""
     cdef real *G = ssd_own(back, back.tiles.G, head, 1, 0)
     cdef double through = 0
-    ssd_load_head(back, part, head)
+    ssd_load_signals(back, part, head)
     ssd_within(back, part)
     ssd_from_past(back, part, H)
     if back.adj.ssd.z.p is not NULL:

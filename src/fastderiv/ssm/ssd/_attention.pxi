@@ -11,7 +11,6 @@
 # needs: accumulate, Sum, sum_of (s6/_step_sum.pxi)
 # needs: sum_behind (s6/_attention.pxi)
 # needs: Ssd, ssd_step_sizes, SsdCoefficient (ssd/_problem.pxi)
-# needs: ssd_load_head (ssd/_adjoint.pxi)
 
 cdef enum:
     SSD_COLUMNS = 64                    # of a block, a multiple of 2·VL
