@@ -42,8 +42,9 @@ elif MSVC:
 else:
     FLAGS = ["-Og", "-g"] if DEBUG else ["-O2", "-g0"]
     FLAGS += ["-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
-    # what unwinds C++ exceptions, of which there are none, is 3 % of a module
-    FLAGS += [] if DEBUG else ["-fno-asynchronous-unwind-tables"]
+    # What unwinds C++ exceptions, of which there are none, is 3 % of a module, and padding before
+    # targets of jumps 2 %; loops are aligned.
+    FLAGS += [] if DEBUG else ["-fno-asynchronous-unwind-tables", "-fno-align-jumps"]
 if DEBUG:
     FLAGS += ["/UNDEBUG" if CLANG_CL or MSVC else "-UNDEBUG"]  # Python's own flags define it
 # no symbols, and no page of padding between code and constants: 4 KiB less for each module

@@ -225,20 +225,27 @@ case n: gemm_tile(g, i, at, how, triangle, n, vectors); break;
     }
 }
 
-/* OUT C, as the head of this file says.  The panel of B that is in the L1 cache meets all rows of A
- * before the next one. */
-static void gemm(const Gemm *g, int how)
+/* The panel of B that is in the L1 cache meets all rows of A before the next one. */
+static inline void gemm_whole(const Gemm *g, int how)
 {
-    const ptrdiff_t N = g->N;
-    const int triangle = how & (GEMM_LOWER | GEMM_UPPER);
     ptrdiff_t at = 0;
-    if (triangle) {
-        for (; at + 2 * VL <= N; at += 2 * VL) gemm_rest(g, at, how, 1, 2);
-        if (at < N) gemm_rest(g, at, how, 1, 1);
-    } else {
-        for (; 2 * g->M <= GEMM_ROWS && at + 4 * VL <= N; at += 4 * VL) gemm_wide(g, at, how);
-        for (; at + 2 * VL <= N; at += 2 * VL) gemm_panel(g, at, how);
-        if (at < N) gemm_rest(g, at, how, 0, 1);
-    }
+    for (; 2 * g->M <= GEMM_ROWS && at + 4 * VL <= g->N; at += 4 * VL) gemm_wide(g, at, how);
+    for (; at + 2 * VL <= g->N; at += 2 * VL) gemm_panel(g, at, how);
+    if (at < g->N) gemm_rest(g, at, how, 0, 1);
+}
+static inline void gemm_triangle(const Gemm *g, int how)
+{
+    ptrdiff_t at = 0;
+    for (; at + 2 * VL <= g->N; at += 2 * VL) gemm_rest(g, at, how, 1, 2);
+    if (at < g->N) gemm_rest(g, at, how, 1, 1);
+}
+
+/* OUT C, as the head of this file says.  A room that has no triangles does not hold their code. */
+VINL void gemm(const Gemm *g, int how)
+{
+    if (how & (GEMM_LOWER | GEMM_UPPER))
+        gemm_triangle(g, how);
+    else
+        gemm_whole(g, how);
 }
 #endif

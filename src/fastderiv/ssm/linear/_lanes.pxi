@@ -87,7 +87,7 @@ cdef void read_linear_block(LinearSide *side, const LinearColumns *columns, ix s
         copy_linear_rows(side, columns, start, steps)
 
 
-cdef inline LinearWindow linear_window(const LinearSide *side, ix k) noexcept nogil:
+cdef LinearWindow linear_window(const LinearSide *side, ix k) noexcept nogil:
     """Steps k … k+GL−1 of the block."""
     cdef LinearWindow w
     cdef const real *src
@@ -134,7 +134,7 @@ cdef inline LinearWindow window_to_write(const LinearSide *side, ix k) noexcept 
     return w
 
 
-cdef inline void put_linear_window(const LinearSide *side, ix k) noexcept nogil:
+cdef void put_linear_window(const LinearSide *side, ix k) noexcept nogil:
     cdef real *dst = side.p + (k if side.t == 1 else 1 - k - GL)
     cdef ix i = 0
     if side.rows:

@@ -46,8 +46,8 @@ cdef inline vf blend_lanes(vf chosen, vf others, ix first, ix stop) noexcept nog
     return vsel_lt(lane, vset1(first), others, vsel_lt(lane, vset1(stop), chosen, others))
 
 
-cdef inline void advance_some_columns(const LinearRow *row, ix k, ix first, ix stop,
-                                      const int what) noexcept nogil:
+cdef void advance_some_columns(const LinearRow *row, ix k, ix first, ix stop,
+                               int what) noexcept nogil:
     """Lanes first … stop−1 of the VL columns from column k on."""
     cdef real results[VL]
     cdef vf before = vload(row.h + k), sums

@@ -287,25 +287,20 @@ cdef inline void each_interval(const AdjointLoop *block, const bint gate, const 
         offset += TERMS
 
 
-# B and C are constant or vary, with or without a gate: these have a loop each.  Where only one of B
-# and C is constant, one loop takes either.
+# What is common has a loop of its own, and what is rare has one loop for all.
 
 cdef void each_interval_any(const AdjointLoop *block) noexcept nogil:
     each_interval(block, block.gate, block.B.constant, block.C.constant)
 
 
-cdef inline void adjoint_with_gate(const AdjointLoop *block, const bint gate) noexcept nogil:
-    if block.B.constant:
-        each_interval(block, gate, True, True)
-    else:
-        each_interval(block, gate, False, False)
-
-
 cdef void adjoint_states(const AdjointLoop *block) noexcept nogil:
     """2. All states of a block, forward and back."""
-    if block.B.constant != block.C.constant:
+    cdef bint constant = block.B.constant and block.C.constant
+    if constant and not block.gate:
+        each_interval(block, False, True, True)
+    elif block.B.constant or block.C.constant:
         each_interval_any(block)
     elif block.gate:
-        adjoint_with_gate(block, True)
+        each_interval(block, True, False, False)
     else:
-        adjoint_with_gate(block, False)
+        each_interval(block, False, False, False)
