@@ -57,6 +57,7 @@ def without(arguments, *names):
 SCAN, SCAN32 = scan_arguments(2, 5, 3, 40), scan_arguments(1, 17, 4, 40, F32)
 SIGNAL = np.cos(np.arange(900.0)).reshape(1, 150, 2, 3)  # x of an SSD scan
 SSD = SIGNAL[:, ::-1], SIGNAL, SIGNAL[..., 0], -1 - SIGNAL[0, 0, :, 0] ** 2, *[SIGNAL[:, :, :1]] * 2
+SSD_STEP = tuple(a if a.ndim == 1 else a[:, 0] for a in SSD[1:])
 SSD32 = tuple(a.astype(F32) for a in SSD)
 WIDE, WIDE32 = (scan_arguments(2, 96, 16, 400, dtype) for dtype in (np.float64, F32))
 TAPS = normal(5, 4)
@@ -168,9 +169,27 @@ CALLS = {
     "selective_scan: threads": lambda: fd.selective_scan(**WIDE),
     "selective_scan: float32 and threads": lambda: fd.selective_scan(**WIDE32),
     "selective_scan_vjp": lambda: fd.selective_scan_vjp(SCAN["z"], **SCAN),
+    "selective_scan_vjp: cache": lambda: fd.selective_scan_vjp(
+        SCAN["z"], **SCAN, cache=fd.selective_scan(**SCAN, return_cache=True)[1]
+    ),
     "selective_scan_vjp: float32": lambda: fd.selective_scan_vjp(SCAN32["z"], **SCAN32),
     "selective_scan_vjp: threads": lambda: fd.selective_scan_vjp(WIDE["z"], **WIDE),
     "selective_scan_vjp: float32 and threads": lambda: fd.selective_scan_vjp(WIDE32["z"], **WIDE32),
+    "ssd_scan": lambda: fd.ssd_scan(*SSD[1:], D=SSD[3], z=SSD[1], return_last_state=True),
+    "ssd_scan: float32": lambda: fd.ssd_scan(*SSD32[1:], dt_softplus=True),
+    "ssd_state_update": lambda: fd.ssd_state_update(
+        np.ones((*SSD[1][:, 0].shape, SSD[4].shape[-1])), *SSD_STEP
+    ),
+    "ssd_attention": lambda: fd.ssd_attention(*SSD[2:], dt_softplus=True),
+    "ssd_chunk_summary": lambda: fd.ssd_chunk_summary(*SSD[1:5], dt_softplus=True),
+    "linear_scan": lambda: [
+        fd.linear_scan(0.5, SSD[1], axis=1),
+        fd.linear_scan(SSD32[1], SSD32[1], axis=-1, reverse=True),
+    ],
+    "linear_scan_vjp": lambda: [
+        fd.linear_scan_vjp(SSD[0], 0.5, SSD[1], axis=1),
+        fd.linear_scan_vjp(SSD32[0], SSD32[1], SSD32[1], axis=-1, reverse=True),
+    ],
     "ssd_scan_vjp": lambda: fd.ssd_scan_vjp(*SSD, D=SSD[3], z=SSD[1], dt_bias=SSD[3]),
     "ssd_scan_vjp: float32": lambda: fd.ssd_scan_vjp(*SSD32),
     "selective_state_update": lambda: updated(SCAN["initial_state"], **STEP),

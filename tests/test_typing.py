@@ -85,6 +85,21 @@ two, remembered = fd.ssd_scan(
     heads, heads[..., 0], [-1] * 4, groups, groups, initial_state=h, return_cache=True
 )
 print(two.shape, h.shape, remembered)
+of_ssd = fd.ssd_scan_vjp(
+    heads, heads, heads[..., 0], [-1] * 4, groups, groups, initial_state=h, cache=remembered
+)
+y, remembered = fd.selective_scan(u, u, A, A, A, return_cache=True)
+y, h, remembered = fd.selective_scan(u, u, A, A, A, return_last_state=True, return_cache=True)
+print(fd.selective_scan_vjp(y, u, u, A, A, A, cache=remembered).du.shape)
+taps: Floats = fd.causal_conv1d(u, [[1, 2], [3, 4], [5, 6]], [0, 0, 0], "silu")
+taps, h = fd.causal_conv1d(u, np.ones((3, 4)), return_last_state=True, initial_state=None)
+of_taps: fd.CausalConv1dGrads = fd.causal_conv1d_vjp(u, taps, np.ones((3, 4)), dlast_state=h)
+print(of_taps.dx.shape, None if of_taps.dbias is None else of_taps.dbias.T)
+print(fd.causal_conv1d_update(u[:, 0], h, np.ones((3, 4)), [1, 2, 3], activation="silu").shape)
+line: Floats = fd.linear_scan(0.5, u, axis=0, reverse=True)
+line, h = fd.linear_scan([1, 2, 3], u, return_last_state=True, initial_state=[0, 0, 0])
+of_line: fd.LinearScanGrads = fd.linear_scan_vjp(u, u, u.tolist(), dlast_state=h)
+print(line.shape, of_line.da.shape, of_line.db.T)
 summary: fd.ChunkSummary = fd.chunk_summary(u, u, A, A, delta_softplus=True)
 summary = fd.combine_summaries(
     fd.combine_summaries(summary, (A, A)), (A.tolist(), np.ones((3, 2), int))

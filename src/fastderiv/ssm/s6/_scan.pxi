@@ -124,8 +124,8 @@ cdef inline void states_in_fours(const Loop *loop, ix n, ix end, const bint leav
         n += 1
 
 
-# B and C are constant or vary, states may be left, and y may not be wanted.  What is common has a loop
-# of its own, and what is rare has one loop for all.
+# B and C are constant or vary, states may be left, and y may not be wanted.  What is common has a
+# loop of its own, and what is rare has one loop for all.
 
 cdef void advance_any(const Loop *loop, ix n, ix end) noexcept nogil:
     """For any Δ·A."""

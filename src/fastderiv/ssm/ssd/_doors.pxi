@@ -40,7 +40,6 @@ def ssd_scan(cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B, cnp.nd
              ssd_scan_scratch(&scan), seconds)
 
 
-
 # ---- one step, attention, chunks --------------------------------------------------------------
 
 def ssd_step(cnp.ndarray state, cnp.ndarray x, cnp.ndarray dt, cnp.ndarray A, cnp.ndarray B,
