@@ -243,9 +243,7 @@ static inline void gemm_triangle(const Gemm *g, int how)
 /* OUT C, as the head of this file says.  A room that has no triangles does not hold their code. */
 VINL void gemm(const Gemm *g, int how)
 {
-    if (how & (GEMM_LOWER | GEMM_UPPER))
-        gemm_triangle(g, how);
-    else
-        gemm_whole(g, how);
+    if (how & (GEMM_LOWER | GEMM_UPPER)) gemm_triangle(g, how);
+    else gemm_whole(g, how);
 }
 #endif
