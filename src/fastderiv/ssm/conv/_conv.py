@@ -8,17 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import (
-    as_arrays,
     as_dtype,
-    check_out,
-    common,
     copy_back,
     empty,
     expect,
     flag,
 )
 from ..._core.dispatch import kernels
-from ..._core.plain import alike
+from .._calls import SequenceCall
 from .._sequences import check_starts
 
 if TYPE_CHECKING:
@@ -169,12 +166,16 @@ def causal_conv1d(
     return result if last is None else (result, last)
 
 
-class ConvCall:
+class ConvCall(SequenceCall):
     """The checked arguments of one call.
 
     They are arrays of one dtype as kernels take them: signals (Bt, D, L), states
     (segments, D, K - 1).  Optional ones may be None and stay None.
     """
+
+    NAMES = _NAMES
+    ALWAYS = len(_REQUIRED)
+    STATE = "D, K - 1"
 
     def __init__(
         self,
@@ -190,12 +191,7 @@ class ConvCall:
         required: tuple[str, ...] = _REQUIRED,
     ) -> None:
         given: Any = (x, weight, bias, initial_state, dout, dlast_state)
-        arrays = given
-        if not alike(given, len(_REQUIRED)) or (dout is None and "dout" in required):
-            optional = [name for name in _NAMES if name not in required]
-            given = as_arrays(_NAMES, given, optional)
-            arrays = common(given)
-        self.given = given  # named by _NAMES: `out` is compared with them
+        arrays = self.take(given, required)
         self.x, self.weight, self.bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.silu = check_activation(activation)
         self.dtype, self.shape = self.x.dtype, self.x.shape
@@ -205,17 +201,12 @@ class ConvCall:
         if self.dout is not None:
             expect("dout", self.dout, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
         taps = check_weight(self.weight, self.bias, self.shape[-2])
-        self.starts: NDArray[np.intp] | None = None
-        self.state_shape: tuple[int, ...] = (*self.shape[:-1], taps - 1)
+        self.starts = None
+        self.state_shape = (*self.shape[:-1], taps - 1)
         if cu_seqlens is not None:
             self.starts, _ = check_starts(cu_seqlens, "x", self.shape, axes=3, time=-1)
             self.state_shape = (len(self.starts) - 1, self.shape[-2], taps - 1)
-        for name, state in ("initial_state", self.initial_state), ("dlast_state", self.dlast_state):
-            if state is not None:
-                meaning = "(batch, D, K - 1)" if self.batched else "(D, K - 1)"
-                if self.starts is not None:
-                    meaning = "(sequences, D, K - 1)"
-                expect(name, state, self.state_shape, meaning)
+        self.check_states()
         if not self.batched:
             self.x = self.x[None]
             self.dout = None if self.dout is None else self.dout[None]
@@ -232,22 +223,6 @@ class ConvCall:
         if 0 < d < t:
             return empty(what, (*batch, steps, channels), self.dtype).swapaxes(-1, -2)
         return empty(what, self.shape, self.dtype)
-
-    def new_state(self) -> NDArray:
-        """An array for a state, in the caller's shape."""
-        return empty("the state", self.state_shape, self.dtype)
-
-    def checked_out(self, out: NDArray) -> NDArray:
-        """The base array of the caller's `out`."""
-        return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
-
-    def signal(self, a: NDArray) -> NDArray:
-        """An array in the caller's shape, with the batch axis that kernels want."""
-        return a if self.batched else a[None]
-
-    def state(self, a: NDArray | None) -> NDArray | None:
-        """A state in the caller's shape, as (segments, D, K - 1)."""
-        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_activation(activation: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,15 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..._core.arrays import (
     F32,
     F64,
-    as_arrays,
-    as_dtype,
-    check_out,
     copy_back,
     empty,
-    in_place,
 )
 from ..._core.dispatch import kernels
 from ..._core.plain import plain
+from .._calls import converted
 from ._conv import check_activation, check_weight
 
 if TYPE_CHECKING:
@@ -92,7 +89,7 @@ def causal_conv1d_update(
     base, kept = state, state
     arrays: _Arrays = (x, weight, bias)  # type: ignore[assignment]  # or converted
     if not plain(state, arrays[:2], arrays[2:]):
-        base, kept, arrays = _converted(state, arrays)
+        base, kept, arrays = converted(state, _STEP, arrays, 2)
     inputs, taps, offset = arrays
     dtype = F32 if kept.itemsize == 4 else F64
     _check_shapes(base.shape, inputs, taps, offset)
@@ -103,21 +100,6 @@ def causal_conv1d_update(
     )  # fmt: skip
     copy_back(kept, base)
     return out
-
-
-def _converted(
-    state: np.ndarray, arguments: tuple[ArrayLike | None, ...]
-) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
-    """The base view of the state, then the state and the arguments as arrays of one dtype."""
-    base = in_place("state", state)
-    dtype = F32 if base.dtype.itemsize == 4 else F64
-    given = as_arrays(_STEP, arguments, optional=_STEP[2:])
-    check_out(base, base.shape, base.dtype, zip(_STEP, given, strict=True), name="state")
-    return (
-        base,
-        as_dtype(base, dtype),
-        tuple(None if a is None else as_dtype(a, dtype) for a in given),
-    )
 
 
 def _as_signal(a: NDArray, axes: int) -> NDArray:

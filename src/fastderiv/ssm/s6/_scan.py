@@ -8,18 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import (
-    as_arrays,
     as_dtype,
-    check_out,
-    common,
     copy_back,
-    empty,
     expect,
     flag,
 )
 from ..._core.cache import Cache
 from ..._core.dispatch import kernels
-from ..._core.plain import alike
+from .._calls import SequenceCall
 from .._sequences import check_starts
 from ._cache import Kept, cache_of, checked, kept_of, new_kept
 
@@ -323,12 +319,16 @@ def selective_scan(
     return result if len(given) == 1 else given
 
 
-class ScanCall:
+class ScanCall(SequenceCall):
     """The checked arguments of one call: of a scan, its adjoint, or what takes some of theirs.
 
     They are arrays of one dtype as kernels take them: signals (Bt, D, L), states (segments, D, N),
     B and C (D, N) or (Bt, G, N, L).  Those that are not `required` may be None and stay None.
     """
+
+    NAMES = _NAMES
+    ALWAYS = _ALWAYS
+    STATE = "D, N"
 
     def __init__(
         self,
@@ -348,26 +348,22 @@ class ScanCall:
         required: tuple[str, ...] = _REQUIRED,
     ) -> None:
         given: Any = (u, delta, A, B, C, D, z, delta_bias, initial_state, dout, dlast_state)
-        arrays = given
-        if not alike(given, _ALWAYS) or (dout is None and "dout" in required):
-            optional = [name for name in _NAMES if name not in required]
-            given = as_arrays(_NAMES, given, optional)
-            arrays = common(given)
-        self.given = given  # named by _NAMES: `out` is compared with them
-        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, *arrays = arrays
+        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, *arrays = self.take(
+            given, required
+        )
         self.delta_bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype, self.shape = self.delta.dtype, (self.delta if self.u is None else self.u).shape
         self.kernels, self.batched = _kernels[self.dtype], len(self.shape) == 3
         self._check_signals()
         states = check_parameters(self.A, self.shape[-2], D=self.D, delta_bias=self.delta_bias)
-        self.starts: NDArray[np.intp] | None = None
+        self.starts = None
         self.longest = self.shape[-1]
-        self.state_shape: tuple[int, ...] = (*self.shape[:-1], states)
+        self.state_shape = (*self.shape[:-1], states)
         if cu_seqlens is not None:
             self.starts, self.longest = check_starts(cu_seqlens, "u", self.shape, axes=3, time=-1)
             self.state_shape = (len(self.starts) - 1, self.shape[-2], states)
         if self.initial_state is not None or self.dlast_state is not None:
-            self._check_states()
+            self.check_states()
         self.coefficient_shapes = self.B.shape, None if self.C is None else self.C.shape
         self.B = _check_coefficient("B", self.B, self.shape, states)
         self.C = None if self.C is None else _check_coefficient("C", self.C, self.shape, states)
@@ -382,14 +378,6 @@ class ScanCall:
             if array is not None:
                 expect(name, array, self.shape, "(batch, D, L)" if self.batched else "(D, L)")
 
-    def _check_states(self) -> None:
-        for name, state in ("initial_state", self.initial_state), ("dlast_state", self.dlast_state):
-            if state is not None:
-                meaning = "(batch, D, N)" if self.batched else "(D, N)"
-                if self.starts is not None:
-                    meaning = "(sequences, D, N)"
-                expect(name, state, self.state_shape, meaning)
-
     def _add_batch_axis(self) -> None:
         self.u = None if self.u is None else self.u[None]
         self.delta = self.delta[None]
@@ -397,18 +385,6 @@ class ScanCall:
         self.dout = None if self.dout is None else self.dout[None]
         self.initial_state = self.state(self.initial_state)
         self.dlast_state = self.state(self.dlast_state)
-
-    def new_result(self) -> NDArray:
-        """An array for the result, in the caller's shape."""
-        return empty("the result", self.shape, self.dtype)
-
-    def checked_out(self, out: NDArray) -> NDArray:
-        """The base array of the caller's `out`."""
-        return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
-
-    def new_state(self) -> NDArray:
-        """An array for a state, in the caller's shape."""
-        return empty("the state", self.state_shape, self.dtype)
 
     def new_kept(self) -> Kept:
         """An array for the states that the adjoint needs."""
@@ -434,18 +410,6 @@ class ScanCall:
             last_state=self.state(last_state), out=self.signal(out), states=states,
             span=span, checks=checks,
         )  # fmt: skip
-
-    @overload
-    def signal(self, a: NDArray) -> NDArray: ...
-    @overload
-    def signal(self, a: NDArray | None) -> NDArray | None: ...
-    def signal(self, a: NDArray | None) -> NDArray | None:
-        """An array in the caller's shape, with the batch axis that kernels want."""
-        return a if a is None or self.batched else a[None]
-
-    def state(self, a: NDArray | None) -> NDArray | None:
-        """A state in the caller's shape, as (segments, D, N)."""
-        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_parameters(A: NDArray, channels: int, **per_channel: NDArray | None) -> int:

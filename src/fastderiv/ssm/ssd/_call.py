@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..._core.arrays import as_arrays, check_out, common, empty, expect, number
+from ..._core.arrays import empty, expect, number
 from ..._core.cache import Cache, keep, opened
 from ..._core.caches import expect_operands, expect_shape
 from ..._core.dispatch import kernels
-from ..._core.plain import alike
+from .._calls import SequenceCall
 from .._sequences import check_starts
 
 if TYPE_CHECKING:
@@ -25,13 +25,17 @@ _STATES_ARE_OF = ("x", "dt", "A", "B", "dt_bias", "initial_state")
 _NAMES = (*_REQUIRED, "D", "z", "dt_bias", "initial_state", "dout", "dlast_state")
 
 
-class SSDCall:
+class SSDCall(SequenceCall):
     """The checked arguments of one call: of a scan, its adjoint, or what takes some of theirs.
 
     They are arrays of one dtype as kernels take them: x, z (Bt, L, H, P), dt (Bt, L, H), B and C
     (Bt, L, G, N), D (H,) or (H, P), states (segments, H, P, N).  Those that are not `required` may
     be None and stay None; without x, P is that of a state or 1.
     """
+
+    NAMES = _NAMES
+    ALWAYS = len(_REQUIRED)
+    STATE = "H, P, N"
 
     def __init__(
         self,
@@ -53,13 +57,9 @@ class SSDCall:
         required: tuple[str, ...] = _REQUIRED,
     ) -> None:
         given: Any = (x, dt, A, B, C, D, z, dt_bias, initial_state, dout, dlast_state)
-        arrays = given
-        if not alike(given, len(_REQUIRED)) or (dout is None and "dout" in required):
-            optional = [name for name in _NAMES if name not in required]
-            given = as_arrays(_NAMES, given, optional)
-            arrays = common(given)
-        self.given = given  # named by _NAMES: `out` is compared with them
-        self.x, self.dt, self.A, self.B, self.C, self.D, self.z, *arrays = arrays
+        self.x, self.dt, self.A, self.B, self.C, self.D, self.z, *arrays = self.take(
+            given, required
+        )
         self.dt_bias, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype = self.dt.dtype
         self.kernels = _kernels[self.dtype]
@@ -67,7 +67,7 @@ class SSDCall:
         self._check_signals()
         self._check_heads()
         self._check_coefficients()
-        self.starts: NDArray[np.intp] | None = None
+        self.starts = None
         self.longest = self.dt.shape[-2]
         segments: tuple[int, ...] = self.dt.shape[:-2]
         if cu_seqlens is not None:
@@ -78,7 +78,7 @@ class SSDCall:
             )
             segments = (len(self.starts) - 1,)
         self.state_shape = (*segments, self.heads, self.width, self.states)
-        self._check_states()
+        self.check_states()
         if not self.batched:
             self._add_batch_axis()
 
@@ -88,7 +88,7 @@ class SSDCall:
             if self.x.ndim not in (3, 4):
                 wanted = "(batch, L, H, P) or (L, H, P)"
                 raise ValueError(f"x has shape {self.x.shape}; expected {wanted}")
-            self.shape: tuple[int, ...] = self.x.shape
+            self.shape = self.x.shape
             self.batched = self.x.ndim == 4
             meaning = "(batch, L, H)" if self.batched else "(L, H)"
             expect("dt", self.dt, self.shape[:-1], meaning)
@@ -115,14 +115,6 @@ class SSDCall:
             if self.C.shape[-2:] != self.B.shape[-2:] or states != self.states:
                 raise ValueError(f"C has shape {self.C.shape}; expected that of B, {self.B.shape}")
 
-    def _check_states(self) -> None:
-        for name, state in ("initial_state", self.initial_state), ("dlast_state", self.dlast_state):
-            if state is not None:
-                meaning = "(batch, H, P, N)" if self.batched else "(H, P, N)"
-                if self.starts is not None:
-                    meaning = "(sequences, H, P, N)"
-                expect(name, state, self.state_shape, meaning)
-
     def _add_batch_axis(self) -> None:
         for name in "x", "dt", "B", "C", "z", "dout":
             array = getattr(self, name)
@@ -130,18 +122,6 @@ class SSDCall:
                 setattr(self, name, array[None])
         self.initial_state = self.state(self.initial_state)
         self.dlast_state = self.state(self.dlast_state)
-
-    def new_result(self) -> NDArray:
-        """An array for the result, in the caller's shape."""
-        return empty("the result", self.shape, self.dtype)
-
-    def checked_out(self, out: NDArray) -> NDArray:
-        """The base array of the caller's `out`."""
-        return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
-
-    def new_state(self) -> NDArray:
-        """An array for a state, in the caller's shape."""
-        return empty("the state", self.state_shape, self.dtype)
 
     def new_kept(self) -> NDArray:
         """An array for the states before each chunk of CHUNK steps: _problem.pxi says which."""
@@ -193,14 +173,6 @@ class SSDCall:
         """What states are computed from."""
         arrays = (getattr(self, name) for name in _STATES_ARE_OF)
         return tuple(None if a is None else np.ascontiguousarray(a) for a in arrays)
-
-    def signal(self, a: NDArray | None) -> NDArray | None:
-        """An array in the caller's shape, with the batch axis that kernels want."""
-        return a if a is None or self.batched else a[None]
-
-    def state(self, a: NDArray | None) -> NDArray | None:
-        """A state in the caller's shape, as (segments, H, P, N)."""
-        return a if a is None or self.batched or self.starts is not None else a[None]
 
 
 def check_limits(dt_limit: tuple[float, float]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,17 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..._core.arrays import (
     F32,
     F64,
-    as_arrays,
-    as_dtype,
-    check_out,
     copy_back,
     empty,
     expect,
     flag,
-    in_place,
 )
 from ..._core.dispatch import kernels
 from ..._core.plain import plain
+from .._calls import converted
 from ._call import check_heads
 
 if TYPE_CHECKING:
@@ -113,7 +110,7 @@ def ssd_state_update(
     arrays: _Arrays = (x, dt, A, B, C, D, z, dt_bias)  # type: ignore[assignment]  # or converted
     base, h = state, state
     if not plain(state, arrays[:5], arrays[5:]):
-        base, h, arrays = _converted(state, arrays)
+        base, h, arrays = converted(state, _STEP, arrays, 5)
     dtype = F32 if h.itemsize == 4 else F64
     try:
         out = np.empty(base.shape[:-1], dtype)
@@ -126,21 +123,6 @@ def ssd_state_update(
         raise
     copy_back(h, base)
     return out
-
-
-def _converted(
-    state: np.ndarray, arguments: tuple[ArrayLike | None, ...]
-) -> tuple[NDArray, NDArray, tuple[Any, ...]]:
-    """The base view of the state, then the state and the arguments as arrays of one dtype."""
-    base = in_place("state", state)
-    dtype = F32 if base.dtype.itemsize == 4 else F64
-    given = as_arrays(_STEP, arguments, optional=_STEP[5:])
-    check_out(base, base.shape, base.dtype, zip(_STEP, given, strict=True), name="state")
-    return (
-        base,
-        as_dtype(base, dtype),
-        tuple(None if a is None else as_dtype(a, dtype) for a in given),
-    )
 
 
 def _check_shapes(
