@@ -391,6 +391,42 @@ def test_states_that_overflow_only_in_their_scale_are_right(dtype, steps, start)
     assert_close(ours, exact, dtype)
 
 
+def large_steps(steps, states, dtype):
+    """One head whose states are large, and larger in their scale; C makes y small."""
+    large = 1e20 if dtype == np.float32 else 1e290
+    x = np.full((steps, 1, 1), large, dtype)
+    B = np.full((steps, 1, states), 100, dtype)
+    return x, np.full((steps, 1), 1.3, dtype), np.array([-30], dtype), B, (B * 1e-8).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("steps, states", [(1, 4), (200, 256), (300, 4)])
+def test_states_are_right_where_only_they_overflow_in_their_scale(steps, states, start, dtype):
+    p = large_steps(steps, states, dtype)
+    zeros = np.zeros((1, 1, states), dtype) if start else None
+    y, last, cache = fd.ssd_scan(*p, return_last_state=True, initial_state=zeros, return_cache=True)
+    y0, last0 = reference.ssd_scan(*p, return_last_state=True)
+    assert error(y, y0) < TOLERANCE[dtype] and error(last, last0) < TOLERANCE[dtype]
+    if not start:
+        assert same_bits(fd.ssd_chunk_summary(*p[:4]).q, last)
+    dout = np.full_like(y, 1e-9)
+    alone = fd.ssd_scan_vjp(dout, *p, initial_state=zeros)
+    cached = fd.ssd_scan_vjp(dout, *p, initial_state=zeros, cache=cache)
+    for a, b in zip(alone, cached, strict=True):
+        assert a is None or (np.isfinite(b).all() and error(b, a) < 10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 70, 300])
+@pytest.mark.parametrize("A, dt", [(np.nan, 1.0), (np.inf, 1.0), (-np.inf, 0.0)])
+def test_zero_times_infinity_is_nan_in_the_first_step_too(A, dt, steps):
+    one = np.ones((steps, 1, 1))
+    given = one, np.full((steps, 1), dt), [A], one, one
+    y, last = fd.ssd_scan(*given, return_last_state=True)
+    begun = fd.ssd_scan(*given, initial_state=np.zeros((1, 1, 1)))
+    assert np.isnan(y).all() and np.isnan(last).all() and np.isnan(begun).all()
+
+
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("rate", [1.0, 10, 100])
 def test_growing_transitions_overflow_where_they_should(dtype, rate):

@@ -726,7 +726,7 @@ def test_shares_take_a_sixth_of_the_memory_of_inputs_and_results():
 
 
 def test_ctrl_c_is_answered():
-    p = plain_problem(20000, 8, 64, 64, np.float32)
+    p = plain_problem(20000, 8, 64, 512, np.float32)
     for threads in (1, 2):
         (seconds,) = by_threads(
             lambda: seconds_until_answered(lambda: fd.ssd_scan_vjp(**p), delay=0.1), threads

@@ -80,8 +80,9 @@ def causal_conv1d(
     .. math::
         y_t = \mathrm{act}\Bigl(b + \sum_{k=0}^{K-1} w_k\, x_{t-K+1+k}\Bigr),
 
-    where inputs before the first are those of `initial_state`.  Argument names, order and semantics
-    are those of ``causal_conv1d_fn`` of the package ``causal_conv1d``.
+    where inputs before the first are those of `initial_state`.  Arguments mean what they mean in
+    ``causal_conv1d_fn`` of the package ``causal_conv1d``; there `seq_idx` comes before
+    `activation`, and the states are ``initial_states`` and ``return_final_states``.
 
     Parameters
     ----------

@@ -70,9 +70,8 @@ def causal_conv1d_vjp(
     -------
     grads : CausalConv1dGrads
         ``dx``, ``dweight``, ``dbias`` and ``dinitial_state``, each of the shape of its argument,
-        None where the argument was None; ``dx`` lies in memory as the result of
-        `causal_conv1d` does.  float32 if every
-        floating argument is, else float64.
+        None where the argument was None; ``dx`` lies in memory as the result of `causal_conv1d`
+        does.  float32 if every floating argument is, else float64.
 
     Raises
     ------
@@ -89,8 +88,9 @@ def causal_conv1d_vjp(
     grows by about 1 KiB with K.
 
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
-    nor on strides.  float64 is within 1e-12, float32 within 1e-5 of the exact gradient, relative to
-    its largest magnitude.  NaN and infinities stay in their channel.
+    nor on strides. float64 is within 1e-12, float32 within 1e-5 of the exact gradient, relative to
+    its largest magnitude, or to the sum of its terms' magnitudes where a few of them cancel.  NaN
+    and infinities stay in their channel.
 
     References
     ----------

@@ -43,7 +43,7 @@ def ssd_attention(
     B, C : array_like, shape (batch, L, G, N)
     dt_bias : array_like, shape (H,), optional
     dt_softplus : bool, optional
-    dt_limit : pair of floats, optional
+    dt_limit : pair of float, optional
         The parameters of `ssd_scan`.
     rows : array_like of int, shape (R,), optional
         Which rows to compute, indexing the L steps as NumPy does: negative ones count from the end,
@@ -72,8 +72,9 @@ def ssd_attention(
 
     Sums of step sizes run backwards from each row, in float64: no prefix sums are subtracted.
     float64 is within 1e-12, float32 within 2e-5 of the exact result, relative to its largest
-    magnitude.  Exponentials below the smallest normal number are 0.  A row's bits do not depend on
-    which others are asked for, nor on strides or threads.
+    magnitude, or to the sum of magnitudes in C·B where these cancel.  Exponentials below the
+    smallest normal number are 0.  A row's bits do not depend on which others are asked for, nor on
+    strides or threads.
 
     References
     ----------

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import empty, expect, number
-from ..._core.cache import Cache, keep, opened
-from ..._core.caches import expect_operands, expect_shape
+from ..._core.cache import Cache, checksums, keep, opened
+from ..._core.caches import expect_shape
 from ..._core.dispatch import kernels
+from ..._core.products import contiguous
 from .._calls import SequenceCall
 from .._sequences import check_starts
 
@@ -107,7 +108,7 @@ class SSDCall(SequenceCall):
         check_heads(self.heads, self.width, A=self.A, D=self.D, dt_bias=self.dt_bias)
 
     def _check_coefficients(self) -> None:
-        """B and C (batch, L, G, N) of one N; each has its own G, which divides H."""
+        """B and C (batch, L, G, N), of one shape; G divides H."""
         batch = self.shape[:-3]
         self.states = check_coefficient("B", self.B, (*batch, self.steps), self.heads)
         if self.C is not None:
@@ -146,17 +147,18 @@ class SSDCall(SequenceCall):
 
     def cache(self, kept: NDArray) -> Cache:
         """What the caller may keep for the adjoint."""
-        return keep("ssd_scan", (self._sizes(), self._options()), self._operands(), (kept,))
+        about = self._sizes(), self._options(), self._operands()
+        return keep("ssd_scan", about, (), (kept,))
 
     def kept(self, cache: Cache) -> NDArray:
         """The states in the caller's cache, if it is of this call."""
-        (sizes, options), checksums, (kept,) = opened(cache, "ssd_scan")
+        (sizes, options, operands), _, (kept,) = opened(cache, "ssd_scan")
         expect_shape("(dtype, batch, L, H, P, G, N)", sizes, self._sizes())
-        names = "dt_softplus", "dt_limit", "cu_seqlens"
-        for name, then, now in zip(names, options, self._options(), strict=True):
+        names = "dt_softplus", "dt_limit", "cu_seqlens", *_STATES_ARE_OF
+        came, wanted = options + operands, self._options() + self._operands()
+        for name, then, now in zip(names, came, wanted, strict=True):
             if then != now:
                 raise ValueError(f"cache is of a call with another {name}")
-        expect_operands(_STATES_ARE_OF, checksums, self._operands())
         return kept
 
     def _sizes(self) -> tuple[Any, ...]:
@@ -169,10 +171,12 @@ class SSDCall(SequenceCall):
             None if self.starts is None else self.starts.tobytes(),
         )
 
-    def _operands(self) -> tuple[NDArray | None, ...]:
-        """What states are computed from."""
-        arrays = (getattr(self, name) for name in _STATES_ARE_OF)
-        return tuple(None if a is None else np.ascontiguousarray(a) for a in arrays)
+    def _operands(self) -> tuple[int | None, ...]:
+        """Checksums of what states are computed from; one array at a time is copied for it."""
+        arrays = ((name, getattr(self, name)) for name in _STATES_ARE_OF)
+        return tuple(
+            None if a is None else checksums((contiguous(name, a),))[0] for name, a in arrays
+        )
 
 
 def check_limits(dt_limit: tuple[float, float]) -> tuple[float, float]:
@@ -206,7 +210,7 @@ def check_coefficient(name: str, a: NDArray, before: tuple[int, ...], heads: int
         groups = a.shape[-2]
         if groups and heads % groups == 0:
             return a.shape[-1]
-    letters = ("batch", "L")[2 - len(before) :] if len(before) < 2 else ("batch", "L")
+    letters = ("batch", "L")[-len(before) :]
     meaning = f"({', '.join((*letters, 'G', 'N'))})"
     at = ", ".join(map(str, (*before, "G", "N")))
     raise ValueError(

@@ -226,18 +226,32 @@ cdef void ssd_start_head(const SsdScan *scan, SsdWork *work, ix head) noexcept n
             ssd_load_state(&ssd.initial_state, work.number, &place, ssd.states, S)
 
 
-cdef void ssd_end_head(const SsdScan *scan, SsdWork *work, ix head) noexcept nogil:
-    """The state after the last step, if it is wanted."""
+cdef void ssd_end_panel(const SsdScan *scan, const SsdWork *work, const SsdPlace *place,
+                        const real *S) noexcept nogil:
+    """The state after the last step, if it is wanted.  S that has overflowed in its scale, at
+    whatever step, is not finite here: nothing brings it back."""
     cdef const Ssd *ssd = &scan.ssd
-    cdef SsdPlace place = ssd_place(ssd, work, 0, 0)
-    cdef real P = work.carry[head - work.first].P
+    cdef SsdCarry *carry = &work.carry[place.head - work.first]
+    cdef vf odd = vset1(0)
+    cdef ix k = 0
+    if ssd.last_state.p is NULL and scan.kept is NULL:
+        return                          # y, which is finite or not as S is, is all that is wanted
+    while k < ssd.states * place.width:
+        odd = vfma(vload(S + k), vset1(0), odd)
+        k += VL
+    if not vall_lt(odd, vset1(1)):
+        carry.wrong = True
+    if ssd.last_state.p is not NULL:
+        ssd_store_state(&ssd.last_state, work.number, place, ssd.states, S, carry.P)
+
+
+cdef void ssd_end_head(const SsdScan *scan, SsdWork *work, ix head) noexcept nogil:
+    """The end of a segment."""
+    cdef SsdPlace place = ssd_place(&scan.ssd, work, 0, 0)
     cdef ix panel
-    if ssd.last_state.p is NULL:
-        return
-    for panel in range(ssd_panels(ssd)):
-        ssd_set_panel(ssd, head, panel, &place)
-        ssd_store_state(&ssd.last_state, work.number, &place, ssd.states,
-                        ssd_state_of(scan, work, head, panel), P)
+    for panel in range(ssd_panels(&scan.ssd)):
+        ssd_set_panel(&scan.ssd, head, panel, &place)
+        ssd_end_panel(scan, work, &place, ssd_state_of(scan, work, head, panel))
 
 
 cdef void ssd_scan_head(const SsdScan *scan, SsdWork *work, SsdPlace *place) noexcept nogil:

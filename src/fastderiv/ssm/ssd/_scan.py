@@ -135,8 +135,9 @@ def ssd_scan(
         h_l = e^{\Delta_l A}\, h_{l-1} + \Delta_l\, x_l \otimes B_l, \qquad
         y_l = (h_l C_l + D x_l)\,\mathrm{silu}(z_l).
 
-    Argument names, order and semantics are those of ``mamba_ssm``'s ``mamba_chunk_scan_combined``,
-    which has a chunk size besides; here there is none to choose.
+    The first ten arguments mean what they mean in ``mamba_ssm``'s ``mamba_chunk_scan_combined``.
+    Its chunk size is missing, its ``initial_states``, ``seq_idx`` and ``return_final_states`` are
+    `initial_state`, `cu_seqlens` and `return_last_state` here, and pass these by name.
 
     Parameters
     ----------
@@ -180,7 +181,8 @@ def ssd_scan(
         Only if `return_last_state`.
     cache : object
         Only if `return_cache`.  It is opaque and immutable, can be used any number of times with
-        the same arguments, and cannot be pickled.
+        the same arguments (C, D and z, on which no state depends, may be others), and cannot be
+        pickled.
 
     Raises
     ------
@@ -194,9 +196,10 @@ def ssd_scan(
     O(batch·L·H·P·N) time.  Memory beyond inputs and outputs is scratch of a thread: the states of
     at most 8 heads, and up to 1 MiB for short sequences; inputs of any strides are read in place
     (other dtypes, byte orders and misaligned arrays, a misaligned `out` too, go through a copy).  A
-    cache holds a state (H, P, N) for every 64 steps of a sequence, which is N/64 times the memory
-    of `x`.  The bits of the result do not depend on strides, on threads, or on what else is
-    returned.
+    cache holds a state (H, P, N) for every 64 steps that a sequence begins, which is N/64 times the
+    memory of `x` for long sequences.  For its checksums, arguments that are not C-contiguous are
+    copied, one at a time.  The bits of the result do not depend on strides, on threads, or on what
+    else is returned.
 
     float64 is within 1e-12, float32 within 3e-6 of the exact result, relative to its largest
     magnitude; typically 1e-15 and 3e-7, for strong and for weak decay, as the decay itself is never

@@ -3,9 +3,9 @@
 # needs: Ssd, SSD_CHUNK, ssd_step_sizes, SsdCoefficient (ssd/_problem.pxi)
 # needs: ssd_block_states, ssd_find_runs, SSD_ROWS, SSD_UB, SsdCarry, SsdDecays, SsdLoop,
 #        SsdRuns (ssd/_scan_decays.pxi)
-# needs: ssd_load_rows, ssd_panel, ssd_panels, ssd_scale_rows, ssd_store_state, SsdPlace,
+# needs: ssd_load_rows, ssd_panel, ssd_panels, ssd_scale_rows, SsdPlace,
 #        SsdRows (ssd/_scan_rows.pxi)
-# needs: ssd_coefficient_at, ssd_finish_panel, ssd_keep, ssd_pack_rows, ssd_place,
+# needs: ssd_coefficient_at, ssd_end_panel, ssd_finish_panel, ssd_keep, ssd_pack_rows, ssd_place,
 #        ssd_rows_of_state, ssd_set_panel, SSD_TB, SsdScan, SsdWork (ssd/_scan.pxi)
 
 cdef extern from "ssd/short.h" nogil:
@@ -178,8 +178,7 @@ cdef void ssd_short_states(const SsdScan *scan, SsdWork *work, const SsdShort *s
         ssd_block_states(&loop)
         carry.P = decays.P[stop - 1]
         t = stop
-    if ssd.last_state.p is not NULL:
-        ssd_store_state(&ssd.last_state, work.number, place, ssd.states, S, carry.P)
+    ssd_end_panel(scan, work, place, S)
 
 
 cdef bint ssd_scan_short(const SsdScan *scan, SsdWork *work, real *scratch) noexcept nogil:
@@ -197,6 +196,8 @@ cdef bint ssd_scan_short(const SsdScan *scan, SsdWork *work, real *scratch) noex
         ssd_step_sizes(ssd, work.segment.batch, work.segment.start, short.steps, head,
                        work.decays.dt, NULL)
         ssd_find_runs(&work.decays, short.steps, ssd.A.p[head * ssd.A.h], False, carry)
+        # the state before the first step is 0 and left out here; but 0·inf is not 0
+        carry.wrong = not isfinite(work.decays.ratio[0])
         for panel in range(ssd_panels(ssd)):
             ssd_set_panel(ssd, head, panel, &place)
             ssd_short_x(scan, work, &short, &place)

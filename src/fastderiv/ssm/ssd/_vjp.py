@@ -92,8 +92,9 @@ def ssd_scan_vjp(
         ``dx``, ``ddt``, ``dA``, ``dB``, ``dC``, ``dD``, ``dz``, ``ddt_bias`` and
         ``dinitial_state``, each of the shape of its argument, None where the argument was None.
         Those of B and C are summed over the heads of a group.  ``dx`` and ``dz`` lie in one piece
-        of memory, which lives as long as either of them.  A step size that `dt_limit` holds has the
-        gradient 0.  float32 if every floating argument is, else float64.
+        of memory, which lives as long as either of them.  Where a step size lies outside of
+        `dt_limit`, before it is limited, ``ddt`` is 0.  float32 if every floating argument is, else
+        float64.
 
     Raises
     ------
@@ -121,8 +122,9 @@ def ssd_scan_vjp(
     Sums are taken in a fixed order: the bits of the result do not depend on the number of threads,
     nor on strides.  No gradient is formed as a difference of sums over many steps, so that it stays
     accurate however strong the decay is: float64 is within 1e-12, float32 within 1e-5 of the exact
-    gradient, relative to its largest magnitude; typically 1e-15 and 5e-7.  Decays below e**-64, in
-    float64 e**-600, count as 0.  NaN and infinities stay in their head, and in the sums over heads
+    gradient, relative to its largest magnitude, or to the sum of its terms' magnitudes where a few
+    of them cancel; typically 1e-15 and 5e-7.  Decays below e**-64, in float64 e**-600, count as 0.
+     NaN and infinities stay in their head, and in the sums over heads
     that dB and dC are; within a head, they may spread over their chunk, and dt, A and the states
     over the whole sequence.  A gradient that overflows on the way may become NaN.
 
