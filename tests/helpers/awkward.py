@@ -50,6 +50,26 @@ def error(value, exact):
     return float(np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale or 1))
 
 
+def magnitudes(arguments, keep=("A", "dt", "dt_bias")):
+    """The same arguments with the magnitudes of arrays: no terms of a sum cancel."""
+    return {
+        name: np.abs(a) if isinstance(a, np.ndarray) and name not in keep else a
+        for name, a in arguments.items()
+    }
+
+
+def error_in_sums(value, exact, sums):
+    """Largest deviation relative to the largest magnitude of `exact`, or of `sums`.
+
+    `sums` are of magnitudes: a result of few numbers may be a sum whose terms happen to cancel.
+    """
+    exact = np.asarray(exact)
+    if exact.size == 0:
+        return 0.0
+    scale = max(np.abs(exact).max(), np.abs(sums).max())
+    return float(np.abs(np.asarray(value).astype(exact.dtype) - exact).max() / (scale or 1))
+
+
 def overlapping_views():
     """(a, b, whether they share memory), including views that only interleave."""
     base = np.zeros((6, 8))
