@@ -203,9 +203,9 @@ def ssd_scan(
 
     float64 is within 1e-12, float32 within 3e-6 of the exact result, relative to its largest
     magnitude; typically 1e-15 and 3e-7, for strong and for weak decay, as the decay itself is never
-    rounded into the state.  The state has the working precision: where it decays by less than 1e-5
-    a step and its increments all have one sign, their rounding errors may add up beyond that over
-    tens of thousands of float32 steps.
+    rounded into the state.  The state has the working precision: where it decays by less than 1e-4
+    a step, the rounding errors of its increments may add up beyond that over tens of thousands of
+    float32 steps: 5e-6 after 65536 steps at 1e-5, and more if all increments have one sign.
 
     References
     ----------
