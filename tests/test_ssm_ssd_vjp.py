@@ -17,6 +17,7 @@ from helpers.awkward import error, error_in_sums, layouts, magnitudes, same_bits
 from helpers.interrupt import ALLOWED, seconds_until_answered
 from helpers.machines import assert_levels_agree, by_threads
 from test_ssm_ssd import REALS, ssd_problem
+from test_ssm_vjp import assert_within, identical
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}  # the numerical contract
 USUAL = {np.float32: 4e-6, np.float64: 2e-14}
@@ -39,29 +40,6 @@ def vjp_problem(batch, steps, heads, width, states, dtype=np.float64, *, bounds=
 def exact(p):
     with np.errstate(all="ignore"):
         return reference.ssd_scan_vjp(**p)
-
-
-def errors(grads, expected):
-    """The error of every gradient relative to its own largest magnitude; None, shapes and fields
-    are compared too.
-    """
-    assert [g is None for g in grads] == [e is None for e in expected]
-    present = [
-        (name, g, e)
-        for name, g, e in zip(grads._fields, grads, expected, strict=True)
-        if e is not None
-    ]
-    assert all(g.shape == e.shape for _, g, e in present)
-    return {name: error(g, e) for name, g, e in present}
-
-
-def assert_within(tolerance, grads, expected):
-    for name, e in errors(grads, expected).items():
-        assert e <= tolerance, name
-
-
-def identical(grads, others):
-    return all(a is b is None or same_bits(a, b) for a, b in zip(grads, others, strict=True))
 
 
 def arrays_of(p):

@@ -1,4 +1,4 @@
-"""What the checked calls of all families share: over whole sequences, and of single steps."""
+"""What the checked calls of all families share: arrays, sequences, single steps, sums."""
 
 from __future__ import annotations
 
@@ -18,28 +18,20 @@ from .._core.arrays import (
     expect,
     in_place,
 )
+from .._core.floats import undisturbed
 from .._core.plain import alike
 
 
-class SequenceCall:
-    """Arguments of a call over whole sequences, and arrays for its results.
-
-    Arrays in the caller's shapes may lack the batch axis, which kernels always have; states have
-    one for each segment.
-    """
+class ArrayCall:
+    """Arguments of a call as arrays of one dtype, and arrays for its results."""
 
     NAMES: ClassVar[tuple[str, ...]]  # of all arrays, in the order of `given`
     ALWAYS: ClassVar[int]  # so many of the first are never None in a forward pass
-    STATE: ClassVar[str]  # the axes of a segment's state
 
     given: Any  # named by NAMES: `out` is compared with them
     dtype: np.dtype
     shape: tuple[int, ...]  # of the result
-    batched: bool
-    starts: NDArray[np.intp] | None  # of packed sequences
     state_shape: tuple[int, ...]
-    initial_state: NDArray | None
-    dlast_state: NDArray | None
 
     def take(self, given: Any, required: tuple[str, ...]) -> Any:
         """The arguments as arrays of one dtype; those that are not `required` may be None."""
@@ -53,6 +45,29 @@ class SequenceCall:
         self.given = given
         return arrays
 
+    def checked_out(self, out: NDArray) -> NDArray:
+        """The base array of the caller's `out`."""
+        return check_out(out, self.shape, self.dtype, zip(self.NAMES, self.given, strict=True))
+
+    def new_state(self) -> NDArray:
+        """An array for a state, in the caller's shape."""
+        return empty("the state", self.state_shape, self.dtype)
+
+
+class SequenceCall(ArrayCall):
+    """A call over whole sequences.
+
+    Arrays in the caller's shapes may lack the batch axis, which kernels always have; states have
+    one for each segment.
+    """
+
+    STATE: ClassVar[str]  # the axes of a segment's state
+
+    batched: bool
+    starts: NDArray[np.intp] | None  # of packed sequences
+    initial_state: NDArray | None
+    dlast_state: NDArray | None
+
     def check_states(self) -> None:
         for name, state in ("initial_state", self.initial_state), ("dlast_state", self.dlast_state):
             if state is not None:
@@ -64,14 +79,6 @@ class SequenceCall:
     def new_result(self) -> NDArray:
         """An array for the result, in the caller's shape."""
         return empty("the result", self.shape, self.dtype)
-
-    def checked_out(self, out: NDArray) -> NDArray:
-        """The base array of the caller's `out`."""
-        return check_out(out, self.shape, self.dtype, zip(self.NAMES, self.given, strict=True))
-
-    def new_state(self) -> NDArray:
-        """An array for a state, in the caller's shape."""
-        return empty("the state", self.state_shape, self.dtype)
 
     @overload
     def signal(self, a: NDArray) -> NDArray: ...
@@ -105,3 +112,14 @@ def converted(
         as_dtype(base, dtype),
         tuple(None if a is None else as_dtype(a, dtype) for a in given),
     )
+
+
+def total(shares: NDArray, dtype: np.dtype | None = None) -> NDArray:
+    """The sum of what tasks have added up, (shares, …), in their order."""
+    return shares[0] if len(shares) == 1 else _summed(shares, dtype)
+
+
+@undisturbed
+def _summed(shares: NDArray, dtype: np.dtype | None) -> NDArray:
+    whole: NDArray = shares.sum(axis=0, dtype=dtype)
+    return whole

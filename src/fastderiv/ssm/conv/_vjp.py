@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..._core.arrays import as_dtype, assign
-from ..._core.floats import undisturbed
+from ..._core.arrays import F64, as_dtype, assign
 from ..._core.fpstate import ieee
+from .._calls import total
 from ._conv import ConvCall
 
 
@@ -123,13 +123,13 @@ def causal_conv1d_vjp(
         )  # fmt: skip
     if dinitial is not None:
         _hand_on(call, dinitial)
-    total = _total(shares)
+    sums = as_dtype(total(shares, F64), call.dtype)
     dweight = np.empty(call.weight.shape, call.dtype)
-    assign(dweight, total[:-1].T)
+    assign(dweight, sums[:-1].T)
     return CausalConv1dGrads(
         dx=dx,
         dweight=dweight,
-        dbias=None if call.bias is None else total[-1].copy(),
+        dbias=None if call.bias is None else sums[-1].copy(),
         dinitial_state=dinitial,
     )
 
@@ -145,12 +145,3 @@ def _hand_on(call: ConvCall, dinitial: NDArray) -> None:
     state = call.state(dinitial)
     assert state is not None
     state[empty] = 0 if last is None else last[empty]
-
-
-@undisturbed
-def _total(shares: NDArray) -> NDArray:
-    """The sum over the shares of the steps, in float64."""
-    if len(shares) == 1:
-        return shares[0]
-    total: NDArray = as_dtype(shares.sum(axis=0, dtype=np.float64), shares.dtype)
-    return total

@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import (
-    as_arrays,
     as_dtype,
-    check_out,
-    common,
     copy_back,
     empty,
     expect,
@@ -19,7 +16,7 @@ from ..._core.arrays import (
     index,
 )
 from ..._core.dispatch import kernels
-from ..._core.plain import alike
+from .._calls import ArrayCall
 
 if TYPE_CHECKING:
     from .._kernels import Kernels
@@ -197,8 +194,11 @@ def linear_scan(
     return result if last is None else (result, last[()])
 
 
-class LinearCall:
+class LinearCall(ArrayCall):
     """The checked arguments of one call, arrays of one dtype as kernels take them."""
+
+    NAMES = _NAMES
+    ALWAYS = 2
 
     def __init__(
         self,
@@ -212,11 +212,7 @@ class LinearCall:
         required: tuple[str, ...] = ("a", "b"),
     ) -> None:
         given: Any = (a, b, initial_state, dout, dlast_state)
-        arrays = given
-        if not alike(given, 2) or (dout is None and "dout" in required):
-            given = as_arrays(_NAMES, given, [name for name in _NAMES if name not in required])
-            arrays = common(given)
-        self.given = given  # named by _NAMES: `out` is compared with them
+        arrays = self.take(given, required)
         self.a, self.b, self.initial_state, self.dout, self.dlast_state = arrays
         self.dtype, self.shape = self.b.dtype, self.b.shape
         self.kernels: Kernels = _kernels[self.dtype]
@@ -246,14 +242,6 @@ class LinearCall:
             return np.empty_like(self.b, dtype, order="K", shape=shape)
 
         return empty(what, self.shape, self.dtype, make)
-
-    def checked_out(self, out: NDArray) -> NDArray:
-        """The base array of the caller's `out`."""
-        return check_out(out, self.shape, self.dtype, zip(_NAMES, self.given, strict=True))
-
-    def new_state(self) -> NDArray:
-        """An array of b's shape without time."""
-        return empty("the state", self.state_shape, self.dtype)
 
 
 def check_axis(axis: SupportsIndex, shape: tuple[int, ...]) -> int:

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..._core.arrays import assign, empty, flag
 from ..._core.cache import Cache
-from ..._core.floats import undisturbed
 from ..._core.fpstate import ieee
+from .._calls import total
 from ._cache import Kept, expect_signals, recalled
 from ._scan import ScanCall
 
@@ -192,13 +192,7 @@ def _sums(call: ScanCall, delta_softplus: bool, results: _Results, kept: Kept) -
             dinitial_state=call.state(results.dinitial_state), dB=results.dB, dC=results.dC,
             states=kept.states, span=kept.span, checks=kept.checks,
         )  # fmt: skip
-    return shares[0] if len(shares) == 1 else _total(shares)
-
-
-@undisturbed
-def _total(shares: NDArray) -> NDArray:
-    total: NDArray = shares.sum(axis=0)
-    return total
+    return total(shares)
 
 
 def _collect(call: ScanCall, sums: NDArray, results: _Results) -> SelectiveScanGrads:

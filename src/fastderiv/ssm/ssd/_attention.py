@@ -115,6 +115,6 @@ def ssd_attention(
         call.kernels.ssd_attention(
             call.dt, call.A, call.B, C=call.C, dt_bias=call.dt_bias,
             dt_softplus=call.dt_softplus, low=low, high=high,
-            rows=wanted, out=attention if call.batched else attention[None],
+            rows=wanted, out=call.signal(attention),
         )  # fmt: skip
     return attention

@@ -113,6 +113,6 @@ def ssd_chunk_summary(
     low, high = call.dt_limit
     call.kernels.ssd_decay(
         call.dt, call.A, call.B, dt_bias=call.dt_bias, dt_softplus=call.dt_softplus, low=low,
-        high=high, out=P if call.batched else P[None],
+        high=high, out=call.signal(P),
     )  # fmt: skip
     return SSDChunkSummary(P, q)

@@ -12,6 +12,7 @@ from ..._core.arrays import empty, flag
 from ..._core.cache import Cache
 from ..._core.floats import undisturbed
 from ..._core.fpstate import ieee
+from .._calls import total
 from ._call import SSDCall
 
 
@@ -178,25 +179,16 @@ class _Results:
 
 def _sums(call: SSDCall, kept: NDArray | None, results: _Results) -> NDArray[np.float64]:
     """OUT results; the sums over batch and time (H, 2 or more): dA, ddt_bias, dD."""
-    dx, ddt = results.dx, results.ddt
-    if not call.batched:
-        dx, ddt = dx[None], ddt[None]
     with ieee():  # the work is divided in floating point, too
         shares = call.kernels.ssd_adjoint(
             call.dout, call.x, call.dt, A=call.A, B=call.B, C=call.C, D=call.D, z=call.z,
             dt_bias=call.dt_bias, dt_softplus=call.dt_softplus, low=call.dt_limit[0],
             high=call.dt_limit[1], initial_state=call.initial_state, cu_seqlens=call.starts,
             longest=call.longest, dlast_state=call.dlast_state, kept=kept,
-            dx=dx, ddt=ddt, dz=call.signal(results.dz),
+            dx=call.signal(results.dx), ddt=call.signal(results.ddt), dz=call.signal(results.dz),
             dinitial_state=call.state(results.dinitial_state), dB=results.dB, dC=results.dC,
         )  # fmt: skip
-    return shares[0] if len(shares) == 1 else _total(shares)
-
-
-@undisturbed
-def _total(shares: NDArray) -> NDArray:
-    total: NDArray = shares.sum(axis=0)
-    return total
+    return total(shares)
 
 
 @undisturbed
