@@ -660,7 +660,7 @@ def test_kept_states_give_fastderivs_gradients_bit_for_bit(dtype, monkeypatch):
         seen.append(kept)
         return original(call, softplus, kept)
 
-    monkeypatch.setattr("fastderiv.integrations.torch.scan_adjoint", spy)
+    monkeypatch.setattr("fastderiv.integrations.torch._selective_scan.scan_adjoint", spy)
     grads = torch.autograd.grad(out, list(p.values()), dout, retain_graph=True)
     again = torch.autograd.grad(out, list(p.values()), dout)
     a = arrays(p)

@@ -19,7 +19,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from .torch import DTYPES, selective_scan, selective_state_update, transformed
+from .torch import selective_scan, selective_state_update
+from .torch._tensors import DTYPES, transformed
 
 try:
     import transformers

@@ -1,4 +1,4 @@
-"""`selective_scan` with autograd, and `selective_state_update`, on PyTorch's CPU tensors.
+"""`selective_scan` with autograd on PyTorch's CPU tensors.
 
 How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator,
 opaque to ``torch.compile`` → NumPy views of the same memory → fastderiv → tensors that are views of
@@ -6,45 +6,30 @@ its results.  Second derivatives, forward mode and ``torch.func``, which the ope
 support, are computed by PyTorch's own operations, step by step (`_in_steps`).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, overload
 
-import numpy as np
-from numpy.lib.stride_tricks import as_strided
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.nn.functional import softplus
 
 import fastderiv
-from fastderiv._core.arrays import flag, overlaps_itself
 from fastderiv.ssm import ScanCall, kept_size, scan_adjoint
 
-try:
-    import torch
-    from torch import Tensor
-    from torch.autograd import forward_ad
-    from torch.library import custom_op
-    from torch.nn.functional import softplus
-except ImportError as error:
-    raise ImportError(
-        "fastderiv.integrations.torch needs PyTorch 2.4 or later, which fastderiv does not depend "
-        "on; https://pytorch.org/get-started/locally says how to install it",
-        name="torch",
-    ) from error
-
-__all__ = ["selective_scan", "selective_state_update"]
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_INTEGERS = (
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
+from ._tensors import (
+    OF_VJP,
+    arrays,
+    as_flag,
+    cast,
+    check,
+    check_starts,
+    in_functorch,
+    refuse_tangents,
+    shape_of,
+    transformed,
+    working,
 )
-_OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state")
-_OF_VJP = ("dout", "u", "delta", "A", "B", "C")
 
 
 @overload
@@ -168,7 +153,7 @@ def selective_scan(
     >>> selective_scan(u, torch.ones(1, 3), -one, one, one).detach()
     tensor([[1.0000, 0.3679, 0.1353]])
     """
-    _check(
+    check(
         u=u,
         delta=delta,
         A=A,
@@ -179,199 +164,16 @@ def selective_scan(
         delta_bias=delta_bias,
         initial_state=initial_state,
     )
-    _check_starts(cu_seqlens)
+    check_starts(cu_seqlens)
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     scan = _in_steps if transformed(*tensors) else _scan
-    option = _flag("delta_softplus", delta_softplus)
-    cast = _cast(_working(*tensors), *tensors)
-    remember = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
-    arguments: Any = (*cast, cu_seqlens, option, remember)
+    option = as_flag("delta_softplus", delta_softplus)
+    given = cast(working(*tensors), *tensors)
+    remember = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    arguments: Any = (*given, cu_seqlens, option, remember)
     out, last, _ = scan(*arguments)
-    (out,) = _cast(u.dtype, out)
+    (out,) = cast(u.dtype, out)
     return (out, last) if return_last_state else out
-
-
-def selective_state_update(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    dt_softplus: bool = False,
-) -> Tensor:
-    """`fastderiv.selective_state_update` for CPU tensors.
-
-    It takes the place of the function of that name in ``mamba_ssm``.
-
-    Parameters
-    ----------
-    state : Tensor, shape (batch, D, N) or (D, N)
-        The new state overwrites it.  The states with heads (batch, heads, P, N) of Mamba-2 are
-        not supported.
-    x, dt, A, B, C, D, z, dt_bias : Tensor
-        The shapes of `fastderiv.selective_state_update`, any strides.
-    dt_softplus : bool, optional
-        As in `fastderiv.selective_state_update`.
-
-    Returns
-    -------
-    out : Tensor, shape and dtype of `x`
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `selective_scan`.
-
-    Notes
-    -----
-    The computation is in the dtype of `state`, or in float32 if that is bfloat16 or float16.  It
-    takes O(batch·D·N) time and copies no tensor that has that dtype.  Where a derivative is asked
-    for, the step is a `selective_scan`, and differentiable like that.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fastderiv.integrations.torch import selective_state_update
-    >>> state = torch.zeros(1, 1)
-    >>> one = torch.ones(1)
-    >>> selective_state_update(state, one, one, -one[None], one, one)
-    tensor([1.])
-    >>> state
-    tensor([[1.]])
-    """
-    _check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if 0 in state.stride() and any(
-        n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
-    ):
-        raise ValueError(
-            f"state is expanded: its {state.numel()} elements share memory, "
-            "and cannot all be updated"
-        )
-    arguments = (state, x, dt, A, B, C, D, z, dt_bias)
-    if transformed(*arguments) or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    ):
-        return _differentiable_step(*arguments, _flag("dt_softplus", dt_softplus))
-    dtype = _working(state)
-    h, *others = _cast(dtype, *arguments)
-    if not torch.compiler.is_compiling() and h.is_neg():
-        h = h.resolve_neg()  # PyTorch gives no operator a view to write that it negates lazily
-    out = torch.ops.fastderiv.selective_state_update(h, *others, _flag("dt_softplus", dt_softplus))
-    if h is not state:
-        _write(state, h)
-    return _cast(x.dtype, out)[0]
-
-
-def _differentiable_step(
-    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *options: Any
-) -> Tensor:
-    """The same as a scan of one step, which has an adjoint; options: D, z, dt_bias, dt_softplus."""
-    D, gate, dt_bias, dt_softplus = options
-    x, dt = (t[..., None] for t in (u, delta))
-    z = None if gate is None else gate[..., None]
-    # unbatched (N,) is (G, N) with G = 1
-    B, C = ((t if t.ndim > 1 else t[None])[..., None] for t in (B, C))
-    before = state.clone()  # the graph keeps it, while state is overwritten
-    out, last = selective_scan(
-        x, dt, A, B, C, D, z, dt_bias, dt_softplus, True, initial_state=before
-    )
-    _write(state, last)
-    return out[..., 0]
-
-
-def _write(state: Tensor, new: Tensor) -> None:
-    if not torch.compiler.is_compiling() and overlaps_itself(
-        _without_memory(state.shape, state.stride())
-    ):
-        raise ValueError("state shares memory with itself: several of its elements are one")
-    state.copy_(new)
-
-
-def _flag(name: str, value: object) -> bool:
-    return value if isinstance(value, bool) else flag(name, value)
-
-
-def _check(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is None and name in _OPTIONAL:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
-            )
-        _check_place(name, tensor)
-
-
-def _check_starts(cu_seqlens: Tensor | None) -> None:
-    if cu_seqlens is None:
-        return
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(
-            f"cu_seqlens is a {type(cu_seqlens).__name__}; expected a tensor of integers"
-        )
-    if cu_seqlens.dtype not in _INTEGERS:
-        raise TypeError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected integers")
-    _check_place("cu_seqlens", cu_seqlens)
-
-
-def _check_place(name: str, tensor: Tensor) -> None:
-    if not tensor.is_cpu:
-        raise ValueError(f"{name} is on {tensor.device}; expected a CPU tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        raise ValueError(
-            f"{name} is {'nested' if tensor.is_nested else tensor.layout}; expected a dense tensor"
-        )
-
-
-def transformed(*tensors: Tensor | None) -> bool:
-    """Whether ``torch.func`` or forward mode is active, which cannot see into the operators."""
-    return _in_functorch() or _any_tangent(tensors)
-
-
-def _any_tangent(tensors: Sequence[Tensor | None]) -> bool:
-    if getattr(forward_ad, "_current_level", 0) < 0:  # nearly always: not in forward mode
-        return False
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _in_functorch() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (no public name tells)
-
-
-def _working(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype to compute in."""
-    return (
-        torch.float64
-        if any(t is not None and t.dtype == torch.float64 for t in tensors)
-        else torch.float32
-    )
-
-
-def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
-
-
-def _arrays(*tensors: Tensor | None) -> list[Any]:
-    """The same memory as NumPy arrays."""
-    return [None if t is None else t.numpy(force=True) for t in tensors]
-
-
-def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """A NotImplementedError for tensors with tangents.
-
-    PyTorch would drop them silently where a compiled or traced call reaches an operator.
-    """
-    if _any_tangent(tensors):
-        raise NotImplementedError(
-            "forward-mode derivatives of fastderiv's operators need a call "
-            "that is not compiled or traced"
-        )
 
 
 # The operators take tensors of one working dtype.  Those of the adjoints are operators too, because
@@ -394,9 +196,9 @@ def _scan(
     remember: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results, and the states that the adjoint needs; no states unless told to `remember`."""
-    _refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    x, dt, a, b, c, d, gate, bias = _arrays(u, delta, A, B, C, D, z, delta_bias)
-    before, starts = _arrays(initial_state, cu_seqlens)
+    refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    x, dt, a, b, c, d, gate, bias = arrays(u, delta, A, B, C, D, z, delta_bias)
+    before, starts = arrays(initial_state, cu_seqlens)
     if not remember:
         options: Any = dict(initial_state=before, cu_seqlens=starts)
         out, last = fastderiv.selective_scan(
@@ -440,11 +242,11 @@ def _scan_vjp(
     They are a tuple of tensors because `vmap` knows neither lists nor None.  The `states` are those
     that the scan returned for the same tensors; without any, it runs once more.
     """
-    _refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
-    dy, x, dt, a, b, c, d, gate, bias = _arrays(dout, u, delta, A, B, C, D, z, delta_bias)
-    before, starts, dlast = _arrays(initial_state, cu_seqlens, dlast_state)
-    call = ScanCall(x, dt, a, b, c, d, gate, bias, before, starts, dy, dlast, required=_OF_VJP)
-    (known,) = _arrays(states)
+    refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
+    dy, x, dt, a, b, c, d, gate, bias = arrays(dout, u, delta, A, B, C, D, z, delta_bias)
+    before, starts, dlast = arrays(initial_state, cu_seqlens, dlast_state)
+    call = ScanCall(x, dt, a, b, c, d, gate, bias, before, starts, dy, dlast, required=OF_VJP)
+    (known,) = arrays(states)
     grads = scan_adjoint(call, delta_softplus, call.kept(known) if known.size else None)
     found: Any = tuple(dout.new_empty(0) if g is None else torch.from_numpy(g) for g in grads)
     return found
@@ -532,7 +334,7 @@ def _in_steps(
     starts = None if cu_seqlens is None else cu_seqlens.tolist()
     if not torch.compiler.is_compiling():
         # every error of shapes is raised here
-        u_, dt_, a, b, c, d, gate, bias, h0 = map(_shape_of, tensors)
+        u_, dt_, a, b, c, d, gate, bias, h0 = map(shape_of, tensors)
         ScanCall(u_, dt_, a, b, c, d, gate, bias, h0, starts)
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = softplus(dt) if delta_softplus else dt
@@ -585,7 +387,7 @@ def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def
     """`_scan_vjp`, with a graph where one is asked for; None for an argument that is None."""
     *tensors, starts, delta_softplus = arguments
     # torch.func allows no new variables, and is_grads_batched does not allow torch.func
-    if _in_functorch():
+    if in_functorch():
         return _vjp_by_functorch((dout, dlast_state), tensors, starts, delta_softplus)
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -623,36 +425,3 @@ def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
     if t is None:
         return None
     return t.view_as(t) if attached and t.requires_grad else t.detach().requires_grad_()
-
-
-def _shape_of(t: Tensor | None) -> Any:
-    """An array of a tensor's shape that must not be read; None for None."""
-    return None if t is None else _without_memory(t.shape, [0] * t.ndim)
-
-
-def _without_memory(shape: torch.Size, strides: Sequence[int]) -> np.ndarray:
-    """An array of this shape and these strides, in elements, that must not be read."""
-    return as_strided(np.zeros((), np.float32), tuple(shape), [4 * step for step in strides])
-
-
-# A step is so short that what custom_op adds to a call, 35 µs, would double it.
-torch.library.define(
-    "fastderiv::selective_state_update",
-    "(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? dt_bias, bool dt_softplus) -> Tensor",
-)
-
-
-@torch.library.impl("fastderiv::selective_state_update", "cpu")
-def _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
-    _refuse_tangents(state, x, dt, A, B, C, D, z, dt_bias)
-    h = state.detach().numpy()  # not forced as in _arrays: it must be the tensor's own memory
-    out = fastderiv.selective_state_update(h, *_arrays(x, dt, A, B, C, D, z, dt_bias), dt_softplus)
-    # a graph that kept the old state will then say so
-    torch.autograd.graph.increment_version(state)
-    return torch.from_numpy(out)
-
-
-@torch.library.register_fake("fastderiv::selective_state_update")
-def _(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):  # type: ignore[no-untyped-def]
-    return state.new_empty(state.shape[:-1])

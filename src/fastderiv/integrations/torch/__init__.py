@@ -1,0 +1,19 @@
+"""fastderiv's scans on PyTorch's CPU tensors: autograd, torch.compile.
+
+How data flows: tensors → checks → a custom operator, opaque to ``torch.compile`` → NumPy views of
+the same memory → fastderiv → tensors that are views of its results.
+"""
+
+try:
+    import torch as _torch  # noqa: F401 (to say at once, and plainly, that it is missing)
+except ImportError as error:
+    raise ImportError(
+        "fastderiv.integrations.torch needs PyTorch 2.4 or later, which fastderiv does not depend "
+        "on; https://pytorch.org/get-started/locally says how to install it",
+        name="torch",
+    ) from error
+
+from ._selective_scan import selective_scan
+from ._state_update import selective_state_update
+
+__all__ = ["selective_scan", "selective_state_update"]
