@@ -13,7 +13,9 @@ except ImportError as error:
         name="torch",
     ) from error
 
+from ._grid_rnn import GridRNN
+from ._lstm import LSTM
 from ._selective_scan import selective_scan
 from ._state_update import selective_state_update
 
-__all__ = ["selective_scan", "selective_state_update"]
+__all__ = ["LSTM", "GridRNN", "selective_scan", "selective_state_update"]
