@@ -48,8 +48,11 @@ class ReversibleMomentum:
     ----------
     theta, p : ndarray
         Parameters and momentum: new float64 arrays in theta's shape.
+    previous_theta : ndarray
+        The parameters that the last step started from: what `unstep` passes to its function.
     alpha, beta : float
-        The rates as used: `beta` is rounded.
+        The rates as used: `beta` is rounded.  `alpha` may be set between steps; a step is undone
+        with the `alpha` that it was taken with.
     steps : int
         Steps taken and not undone.
     information_bits : int
@@ -171,6 +174,10 @@ class ReversibleMomentum:
     def alpha(self) -> float:
         return self._alpha
 
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = finite_number("alpha", value)
+
     @property
     def beta(self) -> float:
         return self._n / _D
@@ -182,6 +189,12 @@ class ReversibleMomentum:
     @property
     def theta(self) -> np.ndarray:
         return self._positions(0)
+
+    @property
+    def previous_theta(self) -> np.ndarray:
+        if self.steps == 0:
+            raise ValueError("no step is left to undo")
+        return self._positions(0, before=True)
 
     @property
     def p(self) -> np.ndarray:
@@ -279,9 +292,7 @@ class ReversibleMomentum:
         """One step backwards; error messages call the gradient `name`."""
         expect_callable("grad_fn", grad_fn)
         steps = self.steps
-        if steps == 0:
-            raise ValueError("no step is left to undo")
-        array = self._gradient(name, grad_fn(self._positions(0, before=True)))
+        array = self._gradient(name, grad_fn(self.previous_theta))
         if self.steps != steps:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
         spilled = _spills(steps - 1, self._rate) < len(self._stack)

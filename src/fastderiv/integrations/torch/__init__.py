@@ -15,7 +15,8 @@ except ImportError as error:
 
 from ._grid_rnn import GridRNN
 from ._lstm import LSTM
+from ._reversible import ReversibleSGD
 from ._selective_scan import selective_scan
 from ._state_update import selective_state_update
 
-__all__ = ["LSTM", "GridRNN", "selective_scan", "selective_state_update"]
+__all__ = ["LSTM", "GridRNN", "ReversibleSGD", "selective_scan", "selective_state_update"]

@@ -17,7 +17,10 @@ from ..._core.products import contiguous
 from ._operators import Arrays, Constants, Operator, Tensors
 from ._tensors import DTYPES, cast, working
 
-_NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_NUMPY: dict[torch.dtype, np.dtype] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 State = tuple[Tensor | None, Tensor | None]
 
 
@@ -77,7 +80,7 @@ class LSTM(torch.nn.LSTM):
     ...         module.__class__ = LSTM
     """
 
-    def forward(self, input: Any, hx: Any = None) -> Any:  # type: ignore[override]
+    def forward(self, input: Any, hx: Any = None) -> Any:  # type: ignore[override]  # noqa: A002
         weights = [[getattr(self, name) for name in names] for names in self._all_weights]
         reason = self._unfit(input, hx, weights)
         if reason is not None:
@@ -95,8 +98,8 @@ class LSTM(torch.nn.LSTM):
         out, (h_n, c_n) = self._layers(input.unsqueeze(1), None, states, weights)
         return out.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
 
-    def _of_packed(self, input: PackedSequence, hx: Any, weights: list[list[Tensor]]) -> Any:
-        data, batch_sizes, order, inverse = input
+    def _of_packed(self, given: PackedSequence, hx: Any, weights: list[list[Tensor]]) -> Any:
+        data, batch_sizes, order, inverse = given
         batch = int(batch_sizes[0])
         states = self._states(self._reordered(hx, order), 3, batch)
         if states is None:  # the operator learns from them how many sequences there are
@@ -173,13 +176,13 @@ class LSTM(torch.nn.LSTM):
                 raise ValueError(f"{name} has dtype {state.dtype}; expected the input's, {x.dtype}")
         return x.dtype
 
-    def _unfit(self, input: Any, hx: Any, weights: list[list[Tensor]]) -> str | None:
+    def _unfit(self, given: Any, hx: Any, weights: list[list[Tensor]]) -> str | None:
         """Why the call is left to PyTorch, if it is."""
         if self.proj_size > 0:
             return "has projections (proj_size > 0)"
         if torch.jit.is_tracing() or _exporting():
             return "is traced or exported"
-        data = input.data if isinstance(input, PackedSequence) else input
+        data = given.data if isinstance(given, PackedSequence) else given
         for tensor in (data, *(hx or ()), *(weight for layer in weights for weight in layer)):
             if not tensor.is_cpu:
                 return f"has tensors on {tensor.device.type}"
