@@ -374,19 +374,18 @@ class _Path:
         elif self.steps < steps:
             self.step(grad, self.exact.alpha)
 
-    def image(self, *, previous: bool = False) -> Tensor:
-        """What the parameter shows now, or showed before the last step, bit for bit."""
-        theta = self.exact.previous_theta if previous else self.exact.theta
-        shown = torch.from_numpy(theta).to(self.dtype)
-        if self.steps == int(previous):
-            at, bits = self.rounded
-            _bits(shown)[at] = bits
-        return shown
-
     def show(self, parameter: Tensor, *, previous: bool = False) -> None:
-        image = self.image(previous=previous)
-        parameter.copy_(image)
-        self.checksum = _checksum(_bits(image))
+        """OUT parameter: the exact position, rounded, or the first numbers, bit for bit.
+
+        `previous` asks for what the parameter was before the last step.
+        """
+        theta = torch.from_numpy(self.exact.previous_theta if previous else self.exact.theta)
+        at, bits = self.rounded
+        if self.steps == int(previous) and len(at):
+            theta = theta.to(self.dtype)
+            _bits(theta)[at] = bits
+        parameter.copy_(theta)
+        self.checksum = _checksum(_bits(parameter.detach()))
 
     def expect_unmodified(self, place: _Place, whose: str = "since the last step") -> None:
         parameter = place.parameter
@@ -396,7 +395,7 @@ class _Path:
                 f"its first step was with {tuple(self.shape)} and {self.dtype}"
             )
         if self.checksum is None:
-            self.checksum = _checksum(_bits(self.image()))
+            self.show(torch.empty_like(parameter, memory_format=torch.contiguous_format))
         if _checksum(_bits(parameter.detach())) != self.checksum:
             raise RuntimeError(
                 f"{place} was modified {whose}; its steps can be undone "
