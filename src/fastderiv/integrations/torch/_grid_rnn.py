@@ -198,7 +198,7 @@ class _GridRNN(Operator):
             if not cells:
                 return inputs * 1, x.reshape(-1)[:0]
             h = torch.cat(cells, -2)[..., torch.argsort(torch.cat(places)), :]
-            return h.reshape(*x.shape[:-1], -1), x.reshape(-1)[:0]
+            return h.reshape(*x.shape[:-1], len(W_in)), x.reshape(-1)[:0]
 
 
 _grid_rnn = _GridRNN()

@@ -1,7 +1,9 @@
 """`LSTM`, a stand-in for ``torch.nn.LSTM`` on the CPU: the module, and the operator of a layer."""
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +83,12 @@ class LSTM(torch.nn.LSTM):
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # type: ignore[override]  # noqa: A002
+        if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
+            return self._forward(input, hx)
+        # torch.compile has broken its graph here: it would compile every function that we call
+        return _uncompiled()(self, input, hx)
+
+    def _forward(self, input: Any, hx: Any) -> Any:  # noqa: A002
         weights = [[getattr(self, name) for name in names] for names in self._all_weights]
         reason = self._unfit(input, hx, weights)
         if reason is not None:
@@ -141,6 +149,8 @@ class LSTM(torch.nn.LSTM):
 
         The caller has checked `states`.
         """
+        if x.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         dtype = self._check_input(x, states, weights[0][0])
         directions = 2 if self.bidirectional else 1
         lasts = []
@@ -198,6 +208,12 @@ class LSTM(torch.nn.LSTM):
         plain = torch.nn.LSTM.__new__(torch.nn.LSTM)
         plain.__setstate__(self.__getstate__())
         return plain
+
+
+@cache
+def _uncompiled() -> Callable[[LSTM, Any, Any], Any]:
+    """`LSTM._forward` out of the sight of ``torch.compile``, whose import takes seconds."""
+    return torch.compiler.disable(LSTM._forward)  # noqa: SLF001 (of this file's own class)
 
 
 _said: set[str] = set()

@@ -537,7 +537,7 @@ def _gradient(place: _Place) -> NDArray:
     if grad.layout != torch.strided:
         raise ValueError(f"the gradient of {place} is {grad.layout}; expected a dense tensor")
     wide = grad if grad.dtype == torch.float64 else grad.to(torch.float32)
-    return np.ascontiguousarray(wide.numpy(force=True))
+    return np.asarray(wide.numpy(force=True), order="C")
 
 
 def _bits(t: Tensor) -> Tensor:
