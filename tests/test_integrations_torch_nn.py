@@ -328,10 +328,8 @@ def test_torch_compile_breaks_its_graph_as_at_pytorchs_and_is_right():
 
 
 def test_torch_compile_of_the_whole_graph_where_lstms_are_allowed():
-    module, x = (
-        LSTM(D, H, 2, bidirectional=True, batch_first=True),
-        leaf(BATCH, T, D, dtype=torch.float32),
-    )
+    module = LSTM(D, H, bidirectional=True, batch_first=True)
+    x = leaf(BATCH, T, D, dtype=torch.float32)
     hx = torch.randn(2, BATCH, H), torch.randn(2, BATCH, H)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):

@@ -338,6 +338,7 @@ class _Path:
         # which numbers of the first tensor are not multiples of 2**-44, and their bits
         self.rounded = rounded
         self.checksum: int | None = None  # of what was shown last
+        self.lr = 0.0  # of the last call of `step` or `unstep`
 
     @classmethod
     def begun(cls, parameter: Tensor, momentum: float) -> "_Path":
@@ -360,19 +361,19 @@ class _Path:
         return self.exact.beta
 
     def step(self, grad: NDArray, lr: float) -> None:
-        self.exact.alpha = lr
-        self.exact.step(grad)
+        self.lr = lr
+        self.exact.step(grad, alpha=lr)
 
     def unstep(self, grad: NDArray, lr: float) -> None:
-        self.exact.alpha = lr
-        self.exact.unstep(lambda theta: grad)
+        self.lr = lr
+        self.exact.unstep(lambda theta: grad, alpha=lr)
 
     def take_to(self, steps: int, grad: NDArray) -> None:
         """Undo what the last call of `step` or `unstep` has done, if it has."""
         if self.steps > steps:
-            self.unstep(grad, self.exact.alpha)
+            self.unstep(grad, self.lr)
         elif self.steps < steps:
-            self.step(grad, self.exact.alpha)
+            self.step(grad, self.lr)
 
     def show(self, parameter: Tensor, *, previous: bool = False) -> None:
         """OUT parameter: the exact position, rounded, or the first numbers, bit for bit.
