@@ -165,8 +165,10 @@ class LSTM(torch.nn.LSTM):
             x = torch.cat(outs, -1) if directions == 2 else outs[0]
             if self.dropout > 0 and self.training and layer < self.num_layers - 1:
                 x = dropout(x, self.dropout)
-        h_n, c_n = torch.stack(lasts, 1)
-        return x, (h_n, c_n)
+        if len(lasts) == 1:  # without a copy
+            return x, (lasts[0][:1], lasts[0][1:])
+        last = torch.stack(lasts, 1)
+        return x, (last[0], last[1])
 
     def _check_input(self, x: Tensor, states: Any, weight: Tensor) -> torch.dtype:
         """The results' dtype; an error if widths or dtypes do not fit."""
