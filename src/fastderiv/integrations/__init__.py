@@ -2,7 +2,8 @@
 
 Each module needs the library that it is named after, and is imported only when asked for.
 
-torch          selective_scan, selective_state_update on CPU tensors: autograd, torch.compile
+torch          selective_scan, selective_state_update on CPU tensors: autograd, torch.compile;
+               LSTM, GridRNN, ReversibleSGD
 matplotlib     BoundaryDisplay: a sigmoid network's decision boundary as exact curves
 transformers   enable(), disable(), enabled(): Mamba models on the CPU use fastderiv
 """

@@ -1,4 +1,6 @@
-"""fastderiv's scans on PyTorch's CPU tensors: autograd, torch.compile.
+"""fastderiv on PyTorch's CPU tensors: autograd, torch.compile.
+
+Functions for the scans, the modules `LSTM` and `GridRNN`, and the optimizer `ReversibleSGD`.
 
 How data flows: tensors → checks → a custom operator, opaque to ``torch.compile`` → NumPy views of
 the same memory → fastderiv → tensors that are views of its results.
