@@ -372,6 +372,22 @@ def test_the_operator_keeps_pytorchs_rules(packed):
     torch.library.opcheck(torch.ops.fastderiv.lstm.default, arguments, test_utils=checks)
 
 
+def test_whoever_watches_operators_sees_ours():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    module, x, seen = LSTM(D, H), leaf(T, BATCH, D, dtype=torch.float32), []
+    expected = torch.autograd.grad(module(x)[0].sum(), x)
+    with Watching():
+        found = torch.autograd.grad(module(x)[0].sum(), x)
+    assert {"fastderiv.lstm.default", "fastderiv.lstm_vjp.default"} <= {*seen}
+    assert torch.equal(*found, *expected)
+
+
 # ---- what our LSTM leaves to PyTorch's -----------------------------------------------------------
 
 
