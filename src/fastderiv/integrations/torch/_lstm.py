@@ -29,8 +29,8 @@ State = tuple[Tensor | None, Tensor | None]
 class LSTM(torch.nn.LSTM):
     """A stand-in for ``torch.nn.LSTM`` that computes on the CPU by `fastderiv.lstm`.
 
-    Arguments of the constructor and of the call, parameters, ``state_dict``, shapes, what is refused
-    and the numbers that dropout draws are those of ``torch.nn.LSTM``.
+    Arguments of the constructor and of the call, parameters, ``state_dict``, shapes, what is
+    refused and the numbers that dropout draws are those of ``torch.nn.LSTM``.
 
     Parameters
     ----------
