@@ -268,7 +268,19 @@ torch.library.define(
 
 
 @torch.library.impl("fastderiv::selective_state_update", "cpu")
-def _run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices=None):  # type: ignore[no-untyped-def]
+def _run(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state_batch_indices: Tensor | None = None,
+) -> Tensor:
     refuse_tangents(state, x, dt, A, B, C, D, z, dt_bias)
     own = state.detach()
     others = arrays(*cast(working(state), x, dt, A, B, C, D, z, dt_bias))
@@ -282,7 +294,7 @@ def _run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices=
 
 
 @torch.library.register_fake("fastderiv::selective_state_update")
-def _(state, x, *others):  # type: ignore[no-untyped-def]
+def _(state: Tensor, x: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
