@@ -1,7 +1,7 @@
 """`selective_state_update`: a step of Mamba's or Mamba-2's scan on tensors, in place."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,26 +109,31 @@ def selective_state_update(
     tensor([0., 6., 0., 6.])
     """
     check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if 0 in state.stride() and any(
-        n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
-    ):
-        raise ValueError(
-            f"state is expanded: its {state.numel()} elements share memory, "
-            "and cannot all be updated"
-        )
+    if 0 in state.stride():
+        _refuse_expanded(state)
     if state_batch_indices is not None:
         _check_indices(state, x, state_batch_indices)
     softplus = as_flag("dt_softplus", dt_softplus)
     if state.ndim != 4:
         return _step((state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices)
-    _check_heads(state, x, B, dt=dt, A=A, D=D, dt_bias=dt_bias)
-    of_heads = _first(dt, 2), _first(A, 1), _first(dt_bias, 1)
-    if of_heads[0] is None or of_heads[1] is None or (of_heads[2] is None) != (dt_bias is None):
-        return _step_of_channels(
-            (state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices
+    of_head = state.shape[1:]
+    if x.ndim != 3 or x.shape[1:] != of_head[:2]:
+        _expect("x", x, (len(state), *of_head[:2]))
+    dt = _one_a_head("dt", dt, x.shape, 2)
+    A = _one_a_head("A", A, of_head, 1)
+    dt_bias = None if dt_bias is None else _one_a_head("dt_bias", dt_bias, of_head[:2], 1)
+    arguments = (state, x, dt, A, B, C, D, z, dt_bias)
+    if dt.ndim == 2 and A.ndim == 1 and (dt_bias is None or dt_bias.ndim == 1):
+        return _step(arguments, softplus, state_batch_indices)
+    return _step_of_channels(arguments, softplus, state_batch_indices)
+
+
+def _refuse_expanded(state: Tensor) -> None:
+    if any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
+        raise ValueError(
+            f"state is expanded: its {state.numel()} elements share memory, "
+            "and cannot all be updated"
         )
-    dt, A, dt_bias = of_heads
-    return _step((state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices)
 
 
 def _check_indices(state: Tensor, x: Tensor, state_batch_indices: Tensor) -> None:
@@ -143,33 +148,18 @@ def _check_indices(state: Tensor, x: Tensor, state_batch_indices: Tensor) -> Non
         raise ValueError(f"state_batch_indices has shape {came}; expected (batch,) = {wanted}")
 
 
-def _check_heads(state: Tensor, x: Tensor, B: Tensor, **per_head: Tensor | None) -> None:
-    """Check what the later checks do not see, as one number of a head is taken for all."""
-    heads, width, states = state.shape[1:]
-    batch = x.shape[:1]
-    expected = {
-        "dt": ((*batch, heads, width), (*batch, heads)),
-        "A": ((heads, width, states), (heads,)),
-        "D": ((heads, width), (heads,)),
-        "dt_bias": ((heads, width), (heads,)),
-    }
-    for name, tensor in per_head.items():
-        if tensor is not None and tensor.shape not in expected[name]:
-            shapes = " or ".join(map(str, expected[name]))
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shapes}")
-    if B.ndim == 3 and (B.shape[1] == 0 or heads % B.shape[1]):
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected (batch, G, N) with G dividing H = {heads}"
-        )
-
-
-def _first(t: Tensor | None, axes: int) -> Tensor | None:
-    """The one number of a head, of a tensor that is expanded from that; None if it is not."""
-    while t is not None and t.ndim > axes:
-        if t.stride(-1) and t.shape[-1] != 1:
-            return None
-        t = t.select(-1, 0)
-    return t
+def _one_a_head(name: str, t: Tensor, shape: Sequence[int], axes: int) -> Tensor:
+    """`t` (*shape[:axes]), one number a head, if it is that or expanded from that."""
+    if t.ndim == axes:
+        return t
+    if t.shape != shape:
+        _expect(name, t, tuple(shape), tuple(shape[:axes]))
+    steps = t.stride()
+    for axis in range(axes, len(shape)):
+        if steps[axis] and shape[axis] != 1:
+            return t
+    one: Tensor = t.select(-1, 0)
+    return one if one.ndim == axes else one.select(-1, 0)
 
 
 def _step_of_channels(
@@ -178,23 +168,40 @@ def _step_of_channels(
     """A step with heads inside which dt, A or dt_bias differ: that of Mamba-1 with D = H·P."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     heads, width, states = state.shape[1:]
-    batch = state.shape[:1] if indices is None else indices.shape
-    for name, t in ("x", x), ("z", z):
-        if t is not None and t.shape != (*batch, heads, width):
-            wanted = f"(batch, H, P) = {(*batch, heads, width)}"
-            raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {wanted}")
-    A = A if A.ndim == 3 else A[:, None, None].expand(heads, width, states)
-    dt, D, dt_bias = (
-        t if t is None or t.shape[-2:] == (heads, width) else t[..., None].expand(*t.shape, width)
-        for t in (dt, D, dt_bias)
-    )
+    signal = (len(state) if indices is None else len(indices), heads, width)
+    if B.ndim == 3 and (B.shape[1] == 0 or heads % B.shape[1]):
+        wanted = f"(batch, G, N) with G dividing H = {heads}"
+        raise ValueError(f"B has shape {tuple(B.shape)}; expected {wanted}")
     flat = state.flatten(1, 2)  # a view if that is possible
-    x_, dt, z, D, dt_bias = (t if t is None else t.flatten(-2) for t in (x, dt, z, D, dt_bias))
-    channels = (flat, x_, dt, A.flatten(0, 1), B, C, D, z, dt_bias)
+    channels = (
+        flat,
+        _whole("x", x, signal, 3).flatten(1),
+        _whole("dt", dt, signal, 2).flatten(1),
+        _whole("A", A, (heads, width, states), 1).flatten(0, 1),
+        B,
+        C,
+        None if D is None else _whole("D", D, signal[1:], 1).flatten(),
+        None if z is None else _whole("z", z, signal, 3).flatten(1),
+        None if dt_bias is None else _whole("dt_bias", dt_bias, signal[1:], 1).flatten(),
+    )
     out = _step(channels, dt_softplus, indices)
     if heads > 1 and width > 1 and state.stride(1) != width * state.stride(2):
         _write(state, flat.view(state.shape))
-    return out.view(x.shape)
+    return out.view(signal)
+
+
+def _whole(name: str, t: Tensor, shape: tuple[int, ...], axes: int) -> Tensor:
+    """`t` of this shape, expanded from its first `axes` axes if it has no others."""
+    if t.shape == shape:
+        return t
+    _expect(name, t, *dict.fromkeys((shape, shape[:axes])))
+    return t[(..., *(None for _ in shape[axes:]))].expand(shape)
+
+
+def _expect(name: str, t: Tensor, *shapes: tuple[int, ...]) -> None:
+    if t.shape not in shapes:
+        wanted = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {wanted}")
 
 
 def _step(arguments: tuple[Any, ...], dt_softplus: bool, indices: Tensor | None) -> Tensor:
@@ -300,7 +307,8 @@ def _run(
         out = _update_some(own, others, dt_softplus, state_batch_indices.tolist())
     # a graph that kept the old state will then say so
     torch.autograd.graph.increment_version(state)
-    return torch.from_numpy(out).to(x.dtype)
+    result = torch.from_numpy(out)
+    return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
 @torch.library.register_fake("fastderiv::selective_state_update")
