@@ -956,7 +956,7 @@ def test_pooled_states_of_mamba_1():
     "indices, error, message",
     [
         ([1, 1], ValueError, r"state_batch_indices is \[1, 1\]; expected no index twice"),
-        ([0, 4], IndexError, r"state_batch_indices is \[0, 4\]; expected indices of 4 states"),
+        ([0, 4], ValueError, r"state_batch_indices is \[0, 4\]; expected indices of 4 states"),
         ([0], ValueError, r"state_batch_indices has shape \(1,\); expected \(batch,\) = \(2,\)"),
         ([0.0, 1.0], TypeError, "state_batch_indices has dtype torch.float32; expected integers"),
     ],

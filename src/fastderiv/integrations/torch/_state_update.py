@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastderiv
-from fastderiv._core.arrays import overlaps_itself
 
+from ._in_place import refuse_expanded, refuse_overlap, write
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._tensors import (
@@ -23,7 +23,6 @@ from ._tensors import (
     in_functorch,
     refuse_tangents,
     transformed,
-    without_memory,
     working,
 )
 
@@ -72,11 +71,9 @@ def selective_state_update(
     ------
     ValueError
         A shape that does not fit, a tensor that is not on the CPU, a state that shares memory with
-        itself or another argument, or an index that occurs twice.
+        itself or another argument, an index that occurs twice or for which there is no state.
     TypeError
         Not a tensor, or another dtype.
-    IndexError
-        An index for which there is no state.
 
     Notes
     -----
@@ -109,8 +106,7 @@ def selective_state_update(
     tensor([0., 6., 0., 6.])
     """
     check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if 0 in state.stride():
-        _refuse_expanded(state)
+    refuse_expanded("state", state)
     if state_batch_indices is not None:
         _check_indices(state, x, state_batch_indices)
     softplus = as_flag("dt_softplus", dt_softplus)
@@ -126,14 +122,6 @@ def selective_state_update(
     if dt.ndim == 2 and A.ndim == 1 and (dt_bias is None or dt_bias.ndim == 1):
         return _step(arguments, softplus, state_batch_indices)
     return _step_of_channels(arguments, softplus, state_batch_indices)
-
-
-def _refuse_expanded(state: Tensor) -> None:
-    if any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
-        raise ValueError(
-            f"state is expanded: its {state.numel()} elements share memory, "
-            "and cannot all be updated"
-        )
 
 
 def _check_indices(state: Tensor, x: Tensor, state_batch_indices: Tensor) -> None:
@@ -186,7 +174,7 @@ def _step_of_channels(
     )
     out = _step(channels, dt_softplus, indices)
     if heads > 1 and width > 1 and state.stride(1) != width * state.stride(2):
-        _write(state, flat.view(state.shape))
+        write("state", state, flat.view(state.shape))
     return out.view(signal)
 
 
@@ -216,7 +204,7 @@ def _step(arguments: tuple[Any, ...], dt_softplus: bool, indices: Tensor | None)
     h = state.resolve_neg() if negated else state
     out: Tensor = torch.ops.fastderiv.selective_state_update(h, *others, dt_softplus, indices)
     if negated:
-        _write(state, h)
+        write("state", state, h)
     return out
 
 
@@ -244,9 +232,9 @@ def _differentiable_step(
         )
     out = out.squeeze(axis)
     if indices is None:
-        _write(state, last)
+        write("state", state, last)
         return out
-    _write(state, _replaced(state, last, indices))
+    write("state", state, _replaced(state, last, indices))
     present = (indices >= 0).view(-1, *(1 for _ in x.shape[1:]))
     return torch.where(present, out, 0.0)
 
@@ -263,17 +251,6 @@ def _replaced(state: Tensor, new: Tensor, indices: Tensor) -> Tensor:
     owners = indices == torch.arange(len(state), device=state.device)[:, None]
     replaced = owners.any(1).view(-1, *(1 for _ in state.shape[1:]))
     return torch.where(replaced, new[owners.int().argmax(1)].to(state.dtype), state)
-
-
-def _write(state: Tensor, new: Tensor) -> None:
-    if not torch.compiler.is_compiling():
-        _refuse_overlap(state)
-    state.copy_(new)
-
-
-def _refuse_overlap(state: Tensor) -> None:
-    if overlaps_itself(without_memory(state.shape, state.stride())):
-        raise ValueError("state shares memory with itself: several of its elements are one")
 
 
 # A step is so short that what custom_op adds to a call, 35 µs, would double it.
@@ -322,7 +299,7 @@ def _update(state: Tensor, others: list[Any], dt_softplus: bool) -> NDArray:
         # not forced as in arrays: it must be the tensor's own memory
         out: NDArray = step(state.numpy(), *others, dt_softplus)
         return out
-    _refuse_overlap(state)
+    refuse_overlap("state", state)
     wide = state.float()
     out = step(wide.numpy(), *others, dt_softplus)
     state.copy_(wide)
@@ -359,4 +336,4 @@ def _check_values(indices: list[int], states: int) -> None:
     if len(set(present)) < len(present):
         raise ValueError(f"state_batch_indices is {indices}; expected no index twice")
     if present and max(present) >= states:
-        raise IndexError(f"state_batch_indices is {indices}; expected indices of {states} states")
+        raise ValueError(f"state_batch_indices is {indices}; expected indices of {states} states")
