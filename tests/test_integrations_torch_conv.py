@@ -650,12 +650,12 @@ def test_the_operator_of_steps_is_registered_as_pytorch_wants_it(dtype):
         (
             {"conv_state_indices": torch.tensor([0, 2])},
             ValueError,
-            "conv_state_indices has 2; expected numbers of rows of conv_state, below 2",
+            r"conv_state_indices is \[0, 2\]; expected indices of 2 states",
         ),
         (
             {"conv_state_indices": torch.tensor([1, 1])},
             ValueError,
-            "expected no row twice",
+            r"conv_state_indices is \[1, 1\]; expected no index twice",
         ),
         (
             {"conv_state_indices": torch.tensor([0.0, 1.0])},

@@ -1,7 +1,7 @@
 """`selective_state_update`: a step of Mamba's or Mamba-2's scan on tensors, in place."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 import fastderiv
 
 from ._in_place import refuse_expanded, refuse_overlap, write
+from ._pool import check_indices, chosen, replaced, runs, without_padding
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._tensors import (
@@ -20,7 +21,6 @@ from ._tensors import (
     cast,
     check,
     check_integers,
-    in_functorch,
     refuse_tangents,
     transformed,
     working,
@@ -214,7 +214,7 @@ def _differentiable_step(
     """The same as a scan of one step, which has an adjoint."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     # the graph keeps it, while state is overwritten
-    before = state.clone() if indices is None else _chosen(state, indices)
+    before = state.clone() if indices is None else chosen("state_batch_indices", state, indices)
     of_heads = state.ndim == 4
     axis = 1 if of_heads else -1
     x_, dt, z = (t if t is None else t.unsqueeze(axis) for t in (x, dt, z))
@@ -234,23 +234,8 @@ def _differentiable_step(
     if indices is None:
         write("state", state, last)
         return out
-    write("state", state, _replaced(state, last, indices))
-    present = (indices >= 0).view(-1, *(1 for _ in x.shape[1:]))
-    return torch.where(present, out, 0.0)
-
-
-def _chosen(state: Tensor, indices: Tensor) -> Tensor:
-    """The states of `indices`, any states where these are negative."""
-    if not torch.compiler.is_compiling() and not in_functorch():
-        _check_values(indices.tolist(), len(state))
-    return state[indices.clamp(min=0)]
-
-
-def _replaced(state: Tensor, new: Tensor, indices: Tensor) -> Tensor:
-    """All states, those of `indices` new; by operations whose shapes do not depend on data."""
-    owners = indices == torch.arange(len(state), device=state.device)[:, None]
-    replaced = owners.any(1).view(-1, *(1 for _ in state.shape[1:]))
-    return torch.where(replaced, new[owners.int().argmax(1)].to(state.dtype), state)
+    write("state", state, replaced(state, last, indices))
+    return without_padding(out, indices)
 
 
 # A step is so short that what custom_op adds to a call, 35 µs, would double it.
@@ -310,30 +295,12 @@ def _update_some(
     state: Tensor, others: list[Any], dt_softplus: bool, indices: list[int]
 ) -> NDArray:
     """A step of some of the states, in place: runs of neighbours are updated at once."""
-    _check_values(indices, len(state))
+    check_indices("state_batch_indices", indices, len(state))
     x, dt, A, B, C, D, z, dt_bias = others
     out = np.zeros(x.shape, x.dtype)
-    for start, stop, first in _runs(indices):
+    for start, stop, first in runs(indices):
         s = slice(start, stop)
         gate = None if z is None else z[s]
         some = [x[s], dt[s], A, B[s], C[s], D, gate, dt_bias]
         out[s] = _update(state[first : first + stop - start], some, dt_softplus)
     return out
-
-
-def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Of each run of indices i, i + 1, …, none negative: where it begins and ends, and i."""
-    start = 0
-    for k in range(1, len(indices) + 1):
-        if k == len(indices) or indices[k] != indices[k - 1] + 1 or indices[start] < 0:
-            if indices[start] >= 0:
-                yield start, k, indices[start]
-            start = k
-
-
-def _check_values(indices: list[int], states: int) -> None:
-    present = [i for i in indices if i >= 0]
-    if len(set(present)) < len(present):
-        raise ValueError(f"state_batch_indices is {indices}; expected no index twice")
-    if present and max(present) >= states:
-        raise ValueError(f"state_batch_indices is {indices}; expected indices of {states} states")
