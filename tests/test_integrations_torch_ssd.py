@@ -459,12 +459,13 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name):
-    values = tuple(t.detach() for t in problem().values())
+    values = tuple(t.detach() for t in problem(wide=True).values())
+    options = {"dt_softplus": True, "dt_limit": LIMITS}
     ours, theirs = (
         torch.utils._pytree.tree_leaves(TRANSFORMS[name](f)(*values))
         for f in (
-            function_of(SHAPES, dt_softplus=True, return_final_states=True),
-            lambda *v: loop(*v, dt_softplus=True),
+            function_of(SHAPES, **options, return_final_states=True),
+            lambda *v: loop(*v, **options),
         )
     )
     assert_close(ours, theirs)
@@ -598,7 +599,7 @@ def test_compiles_in_one_graph(how):
 
     def loss(*values):
         scan = function_of(
-            SHAPES, dt_softplus=True, return_final_states=True, dt_limit=LIMITS, **options
+            SHAPES, dt_softplus=True, return_final_states=True, dt_limit=[0, math.inf], **options
         )
         return squares(scan)(*(v * 2 for v in values))
 
@@ -855,7 +856,9 @@ def test_step_of_16_bit_tensors(dtype, state_dtype, equal):
 @pytest.mark.parametrize("indices", [None, [3, 0], [-1, 2]])
 def test_derivatives_of_a_step(equal, indices):
     state, x, dt, A, B, C, skip, z, bias, softplus = steps(equal=equal)
-    if indices is not None:
+    if indices is None:
+        softplus = False  # a negative step size is taken as it is
+    else:
         state = torch.randn(4, H, P, N, dtype=torch.float64)
     if equal:
         dt, A, skip, bias = dt[..., 0], A[:, 0, 0], skip[:, 0], bias[:, 0]

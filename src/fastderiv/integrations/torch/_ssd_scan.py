@@ -144,7 +144,10 @@ def ssd_scan(
     varlen = as_flag("return_varlen_states", return_varlen_states)
     if varlen and cu_seqlens is None:
         raise ValueError("return_varlen_states is True and cu_seqlens is None; expected boundaries")
-    low, high = check_limits(dt_limit)
+    limits: Any = dt_limit
+    if isinstance(limits, (tuple, list)):  # compilers cannot trace the check of integers
+        limits = tuple(float(v) if type(v) is int else v for v in limits)
+    low, high = check_limits(limits)
     softplus_ = as_flag("dt_softplus", dt_softplus)
     out, states = _scan(variables, (seq_idx, cu_seqlens, softplus_, low, high, final or varlen))
     if not (final or varlen):
