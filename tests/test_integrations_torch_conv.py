@@ -479,7 +479,7 @@ def test_steps_one_by_one_are_the_convolution_bit_for_bit():
 @pytest.mark.parametrize("steps", [None, 7])
 @pytest.mark.parametrize("width", [K - 1, K + 2])
 @pytest.mark.parametrize("circular", [False, True])
-@pytest.mark.parametrize("indices", [None, (4, 1), (3, -1), (-2, -1)])
+@pytest.mark.parametrize("indices", [None, (2, 3), (4, 1), (3, -1), (-2, -1)])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_circular_buffers_and_rows_of_a_pool(steps, width, circular, indices, requires_grad):
     rows = BATCH if indices is None else 5

@@ -47,7 +47,8 @@ def causal_conv1d_update(
         written to the places ``cache_seqlens % W`` and following, and to no others.
     conv_state_indices : Tensor of integers, shape (batch,), optional
         Makes `conv_state` a pool (P, D, W), of which each row of `x` has the row with this number.
-        A negative number is padding: its result is zero, and no state changes.
+        No row is taken twice.  A negative number is padding: its result is zero, and no state
+        changes.
 
     Returns
     -------
@@ -64,9 +65,10 @@ def causal_conv1d_update(
     Notes
     -----
     The computation is in the dtype of `conv_state`, or in float32 if that is bfloat16 or float16.
-    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place; other
-    ones, rows of a pool and circular buffers go through copies of batch·D·W numbers.  Where a
-    derivative is asked for, the steps are a `causal_conv1d`, and differentiable like that.
+    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place, in a
+    pool neighbours together; other dtypes and circular buffers go through copies of batch·D·W
+    numbers at most.  Where a derivative is asked for, the steps are a `causal_conv1d`, and
+    differentiable like that.
 
     Examples
     --------
