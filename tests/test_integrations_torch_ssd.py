@@ -1,8 +1,13 @@
 """fastderiv.integrations.torch: Mamba-2's scan and its single step, on tensors."""
 
+import importlib.util
 import inspect
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,6 +302,20 @@ def test_nothing_to_scan(shape):
     assert not p["A"].grad.any()
 
 
+@pytest.mark.slow
+def test_the_original_kernels_compute_the_same():
+    """The real ones, run by Triton's interpreter; in a process whose autotuner is replaced."""
+    for module in "mamba_ssm", "triton", "einops":
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    script = Path(__file__).parent / "helpers" / "original_ssd.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, script], check=False, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- dtypes --------------------------------------------------------------------------------------
 
 
@@ -411,17 +430,9 @@ def test_derivatives_in_forward_mode_of_batches_and_second_ones(how):
     p = packed_problem(4 if how == "cu_seqlens" else 1) if "cu_seqlens" in options else problem()
     function = function_of(p, dt_softplus=True, **options, return_final_states=True)
     values = tuple(p.values())
-    check = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
+    check = {"check_forward_ad": True, "check_batched_grad": how == "rows", "fast_mode": True}
     assert torch.autograd.gradcheck(function, values, **check)
     assert torch.autograd.gradgradcheck(function, values, check_fwd_over_rev=True, fast_mode=True)
-
-
-def test_second_derivatives_with_respect_to_everything_in_full():
-    sizes = {name: tuple(min(n, 2) for n in s) for name, s in SHAPES.items()}
-    p = problem(**sizes)
-    assert torch.autograd.gradgradcheck(
-        function_of(p, dt_softplus=True, return_final_states=True), tuple(p.values())
-    )
 
 
 def test_third_derivatives():
