@@ -116,7 +116,8 @@ class _Watched(Loader):
             _replace(module, error)
         else:
             module.__loader__ = module.__spec__.loader = self.real
-            serve(module)
+            if self.finder in sys.meta_path:  # no uninstall() came between
+                serve(module)
 
 
 def is_ours(module: Any) -> bool:

@@ -61,31 +61,27 @@ def _is_known(function: Function) -> bool:
 
 def _exchange(pairs: list[tuple[Function, Function]]) -> None:
     """Replace the first of each pair by the second among the globals of all modules."""
-    if not pairs:
-        return
     by_id = {id(old): new for old, new in pairs}
-    for module in list(sys.modules.values()):
-        for name, value in list(getattr(module, "__dict__", {}).items()):
+    for module in list(sys.modules.values()) if pairs else []:
+        names = getattr(module, "__dict__", {})
+        for name, value in list(names.items()):
             if id(value) in by_id:
-                setattr(module, name, by_id[id(value)])
+                names[name] = by_id[id(value)]
 
 
 def _either(original: Function, module: str, name: str) -> Function:
     """Ours if all tensors are on the CPU, else the original."""
+    from torch import Tensor
 
-    @functools.cache
-    def ours() -> tuple[Function, frozenset[str]]:
-        function = getattr(import_module(f"{__package__}.packages.{module}"), name)
-        return function, frozenset(inspect.signature(function).parameters)
+    ours: Function = getattr(import_module(f"{__package__}.packages.{module}"), name)
+    known = frozenset(inspect.signature(ours).parameters)
 
     @functools.wraps(original)
     def either(*args: Any, **kwargs: Any) -> Any:
-        from torch import Tensor
-
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        function, known = ours()
-        if tensors and all(t.is_cpu for t in tensors) and kwargs.keys() <= known:
-            return function(*args, **kwargs)
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        here = bool(tensors) and all(t.is_cpu for t in tensors)
+        if here and all(argument in known for argument in kwargs):
+            return ours(*args, **kwargs)
         return original(*args, **kwargs)
 
     return either
