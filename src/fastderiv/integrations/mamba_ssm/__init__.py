@@ -1,0 +1,91 @@
+"""`mamba_ssm` and `causal_conv1d` without a GPU: code written for them runs unchanged on a CPU.
+
+``python -m fastderiv.integrations.mamba_ssm SCRIPT [ARGS…]`` runs a script with them, `install`
+brings them into a running program.
+
+How an import flows: ``import mamba_ssm`` → the finder, which looks for the real package → that, its
+functions served where tensors are on the CPU, or our file in `packages/`, under the original name.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from ._finder import NAMES, Finder, forget, is_ours
+from ._serving import SERVED, serve, stop_serving
+
+__all__ = ["install", "uninstall"]
+
+_lock = threading.RLock()  # guards what the two functions change
+_finder: Finder | None = None  # while installed
+
+
+def install() -> None:
+    """Let ``mamba_ssm`` and ``causal_conv1d`` be imported and used on the CPU.
+
+    Also ``selective_scan_cuda``, ``selective_scan_cuda_oflex``, ``selective_scan_cuda_core`` and
+    ``causal_conv1d_cuda``, the compiled extensions that many models call directly.  Code that
+    imports them runs as on a machine with a GPU, if its tensors are on the CPU.  Installing twice
+    has no further effect.
+
+    Notes
+    -----
+    Where a package is not there, its name leads to fastderiv's files: with a spec, and an answer of
+    ``importlib.metadata.version``.  Nothing is imported before somebody asks for it.
+
+    Where the real package is there, it is imported, and those of its functions that would need a
+    GPU leave calls with all tensors on the CPU to fastderiv, in every module that has imported
+    them; other calls go on as before.  If it was built without its compiled extensions, it takes
+    fastderiv's; so the modules are those of the version that is installed.  If its import fails all
+    the same, for instance without Triton or with an extension built for another PyTorch, a
+    RuntimeWarning says why, and fastderiv's package takes its place.  Where the real ``mamba_ssm``
+    is complete and ``causal_conv1d`` is missing, it stays so: ``mamba_ssm`` would use it on the
+    GPU.
+
+    Examples
+    --------
+    >>> import importlib.metadata
+    >>> from fastderiv.integrations.mamba_ssm import install, uninstall
+    >>> install()
+    >>> importlib.metadata.version("causal-conv1d") >= "1.6"
+    True
+    >>> uninstall()
+    """
+    global _finder  # noqa: PLW0603 (what is changed is global too)
+    with _lock:
+        if _finder is None:
+            _finder = Finder()
+            sys.meta_path.insert(0, _finder)
+            for name in SERVED:
+                if name in sys.modules and not is_ours(sys.modules[name]):
+                    serve(sys.modules[name])
+
+
+def uninstall() -> None:
+    """Undo `install`: names that were missing before are missing again.
+
+    The functions of real packages are themselves again, wherever they were imported.  What was
+    taken from fastderiv's packages in between remains usable, but cannot be pickled.  Real packages
+    that could only be imported with the help of `install` are forgotten as well.
+
+    Examples
+    --------
+    >>> from fastderiv.integrations.mamba_ssm import uninstall
+    >>> uninstall()
+    """
+    global _finder  # noqa: PLW0603
+    with _lock:
+        if _finder is None:
+            return
+        if _finder in sys.meta_path:
+            sys.meta_path.remove(_finder)
+        _finder = None
+        stop_serving()
+        ours = {name for name in NAMES if is_ours(sys.modules.get(name))}
+        if "selective_scan_cuda" in ours:
+            ours.add("mamba_ssm")
+        if "causal_conv1d_cuda" in ours:
+            ours.add("causal_conv1d")
+        for name in ours:
+            forget(name)
