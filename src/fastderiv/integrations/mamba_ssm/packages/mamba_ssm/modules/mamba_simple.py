@@ -218,7 +218,7 @@ class Mamba(Recurrent):
             bias,
             delta_softplus=True,
             return_last_state=state is not None,
-            initial_state=state.clone() if resume else None,
+            initial_state=state.clone() if state is not None and resume else None,
         )
         if state is not None:
             y, last_state = y
