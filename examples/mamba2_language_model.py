@@ -69,7 +69,11 @@ def train(model, text, steps, report):
         (decayed if matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
+
+    def rate(t):  # of RATE: it rises for 20 steps, then falls to zero
+        return min(1, (t + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * t / steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses = []
     for step in range(1, steps + 1):
         starts = torch.randint(len(text) - LENGTH, (BATCH, 1))
@@ -113,7 +117,8 @@ def draw(losses, held_out, by_position, file):
     right.axvline(LENGTH, color="#1f2933", linewidth=0.9, linestyle=":")
     right.annotate("length in\ntraining", (LENGTH, 5), (4, 0), textcoords="offset points")
     right.set(xlabel="characters read before", xscale="log")
-    right.set_title("The more it has read, the better it guesses", fontsize=11)
+    right.set(xticks=[1, 10, 100, 1000], xticklabels=["1", "10", "100", "1000"])
+    right.set_title("As good beyond the length in training", fontsize=11)
     for axes in left, right:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)

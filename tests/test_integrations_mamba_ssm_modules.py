@@ -136,7 +136,8 @@ def mamba2_formula(m, u):
         y = y * F.silu(z)
     else:
         y = y if m.norm_before_gate else y * F.silu(z)
-        groups = y.unflatten(-1, (-1, m.norm.group_size or m.d_ssm))
+        together = isinstance(m, Mamba2Simple) and not m.use_mem_eff_path
+        groups = y.unflatten(-1, (1 if together else G, -1))
         y = (groups * (groups.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).flatten(-2)
         y = y * m.norm.weight
         y = y * F.silu(z) if m.norm_before_gate else y
