@@ -23,7 +23,9 @@ SERVED: dict[str, tuple[str, ...]] = {
     f"{_OPS}.selective_state_update": ("selective_state_update",),
     f"{_OPS}.ssd_combined": ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"),
     f"{_OPS}.layer_norm": ("layer_norm_fn", "rms_norm_fn"),
+    f"{_OPS}.layernorm": ("layer_norm_fn", "rms_norm_fn"),  # of version 1
     f"{_OPS}.layernorm_gated": ("layernorm_fn", "rmsnorm_fn"),
+    "mamba_ssm.utils.generation": ("decode",),  # it takes times by events of a GPU
     "causal_conv1d.causal_conv1d_interface": ("causal_conv1d_fn", "causal_conv1d_update"),
     "causal_conv1d.causal_conv1d_varlen": ("causal_conv1d_varlen_states",),
     "selective_scan_cuda": ("fwd", "bwd"),
