@@ -18,7 +18,7 @@ from ._serving import SERVED, serve, stop_serving
 __all__ = ["install", "uninstall"]
 
 _lock = threading.RLock()  # guards what the two functions change
-_finder: Finder | None = None  # while installed
+_installed: Finder | None = None  # while installed
 
 
 def install() -> None:
@@ -52,11 +52,11 @@ def install() -> None:
     True
     >>> uninstall()
     """
-    global _finder  # noqa: PLW0603 (what is changed is global too)
+    global _installed  # noqa: PLW0603 (what is changed is global too)
     with _lock:
-        if _finder is None:
-            _finder = Finder()
-            sys.meta_path.insert(0, _finder)
+        if _installed is None:
+            _installed = Finder()
+            sys.meta_path.insert(0, _installed)
             for name in SERVED:
                 if name in sys.modules and not is_ours(sys.modules[name]):
                     serve(sys.modules[name])
@@ -74,13 +74,13 @@ def uninstall() -> None:
     >>> from fastderiv.integrations.mamba_ssm import uninstall
     >>> uninstall()
     """
-    global _finder  # noqa: PLW0603
+    global _installed  # noqa: PLW0603
     with _lock:
-        if _finder is None:
+        if _installed is None:
             return
-        if _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
-        _finder = None
+        if _installed in sys.meta_path:
+            sys.meta_path.remove(_installed)
+        _installed = None
         stop_serving()
         ours = {name for name in NAMES if is_ours(sys.modules.get(name))}
         if "selective_scan_cuda" in ours:
