@@ -204,25 +204,23 @@ def test_a_served_function_compiles_without_a_graph_break(tmp_path, monkeypatch)
     assert torch.equal(compiled(*scan_arguments()), selective_scan(*scan_arguments()))
 
 
-def test_a_real_package_without_its_extension_takes_ours(tmp_path, monkeypatch):
+def test_a_real_package_without_its_extension_counts_as_missing(tmp_path, monkeypatch):
     write(tmp_path, MAMBA)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("mamba_ssm")
     install()
-    real = importlib.import_module("mamba_ssm")
-    assert Path(real.__file__).parent.parent == tmp_path and ours("selective_scan_cuda")
-    scan = real.selective_scan_fn
-    assert torch.equal(scan(*scan_arguments()), selective_scan(*scan_arguments()))
+    assert ours("mamba_ssm") and ours("causal_conv1d")
+    version = importlib.metadata.version("mamba_ssm")
+    assert importlib.import_module("mamba_ssm").__version__ == version != "1.2"
     uninstall()
-    assert scan(*scan_arguments()) == ("real", "cpu")
-    with pytest.raises(ModuleNotFoundError):
+    assert importlib.metadata.version("mamba_ssm") == "1.2"
+    with pytest.raises(ModuleNotFoundError, match="selective_scan_cuda"):
         importlib.import_module("mamba_ssm")
 
 
 @pytest.mark.parametrize("error", ["import triton_of_which_there_is_none", "raise OSError('no')"])
 def test_a_real_package_that_cannot_be_imported_is_replaced(error, tmp_path, monkeypatch):
-    write(tmp_path, MAMBA | {"mamba_ssm/ops/selective_scan_interface.py": error})
+    broken = {"mamba_ssm/ops/selective_scan_interface.py": error}
+    write(tmp_path, MAMBA | {"selective_scan_cuda.py": EXTENSION} | broken)
     monkeypatch.syspath_prepend(tmp_path)
     install()
     with pytest.warns(RuntimeWarning, match="mamba_ssm that is installed cannot be imported"):
@@ -235,16 +233,30 @@ def test_a_real_package_that_cannot_be_imported_is_replaced(error, tmp_path, mon
     assert importlib.metadata.version("mamba_ssm") == "1.2"
 
 
-def test_an_extension_that_does_not_load_is_replaced(tmp_path, monkeypatch):
+def test_an_extension_that_does_not_load_is_replaced_with_its_package(tmp_path, monkeypatch):
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     write(tmp_path, MAMBA | {f"selective_scan_cuda{suffix}": "built for another PyTorch"})
     monkeypatch.syspath_prepend(tmp_path)
     install()
-    with pytest.warns(RuntimeWarning, match="the selective_scan_cuda that is installed"):
-        real = importlib.import_module("mamba_ssm")
-    assert Path(real.__file__).parent.parent == tmp_path
+    with pytest.warns(RuntimeWarning, match="its extension selective_scan_cuda"):
+        module = importlib.import_module("mamba_ssm")
+    assert ours("selective_scan_cuda") and ours("mamba_ssm") and "Mamba2" in vars(module)
     arguments = scan_arguments()
-    assert torch.equal(real.selective_scan_fn(*arguments), selective_scan(*arguments))
+    assert torch.equal(module.selective_scan_fn(*arguments), selective_scan(*arguments))
+
+
+def test_modules_of_other_kinds_are_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)  # a way to forbid an import
+    install()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mamba_ssm")
+    uninstall()
+    assert sys.modules["mamba_ssm"] is None
+
+
+def test_install_imports_no_torch():
+    code = "import sys; from fastderiv.integrations.mamba_ssm import install; install()\n"
+    assert run("-c", code + "assert 'torch' not in sys.modules") == (0, "", "")
 
 
 def test_a_complete_mamba_ssm_gets_no_causal_conv1d_of_ours(tmp_path, monkeypatch):

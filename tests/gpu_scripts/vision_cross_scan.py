@@ -123,7 +123,7 @@ def waves(count, size, device):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=25)
     device = torch.device(parser.parse_args().device)
     torch.manual_seed(0)
     model = Classifier().to(device)

@@ -18,18 +18,19 @@ from ._serving import SERVED, serve
 
 PACKAGES = Path(__file__).with_name("packages")
 
+# The names that are answered here, each with the extension without which it is no use.
 NAMES = {
-    "mamba_ssm",
-    "causal_conv1d",
-    "selective_scan_cuda",
-    "selective_scan_cuda_core",
-    "selective_scan_cuda_oflex",
-    "causal_conv1d_cuda",
+    "mamba_ssm": "selective_scan_cuda",
+    "causal_conv1d": "causal_conv1d_cuda",
+    "selective_scan_cuda": None,
+    "selective_scan_cuda_core": None,
+    "selective_scan_cuda_oflex": None,
+    "causal_conv1d_cuda": None,
 }
 
 
 class Finder(DistributionFinder):
-    """Finds real packages where there are any, else ours.
+    """Finds real packages where they are complete, else ours.
 
     It stands before all other finders, so that it sees real packages when they are imported.
     """
@@ -67,8 +68,9 @@ class Finder(DistributionFinder):
     def _elsewhere(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders find, unless it is broken or a mere folder of that name."""
-        if name in self.broken:
+        """What the other finders find, unless that is incomplete or a mere folder of that name."""
+        extension = NAMES.get(name)
+        if name in self.broken or (extension and self._elsewhere(extension) is None):
             return None
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
@@ -79,9 +81,7 @@ class Finder(DistributionFinder):
 
     def _better_absent(self, name: str) -> bool:
         """Whether a real mamba_ssm would take our causal_conv1d for tensors on its GPU."""
-        return name == "causal_conv1d" and all(
-            map(self._elsewhere, ("mamba_ssm", "selective_scan_cuda"))
-        )
+        return name == "causal_conv1d" and self._elsewhere("mamba_ssm") is not None
 
 
 class _Watched(Loader):
@@ -109,6 +109,7 @@ class _Watched(Loader):
             if self.failure is not None:
                 raise self.failure
             self.real.exec_module(module)
+            _check_extension(module)
         except Exception as error:
             if module.__name__ not in NAMES:
                 raise
@@ -126,11 +127,17 @@ def is_ours(module: Any) -> bool:
     return isinstance(spec, ModuleSpec) and spec.name.split(".")[0] in NAMES and _of_ours(spec)
 
 
-def forget(name: str) -> None:
-    """Remove a module and all below it from `sys.modules`."""
-    for one in list(sys.modules):
-        if one == name or one.startswith(f"{name}."):
+def forget(name: str, but: ModuleType | None = None) -> None:
+    """Remove a module and all below it from `sys.modules`, except for one."""
+    for one, module in list(sys.modules.items()):
+        if (one == name or one.startswith(f"{name}.")) and (but is None or module is not but):
             del sys.modules[one]
+
+
+def _check_extension(module: ModuleType) -> None:
+    extension = NAMES.get(module.__name__)
+    if extension is not None and is_ours(sys.modules.get(extension)):
+        raise ImportError(f"its extension {extension} cannot be imported")
 
 
 def _of_ours(spec: ModuleSpec) -> bool:
@@ -153,9 +160,7 @@ def _replace(module: ModuleType, error: Exception) -> None:
         RuntimeWarning,
         stacklevel=2,
     )
-    for one in list(sys.modules):
-        if one.startswith(f"{name}."):
-            del sys.modules[one]
+    forget(name, but=module)
     # importlib goes on with this spec and this module, so that both become ours in place
     ours = _our_spec(name)
     assert spec is not None and ours.loader is not None

@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastderiv.integrations.mamba_ssm.packages.causal_conv1d.cpp_functions import (
-    causal_conv1d_bwd_function,
-    causal_conv1d_fwd_function,
-    causal_conv1d_update_function,
-)
+from fastderiv.integrations.torch import causal_conv1d
+from fastderiv.integrations.torch import causal_conv1d_update as _update
 
 
 @torch.no_grad()
@@ -29,9 +26,17 @@ def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *options: 
     in_place = len(tensors) == 4
     out = tensors.pop(2) if in_place else None
     seq_idx, initial_states, final_states_out = [*tensors, None, None, None][:3]
-    y = causal_conv1d_fwd_function(
-        x, weight, bias, seq_idx, initial_states, final_states_out, silu
+    found = causal_conv1d(
+        x,
+        weight,
+        bias,
+        seq_idx,
+        initial_states,
+        return_final_states=final_states_out is not None,
+        final_states_out=final_states_out,
+        activation="silu" if silu else None,
     )
+    y = found if final_states_out is None else found[0]
     return y if out is None else _write(out, y)
 
 
@@ -47,23 +52,26 @@ def causal_conv1d_bwd(
     silu`` in 1.1, and ``dx, silu`` in 1.0.
     """
     *tensors, silu = options
-    if len(tensors) < 5:
-        seq_idx, dx = [None, *tensors][-2:]
-        found = causal_conv1d_bwd_function(
-            x, weight, bias, dout, seq_idx, None, None, dx, False, silu
-        )
-        return list(found[:3])
-    seq_idx, initial_states, dfinal_states, dx, *sums, dinitial_states = tensors
-    wanted = dinitial_states is not None and dinitial_states is not False
-    found = causal_conv1d_bwd_function(
-        x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, wanted, silu
+    recent = len(tensors) >= 5
+    seq_idx, initial_states, dfinal_states, dx, *sums, dinitial_states = (
+        tensors if recent else [*[None, *tensors][-2:-1], None, None, tensors[-1], None]
     )
+    weights = x, weight, bias, initial_states
+    if dfinal_states is None:
+        dfinal_states = x.new_zeros(*x.shape[:2], weight.shape[1] - 1)
+    # the operator itself: autograd does not work inside of operators, where `causal_conv1d` calls
+    grads = torch.ops.fastderiv.causal_conv1d_vjp(
+        dout, dfinal_states, *weights, seq_idx, None, "silu" if silu else None, x.new_empty(0)
+    )
+    found = [None if t is None else g for t, g in zip(weights, grads, strict=True)]
+    if dx is not None:
+        found[0] = dx.copy_(found[0])
     if not sums:
-        return list(found)
+        return (found if dinitial_states else [*found[:3], None]) if recent else found[:3]
     for total, gradient in zip(sums, found[1:3], strict=True):
         if total is not None:
             total.add_(gradient)
-    return _write(dinitial_states, found[3]) if wanted else None
+    return None if dinitial_states is None else _write(dinitial_states, found[3])
 
 
 @torch.no_grad()
@@ -77,9 +85,8 @@ def causal_conv1d_update(
     """
     out, silu, *places = options if isinstance(options[0], Tensor) else (None, *options)
     cache_seqlens, conv_state_indices = [*places, None, None][:2]
-    y = causal_conv1d_update_function(
-        x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices
-    )
+    activation = "silu" if silu else None
+    y = _update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     return y if out is None else _write(out, y)
 
 
