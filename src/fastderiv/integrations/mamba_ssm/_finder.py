@@ -104,21 +104,28 @@ class _Watched(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the real module and serve it; run ours in its place if the real one fails."""
-        assert module.__spec__ is not None
+        name = module.__name__
         try:
             if self.failure is not None:
                 raise self.failure
             self.real.exec_module(module)
-            _check_extension(module)
         except Exception as error:
-            if module.__name__ not in NAMES:
+            if name not in NAMES:
                 raise
-            self.finder.broken.add(module.__name__)
-            _replace(module, error)
+            _warn(name, error)
         else:
-            module.__loader__ = module.__spec__.loader = self.real
-            if self.finder in sys.meta_path:  # no uninstall() came between
-                serve(module)
+            if not is_ours(sys.modules.get(NAMES.get(name) or name)):
+                self._finish(module)
+                return
+            # its extension is ours: that has warned of what is wrong with its own
+        self.finder.broken.add(name)
+        _replace(module)
+
+    def _finish(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.real
+        if self.finder in sys.meta_path:  # no uninstall() came between
+            serve(module)
 
 
 def is_ours(module: Any) -> bool:
@@ -134,12 +141,6 @@ def forget(name: str, but: ModuleType | None = None) -> None:
             del sys.modules[one]
 
 
-def _check_extension(module: ModuleType) -> None:
-    extension = NAMES.get(module.__name__)
-    if extension is not None and is_ours(sys.modules.get(extension)):
-        raise ImportError(f"its extension {extension} cannot be imported")
-
-
 def _of_ours(spec: ModuleSpec) -> bool:
     return spec.origin is not None and PACKAGES in Path(spec.origin).parents
 
@@ -151,19 +152,21 @@ def _our_spec(name: str) -> ModuleSpec:
     return spec
 
 
-def _replace(module: ModuleType, error: Exception) -> None:
-    """Make `module`, a real one that failed half-way, our module of that name."""
-    name, spec = module.__name__, module.__spec__
+def _warn(name: str, error: Exception) -> None:
     warnings.warn(
         f"the {name} that is installed cannot be imported ({type(error).__name__}: {error}); "
         "fastderiv's takes its place",
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def _replace(module: ModuleType) -> None:
+    """Make `module`, a real one that is no use, our module of that name."""
+    name, spec, ours = module.__name__, module.__spec__, _our_spec(module.__name__)
+    assert spec is not None and ours.loader is not None
     forget(name, but=module)
     # importlib goes on with this spec and this module, so that both become ours in place
-    ours = _our_spec(name)
-    assert spec is not None and ours.loader is not None
     for attribute in ("loader", "origin", "submodule_search_locations", "cached"):
         setattr(spec, attribute, getattr(ours, attribute))
     fresh = module_from_spec(ours)
