@@ -1,5 +1,4 @@
-"""fastderiv.integrations.mamba_ssm: names appear and disappear, real packages are served, scripts
-run as under Python itself, and the raw extensions compute what mamba_ssm's functions do."""
+"""fastderiv.integrations.mamba_ssm: names, real packages, scripts, and the raw extensions."""
 
 import importlib
 import importlib.machinery
