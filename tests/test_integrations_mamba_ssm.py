@@ -19,7 +19,7 @@ from fastderiv.integrations.mamba_ssm import _finder, _serving, install, uninsta
 from fastderiv.integrations.torch import causal_conv1d, causal_conv1d_update, selective_scan
 
 SCRIPTS = sorted(Path(__file__).with_name("gpu_scripts").glob("*.py"))
-QUICK = {"speech_codes", "vision_cross_scan"}
+QUICK = {"speech_codes"}
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGES = SOURCE / "fastderiv" / "integrations" / "mamba_ssm" / "packages"
 
