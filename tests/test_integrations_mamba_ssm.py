@@ -361,6 +361,51 @@ def test_code_written_for_a_gpu_runs_and_checks_itself(script):
     assert code == 0 and out, err
 
 
+TRANSFORMERS = """
+import importlib, sys, torch, transformers
+from fastderiv.integrations import transformers as fast
+from fastderiv.integrations.mamba_ssm import install
+transformers.logging.set_verbosity_error()
+sizes = dict(vocab_size=37, hidden_size=32, num_hidden_layers=2, state_size=8)
+ids = torch.arange(18).reshape(2, 9)
+
+def results(family, **options):
+    torch.manual_seed(0)
+    name = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
+    config = getattr(transformers, f"{family}Config")(**sizes, **options)
+    model = getattr(importlib.import_module(name), f"{family}ForCausalLM")(config)
+    model(ids, labels=ids).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.eval()
+    greedy = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    return gradients | {"tokens": model.generate(ids, **greedy).float()}
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, t in expected.items():
+        assert (found[name] - t).abs().max() <= 1e-4 * t.abs().max(), name
+
+families = {"Mamba": {}, "Mamba2": dict(num_heads=4, head_dim=16, n_groups=1)}
+stock = {family: results(family, **options) for family, options in families.items()}
+for name in [name for name in sys.modules if ".modeling_mamba" in name]:
+    del sys.modules[name]
+install()
+for family, options in families.items():
+    same(results(family, **options), stock[family])
+assert ("mamba_ssm" in sys.modules) == (int(transformers.__version__.split(".")[0]) >= 5)
+with fast.enabled():
+    for family, options in families.items():
+        same(results(family, **options), stock[family])
+"""
+
+
+@pytest.mark.slow
+def test_models_of_transformers_work_with_it_alone_and_enabled():
+    pytest.importorskip("transformers")
+    code, _, err = run("-W", "ignore", "-c", TRANSFORMERS)
+    assert code == 0, err
+
+
 # ---- raw extensions ----------------------------------------------------------------------------
 
 
