@@ -20,7 +20,9 @@ COMPLEMENT = torch.tensor([T, G, C, A, MASK])
 class BiMambaWrapper(nn.Module):
     """Two Mambas, one of them backwards, that share their projections."""
 
-    def __init__(self, d_model, bidirectional_strategy="add", bidirectional_weight_tie=True, **kwargs):
+    def __init__(
+        self, d_model, bidirectional_strategy="add", bidirectional_weight_tie=True, **kwargs
+    ):
         super().__init__()
         self.strategy = bidirectional_strategy
         self.mamba_fwd = Mamba(d_model=d_model, **kwargs)
@@ -55,7 +57,12 @@ def create_block(d_model, layer_idx, device=None, dtype=None, **ssm_cfg):
     mixer_cls = partial(BiMambaWrapper, layer_idx=layer_idx, **ssm_cfg, **factory_kwargs)
     norm_cls = partial(RMSNorm, eps=1e-5, **factory_kwargs)
     block = Block(
-        d_model, mixer_cls, nn.Identity, norm_cls=norm_cls, fused_add_norm=True, residual_in_fp32=True
+        d_model,
+        mixer_cls,
+        nn.Identity,
+        norm_cls=norm_cls,
+        fused_add_norm=True,
+        residual_in_fp32=True,
     )
     block.layer_idx = layer_idx
     return block

@@ -17,7 +17,7 @@ class SelectiveScanOflex(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cuda")
     def forward(ctx, u, delta, A, B, C, D, delta_bias, delta_softplus=True, oflex=True):
         ctx.delta_softplus = delta_softplus
-        out, x, *rest = selective_scan_cuda_oflex.fwd(
+        out, x, *_ = selective_scan_cuda_oflex.fwd(
             u, delta, A, B, C, D, delta_bias, delta_softplus, 1, oflex
         )
         ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, x)
@@ -28,7 +28,7 @@ class SelectiveScanOflex(torch.autograd.Function):
     def backward(ctx, dout):
         u, delta, A, B, C, D, delta_bias, x = ctx.saved_tensors
         dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-        du, ddelta, dA, dB, dC, dD, ddelta_bias, *rest = selective_scan_cuda_oflex.bwd(
+        du, ddelta, dA, dB, dC, dD, ddelta_bias, *_ = selective_scan_cuda_oflex.bwd(
             u, delta, A, B, C, D, delta_bias, dout, x, ctx.delta_softplus, 1
         )
         return du, ddelta, dA, dB, dC, dD, ddelta_bias, None, None
@@ -123,7 +123,7 @@ def waves(count, size, device):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=25)
     device = torch.device(parser.parse_args().device)
     torch.manual_seed(0)
     model = Classifier().to(device)

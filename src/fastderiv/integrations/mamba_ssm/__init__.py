@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import ModuleType
 
 from ._finder import NAMES, Finder, forget, is_ours
 from ._serving import SERVED, serve, stop_serving
@@ -18,7 +19,7 @@ from ._serving import SERVED, serve, stop_serving
 __all__ = ["install", "uninstall"]
 
 _lock = threading.RLock()  # guards what the two functions change
-_finder: Finder | None = None  # while installed
+_installed: Finder | None = None  # while installed
 
 
 def install() -> None:
@@ -34,14 +35,18 @@ def install() -> None:
     Where a package is not there, its name leads to fastderiv's files: with a spec, and an answer of
     ``importlib.metadata.version``.  Nothing is imported before somebody asks for it.
 
-    Where the real package is there, it is imported, and those of its functions that would need a
-    GPU leave calls with all tensors on the CPU to fastderiv, in every module that has imported
-    them; other calls go on as before.  If it was built without its compiled extensions, it takes
-    fastderiv's; so the modules are those of the version that is installed.  If its import fails all
-    the same, for instance without Triton or with an extension built for another PyTorch, a
-    RuntimeWarning says why, and fastderiv's package takes its place.  Where the real ``mamba_ssm``
-    is complete and ``causal_conv1d`` is missing, it stays so: ``mamba_ssm`` would use it on the
-    GPU.
+    Where the real package is there, it is imported, and those of its functions that need a GPU
+    leave calls with all tensors on the CPU to fastderiv, in every module that has imported them by
+    name; other calls go on as before.  A real ``mamba_ssm`` that is complete does without
+    ``causal_conv1d`` if that is missing, since it would use fastderiv's on the GPU.
+
+    A real package that lacks its compiled extension counts as missing, because more than the scan
+    needs a GPU: its attention, for one, decodes wrongly without ``flash_attn``.  If its import
+    fails, for instance because the extension was built for another PyTorch, a RuntimeWarning says
+    so, and fastderiv's package takes its place.
+
+    The models of transformers 5 find the packages when they are imported after `install`; those of
+    4.5x ask for a GPU first.  `fastderiv.integrations.transformers` serves both.
 
     Examples
     --------
@@ -52,40 +57,36 @@ def install() -> None:
     True
     >>> uninstall()
     """
-    global _finder  # noqa: PLW0603 (what is changed is global too)
+    global _installed  # noqa: PLW0603 (what is changed is global too)
     with _lock:
-        if _finder is None:
-            _finder = Finder()
-            sys.meta_path.insert(0, _finder)
+        if _installed is None:
+            _installed = Finder()
+            sys.meta_path.insert(0, _installed)
             for name in SERVED:
-                if name in sys.modules and not is_ours(sys.modules[name]):
-                    serve(sys.modules[name])
+                module = sys.modules.get(name)
+                if isinstance(module, ModuleType) and not is_ours(module):
+                    serve(module)
 
 
 def uninstall() -> None:
     """Undo `install`: names that were missing before are missing again.
 
     The functions of real packages are themselves again, wherever they were imported.  What was
-    taken from fastderiv's packages in between remains usable, but cannot be pickled.  Real packages
-    that could only be imported with the help of `install` are forgotten as well.
+    taken from fastderiv's packages in between remains usable, but cannot be pickled.
 
     Examples
     --------
     >>> from fastderiv.integrations.mamba_ssm import uninstall
     >>> uninstall()
     """
-    global _finder  # noqa: PLW0603
+    global _installed  # noqa: PLW0603
     with _lock:
-        if _finder is None:
+        if _installed is None:
             return
-        if _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
-        _finder = None
+        if _installed in sys.meta_path:
+            sys.meta_path.remove(_installed)
+        _installed = None
         stop_serving()
-        ours = {name for name in NAMES if is_ours(sys.modules.get(name))}
-        if "selective_scan_cuda" in ours:
-            ours.add("mamba_ssm")
-        if "causal_conv1d_cuda" in ours:
-            ours.add("causal_conv1d")
-        for name in ours:
-            forget(name)
+        for name in NAMES:
+            if is_ours(sys.modules.get(name)):
+                forget(name)

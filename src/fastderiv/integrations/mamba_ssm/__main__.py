@@ -75,7 +75,7 @@ def _run(run: Callable[[], Any]) -> None:
         run()
     except (SystemExit, KeyboardInterrupt):
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (what Python would show)
         below = _below_here(error.__traceback__)
         if below is None and isinstance(error, ImportError):  # nothing was found that could be run
             sys.exit(f"{sys.executable}: {error}")

@@ -18,18 +18,19 @@ from ._serving import SERVED, serve
 
 PACKAGES = Path(__file__).with_name("packages")
 
+# The names that are answered here, each with the extension without which it is no use.
 NAMES = {
-    "mamba_ssm",
-    "causal_conv1d",
-    "selective_scan_cuda",
-    "selective_scan_cuda_core",
-    "selective_scan_cuda_oflex",
-    "causal_conv1d_cuda",
+    "mamba_ssm": "selective_scan_cuda",
+    "causal_conv1d": "causal_conv1d_cuda",
+    "selective_scan_cuda": None,
+    "selective_scan_cuda_core": None,
+    "selective_scan_cuda_oflex": None,
+    "causal_conv1d_cuda": None,
 }
 
 
 class Finder(DistributionFinder):
-    """Finds real packages where there are any, else ours.
+    """Finds real packages where they are complete, else ours.
 
     It stands before all other finders, so that it sees real packages when they are imported.
     """
@@ -67,8 +68,9 @@ class Finder(DistributionFinder):
     def _elsewhere(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders find, unless it is broken or a mere folder of that name."""
-        if name in self.broken:
+        """What the other finders find, unless that is incomplete or a mere folder of that name."""
+        extension = NAMES.get(name)
+        if name in self.broken or (extension and self._elsewhere(extension) is None):
             return None
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
@@ -79,9 +81,7 @@ class Finder(DistributionFinder):
 
     def _better_absent(self, name: str) -> bool:
         """Whether a real mamba_ssm would take our causal_conv1d for tensors on its GPU."""
-        return name == "causal_conv1d" and all(
-            map(self._elsewhere, ("mamba_ssm", "selective_scan_cuda"))
-        )
+        return name == "causal_conv1d" and self._elsewhere("mamba_ssm") is not None
 
 
 class _Watched(Loader):
@@ -104,20 +104,28 @@ class _Watched(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the real module and serve it; run ours in its place if the real one fails."""
-        assert module.__spec__ is not None
+        name = module.__name__
         try:
             if self.failure is not None:
                 raise self.failure
             self.real.exec_module(module)
         except Exception as error:
-            if module.__name__ not in NAMES:
+            if name not in NAMES:
                 raise
-            self.finder.broken.add(module.__name__)
-            _replace(module, error)
+            _warn(name, error)
         else:
-            module.__loader__ = module.__spec__.loader = self.real
-            if self.finder in sys.meta_path:  # no uninstall() came between
-                serve(module)
+            if not is_ours(sys.modules.get(NAMES.get(name) or name)):
+                self._finish(module)
+                return
+            # its extension is ours: that has warned of what is wrong with its own
+        self.finder.broken.add(name)
+        _replace(module)
+
+    def _finish(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.real
+        if self.finder in sys.meta_path:  # no uninstall() came between
+            serve(module)
 
 
 def is_ours(module: Any) -> bool:
@@ -126,10 +134,10 @@ def is_ours(module: Any) -> bool:
     return isinstance(spec, ModuleSpec) and spec.name.split(".")[0] in NAMES and _of_ours(spec)
 
 
-def forget(name: str) -> None:
-    """Remove a module and all below it from `sys.modules`."""
-    for one in list(sys.modules):
-        if one == name or one.startswith(f"{name}."):
+def forget(name: str, but: ModuleType | None = None) -> None:
+    """Remove a module and all below it from `sys.modules`, except for one."""
+    for one, module in list(sys.modules.items()):
+        if (one == name or one.startswith(f"{name}.")) and (but is None or module is not but):
             del sys.modules[one]
 
 
@@ -144,21 +152,21 @@ def _our_spec(name: str) -> ModuleSpec:
     return spec
 
 
-def _replace(module: ModuleType, error: Exception) -> None:
-    """Make `module`, a real one that failed half-way, our module of that name."""
-    name, spec = module.__name__, module.__spec__
+def _warn(name: str, error: Exception) -> None:
     warnings.warn(
         f"the {name} that is installed cannot be imported ({type(error).__name__}: {error}); "
         "fastderiv's takes its place",
         RuntimeWarning,
         stacklevel=2,
     )
-    for one in list(sys.modules):
-        if one.startswith(f"{name}."):
-            del sys.modules[one]
-    # importlib goes on with this spec and this module, so that both become ours in place
-    ours = _our_spec(name)
+
+
+def _replace(module: ModuleType) -> None:
+    """Make `module`, a real one that is no use, our module of that name."""
+    name, spec, ours = module.__name__, module.__spec__, _our_spec(module.__name__)
     assert spec is not None and ours.loader is not None
+    forget(name, but=module)
+    # importlib goes on with this spec and this module, so that both become ours in place
     for attribute in ("loader", "origin", "submodule_search_locations", "cached"):
         setattr(spec, attribute, getattr(ours, attribute))
     fresh = module_from_spec(ours)

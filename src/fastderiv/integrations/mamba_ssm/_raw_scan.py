@@ -30,7 +30,8 @@ def forward(
     originals keep products of decays there, which only they themselves read.
     """
     u = u.to(torch.promote_types(u.dtype, torch.float32))  # for a result that is not rounded twice
-    outs, states = [], []
+    outs: list[Tensor] = []
+    states: list[Tensor] = []
     for start in range(0, max(u.shape[-1], 1), CHUNK):
         part = slice(start, start + CHUNK)
         b, c = (t if t.ndim == 2 else t[..., part] for t in (B, C))

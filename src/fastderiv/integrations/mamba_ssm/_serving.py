@@ -21,11 +21,23 @@ SERVED: dict[str, tuple[str, ...]] = {
         "bimamba_inner_fn",
     ),
     f"{_OPS}.selective_state_update": ("selective_state_update",),
-    f"{_OPS}.ssd_combined": ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"),
-    f"{_OPS}.layer_norm": ("layer_norm_fn", "rms_norm_fn"),
+    f"{_OPS}.ssd_combined": (
+        "mamba_chunk_scan",
+        "mamba_chunk_scan_combined",
+        "mamba_split_conv1d_scan_combined",
+    ),
+    f"{_OPS}.k_activations": ("swiglu",),
+    f"{_OPS}.layer_norm": ("layer_norm_fn", "layer_norm_linear_fn", "rms_norm_fn"),
+    f"{_OPS}.layernorm": ("layer_norm_fn", "rms_norm_fn"),  # of version 1
     f"{_OPS}.layernorm_gated": ("layernorm_fn", "rmsnorm_fn"),
+    "mamba_ssm.utils.generation": ("decode",),  # it takes times by events of a GPU
     "causal_conv1d.causal_conv1d_interface": ("causal_conv1d_fn", "causal_conv1d_update"),
     "causal_conv1d.causal_conv1d_varlen": ("causal_conv1d_varlen_states",),
+    "causal_conv1d.cpp_functions": (
+        "causal_conv1d_fwd_function",
+        "causal_conv1d_bwd_function",
+        "causal_conv1d_update_function",
+    ),
     "selective_scan_cuda": ("fwd", "bwd"),
     "selective_scan_cuda_core": ("fwd", "bwd"),
     "selective_scan_cuda_oflex": ("fwd", "bwd"),

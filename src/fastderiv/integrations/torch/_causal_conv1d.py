@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -277,7 +278,7 @@ def _rows_in_steps(
     x: Tensor, convolved: "_Sum", initial_states: Tensor | None, seq_idx: Tensor
 ) -> tuple[Tensor, Tensor]:
     outs, lasts = [], []
-    for row in rows_of(seq_idx.numpy(force=True)):
+    for row in rows_of(np.array(seq_idx.tolist())):  # torch.func hides the memory
         signal = x[row.at]
         last = None if initial_states is None else initial_states[row.at]
         pieces = []

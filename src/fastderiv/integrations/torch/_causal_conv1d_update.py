@@ -10,7 +10,7 @@ from torch import Tensor
 import fastderiv
 
 from ._causal_conv1d import causal_conv1d
-from ._in_place import refuse_expanded, write
+from ._in_place import refuse_expanded, refuse_overlap, write
 from ._tensors import arrays, cast, check, check_integers, refuse_tangents, transformed, working
 
 
@@ -148,22 +148,60 @@ def _(  # type: ignore[no-untyped-def]
     x, conv_state, weight, bias, activation, cache_seqlens, indices
 ):
     refuse_tangents(x, conv_state, weight, bias)
-    dtype = working(conv_state)
-    state = conv_state if conv_state.dtype == dtype else conv_state.to(dtype)
-    h = state.detach().numpy()  # not forced as in arrays: it must be the tensor's own memory
-    inputs, taps, offset = arrays(*cast(dtype, x, weight, bias))
-    if cache_seqlens is None and indices is None:
-        out = fastderiv.causal_conv1d_update(inputs, h, taps, offset, activation)
+    parameters = weight, bias, activation
+    if indices is None:
+        return _advance(x, conv_state, parameters, cache_seqlens)
+    (numbers,) = arrays(indices)
+    present = torch.from_numpy(np.flatnonzero(numbers >= 0))
+    rows = torch.from_numpy(_checked_rows(numbers[numbers >= 0], len(conv_state)))
+    states = conv_state.index_select(0, rows)
+    if len(present) < len(numbers):
+        counts = None if cache_seqlens is None else cache_seqlens[present]
+        out = x.new_zeros(x.shape)
+        out[present] = _advance(x[present], states, parameters, counts)
     else:
-        places = arrays(cache_seqlens, indices)
-        out = _step_of_rows(inputs, h, (taps, offset, activation), *places)
+        out = _advance(x, states, parameters, cache_seqlens)
+    refuse_overlap("conv_state", conv_state)
+    conv_state.index_copy_(0, rows, states)
+    return out
+
+
+def _advance(
+    x: Tensor, conv_state: Tensor, parameters: tuple[Any, ...], counts: Tensor | None
+) -> Tensor:
+    """Steps of states without a pool, updated in place."""
+    dtype = working(conv_state)
+    weight, bias, activation = parameters
+    state, inputs, taps, offset = cast(dtype, conv_state, x, weight, bias)
+    h = state.detach().numpy()  # not forced as in arrays: it must be the tensor's own memory
+    step = *arrays(inputs, taps, offset), activation
+    out = torch.from_numpy(
+        fastderiv.causal_conv1d_update(step[0], h, *step[1:])
+        if counts is None
+        else _through_buffer(h, step, *arrays(counts))
+    )
     if state is conv_state:
         # a graph that kept the old state will then say so
         torch.autograd.graph.increment_version(conv_state)
     else:
         write("conv_state", conv_state, state)
-    result = torch.from_numpy(out)
-    return result if x.dtype == dtype else result.to(x.dtype)
+    return out if x.dtype == dtype else out.to(x.dtype)
+
+
+def _through_buffer(buffer: NDArray, step: tuple[Any, ...], counts: NDArray) -> NDArray:
+    """Steps of states that are circular buffers (batch, D, W)."""
+    x, weight, bias, activation = step
+    width, taps = buffer.shape[-1], weight.shape[1]
+    inputs = x if x.ndim == 3 else x[..., None]
+    number = inputs.shape[-1]
+    in_time = buffer.swapaxes(1, 2)
+    rows = np.arange(len(buffer))[:, None]
+    begin = counts.astype(np.int64)[:, None]
+    recent = in_time[rows, (begin + np.arange(1 - taps, 0)) % max(width, 1)].swapaxes(1, 2)
+    out = fastderiv.causal_conv1d_update(x, recent, weight, bias, activation)
+    kept = np.arange(max(number - width, 0), number)  # the others would be overwritten
+    in_time[rows, (begin + kept) % max(width, 1)] = inputs[..., kept].swapaxes(1, 2)
+    return out
 
 
 @torch.library.register_fake("fastderiv::causal_conv1d_update")
@@ -172,37 +210,6 @@ def _(x, conv_state, *others):  # type: ignore[no-untyped-def]
 
 
 _step = torch.ops.fastderiv.causal_conv1d_update.default
-
-
-def _step_of_rows(
-    x: NDArray,
-    pool: NDArray,
-    parameters: tuple[Any, ...],
-    counts: NDArray | None,
-    indices: NDArray | None,
-) -> NDArray:
-    """Steps of states that are rows of a pool, circular buffers, or both."""
-    out = np.zeros(x.shape, pool.dtype)
-    batch = np.arange(len(x))
-    if indices is not None:
-        batch = np.flatnonzero(indices >= 0)
-    rows = batch if indices is None else _checked_rows(indices[batch], len(pool))
-    if counts is None:
-        state = pool[rows]
-        out[batch] = fastderiv.causal_conv1d_update(x[batch], state, *parameters)
-        pool[rows] = state
-        return out
-    width, taps = pool.shape[-1], parameters[0].shape[1]
-    channels = np.arange(pool.shape[1])[:, None]
-    begin = counts[batch].astype(np.int64)[:, None, None]
-    inputs = x[batch] if x.ndim == 3 else x[batch, :, None]
-    steps = inputs.shape[-1]
-    of_rows = rows[:, None, None], channels
-    state = pool[*of_rows, (begin + np.arange(1 - taps, 0)) % max(width, 1)]
-    out[batch] = fastderiv.causal_conv1d_update(x[batch], state, *parameters)
-    kept = np.arange(max(steps - width, 0), steps)  # the others would be overwritten
-    pool[*of_rows, (begin + kept) % max(width, 1)] = inputs[..., kept]
-    return out
 
 
 def _checked_rows(indices: NDArray, size: int) -> NDArray:
@@ -239,7 +246,7 @@ def _differentiable_step(
         before = state[..., width - recent :]
         after = torch.cat([state, steps.to(state.dtype)], -1)[..., steps.shape[-1] :]
     else:
-        before, after = _through_buffer(state, steps.to(state.dtype), recent, cache_seqlens)
+        before, after = _buffered(state, steps.to(state.dtype), recent, cache_seqlens)
     out = causal_conv1d(steps, weight, bias, initial_states=before, activation=activation)
     if indices is not None:
         out = out.masked_fill((indices < 0)[:, None, None], 0)
@@ -258,9 +265,7 @@ def _with_a_row_for_padding(pool: Tensor, indices: Tensor) -> tuple[Tensor, Tens
     return torch.cat([pool, pool.new_zeros(1, *pool.shape[1:])]), rows.where(rows >= 0, size)
 
 
-def _through_buffer(
-    buffer: Tensor, steps: Tensor, recent: int, counts: Tensor
-) -> tuple[Tensor, Tensor]:
+def _buffered(buffer: Tensor, steps: Tensor, recent: int, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The `recent` inputs in the circular buffers (batch, D, W), and the buffers after steps."""
     width, number = buffer.shape[-1], steps.shape[-1]
     begin = counts.long()[:, None, None]

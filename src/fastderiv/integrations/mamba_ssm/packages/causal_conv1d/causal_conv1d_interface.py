@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (PyTorch's own convention)
+from torch.nn import functional as F
 
 from fastderiv.integrations import torch as operators
 
@@ -264,9 +264,7 @@ def causal_conv1d_update_ref(
 
 def _check_activation(activation: str | None) -> None:
     if activation not in (None, "silu", "swish"):  # the original's error
-        raise NotImplementedError(
-            f"activation is {activation!r}; expected None, 'silu' or 'swish'"
-        )
+        raise NotImplementedError(f"activation is {activation!r}; expected None, 'silu' or 'swish'")
 
 
 def _convolve_packed(

@@ -9,10 +9,12 @@ models     language models
 utils      generation, weights from files
 """
 
+from fastderiv.integrations.mamba_ssm._distributions import VERSIONS
+
 from .models.mixer_seq_simple import MambaLMHeadModel
 from .modules.mamba2 import Mamba2
 from .modules.mamba_simple import Mamba
 from .ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 
 __all__ = ["Mamba", "Mamba2", "MambaLMHeadModel", "mamba_inner_fn", "selective_scan_fn"]
-__version__ = "2.3.2"
+__version__ = VERSIONS["mamba_ssm"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (PyTorch's own convention)
+from torch.nn import functional as F
 
 from fastderiv.integrations.torch import causal_conv1d, selective_scan
 
@@ -507,7 +507,7 @@ def rms_norm_forward(
     >>> from fastderiv.integrations.mamba_ssm.packages.mamba_ssm.ops import (
     ...     selective_scan_interface as interface,
     ... )
-    >>> interface.rms_norm_forward(torch.tensor([[3.0, 3.0]]), torch.ones(2), None)
+    >>> interface.rms_norm_forward(torch.tensor([[2.0, 2.0]]), torch.ones(2), None, eps=0.0)
     tensor([[1., 1.]])
     """
     y = normalise(x.to(working_dtype(x)), weight, bias, eps, is_rms_norm=is_rms_norm)
@@ -630,9 +630,7 @@ def _in_time(t: Tensor, A: Tensor, shape: torch.Size) -> Tensor:
     return t[:, None] if t.ndim == 3 else t.repeat_interleave(shape[1] // t.shape[1], dim=1)
 
 
-def convolve_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
-) -> Tensor:
+def convolve_ref(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """The causal convolution in PyTorch's operations; for `ssd_combined` too."""
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"activation is {activation!r}; expected None, 'silu' or 'swish'")

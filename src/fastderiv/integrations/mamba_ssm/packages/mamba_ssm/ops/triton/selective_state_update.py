@@ -1,5 +1,7 @@
 """`selective_state_update`: one step of a selective scan, for a token decoded from the cache."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
@@ -130,22 +132,22 @@ def selective_state_update_ref(
     B_, C_ = (t.repeat_interleave(h.shape[1] // t.shape[1], dim=1) for t in (B_, C_))
     step = dt_ if bias is None else dt_ + bias
     step = (softplus(step) if dt_softplus else step)[..., None]
-    new = torch.exp(step * A_) * h.to(dtype) + step * B_[:, :, None] * x_[..., None]
+    before = h.to(dtype, copy=True)  # a graph keeps it, while the state is overwritten
+    new = torch.exp(step * A_) * before + step * B_[:, :, None] * x_[..., None]
     out = (new * C_[:, :, None]).sum(-1)
     out = out if D_ is None else out + D_ * x_
     out = out if gate is None else out * silu(gate)
     h.copy_(new)
-    return out.reshape(shape).to(x.dtype)
+    result: Tensor = out.reshape(shape).to(x.dtype)
+    return result
 
 
-def _without_head(t: Tensor | None, axis: int, axes: int) -> Tensor | None:
+def _without_head(t: Any, axis: int, axes: int) -> Any:
     """The tensor without its axis of one head, if it has as many `axes` as that makes."""
     return t.squeeze(axis) if t is not None and t.ndim == axes else t
 
 
-def _with_head(
-    t: Tensor | None, axis: int, axes: int, dtype: torch.dtype | None = None
-) -> Tensor | None:
+def _with_head(t: Any, axis: int, axes: int, dtype: torch.dtype | None = None) -> Any:
     """The tensor with an axis of one head where it has none, in this dtype if one is given."""
     if t is None:
         return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (PyTorch's own convention)
+from torch.nn import functional as F
 
 from fastderiv.integrations.torch import causal_conv1d, ssd_scan
 
@@ -281,7 +281,8 @@ def ssd_selective_scan(
     >>> ssd_combined.ssd_selective_scan(one, torch.ones(1, 3, 1), A, one, one).flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    heads, width, states = *x.shape[2:], B.shape[-1]
+    heads, width = x.shape[2:]
+    states = B.shape[-1]
 
     def in_channels(t: Tensor) -> Tensor:
         """(batch, L, heads) or (batch, L, heads, P) -> (batch, heads P, L)."""
@@ -300,7 +301,7 @@ def ssd_selective_scan(
         bias, dt_softplus = None, False
     if A.ndim == 1:
         A = A.repeat_interleave(width)[:, None].expand(-1, states)
-    out = selective_scan_fn(
+    out: Tensor = selective_scan_fn(
         in_channels(x),
         delta,
         A,
@@ -568,7 +569,8 @@ def mamba_conv1d_scan_ref(
     channels = heads * headdim
     rest = (convolved.shape[1] - channels) // 2
     x, B, C = convolved.transpose(1, 2).split([channels, rest, rest], dim=-1)
-    x, z = (t if t is None else t.unflatten(2, (heads, headdim)) for t in (x, z))
+    x = x.unflatten(2, (heads, headdim))
+    z = None if z is None else z.unflatten(2, (heads, headdim))
     B, C = (t.unflatten(2, (ngroups, -1)) for t in (B, C))
     return ssd_selective_scan(
         x, dt.to(x.dtype), A, B, C, D, z, dt_bias, dt_softplus=dt_softplus, dt_limit=dt_limit
