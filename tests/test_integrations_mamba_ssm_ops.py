@@ -1110,6 +1110,28 @@ def test_functions_for_own_autograd_are_the_convolution_and_its_gradients():
 # ---- as PyTorch's own ----------------------------------------------------------------------------
 
 
+def reversed_strides(given):
+    """The same arguments, the first axis of each tensor contiguous in memory."""
+
+    def turned(t):
+        axes = tuple(reversed(range(t.ndim)))
+        return t.permute(axes).contiguous().permute(axes)
+
+    return {n: turned(t) if torch.is_tensor(t) else t for n, t in given.items()}
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_mixers_take_strides_as_they_come_and_sequences_shorter_than_their_taps(length):
+    one, two = MIXERS["all optional arguments"], SPLITS["norm and projection"]
+    one = one | {"xz": one["xz"][..., :length]}
+    two = two | {"zxbcdt": two["zxbcdt"][:, :length]}
+    for function, formula, given in [
+        (interface.mamba_inner_fn, plain_inner, one),
+        (ssd_combined.mamba_split_conv1d_scan_combined, plain_split, two),
+    ]:
+        assert_same(lambda f=function, **g: f(**reversed_strides(g)), formula, given)
+
+
 def test_mixers_compile_as_one_graph():
     one = {n: t.float() if is_variable(t) else t for n, t in inner_problem("D").items()}
     two = {n: t.float() if is_variable(t) else t for n, t in SPLITS["norm and projection"].items()}
