@@ -477,6 +477,16 @@ def normalise(
     return y if b is None else y + b
 
 
+def check_weights(x: Tensor, **weights: Tensor | None) -> None:
+    """A ValueError unless each has one number for each place on the last axis of x, or is None."""
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
+                "the last axis of x"
+            )
+
+
 # ---- the sum of the branches ---------------------------------------------------------------------
 
 
@@ -492,12 +502,7 @@ def _check(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; expected that of x, {tuple(x.shape)}"
             )
-    for name, weight in weights.items():
-        if weight is not None and weight.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
-                "the last axis of x"
-            )
+    check_weights(x, **weights)
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale is given together with x1; expected at most one of them")
 

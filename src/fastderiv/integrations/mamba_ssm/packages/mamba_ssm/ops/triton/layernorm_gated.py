@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastderiv.integrations.torch._tensors import transformed
 
-from .layer_norm import normalise, working_dtype
+from .layer_norm import check_weights, normalise, working_dtype
 
 LARGE = 2**16  # numbers; for fewer, what computing them again adds to a call is not worth it
 
@@ -340,9 +340,4 @@ def _check(x: Tensor, z: Tensor | None, size: int, **weights: Tensor | None) -> 
         raise ValueError(
             f"group_size is {size}; expected a divisor of {x.shape[-1]}, x's last axis"
         )
-    for name, weight in weights.items():
-        if weight is not None and weight.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
-                "the last axis of x"
-            )
+    check_weights(x, **weights)
