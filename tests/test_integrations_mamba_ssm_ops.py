@@ -1018,8 +1018,7 @@ def test_final_states_are_written_where_they_are_wanted():
         assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("steps", [None, 1, 3])
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("steps, size", [(None, 2), (1, 5), (3, 5), (2, 2)])
 @pytest.mark.parametrize("circular", [False, True])
 def test_update_goes_on_where_the_convolution_was(steps, size, circular):
     x, weight, bias = conv_problem("bias").values()
@@ -1027,8 +1026,6 @@ def test_update_goes_on_where_the_convolution_was(steps, size, circular):
     expected = plain_convolution(x, weight, bias)[..., count : count + (steps or 1)]
     new = x[..., count] if steps is None else x[..., count : count + steps]
     expected = expected[..., 0] if steps is None else expected
-    if circular and (steps or 1) > size:
-        pytest.skip("more steps than the buffer has places")
     seen = torch.cat([x.new_zeros(2, 4, size), x[..., :count]], -1)[..., -size:]
     after = torch.cat([seen, new.reshape(2, 4, -1)], -1)[..., -size:]
     options = {}
