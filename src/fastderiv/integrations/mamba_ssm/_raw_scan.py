@@ -1,0 +1,98 @@
+"""The scan and its adjoint as compiled extensions offer them: on plain tensors, without a graph."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..torch import selective_scan
+
+CHUNK = 2048  # steps between the states that the extensions return
+
+
+@torch.no_grad()
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    out_dtype: torch.dtype,
+) -> list[Tensor]:
+    """The scan without a gate, and its states `x` of shape (batch, D, chunks, 2N).
+
+    ``x[:, :, c, 1::2]`` is the state behind chunk `c` of 2048 steps.  The other half is zeros; the
+    originals keep products of decays there, which only they themselves read.
+    """
+    u = u.to(torch.promote_types(u.dtype, torch.float32))  # for a result that is not rounded twice
+    outs: list[Tensor] = []
+    states: list[Tensor] = []
+    for start in range(0, max(u.shape[-1], 1), CHUNK):
+        part = slice(start, start + CHUNK)
+        b, c = (t if t.ndim == 2 else t[..., part] for t in (B, C))
+        out, state = selective_scan(
+            u[..., part],
+            delta[..., part],
+            A,
+            b,
+            c,
+            D,
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+            return_last_state=True,
+            initial_state=states[-1] if states else None,
+        )
+        outs.append(out)
+        states.append(state)
+    x = state.new_zeros(*u.shape[:2], len(states), 2 * A.shape[1])
+    x[..., 1::2] = torch.stack(states, 2)
+    return [(outs[0] if len(outs) == 1 else torch.cat(outs, -1)).to(out_dtype), x]
+
+
+@torch.no_grad()
+def backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    delta_softplus: bool,
+    z: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of u, delta, A, B, C, D, delta_bias and z, each in the dtype of its tensor.
+
+    The scan runs once more, because the states that `forward` returns are too far apart.
+    """
+    no_gradient = A.new_zeros(u.shape[0], *A.shape)  # of the last state
+    tensors = u, delta, A, B, C, D, z, delta_bias, None
+    grads = torch.ops.fastderiv.selective_scan_vjp(
+        dout, no_gradient, *tensors, None, delta_softplus, A.new_empty(0)
+    )
+    known = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
+    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, _ = known
+    return cast(list[Tensor | None], [du, ddelta, dA, dB, dC, dD, ddelta_bias, dz])
+
+
+def bwd_without_gate(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor | None,
+    delta_softplus: bool,
+    nrows: int = 1,
+) -> list[Tensor | None]:
+    """Gradients of u, delta, A, B, C, D and delta_bias; `x` and `nrows` are not needed."""
+    return backward(u, delta, A, B, C, D, delta_bias, dout, delta_softplus)[:7]
