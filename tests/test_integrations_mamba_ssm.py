@@ -489,6 +489,24 @@ def test_extensions_of_vmamba_have_its_dtypes(name, dtype):
             assert close(gradient.float(), wide[key].grad, 4 * torch.finfo(dtype).eps), key
 
 
+def test_channels_of_vmamba_may_share_their_step_sizes():
+    install()
+    import selective_scan_cuda_oflex
+
+    p = {key: t.detach() for key, t in scan_problem(9).items() if key != "z"}
+    delta, bias = p["delta"][:, ::2].clone(), p["delta_bias"][::2].clone()
+    shared = [t.requires_grad_() for t in (delta, bias)]
+    p["delta"], p["delta_bias"] = (t.repeat_interleave(2, t.ndim // 2) for t in shared)
+    expected = selective_scan(**p, delta_softplus=True)
+    dout = torch.randn_like(expected)
+    expected.backward(dout)
+    arguments = (p["u"], delta, p["A"], p["B"], p["C"], p["D"], bias)
+    out, x = selective_scan_cuda_oflex.fwd(*arguments, True, 1, True)
+    assert close(out, expected)
+    _, ddelta, *_, dbias = selective_scan_cuda_oflex.bwd(*arguments, dout, x, True, 1)
+    assert close(ddelta, delta.grad) and close(dbias, bias.grad)
+
+
 def test_arguments_that_are_missing_have_no_gradient():
     install()
     import selective_scan_cuda_core
