@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,12 +79,12 @@ def backward(
     grads = torch.ops.fastderiv.selective_scan_vjp(
         dout, no_gradient, *tensors, None, delta_softplus, A.new_empty(0)
     )
-    known = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
+    known: list[Any] = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
     du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, _ = known
     if wide_delta is not delta:
         ddelta = ddelta.unflatten(1, (delta.shape[1], -1)).sum(2)
         ddelta_bias = None if delta_bias is None else ddelta_bias.view(delta.shape[1], -1).sum(1)
-    return cast(list[Tensor | None], [du, ddelta, dA, dB, dC, dD, ddelta_bias, dz])
+    return [du, ddelta, dA, dB, dC, dD, ddelta_bias, dz]
 
 
 def _spread(channels: int, t: Any, axis: int) -> Any:
