@@ -208,7 +208,7 @@ def test_gradients_of_every_order_and_mode(packing, activation, without):
         return call(p, values, activation=activation, **PACKINGS[packing])
 
     values = tuple(p.values())
-    assert torch.autograd.gradcheck(function, values, fast_mode=not activation)
+    assert torch.autograd.gradcheck(function, values, fast_mode=not activation or bool(without))
     assert torch.autograd.gradcheck(function, values, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
 
@@ -339,13 +339,14 @@ def test_the_operator_is_registered_as_pytorch_wants_it(packing, order, dtype):
     )
 
 
-def test_strides_of_expanded_signals_are_foreseen():
+def test_strides_of_expanded_and_spread_signals_are_foreseen():
     weight = torch.ones(D, K, dtype=torch.float64)
     for x in (
         torch.ones(1, D, L, dtype=torch.bfloat16).expand(BATCH, D, L),
         channels_last(torch.ones(1, D, L)).expand(BATCH, D, L),
         torch.ones(BATCH, 1, L).expand(BATCH, D, L),
         torch.ones(BATCH, D, 1).expand(BATCH, D, L),
+        torch.ones(BATCH, L, 2 * D)[..., ::2].transpose(1, 2),
     ):
         with FakeTensorMode() as mode:
             fake = causal_conv1d(mode.from_tensor(x), mode.from_tensor(weight))
@@ -475,10 +476,10 @@ def test_steps_one_by_one_are_the_convolution_bit_for_bit():
     assert torch.equal(state, last)
 
 
-@pytest.mark.parametrize("steps", [None, 2, 7])
+@pytest.mark.parametrize("steps", [None, 7])
 @pytest.mark.parametrize("width", [K - 1, K + 2])
 @pytest.mark.parametrize("circular", [False, True])
-@pytest.mark.parametrize("indices", [None, (4, 1), (3, -1), (-2, -1)])
+@pytest.mark.parametrize("indices", [None, (2, 3), (4, 1), (3, -1), (-2, -1)])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_circular_buffers_and_rows_of_a_pool(steps, width, circular, indices, requires_grad):
     rows = BATCH if indices is None else 5
@@ -649,12 +650,12 @@ def test_the_operator_of_steps_is_registered_as_pytorch_wants_it(dtype):
         (
             {"conv_state_indices": torch.tensor([0, 2])},
             ValueError,
-            "conv_state_indices has 2; expected numbers of rows of conv_state, below 2",
+            r"conv_state_indices is \[0, 2\]; expected indices of 2 states",
         ),
         (
             {"conv_state_indices": torch.tensor([1, 1])},
             ValueError,
-            "expected no row twice",
+            r"conv_state_indices is \[1, 1\]; expected no index twice",
         ),
         (
             {"conv_state_indices": torch.tensor([0.0, 1.0])},

@@ -115,6 +115,15 @@ def test_results_lie_in_memory_as_foreseen(order, factor, dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_of_expanded_tensors_are_foreseen(dtype):
+    for shape in (1, 5, 3), (2, 1, 3), (2, 5, 1), (1, 5, 1):
+        b = torch.ones(shape, dtype=dtype).expand(SHAPE)
+        with FakeTensorMode() as mode:
+            fake = linear_scan(0.5, mode.from_tensor(b))
+        assert fake.stride() == linear_scan(0.5, b).stride(), shape
+
+
 def test_the_operator_is_registered_as_pytorch_wants_it():
     a, b, state = problem(factor="of every recurrence")
     torch.library.opcheck(torch.ops.fastderiv.linear_scan.default, (b, a, state, 1, True, False))

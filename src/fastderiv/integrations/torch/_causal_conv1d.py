@@ -137,7 +137,9 @@ def causal_conv1d(
     states of K - 1 inputs.  Second derivatives, forward mode and the transforms of ``torch.func``
     are computed by PyTorch's own operations.
 
-    The original refuses `seq_idx` with `return_final_states`; here the two go together.
+    The original refuses `seq_idx` with `return_final_states`; here the two go together.  Where one
+    number comes twice with less than K - 1 steps of others between, these are two sequences here,
+    and one in the original.
 
     Examples
     --------

@@ -11,7 +11,10 @@ import fastderiv
 
 from ._causal_conv1d import causal_conv1d
 from ._in_place import refuse_expanded, refuse_overlap, write
+from ._pool import check_indices, chosen, replaced, runs, without_padding
 from ._tensors import arrays, cast, check, check_integers, refuse_tangents, transformed, working
+
+_INDICES = "conv_state_indices"
 
 
 def causal_conv1d_update(
@@ -44,7 +47,8 @@ def causal_conv1d_update(
         written to the places ``cache_seqlens % W`` and following, and to no others.
     conv_state_indices : Tensor of integers, shape (batch,), optional
         Makes `conv_state` a pool (P, D, W), of which each row of `x` has the row with this number.
-        A negative number is padding: its result is zero, and no state changes.
+        No row is taken twice.  A negative number is padding: its result is zero, and no state
+        changes.
 
     Returns
     -------
@@ -61,9 +65,10 @@ def causal_conv1d_update(
     Notes
     -----
     The computation is in the dtype of `conv_state`, or in float32 if that is bfloat16 or float16.
-    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place; other
-    ones, rows of a pool and circular buffers go through copies of batch·D·W numbers.  Where a
-    derivative is asked for, the steps are a `causal_conv1d`, and differentiable like that.
+    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place, in a
+    pool neighbours together; other dtypes and circular buffers go through copies of batch·D·W
+    numbers at most.  Where a derivative is asked for, the steps are a `causal_conv1d`, and
+    differentiable like that.
 
     Examples
     --------
@@ -128,7 +133,7 @@ def _check_shapes(
             f"conv_state has shape {tuple(state.shape)}; expected its last axis W to be at least "
             f"K - 1 = {weight.shape[1] - 1}"
         )
-    for name, numbers in ("cache_seqlens", cache_seqlens), ("conv_state_indices", indices):
+    for name, numbers in ("cache_seqlens", cache_seqlens), (_INDICES, indices):
         if numbers is not None and numbers.shape != shape[:1]:
             raise ValueError(
                 f"{name} has shape {tuple(numbers.shape)}; expected (batch,) = ({shape[0]},)"
@@ -151,18 +156,15 @@ def _(  # type: ignore[no-untyped-def]
     parameters = weight, bias, activation
     if indices is None:
         return _advance(x, conv_state, parameters, cache_seqlens)
-    (numbers,) = arrays(indices)
-    present = torch.from_numpy(np.flatnonzero(numbers >= 0))
-    rows = torch.from_numpy(_checked_rows(numbers[numbers >= 0], len(conv_state)))
-    states = conv_state.index_select(0, rows)
-    if len(present) < len(numbers):
-        counts = None if cache_seqlens is None else cache_seqlens[present]
-        out = x.new_zeros(x.shape)
-        out[present] = _advance(x[present], states, parameters, counts)
-    else:
-        out = _advance(x, states, parameters, cache_seqlens)
+    rows = indices.tolist()
+    check_indices(_INDICES, rows, len(conv_state))
     refuse_overlap("conv_state", conv_state)
-    conv_state.index_copy_(0, rows, states)
+    out = x.new_zeros(x.shape)
+    for start, stop, first in runs(rows):
+        some = slice(start, stop)
+        counts = None if cache_seqlens is None else cache_seqlens[some]
+        states = conv_state[first : first + stop - start]
+        out[some] = _advance(x[some], states, parameters, counts)
     return out
 
 
@@ -212,19 +214,6 @@ def _(x, conv_state, *others):  # type: ignore[no-untyped-def]
 _step = torch.ops.fastderiv.causal_conv1d_update.default
 
 
-def _checked_rows(indices: NDArray, size: int) -> NDArray:
-    if len(indices) and indices.max() >= size:
-        raise ValueError(
-            f"conv_state_indices has {indices.max()}; expected numbers of rows of conv_state, "
-            f"below {size}, or negative ones for padding"
-        )
-    if len(set(indices.tolist())) < len(indices):
-        raise ValueError(
-            f"conv_state_indices is {indices}; expected no row twice, as each can be updated once"
-        )
-    return indices.astype(np.int64)
-
-
 def _differentiable_step(
     x: Tensor,
     conv_state: Tensor,
@@ -237,11 +226,8 @@ def _differentiable_step(
     """The same as a convolution, which has an adjoint."""
     axes, width, recent = conv_state.ndim, conv_state.shape[-1], weight.shape[1] - 1
     steps = x if x.ndim == axes else x[..., None]
-    pool = conv_state.clone()  # the graph keeps it, while conv_state is overwritten
-    state, rows = pool, None
-    if indices is not None:
-        pool, rows = _with_a_row_for_padding(pool, indices)
-        state = pool[rows]
+    # the graph keeps it, while conv_state is overwritten
+    state = conv_state.clone() if indices is None else chosen(_INDICES, conv_state, indices)
     if cache_seqlens is None:
         before = state[..., width - recent :]
         after = torch.cat([state, steps.to(state.dtype)], -1)[..., steps.shape[-1] :]
@@ -249,20 +235,9 @@ def _differentiable_step(
         before, after = _buffered(state, steps.to(state.dtype), recent, cache_seqlens)
     out = causal_conv1d(steps, weight, bias, initial_states=before, activation=activation)
     if indices is not None:
-        out = out.masked_fill((indices < 0)[:, None, None], 0)
-        after = pool.index_copy(0, rows, after)[:-1]
+        out, after = without_padding(out, indices), replaced(conv_state, after, indices)
     write("conv_state", conv_state, after)
     return out if x.ndim == axes else out[..., 0]
-
-
-def _with_a_row_for_padding(pool: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The pool and a last row more, and for each row of a batch its row there."""
-    if not torch.compiler.is_compiling():
-        (numbers,) = arrays(indices)
-        _checked_rows(numbers[numbers >= 0], len(pool))
-    size = len(pool)
-    rows = indices.long()
-    return torch.cat([pool, pool.new_zeros(1, *pool.shape[1:])]), rows.where(rows >= 0, size)
 
 
 def _buffered(buffer: Tensor, steps: Tensor, recent: int, counts: Tensor) -> tuple[Tensor, Tensor]:
