@@ -894,7 +894,7 @@ def test_norm_with_linear_map_is_both():
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("size, with_z, with_bias", [(None, 1, 1), (4, 1, 0), (4, 0, 1), (2, 1, 1)])
 def test_gated_norms_normalise_groups_before_or_behind_the_gate(
-    kind, before, size, with_z, with_bias
+    kind, before, size, with_z, with_bias, monkeypatch
 ):
     names = ["x", "weight", *(["z"] if with_z else []), *(["bias"] if with_bias else [])]
     shapes = {"x": (2, 3, 8), "z": (2, 3, 8), "weight": (8,), "bias": (8,)}
@@ -906,8 +906,44 @@ def test_gated_norms_normalise_groups_before_or_behind_the_gate(
 
     assert_same(getattr(gated, kind), formula, given)
     assert_rounded(getattr(gated, kind), given, 2**-7, 2**-6)
+    monkeypatch.setattr(gated, "LARGE", 0)  # as large calls
+    assert_same(getattr(gated, kind), formula, given)
     if kind == "rmsnorm_fn":
         assert_close(gated.rms_norm_ref(**given), formula(**given), 1e-6, "reference")
+
+
+def test_a_graph_keeps_of_a_large_gated_norm_its_arguments_in_their_dtype():
+    x, z, weight = draw({"x": (64, 1024), "z": (64, 1024), "weight": (1024,)}).values()
+    x, z, weight = (t.requires_grad_() for t in (x.bfloat16(), z.bfloat16(), weight.float()))
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = gated.rmsnorm_fn(x, weight, None, z=z)
+    assert sum(kept.values()) <= 2 * x.numel() * 2 + 4 * weight.numel()
+    (slope,) = torch.autograd.grad(y.double().sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(slope.double().square().sum(), z)  # second derivatives
+    assert again.isfinite().all() and again.any()
+
+
+def test_copies_of_mamba_ssms_interface_find_its_forward_pass():
+    given = norm_problem("residual", "bias", "weight1", "bias1")
+    given |= {n: given[n].flatten(0, 1) for n in ("x", "residual")}
+    y, y1, mean, rstd, total, *nothing = layer_norm._layer_norm_fwd(**given, eps=1e-3)
+    right, right1, sum_ = plain_norm(**given, eps=1e-3, prenorm=True)
+    for a, b in zip((y, y1, total), (right, right1, sum_), strict=True):
+        assert_close(a, b, 1e-12, "result")
+    assert_close(mean, sum_.mean(-1), 1e-12, "mean")
+    assert_close(rstd, 1 / (sum_.var(-1, correction=0) + 1e-3).sqrt(), 1e-12, "rstd")
+    assert nothing == [None, None, None]
+    narrow = {n: t.bfloat16() for n, t in given.items()} | {"residual": None}
+    y, _, mean, _, total, *_ = layer_norm._layer_norm_fwd(
+        **narrow, eps=1e-6, residual_dtype=torch.float32, is_rms_norm=True
+    )
+    assert y.dtype == torch.bfloat16 and total.dtype == torch.float32 and mean is None
 
 
 def test_gated_norms_refuse_what_does_not_fit():
@@ -982,8 +1018,7 @@ def test_final_states_are_written_where_they_are_wanted():
         assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("steps", [None, 1, 3])
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("steps, size", [(None, 2), (1, 5), (3, 5), (2, 2)])
 @pytest.mark.parametrize("circular", [False, True])
 def test_update_goes_on_where_the_convolution_was(steps, size, circular):
     x, weight, bias = conv_problem("bias").values()
@@ -991,8 +1026,6 @@ def test_update_goes_on_where_the_convolution_was(steps, size, circular):
     expected = plain_convolution(x, weight, bias)[..., count : count + (steps or 1)]
     new = x[..., count] if steps is None else x[..., count : count + steps]
     expected = expected[..., 0] if steps is None else expected
-    if circular and (steps or 1) > size:
-        pytest.skip("more steps than the buffer has places")
     seen = torch.cat([x.new_zeros(2, 4, size), x[..., :count]], -1)[..., -size:]
     after = torch.cat([seen, new.reshape(2, 4, -1)], -1)[..., -size:]
     options = {}
@@ -1062,7 +1095,9 @@ def test_functions_for_own_autograd_are_the_convolution_and_its_gradients():
     assert found[0] is dx
     for name, g in zip(("x", "weight", "bias", "initial_states"), found, strict=True):
         assert_close(g, slopes[name], 1e-12, name)
-    assert backward(x, weight, None, dy, None, None, None, None, False, True)[2:] == (None, None)
+    for first in (None, initial):
+        rest = None, first, None, None, False, True
+        assert backward(x, weight, None, dy, *rest)[2:] == (None, None)
     state = initial.clone()
     step = ours(CPP, "causal_conv1d_update_function")
     assert_close(step(x, state, weight, bias, True, None, None), y, 1e-12, "update")
@@ -1070,6 +1105,28 @@ def test_functions_for_own_autograd_are_the_convolution_and_its_gradients():
 
 
 # ---- as PyTorch's own ----------------------------------------------------------------------------
+
+
+def reversed_strides(given):
+    """The same arguments, the first axis of each tensor contiguous in memory."""
+
+    def turned(t):
+        axes = tuple(reversed(range(t.ndim)))
+        return t.permute(axes).contiguous().permute(axes)
+
+    return {n: turned(t) if torch.is_tensor(t) else t for n, t in given.items()}
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_mixers_take_strides_as_they_come_and_sequences_shorter_than_their_taps(length):
+    one, two = MIXERS["all optional arguments"], SPLITS["norm and projection"]
+    one = one | {"xz": one["xz"][..., :length]}
+    two = two | {"zxbcdt": two["zxbcdt"][:, :length]}
+    for function, formula, given in [
+        (interface.mamba_inner_fn, plain_inner, one),
+        (ssd_combined.mamba_split_conv1d_scan_combined, plain_split, two),
+    ]:
+        assert_same(lambda f=function, **g: f(**reversed_strides(g)), formula, given)
 
 
 def test_mixers_compile_as_one_graph():

@@ -5,14 +5,15 @@ scan, gated by z → output projection.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastderiv.integrations.torch import causal_conv1d, selective_scan
+from fastderiv.integrations.torch import selective_scan
 
+from ._signals import convolve_ref, project
 from .triton.layer_norm import normalise, working_dtype
 
 __all__ = [
@@ -241,12 +242,12 @@ def mamba_inner_fn(
     """
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
-    signals = _project(
+    signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
     )  # fmt: skip
     signals = signals.normalised(b_rms_weight, c_rms_weight, dt_rms_weight, b_c_dt_rms_eps)
-    y = signals.scan(A, D, delta_bias, delta_softplus)
+    y = signals.scan(selective_scan_fn, A, D, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -300,11 +301,11 @@ def mamba_inner_fn_no_out_proj(
     """
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
-    signals = _project(
+    signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
     )  # fmt: skip
-    return signals.scan(A, D, delta_bias, delta_softplus)
+    return signals.scan(selective_scan_fn, A, D, delta_bias, delta_softplus)
 
 
 def bimamba_inner_fn(
@@ -365,13 +366,13 @@ def bimamba_inner_fn(
     """
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
-    signals = _project(
+    signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
     )  # fmt: skip
-    y = signals.scan(A, D, delta_bias, delta_softplus)
-    y = y + signals.flipped().scan(A_b, D, delta_bias, delta_softplus).flip(-1)
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    y = signals.scan(selective_scan_fn, A, D, delta_bias, delta_softplus)
+    back = signals.flipped().scan(selective_scan_fn, A_b, D, delta_bias, delta_softplus)
+    return F.linear((y + back.flip(-1)).transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def mamba_inner_ref(
@@ -418,11 +419,11 @@ def mamba_inner_ref(
     ... ).shape
     torch.Size([1, 3, 1])
     """
-    signals = _project(
+    signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias, convolve=convolve_ref
     )  # fmt: skip
-    y = signals.scan(A, D, delta_bias, delta_softplus, selective_scan_ref)
+    y = signals.scan(selective_scan_ref, A, D, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -471,12 +472,12 @@ def bimamba_inner_ref(
     ... ).shape
     torch.Size([1, 3, 1])
     """
-    signals = _project(
+    signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias, convolve=convolve_ref
     )  # fmt: skip
-    y = signals.scan(A, D, delta_bias, delta_softplus, selective_scan_ref)
-    back = signals.flipped().scan(A_b, D, delta_bias, delta_softplus, selective_scan_ref)
+    y = signals.scan(selective_scan_ref, A, D, delta_bias, delta_softplus)
+    back = signals.flipped().scan(selective_scan_ref, A_b, D, delta_bias, delta_softplus)
     return F.linear((y + back.flip(-1)).transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -526,101 +527,6 @@ class MambaInnerFn:
     apply = staticmethod(mamba_inner_fn)
 
 
-# ---- what the functions of a mixer share ---------------------------------------------------------
-
-
-class _Signals(NamedTuple):
-    """What is scanned: input, step sizes, coefficients and gate."""
-
-    u: Tensor
-    delta: Tensor
-    B: Tensor
-    C: Tensor
-    z: Tensor
-
-    def scan(
-        self,
-        A: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        scan: Callable[..., Any] = selective_scan_fn,
-    ) -> Tensor:
-        y: Tensor = scan(
-            self.u,
-            self.delta,
-            A,
-            self.B,
-            self.C,
-            D=D,
-            z=self.z,
-            delta_bias=delta_bias,
-            delta_softplus=delta_softplus,
-        )
-        return y
-
-    def flipped(self) -> "_Signals":
-        """The same in reverse time; coefficients (D, N) have none."""
-        return _Signals(*(t if t.ndim == 2 else t.flip(-1) for t in self))
-
-    def normalised(
-        self,
-        b_weight: Tensor | None,
-        c_weight: Tensor | None,
-        dt_weight: Tensor | None,
-        eps: float,
-    ) -> "_Signals":
-        return self._replace(
-            B=_normalised("B", self.B, b_weight, eps),
-            C=_normalised("C", self.C, c_weight, eps),
-            delta=_normalised("delta", self.delta, dt_weight, eps),
-        )
-
-
-def _project(
-    xz: Tensor,
-    conv1d_weight: Tensor,
-    conv1d_bias: Tensor | None,
-    x_proj_weight: Tensor,
-    delta_proj_weight: Tensor,
-    A: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    B_proj_bias: Tensor | None,
-    C_proj_bias: Tensor | None,
-    *,
-    convolve: Callable[..., Tensor] = causal_conv1d,
-) -> _Signals:
-    """Convolution and projections; time stays the last axis, as the scan reads it."""
-    x, z = xz.chunk(2, dim=1)
-    u = convolve(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
-    rank, states = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
-    projected = torch.matmul(x_proj_weight, u)  # (batch, rank + …, L)
-    delta = torch.matmul(delta_proj_weight, projected[:, :rank])
-    if B is None:
-        B = _coefficient(projected[:, rank : rank + states], B_proj_bias, A)
-    if C is None:
-        C = _coefficient(projected[:, -states:], C_proj_bias, A)
-    return _Signals(u, delta, B, C, z)
-
-
-def _coefficient(rows: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
-    """B or C from its rows of the projection; real and imaginary parts are put side by side."""
-    rows = rows if bias is None else rows + bias.to(rows.dtype)[:, None]
-    return rows.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2) if A.is_complex() else rows
-
-
-def _normalised(name: str, t: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """RMSNorm over the axis before time."""
-    if weight is None:
-        return t
-    if t.ndim == 2:
-        raise ValueError(
-            f"{name} has shape {tuple(t.shape)}; expected an axis of time, as its norm has a weight"
-        )
-    return rms_norm_forward(t.transpose(-1, -2), weight, None, eps).transpose(-1, -2)
-
-
 def _in_time(t: Tensor, A: Tensor, shape: torch.Size) -> Tensor:
     """B or C in the dtype of A as (batch or 1, D or 1, N, L)."""
     if t.ndim == 2:
@@ -628,13 +534,3 @@ def _in_time(t: Tensor, A: Tensor, shape: torch.Size) -> Tensor:
     t = t.to(A.real.dtype)
     t = torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) if A.is_complex() else t
     return t[:, None] if t.ndim == 3 else t.repeat_interleave(shape[1] // t.shape[1], dim=1)
-
-
-def convolve_ref(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """The causal convolution in PyTorch's operations; for `ssd_combined` too."""
-    if activation not in (None, "silu", "swish"):
-        raise ValueError(f"activation is {activation!r}; expected None, 'silu' or 'swish'")
-    width = weight.shape[1]
-    out = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=len(weight))
-    out = out[..., : x.shape[-1]]
-    return out if activation is None else F.silu(out)

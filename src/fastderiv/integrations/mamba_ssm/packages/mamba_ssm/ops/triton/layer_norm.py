@@ -420,6 +420,43 @@ def rms_norm_ref(
     return results[0] if len(results) == 1 else tuple(results)
 
 
+def _layer_norm_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
+    is_rms_norm: bool = False,
+    return_dropout_mask: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The forward pass that copies of mamba_ssm's interface import.
+
+    Returns y, y1, mean, 1/std, residual_out, seeds and masks of dropout; None for what there is
+    not.  There are no seeds: the masks say what was dropped.
+    """
+    _check(x, residual, x1, rowscale, weight=weight, bias=bias, weight1=weight1, bias1=bias1)
+    total, mask, mask1 = _sum(x, residual, x1, dropout_p=dropout_p, rowscale=rowscale)
+    y, y1 = (
+        w
+        if w is None
+        else normalise(total, w, b, eps, is_rms_norm=is_rms_norm).to(out_dtype or x.dtype)
+        for w, b in ((weight, bias), (weight1, bias1))
+    )
+    mean = None if is_rms_norm else total.mean(-1)
+    centred = total if mean is None else total - mean[:, None]
+    rstd = torch.rsqrt(centred.square().mean(-1) + eps)
+    kept = residual_dtype or x.dtype if residual is None else residual.dtype
+    masks = (mask, mask1) if return_dropout_mask else (None, None)
+    return y, y1, mean, rstd, total.to(kept), None, *masks
+
+
 # ---- shared with other files of this folder ------------------------------------------------------
 
 
@@ -440,6 +477,16 @@ def normalise(
     return y if b is None else y + b
 
 
+def check_weights(x: Tensor, **weights: Tensor | None) -> None:
+    """A ValueError unless each has one number for each place on the last axis of x, or is None."""
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
+                "the last axis of x"
+            )
+
+
 # ---- the sum of the branches ---------------------------------------------------------------------
 
 
@@ -455,12 +502,7 @@ def _check(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; expected that of x, {tuple(x.shape)}"
             )
-    for name, weight in weights.items():
-        if weight is not None and weight.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
-                "the last axis of x"
-            )
+    check_weights(x, **weights)
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale is given together with x1; expected at most one of them")
 

@@ -5,8 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+from torch.utils.checkpoint import checkpoint
 
-from .layer_norm import normalise, working_dtype
+from fastderiv.integrations.torch._tensors import transformed
+
+from .layer_norm import check_weights, normalise, working_dtype
+
+LARGE = 2**16  # numbers; for fewer, what computing them again adds to a call is not worth it
 
 __all__ = ["LayerNorm", "RMSNorm", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn"]
 
@@ -49,6 +54,11 @@ def layernorm_fn(
     ValueError
         A shape that does not fit, or groups that do not divide N.
 
+    Notes
+    -----
+    A graph keeps the arguments of a large call, in their dtype, and nothing else: the backward pass
+    computes the norm again, where PyTorch would keep five arrays of the size of `x`.
+
     Examples
     --------
     >>> import torch
@@ -59,17 +69,13 @@ def layernorm_fn(
     """
     size = x.shape[-1] if group_size is None else group_size
     _check(x, z, size, weight=weight, bias=bias)
-    dtype = working_dtype(x, z)
-    y, gate = x.to(dtype), None if z is None else silu(z.to(dtype))
-    if gate is not None and not norm_before_gate:
-        y = y * gate
-    if size == x.shape[-1]:
-        y = normalise(y, weight, bias, eps, is_rms_norm=is_rms_norm)
-    else:
-        groups = y.unflatten(-1, (x.shape[-1] // size, size))
-        unit = normalise(groups, None, None, eps, is_rms_norm=is_rms_norm).flatten(-2)
-        y = unit * weight.to(dtype) if bias is None else unit * weight.to(dtype) + bias.to(dtype)
-    return (y if gate is None or not norm_before_gate else y * gate).to(x.dtype)
+    arguments = x, weight, bias, z, eps, size, norm_before_gate, is_rms_norm
+    if _is_computed_again(x, weight, bias, z):
+        y: Tensor = checkpoint(
+            _gated_norm, *arguments, use_reentrant=False, preserve_rng_state=False
+        )
+        return y
+    return _gated_norm(*arguments)
 
 
 def rmsnorm_fn(
@@ -289,6 +295,44 @@ def rms_norm_ref(
     return (y if z is None or not norm_before_gate else y * silu(z)).to(dtype)
 
 
+def _gated_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> Tensor:
+    dtype = working_dtype(x, z)
+    y, gate = x.to(dtype), None if z is None else silu(z.to(dtype))
+    if gate is not None and not norm_before_gate:
+        y = y * gate
+    if size == x.shape[-1]:
+        y = normalise(y, weight, bias, eps, is_rms_norm=is_rms_norm)
+    else:
+        groups = y.unflatten(-1, (x.shape[-1] // size, size))
+        unit = normalise(groups, None, None, eps, is_rms_norm=is_rms_norm).flatten(-2)
+        y = unit * weight.to(dtype) if bias is None else unit * weight.to(dtype) + bias.to(dtype)
+    return (y if gate is None or not norm_before_gate else y * gate).to(x.dtype)
+
+
+def _is_computed_again(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the backward pass computes the norm again, so that the graph keeps less.
+
+    Not in compiled code, whose compiler decides what is kept, nor under the transforms of
+    ``torch.func``, which do not allow it.
+    """
+    return (
+        x.numel() >= LARGE
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and any(t is not None and t.requires_grad for t in (x, *others))
+        and not transformed(x, *others)
+    )
+
+
 def _check(x: Tensor, z: Tensor | None, size: int, **weights: Tensor | None) -> None:
     if z is not None and z.shape != x.shape:
         raise ValueError(f"z has shape {tuple(z.shape)}; expected that of x, {tuple(x.shape)}")
@@ -296,9 +340,4 @@ def _check(x: Tensor, z: Tensor | None, size: int, **weights: Tensor | None) -> 
         raise ValueError(
             f"group_size is {size}; expected a divisor of {x.shape[-1]}, x's last axis"
         )
-    for name, weight in weights.items():
-        if weight is not None and weight.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name} has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}, "
-                "the last axis of x"
-            )
+    check_weights(x, **weights)

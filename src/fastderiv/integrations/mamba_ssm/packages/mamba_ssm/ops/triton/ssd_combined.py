@@ -5,16 +5,17 @@ output projection.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastderiv.integrations.torch import causal_conv1d, ssd_scan
+from fastderiv.integrations.torch import ssd_scan
 
-from ..selective_scan_interface import convolve_ref, selective_scan_fn
+from .._signals import convolve_ref
+from ..selective_scan_interface import selective_scan_fn
+from ._zxbcdt import sizes_of, split
 from .k_activations import swiglu
 from .layer_norm import working_dtype
 from .layernorm_gated import rms_norm_ref, rmsnorm_fn
@@ -392,10 +393,8 @@ def mamba_split_conv1d_scan_combined(
     ... ).shape
     torch.Size([1, 3, 8])
     """
-    sizes = _sizes(zxbcdt, conv1d_weight, D, headdim, ngroups)
-    parts = _split(
-        zxbcdt, sizes, conv1d_weight, conv1d_bias, seq_idx=seq_idx, activation=activation
-    )
+    sizes = sizes_of(zxbcdt, conv1d_weight, D, headdim, ngroups)
+    parts = split(zxbcdt, sizes, conv1d_weight, conv1d_bias, seq_idx=seq_idx, activation=activation)
     found = mamba_chunk_scan_combined(
         parts.x,
         parts.dt,
@@ -483,8 +482,8 @@ def mamba_split_conv1d_scan_ref(
     ... ).shape
     torch.Size([1, 3, 8])
     """
-    sizes = _sizes(zxbcdt, conv1d_weight, D, headdim, ngroups)
-    parts = _split(
+    sizes = sizes_of(zxbcdt, conv1d_weight, D, headdim, ngroups)
+    parts = split(
         zxbcdt, sizes, conv1d_weight, conv1d_bias, activation=activation, convolve=convolve_ref
     )
     z = parts.z if rmsnorm_weight is None else None
@@ -587,78 +586,6 @@ class MambaSplitConv1dScanCombinedFn:
     """What mamba_ssm calls its autograd function: ``MambaSplitConv1dScanCombinedFn.apply``."""
 
     apply = staticmethod(mamba_split_conv1d_scan_combined)
-
-
-# ---- what the functions of a mixer share ---------------------------------------------------------
-
-
-class _Sizes(NamedTuple):
-    mlp: int  # M, 0 without an MLP
-    heads: int
-    width: int  # P
-    groups: int
-    states: int  # N
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.width
-
-
-class _Parts(NamedTuple):
-    """What zxbcdt is made of, x, B and C after their convolution."""
-
-    mlp: Tensor
-    z: Tensor
-    x: Tensor
-    B: Tensor
-    C: Tensor
-    dt: Tensor
-
-
-def _sizes(
-    zxbcdt: Tensor, conv1d_weight: Tensor, D: Tensor, headdim: int | None, ngroups: int
-) -> _Sizes:
-    heads, width = D.shape[0], D.shape[1] if D.ndim == 2 else headdim
-    if width is None:
-        raise ValueError(
-            f"headdim is None; expected P, which D of shape {tuple(D.shape)} does not say"
-        )
-    convolved, channels = conv1d_weight.shape[0], heads * width
-    states = (convolved - channels) // ngroups // 2
-    rest = zxbcdt.shape[-1] - 2 * channels - 2 * ngroups * states - heads
-    if heads % ngroups or channels + 2 * ngroups * states != convolved or rest < 0 or rest % 2:
-        raise ValueError(
-            f"zxbcdt has shape {tuple(zxbcdt.shape)}, conv1d_weight {tuple(conv1d_weight.shape)}; "
-            "expected last and first axis to be 2 M + 2 heads P + 2 groups N + heads and "
-            f"heads P + 2 groups N, with heads = {heads}, P = {width}, groups = {ngroups}, which "
-            "divides heads, any M and any N"
-        )
-    return _Sizes(rest // 2, heads, width, ngroups, states)
-
-
-def _split(
-    zxbcdt: Tensor,
-    sizes: _Sizes,
-    conv1d_weight: Tensor,
-    conv1d_bias: Tensor | None,
-    *,
-    activation: str | None,
-    seq_idx: Tensor | None = None,
-    convolve: Callable[..., Tensor] = causal_conv1d,
-) -> _Parts:
-    """The parts of zxbcdt."""
-    channels, rest = sizes.channels, sizes.groups * sizes.states
-    mlp, z, xBC, dt = zxbcdt.split(
-        [2 * sizes.mlp, channels, channels + 2 * rest, sizes.heads], dim=-1
-    )
-    options = {} if seq_idx is None else {"seq_idx": seq_idx}
-    xBC = convolve(
-        xBC.transpose(1, 2), conv1d_weight, conv1d_bias, activation=activation, **options
-    ).transpose(1, 2)
-    x, B, C = xBC.split([channels, rest, rest], dim=-1)
-    z, x = (t.unflatten(2, (sizes.heads, sizes.width)) for t in (z, x))
-    B, C = (t.unflatten(2, (sizes.groups, sizes.states)) for t in (B, C))
-    return _Parts(mlp, z, x, B, C, dt)
 
 
 def _project(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
