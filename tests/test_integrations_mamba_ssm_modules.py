@@ -42,11 +42,16 @@ MIXERS = {
     "Mamba": MAMBA1,
     "Mamba with biases": partial(MAMBA1, bias=True, conv_bias=False, d_conv=3, expand=1.5),
     "Mamba2": MAMBA2,
-    "Mamba2 with groups": partial(MAMBA2, ngroups=3, norm_before_gate=True, bias=True),
+    "Mamba2 with groups": partial(
+        MAMBA2, ngroups=3, norm_before_gate=True, bias=True, use_mem_eff_path=False, chunk_size=4
+    ),
     "Mamba2 with MLP": partial(MAMBA2, d_ssm=16, D_has_hdim=True, conv_bias=False),
     "Mamba2 without norm": partial(MAMBA2, rmsnorm=False, d_conv=2, dt_limit=(0.01, 0.05)),
     "Mamba2Simple": partial(
         Mamba2Simple, WIDTH, d_state=6, headdim=4, ngroups=2, learnable_init_states=True
+    ),
+    "Mamba2Simple with one norm": partial(
+        Mamba2Simple, WIDTH, d_state=6, headdim=4, ngroups=2, use_mem_eff_path=False
     ),
     "MHA": partial(MHA, WIDTH, 3, causal=True, layer_idx=0),
     "MHA with options": partial(
@@ -57,7 +62,7 @@ MIXERS = {
         MHA, WIDTH, 2, causal=True, layer_idx=0, rotary_emb_dim=6, rotary_emb_interleaved=True
     ),
 }  # fmt: skip
-CACHED = {name: new for name, new in MIXERS.items() if name != "Mamba2Simple"}
+CACHED = {name: new for name, new in MIXERS.items() if not name.startswith("Mamba2Simple")}
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +136,8 @@ def mamba2_formula(m, u):
         y = y * F.silu(z)
     else:
         y = y if m.norm_before_gate else y * F.silu(z)
-        groups = y.unflatten(-1, (G, -1))
+        together = isinstance(m, Mamba2Simple) and not m.use_mem_eff_path
+        groups = y.unflatten(-1, (1 if together else G, -1))
         y = (groups * (groups.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).flatten(-2)
         y = y * m.norm.weight
         y = y * F.silu(z) if m.norm_before_gate else y
@@ -349,16 +355,16 @@ PACKED = [name for name in MIXERS if name.startswith("Mamba2")]
 
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_sequences_do_not_see_each_other(name):
-    changes = {"learnable_init_states": False} if name == "Mamba2Simple" else {}
+    changes = {"learnable_init_states": False} if name.startswith("Mamba2Simple") else {}
     module, u = build(MIXERS[name], **changes), inputs()
     expected = torch.cat([module(part) for part in u.split([2, 1, 6], dim=1)], dim=1)
     of_step = torch.tensor([[0, 0, 1, 2, 2, 2, 2, 2, 2]], dtype=torch.int32)
     assert close(module(u, seq_idx=of_step.expand(2, -1)), expected)
-    if name != "Mamba2Simple":
+    if not name.startswith("Mamba2Simple"):
         assert close(module(u[:1], cu_seqlens=STARTS), expected[:1])
 
 
-@pytest.mark.parametrize("name", [name for name in PACKED if name != "Mamba2Simple"])
+@pytest.mark.parametrize("name", [name for name in PACKED if name in CACHED])
 def test_packed_prompts_are_continued_as_a_batch(name):
     module, u, more = build(MIXERS[name]), inputs(batch=1), inputs(length=2, batch=3)
     params = InferenceParams(11, 3)
@@ -569,6 +575,15 @@ def test_models_come_back_from_files(name, tmp_path, monkeypatch):
     again = MambaLMHeadModel.from_pretrained("somebody/model")
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert asked == [("somebody/model", hf.CONFIG_NAME), ("somebody/model", hf.WEIGHTS_NAME)]
+
+
+def test_a_single_mixer_goes_to_the_hub_and_back(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("safetensors")
+    module = build(MIXERS["Mamba2 with groups"]).float()
+    module.save_pretrained(tmp_path)
+    again = Mamba2.from_pretrained(tmp_path)
+    assert again.ngroups == 3 and torch.equal(again(inputs().float()), module(inputs().float()))
 
 
 @pytest.mark.parametrize("name", MODELS)

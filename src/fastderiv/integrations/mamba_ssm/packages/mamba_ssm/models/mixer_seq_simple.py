@@ -73,8 +73,7 @@ def create_block(
         mixer = _SSM_LAYERS[name]
     mlp: Any = nn.Identity
     if d_intermediate:
-        sizes = {"hidden_features": d_intermediate, "out_features": d_model}
-        mlp = partial(GatedMLP, **sizes, **factory)
+        mlp = partial(GatedMLP, hidden_features=d_intermediate, out_features=d_model, **factory)
     block = Block(
         d_model,
         partial(mixer, layer_idx=layer_idx, **options, **factory),
@@ -164,9 +163,13 @@ class MixerModel(nn.Module):
         self.layers = nn.ModuleList([new_block(layer_idx=i) for i in range(n_layer)])
         norm = RMSNorm if rms_norm else nn.LayerNorm
         self.norm_f = norm(d_model, eps=norm_epsilon, **factory)
-        residuals = 2 if d_intermediate else 1
-        initial = {"n_layer": n_layer, "n_residuals_per_layer": residuals}
-        self.apply(partial(_init_weights, **initial, **(initializer_cfg or {})))
+        initial = partial(
+            _init_weights,
+            n_layer=n_layer,
+            n_residuals_per_layer=2 if d_intermediate else 1,
+            **(initializer_cfg or {}),
+        )
+        self.apply(initial)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

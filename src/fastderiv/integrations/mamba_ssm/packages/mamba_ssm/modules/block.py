@@ -76,7 +76,7 @@ def add_and_norm(
 ) -> tuple[Tensor, Tensor]:
     """The norm of x + residual, and the sum."""
     if fused:
-        return layer_norm_fn(  # type: ignore[no-any-return]
+        return layer_norm_fn(
             x,
             norm.weight,
             norm.bias,

@@ -121,7 +121,7 @@ class Mamba2(Recurrent, _Hub):
         self.nheads = self.d_ssm // headdim
         self.state_shape = (self.nheads, headdim, d_state)
         self.D_has_hdim, self.rmsnorm, self.norm_before_gate = D_has_hdim, rmsnorm, norm_before_gate
-        self.dt_limit, self.chunk_size = tuple(dt_limit), chunk_size
+        self.dt_limit, self.chunk_size = (dt_limit[0], dt_limit[1]), chunk_size
         self.use_mem_eff_path, self.layer_idx = use_mem_eff_path, layer_idx
         self.activation, self.act = "silu", nn.SiLU()
 
@@ -262,6 +262,9 @@ class Mamba2(Recurrent, _Hub):
         packed: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
         seq_idx, cu_seqlens = packed
+        initial = self._initial_states(len(x))
+        if state is not None and resume:
+            initial = state.clone()
         y = ssd_scan(
             x,
             dt,
@@ -272,7 +275,7 @@ class Mamba2(Recurrent, _Hub):
             D=self._D(),
             z=z,
             dt_bias=self.dt_bias,
-            initial_states=state.clone() if resume else self._initial_states(len(x)),
+            initial_states=initial,
             seq_idx=seq_idx,
             cu_seqlens=cu_seqlens,
             dt_softplus=True,

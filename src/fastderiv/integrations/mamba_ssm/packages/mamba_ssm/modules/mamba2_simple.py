@@ -80,11 +80,13 @@ class Mamba2Simple(Mamba2):
         self.activation, self.learnable_init_states = activation, learnable_init_states
         self.norm.group_size = self.d_inner // ngroups if use_mem_eff_path else None
         if learnable_init_states:
+            others = dict(self.named_parameters(recurse=False))
+            for name in others:
+                delattr(self, name)  # optimizers number parameters, and this one comes first
             zeros = torch.zeros(self.state_shape, device=device, dtype=dtype)
-            others = dict(self._parameters)
-            self._parameters.clear()  # optimizers number parameters, and this one comes first
             self.init_states = undecayed(zeros)
-            self._parameters.update(others)
+            for name, parameter in others.items():
+                setattr(self, name, parameter)
 
     def forward(self, u: Tensor, seq_idx: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The mixer on u (batch, L, d_model); the same shape."""

@@ -106,7 +106,7 @@ class Mamba(Recurrent):
         self.init_layer_scale = init_layer_scale
         self.activation, self.act = "silu", nn.SiLU()
         if init_layer_scale is not None:
-            self.gamma = nn.Parameter(torch.full((d_model,), float(init_layer_scale)))
+            self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model, device=device))
 
         def new_branch(suffix: str) -> None:
             conv = partial(nn.Conv1d, padding=d_conv - 1, groups=channels, bias=conv_bias)
@@ -218,7 +218,7 @@ class Mamba(Recurrent):
             bias,
             delta_softplus=True,
             return_last_state=state is not None,
-            initial_state=state.clone() if resume else None,
+            initial_state=state.clone() if state is not None and resume else None,
         )
         if state is not None:
             y, last_state = y

@@ -223,7 +223,6 @@ def _decode(
     begun = time.perf_counter()
     cache = InferenceParams(max_seqlen=max_length, max_batch_size=len(input_ids))
     tokens, sequences, position_ids = input_ids, [input_ids], None
-    taught = 0 if teacher_outputs is None else teacher_outputs.shape[1]
     if streamer is not None:
         streamer.put(input_ids.cpu())
     done = False
@@ -233,7 +232,7 @@ def _decode(
         if scores is not None:
             scores.append(logits.clone())
         cache.seqlen_offset += tokens.shape[1]
-        if cache.seqlen_offset < taught:
+        if teacher_outputs is not None and cache.seqlen_offset < teacher_outputs.shape[1]:
             tokens = teacher_outputs[:, cache.seqlen_offset, None]
         else:
             if repetition_penalty != 1.0:
@@ -325,13 +324,12 @@ def update_graph_cache(
     effect.
     """
     cache = cache or DecodingCGCache()
-    if batch_size > cache.max_batch_size or max_seqlen > cache.max_seqlen:
+    params = cache.inference_params
+    if params is None or batch_size > cache.max_batch_size or max_seqlen > cache.max_seqlen:
         cache.max_batch_size, cache.max_seqlen = batch_size, max_seqlen
         states = model.allocate_inference_cache(batch_size, max_seqlen, dtype)
-        cache.inference_params = InferenceParams(
-            max_seqlen, batch_size, key_value_memory_dict=states
-        )
-    params = cache.inference_params
+        params = InferenceParams(max_seqlen, batch_size, key_value_memory_dict=states)
+        cache.inference_params = params
 
     @torch.inference_mode()
     def run(input_ids: Tensor, position_ids: Tensor | None, seqlen: int) -> Tensor:

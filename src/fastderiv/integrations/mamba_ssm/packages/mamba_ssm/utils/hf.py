@@ -14,7 +14,7 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "pytorch_model.bin"
 
 def load_config_hf(model_name: str) -> dict[str, Any]:
     """The configuration in a folder, or of a model on the Hugging Face hub."""
-    return json.loads(_file(model_name, CONFIG_NAME).read_text("utf-8"))  # type: ignore[no-any-return]
+    return json.loads(_file(model_name, CONFIG_NAME).read_text("utf-8"))
 
 
 def load_state_dict_hf(
@@ -25,7 +25,7 @@ def load_state_dict_hf(
     They are on `device`, or on the CPU if the model is to have a dtype other than float32.
     """
     place = "cpu" if device is None or dtype not in (torch.float32, None) else device
-    return torch.load(_file(model_name, WEIGHTS_NAME), map_location=place)  # type: ignore[no-any-return]
+    return torch.load(_file(model_name, WEIGHTS_NAME), map_location=place)
 
 
 def _file(model_name: str, name: str) -> Path:
