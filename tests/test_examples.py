@@ -38,6 +38,11 @@ def run(name, *arguments, **environment):
 
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 DRAWING = [name for name in ALL if name != "ssd_chunks"]
+NEEDS = {
+    "decision_boundary": "sklearn",
+    "grid_rnn_digits": "sklearn",
+    "mamba2_language_model": "torch",
+}
 WITHOUT_MATPLOTLIB = """
 import runpy, sys
 sys.modules["matplotlib"] = None
@@ -48,8 +53,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_help_fits_a_narrow_encoding(name):
-    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
-        pytest.importorskip("sklearn")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     done = run(name, "--help", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "--plot FILE" in done.stdout
@@ -87,8 +92,8 @@ def test_the_picture_is_where_it_says(name, options, tmp_path):
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(name, tmp_path):
-    if name not in ("directions", "lstm_carousel", "train_mamba", "tune_hyperparameters"):
-        pytest.importorskip("sklearn")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     pytest.importorskip("matplotlib")
     done = run(name, "--plot", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
@@ -313,3 +318,47 @@ def test_digits_are_learned_and_twice_the_same(digits):
         runs.append(digits.train(model, train_set, test_set, epochs, rng))
         assert all(a.dtype == np.float32 for a in model.values())
     assert runs[0] == runs[1] and runs[0][1][-1] > 0.9
+
+
+@pytest.fixture(scope="module")
+def language():
+    pytest.importorskip("torch")
+    from fastderiv.integrations import mamba_ssm
+
+    yield example("mamba2_language_model")
+    mamba_ssm.uninstall()
+
+
+def test_a_language_model_of_mamba_ssm_learns_without_a_gpu(language, tmp_path):
+    """Words that repeat, read by the model of the example."""
+    import torch
+
+    torch.manual_seed(0)
+    text = torch.tensor(list(b"the state is what it has read. " * 40))
+    model, held_out = language.MambaLMHeadModel(language.CONFIG), []
+    language.LENGTH, language.BATCH, language.LONG = 31, 4, 64
+    losses = language.train(model, text, 25, lambda *at: held_out.append(at[0]))
+    assert len(losses) == 25 and losses[0] > 6 and losses[-1] < 1
+    assert held_out == list(range(1, 26))
+    assert language.write(model, "the state is", 9)[:16] == "the state is wha"
+    by_position = language.held_out_bits(model, text, language.LONG)
+    assert by_position.shape == (16, 64)
+    pytest.importorskip("matplotlib")
+    language.draw(losses, [(25, losses[-1])], by_position, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_the_text_of_the_language_model_is_that_of_python(language):
+    text, rest = language.load_text()
+    assert len(text) > 400_000 and len(rest) > 40_000 and max(text.max(), rest.max()) < 128
+    assert "\n\nReturn " in bytes(text.tolist()).decode("ascii")
+
+
+@pytest.mark.slow
+def test_the_language_model_runs(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    done = run("mamba2_language_model", "--steps", "2", "--plot", str(tmp_path / "curve.png"))
+    assert done.returncode == 0, done.stderr
+    assert "step    2" in done.stdout and "Return the" in done.stdout
+    assert (tmp_path / "curve.png").is_file()
