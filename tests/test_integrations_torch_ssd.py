@@ -1,8 +1,13 @@
 """fastderiv.integrations.torch: Mamba-2's scan and its single step, on tensors."""
 
+import importlib.util
 import inspect
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,6 +300,20 @@ def test_nothing_to_scan(shape):
         (out.sum() + last.sum()).backward()
     assert torch.equal(p["initial_states"].grad, torch.full((batch, H, P, N), 2.0).double())
     assert not p["A"].grad.any()
+
+
+@pytest.mark.slow
+def test_the_original_kernels_compute_the_same():
+    """The real ones, run by Triton's interpreter; in a process whose autotuner is replaced."""
+    for module in "mamba_ssm", "triton", "einops":
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    script = Path(__file__).parent / "helpers" / "original_ssd.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, script], check=False, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- dtypes --------------------------------------------------------------------------------------
