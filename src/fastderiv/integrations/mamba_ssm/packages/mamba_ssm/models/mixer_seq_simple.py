@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import namedtuple
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -290,4 +289,4 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.state_dict(), folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=4), "utf-8")
+        (folder / CONFIG_NAME).write_text(json.dumps(vars(self.config), indent=4), "utf-8")

@@ -154,7 +154,8 @@ class MHA(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """q, k, v (batch, heads, steps, head_dim), those of q at these positions of k and v."""
         shared = self.num_heads // self.num_heads_kv
-        k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
+        if shared > 1:
+            k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
         known, scale = torch.arange(k.shape[2], device=q.device), self.softmax_scale
         if self.causal and q.shape[2] == k.shape[2]:
             return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)

@@ -25,7 +25,7 @@ def load_state_dict_hf(
     They are on `device`, or on the CPU if the model is to have a dtype other than float32.
     """
     place = "cpu" if device is None or dtype not in (torch.float32, None) else device
-    return torch.load(_file(model_name, WEIGHTS_NAME), map_location=place)
+    return torch.load(_file(model_name, WEIGHTS_NAME), map_location=place, weights_only=True)
 
 
 def _file(model_name: str, name: str) -> Path:
