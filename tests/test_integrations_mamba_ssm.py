@@ -194,6 +194,27 @@ def test_a_real_package_is_served_on_the_cpu_only(imported_before, tmp_path, mon
     assert importlib.import_module("mamba_ssm") is real
 
 
+def test_arguments_of_an_older_version_are_matched_by_name(tmp_path, monkeypatch):
+    of_1_0 = (
+        "def causal_conv1d_fn(x, weight, bias=None, activation=None, older=None):\n    return 1\n"
+    )
+    interface = {
+        "causal_conv1d/__init__.py": "from .causal_conv1d_interface import causal_conv1d_fn\n",
+        "causal_conv1d/causal_conv1d_interface.py": of_1_0,
+        "causal_conv1d_cuda.py": "",
+    }
+    write(tmp_path, interface)
+    monkeypatch.syspath_prepend(tmp_path)
+    install()
+    convolve = importlib.import_module("causal_conv1d").causal_conv1d_fn
+    x, weight, bias, _ = (t.detach() for t in conv_problem())
+    expected = causal_conv1d(x, weight, bias, activation="silu")
+    assert torch.equal(convolve(x, weight, bias, "silu"), expected)
+    assert torch.equal(convolve(x, weight, bias=bias, activation="silu"), expected)
+    assert convolve(x, weight, bias, "silu", 3) == 1  # unknown to us
+    assert convolve(x.to("meta"), weight, bias, "silu") == 1
+
+
 def test_a_served_function_compiles_without_a_graph_break(tmp_path, monkeypatch):
     write(tmp_path, MAMBA | {"selective_scan_cuda.py": EXTENSION})
     monkeypatch.syspath_prepend(tmp_path)
@@ -487,6 +508,24 @@ def test_extensions_of_vmamba_have_its_dtypes(name, dtype):
         for key, gradient in zip(order, grads, strict=True):
             assert gradient.dtype == p[key].dtype, key
             assert close(gradient.float(), wide[key].grad, 4 * torch.finfo(dtype).eps), key
+
+
+def test_channels_of_vmamba_may_share_their_step_sizes():
+    install()
+    import selective_scan_cuda_oflex
+
+    p = {key: t.detach() for key, t in scan_problem(9).items() if key != "z"}
+    delta, bias = p["delta"][:, ::2].clone(), p["delta_bias"][::2].clone()
+    shared = [t.requires_grad_() for t in (delta, bias)]
+    p["delta"], p["delta_bias"] = (t.repeat_interleave(2, t.ndim // 2) for t in shared)
+    expected = selective_scan(**p, delta_softplus=True)
+    dout = torch.randn_like(expected)
+    expected.backward(dout)
+    arguments = (p["u"], delta, p["A"], p["B"], p["C"], p["D"], bias)
+    out, x = selective_scan_cuda_oflex.fwd(*arguments, True, 1, True)
+    assert close(out, expected)
+    _, ddelta, *_, dbias = selective_scan_cuda_oflex.bwd(*arguments, dout, x, True, 1)
+    assert close(ddelta, delta.grad) and close(dbias, bias.grad)
 
 
 def test_arguments_that_are_missing_have_no_gradient():

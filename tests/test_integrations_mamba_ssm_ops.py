@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import itertools
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -70,14 +71,17 @@ def is_variable(t):
     return isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex())
 
 
+def as_tuple(found):
+    return found if isinstance(found, tuple) else (found,)
+
+
 def results_and_gradients(function, given):
     """All results, and the gradient of a random projection of them for every floating argument."""
     own = {
         name: t.detach().clone().requires_grad_() if is_variable(t) else t
         for name, t in given.items()
     }
-    found = function(**own)
-    found = found if isinstance(found, tuple) else (found,)
+    found = as_tuple(function(**own))
     generator = torch.Generator().manual_seed(1)
     loss = 0
     for result in found:
@@ -1327,3 +1331,112 @@ def test_scan_of_mamba2_is_the_papers_minimal_one(originals):
     )  # fmt: skip
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, 3e-6, "minimal")
+
+
+# The originals' Triton kernels, forward and backward, in Triton's interpreter: it needs no GPU, and
+# is slow.  What asks for one is replaced, and the extension's convolution by ours.
+KERNELS = """
+import contextlib, importlib, math, os, sys, types
+os.environ["TRITON_INTERPRET"] = "1"
+tests, files = sys.argv[1:]
+sys.path.insert(0, tests)
+import torch, triton
+import test_integrations_mamba_ssm_ops as t
+
+for name in ("selective_scan_cuda", "causal_conv1d_cuda"):
+    sys.modules[name] = types.ModuleType(name)
+package = types.ModuleType("mamba_ssm")
+package.__path__ = [files]
+sys.modules["mamba_ssm"] = package
+
+def run_smallest(self, *args, **kwargs):
+    # no timing: the configuration with the smallest blocks
+    config = self.best_config = min(self.configs, key=lambda c: math.prod(c.kwargs.values()))
+    options = {**kwargs, **config.all_kwargs()}
+    if config.pre_hook is not None:
+        config.pre_hook({**dict(zip(self.arg_names, args)), **options})
+    return self.fn.run(*args, **options)
+
+triton.runtime.autotuner.Autotuner.run = run_smallest
+torch.cuda.device = lambda index: contextlib.nullcontext()
+one = types.SimpleNamespace(multi_processor_count=2)
+torch.cuda.get_device_properties = lambda device: one
+torch.set_num_threads(1)
+
+def original(module, name):
+    return getattr(importlib.import_module(module), name)
+
+try:
+    original(t.NORM, "rms_norm_fn")(torch.ones(1, 8), torch.ones(8), None)
+except Exception as error:
+    print(f"Triton {triton.__version__} cannot interpret the kernels: {error!r}")
+    sys.exit(77)
+
+cpp = importlib.import_module(f"{t.PACKAGES}.{t.CPP}")
+combined = importlib.import_module(t.SSD)
+combined.causal_conv1d_fwd_function = cpp.causal_conv1d_fwd_function
+combined.causal_conv1d_bwd_function = cpp.causal_conv1d_bwd_function
+
+def both(module, name, given, tolerance=3e-5, forward=False):
+    mine, theirs = t.ours(module, name), original(module, name)
+    if forward:
+        mine, theirs = (without_gradients(f) for f in (mine, theirs))
+    given = t.single(given)
+    rowscale = {k: given.pop(k) for k in ("rowscale",) if k in given}  # it has no gradient there
+    functions = (lambda f=f, **g: f(**g, **rowscale) for f in (mine, theirs))
+    print(name, flush=True)
+    t.assert_same(*functions, given, tolerance)
+    kinds = ([r.dtype for r in t.as_tuple(f(**given, **rowscale))] for f in (mine, theirs))
+    assert next(kinds) == next(kinds)
+
+def without_gradients(function):
+    # as a function of all arguments whose gradients are zero, the state's new value a result
+    def called(**given):
+        own = {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in given.items()}
+        found = t.as_tuple(function(**own))
+        found += (own["state"],) if "state" in own else ()
+        nothing = sum(0 * v.sum() for v in given.values() if t.is_variable(v))
+        return tuple(r + nothing.to(r.dtype) for r in found)
+    return called
+
+for given in t.NORMS.values():
+    both(t.NORM, "layer_norm_fn", given)
+    both(t.NORM, "rms_norm_fn", given)
+rows = t.draw({"x": (3, 8), "weight": (8,), "z": (3, 8), "bias": (8,)})
+for before, size in (True, None), (False, 4):
+    for name in "layernorm_fn", "rmsnorm_fn":
+        both(t.GATED, name, {**rows, "group_size": size, "norm_before_gate": before})
+both("mamba_ssm.ops.triton.k_activations", "swiglu", t.draw({"xy": (3, 8)}))
+step = {**t.step_problem(), "dt_softplus": True}
+both(t.UPDATE, "selective_state_update", step, forward=True)
+indices = torch.tensor([1, -1], dtype=torch.int32)
+both(t.UPDATE, "selective_state_update", {**step, "state_batch_indices": indices}, forward=True)
+
+scan = {"length": 18, "dt_softplus": True, "return_final_states": True}
+numbers = torch.zeros(2, 18, dtype=torch.int32)
+numbers[0, 5:], numbers[0, 17:], numbers[1] = 1, 2, 3
+packed = {**t.ssd_problem(**scan), "seq_idx": numbers, "chunk_size": 16}
+both(t.SSD, "mamba_chunk_scan_combined", packed)
+ends = {"cu_seqlens": torch.tensor([0, 5, 17, 18], dtype=torch.int32), "return_varlen_states": True}
+alone = t.ssd_problem(batch=1, without=("initial_states",), **scan)
+alone |= {**ends, "seq_idx": numbers[:1], "chunk_size": 16}
+both(t.SSD, "mamba_chunk_scan_combined", alone, forward=True)
+
+t.N = 4  # the original's convolution takes multiples of 8 channels
+for given in [
+    t.split_problem(*t.NORMED, mlp=4, norm_before_gate=False, rmsnorm_eps=1e-2),
+    t.split_problem("initial_states", seq_idx=t.SEQ_IDX.int(), return_final_states=True,
+                    dt_limit=(0.4, 1.0)),
+]:
+    both(t.SSD, "mamba_split_conv1d_scan_combined", {**given, "chunk_size": 16}, 1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_functions_and_gradients_are_those_of_the_originals_triton_kernels(originals):
+    files = importlib.metadata.distribution("mamba_ssm").locate_file("mamba_ssm")
+    command = [sys.executable, "-c", KERNELS, str(pathlib.Path(__file__).parent), str(files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr

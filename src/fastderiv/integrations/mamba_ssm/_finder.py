@@ -114,10 +114,11 @@ class _Watched(Loader):
                 raise
             _warn(name, error)
         else:
-            if not is_ours(sys.modules.get(NAMES.get(name) or name)):
+            extension = NAMES.get(name)
+            if extension is None or not is_ours(sys.modules.get(extension)):
                 self._finish(module)
                 return
-            # its extension is ours: that has warned of what is wrong with its own
+            # it has found our extension, because its own is broken, which has been said
         self.finder.broken.add(name)
         _replace(module)
 

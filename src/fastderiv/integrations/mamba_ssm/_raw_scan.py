@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ def forward(
     """The scan without a gate, and its states `x` of shape (batch, D, chunks, 2N).
 
     ``x[:, :, c, 1::2]`` is the state behind chunk `c` of 2048 steps.  The other half is zeros; the
-    originals keep products of decays there, which only they themselves read.
+    originals keep products of decays there, which only they themselves read.  `delta` and its bias
+    may have fewer channels than `u`, each for as many neighbours of `u`.
     """
+    delta, delta_bias = _spread(u.shape[1], delta, 1), _spread(u.shape[1], delta_bias, 0)
     u = u.to(torch.promote_types(u.dtype, torch.float32))  # for a result that is not rounded twice
     outs: list[Tensor] = []
     states: list[Tensor] = []
@@ -71,14 +73,25 @@ def backward(
 
     The scan runs once more, because the states that `forward` returns are too far apart.
     """
+    wide_delta, wide_bias = _spread(u.shape[1], delta, 1), _spread(u.shape[1], delta_bias, 0)
     no_gradient = A.new_zeros(u.shape[0], *A.shape)  # of the last state
-    tensors = u, delta, A, B, C, D, z, delta_bias, None
+    tensors = u, wide_delta, A, B, C, D, z, wide_bias, None
     grads = torch.ops.fastderiv.selective_scan_vjp(
         dout, no_gradient, *tensors, None, delta_softplus, A.new_empty(0)
     )
-    known = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
+    known: list[Any] = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
     du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, _ = known
-    return cast(list[Tensor | None], [du, ddelta, dA, dB, dC, dD, ddelta_bias, dz])
+    if wide_delta is not delta:
+        ddelta = ddelta.unflatten(1, (delta.shape[1], -1)).sum(2)
+        ddelta_bias = None if delta_bias is None else ddelta_bias.view(delta.shape[1], -1).sum(1)
+    return [du, ddelta, dA, dB, dC, dD, ddelta_bias, dz]
+
+
+def _spread(channels: int, t: Any, axis: int) -> Any:
+    """`t` with as many channels along the axis, each of its own repeated; None for None."""
+    if t is None or t.shape[axis] in (0, channels) or channels % t.shape[axis]:
+        return t
+    return t.repeat_interleave(channels // t.shape[axis], axis)
 
 
 def bwd_without_gate(

@@ -86,14 +86,28 @@ def _either(original: Function, module: str, name: str) -> Function:
     from torch import Tensor
 
     ours: Function = getattr(import_module(f"{__package__}.packages.{module}"), name)
-    known = frozenset(inspect.signature(ours).parameters)
+    known, theirs = _arguments(ours), _arguments(original)
+    # older versions have other orders; extensions do not say what theirs is, and have that of ours
+    same_order = all(a == b for a, b in zip(known, theirs, strict=False))
 
     @functools.wraps(original)
     def either(*args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        here = bool(tensors) and all(t.is_cpu for t in tensors)
-        if here and all(argument in known for argument in kwargs):
-            return ours(*args, **kwargs)
+        if tensors and all(t.is_cpu for t in tensors):
+            if same_order and all(argument in known for argument in kwargs):
+                return ours(*args, **kwargs)
+            named = {**dict(zip(theirs, args, strict=False)), **kwargs}
+            if not same_order and all(argument in known for argument in named):
+                return ours(**named)
         return original(*args, **kwargs)
 
     return either
+
+
+def _arguments(function: Function) -> tuple[str, ...]:
+    """The names of a function's arguments, as far as they are known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)

@@ -37,7 +37,10 @@ def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *options: 
         activation="silu" if silu else None,
     )
     y = found if final_states_out is None else found[0]
-    return y if out is None else _write(out, y)
+    if out is None:
+        return y
+    out.copy_(y)
+    return None
 
 
 @torch.no_grad()
@@ -52,26 +55,49 @@ def causal_conv1d_bwd(
     silu`` in 1.1, and ``dx, silu`` in 1.0.
     """
     *tensors, silu = options
-    recent = len(tensors) >= 5
-    seq_idx, initial_states, dfinal_states, dx, *sums, dinitial_states = (
-        tensors if recent else [*[None, *tensors][-2:-1], None, None, tensors[-1], None]
-    )
-    weights = x, weight, bias, initial_states
-    if dfinal_states is None:
-        dfinal_states = x.new_zeros(*x.shape[:2], weight.shape[1] - 1)
-    # the operator itself: autograd does not work inside of operators, where `causal_conv1d` calls
-    grads = torch.ops.fastderiv.causal_conv1d_vjp(
-        dout, dfinal_states, *weights, seq_idx, None, "silu" if silu else None, x.new_empty(0)
-    )
-    found = [None if t is None else g for t, g in zip(weights, grads, strict=True)]
+    if len(tensors) == 7:
+        seq_idx, initial_states, dfinal_states, *totals = tensors
+        found = _gradients(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, silu)
+        dx, dweight, dbias, dinitial_states = totals
+        dx.copy_(found[0])
+        dweight.add_(found[1])
+        if dbias is not None:
+            dbias.add_(found[2])
+        if dinitial_states is not None:
+            dinitial_states.copy_(found[3])
+        return None
+    if len(tensors) == 5:
+        seq_idx, initial_states, dfinal_states, dx, wanted = tensors
+    else:
+        *found, dx = tensors
+        seq_idx = found[0] if found else None
+        initial_states = dfinal_states = wanted = None
+    found = _gradients(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, silu)
     if dx is not None:
         found[0] = dx.copy_(found[0])
-    if not sums:
-        return (found if dinitial_states else [*found[:3], None]) if recent else found[:3]
-    for total, gradient in zip(sums, found[1:3], strict=True):
-        if total is not None:
-            total.add_(gradient)
-    return None if dinitial_states is None else _write(dinitial_states, found[3])
+    if wanted is None:
+        return found[:3]
+    return found if wanted else [*found[:3], None]
+
+
+def _gradients(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    silu: bool,
+) -> list[Any]:
+    """By the operator itself: autograd, which `causal_conv1d` needs, is off inside of operators."""
+    tensors = x, weight, bias, initial_states
+    if dfinal_states is None:
+        dfinal_states = x.new_zeros(*x.shape[:2], weight.shape[1] - 1)
+    grads = torch.ops.fastderiv.causal_conv1d_vjp(
+        dout, dfinal_states, *tensors, seq_idx, None, "silu" if silu else None, x.new_empty(0)
+    )
+    return [None if t is None else g for t, g in zip(tensors, grads, strict=True)]
 
 
 @torch.no_grad()
@@ -87,9 +113,7 @@ def causal_conv1d_update(
     cache_seqlens, conv_state_indices = [*places, None, None][:2]
     activation = "silu" if silu else None
     y = _update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
-    return y if out is None else _write(out, y)
-
-
-def _write(out: Tensor, values: Tensor | None) -> None:
-    assert values is not None
-    out.copy_(values)
+    if out is None:
+        return y
+    out.copy_(y)
+    return None
