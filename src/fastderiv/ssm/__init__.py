@@ -23,9 +23,11 @@ includes; _kernels.pyi says what each of its doors takes.
 
 from .._core.former_names import register
 from ._former_names import FORMER_NAMES
+from .conv._conv import ConvCall as ConvCall  # for integrations: the checks of a convolution
 from .conv._conv import causal_conv1d
 from .conv._step import causal_conv1d_update
 from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
+from .linear._scan import LinearCall as LinearCall  # for integrations: the checks of a scan
 from .linear._scan import linear_scan
 from .linear._vjp import LinearScanGrads, linear_scan_vjp
 from .s6._attention import scan_attention
@@ -39,10 +41,13 @@ from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
 from .ssd._attention import ssd_attention
+from .ssd._call import SSDCall as SSDCall  # for integrations, as ScanCall
+from .ssd._call import check_limits as check_limits
 from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
 from .ssd._step import ssd_state_update
 from .ssd._vjp import SSDScanGrads, ssd_scan_vjp
+from .ssd._vjp import ssd_adjoint as ssd_adjoint
 
 __all__ = [
     "S6",

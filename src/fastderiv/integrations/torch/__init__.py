@@ -15,10 +15,24 @@ except ImportError as error:
         name="torch",
     ) from error
 
+from ._causal_conv1d import causal_conv1d
+from ._causal_conv1d_update import causal_conv1d_update
 from ._grid_rnn import GridRNN
+from ._linear_scan import linear_scan
 from ._lstm import LSTM
 from ._reversible import ReversibleSGD
 from ._selective_scan import selective_scan
+from ._ssd_scan import ssd_scan
 from ._state_update import selective_state_update
 
-__all__ = ["LSTM", "GridRNN", "ReversibleSGD", "selective_scan", "selective_state_update"]
+__all__ = [
+    "LSTM",
+    "GridRNN",
+    "ReversibleSGD",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "linear_scan",
+    "selective_scan",
+    "selective_state_update",
+    "ssd_scan",
+]
