@@ -770,6 +770,11 @@ def one(value=1.0, **options):
         (lambda: ReversibleSGD([one()]).unstep(lambda: 0), ValueError, "no step is left to undo"),
         (lambda: ReversibleSGD([one()]).unstep(3), TypeError, "closure is a int"),
         (lambda: stepped(one(3e5)), OverflowError, r"params\[0\] of group 0: theta\[0\] is 300000"),
+        (
+            lambda: sparse(),
+            ValueError,
+            r"the gradient of params\[0\] of group 0 is torch.sparse_coo",
+        ),
         (lambda: changed_momentum(), RuntimeError, "momentum of group 0 is 0.8, but params"),
     ],
 )
@@ -791,6 +796,12 @@ def changed_momentum():
     optimizer.step()
 
 
+def sparse():
+    rows = torch.nn.Embedding(3, 2, sparse=True)
+    rows(torch.tensor([1])).sum().backward()
+    ReversibleSGD(rows.parameters()).step()
+
+
 def test_a_group_that_is_refused_is_not_added():
     optimizer = ReversibleSGD([one()])
     with contextlib.suppress(ValueError):
@@ -803,6 +814,8 @@ def test_states_of_other_parameters_are_refused():
     for other in one(dtype=torch.float64), torch.nn.Parameter(torch.zeros(2)):
         with pytest.raises(ValueError, match=r"params\[0\] of group 0: the state is of shape"):
             ReversibleSGD([other]).load_state_dict(state)
+    with pytest.raises(ValueError, match="state_dict has no history"):
+        ReversibleSGD([one()]).load_state_dict(torch.optim.SGD([one()]).state_dict())
     state["history"]["changes"] = []
     with pytest.raises(ValueError, match="history of 1 steps"):
         ReversibleSGD([one()]).load_state_dict(state)

@@ -296,6 +296,8 @@ class ReversibleSGD(Optimizer):
         -----
         Parameters may be loaded before or after; the next step compares them with the state.
         """
+        if "history" not in state_dict:
+            raise ValueError("state_dict has no history; expected that of a ReversibleSGD")
         places = list(self._places())
         history = _History.of_tensors(state_dict["history"])
         paths = {}
