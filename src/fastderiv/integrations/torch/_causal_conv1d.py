@@ -18,6 +18,7 @@ from fastderiv.ssm import ConvCall
 
 from ._conv_rows import adjoint_of_rows, convolve_rows, rows_of
 from ._operators import Arrays, Constants, Operator, Tensors
+from ._packed import expect_seq_idx
 from ._tensors import as_flag, check, check_integers, shape_of
 
 
@@ -171,17 +172,11 @@ def _check_sequences(x: Tensor, seq_idx: Tensor | None, cu_seqlens: Tensor | Non
         return
     if cu_seqlens is not None:
         raise ValueError("both seq_idx and cu_seqlens say where sequences begin; expected one")
-    expected = (*x.shape[:-2], *x.shape[-1:])
-    if seq_idx.shape != expected:
-        raise ValueError(
-            f"seq_idx has shape {tuple(seq_idx.shape)}; expected (batch, L) = {expected}, as x "
-            f"has shape {tuple(x.shape)}"
-        )
+    expect_seq_idx(seq_idx, (*x.shape[:-2], *x.shape[-1:]))
 
 
 def _written(last: Tensor, out: Tensor) -> Tensor:
-    if not isinstance(out, Tensor):
-        raise TypeError(f"final_states_out is a {type(out).__name__}; expected a tensor")
+    check(final_states_out=out)
     if out.shape != last.shape:
         raise ValueError(
             f"final_states_out has shape {tuple(out.shape)}; expected that of the final states, "
@@ -280,14 +275,15 @@ def _rows_in_steps(
     x: Tensor, convolved: "_Sum", initial_states: Tensor | None, seq_idx: Tensor
 ) -> tuple[Tensor, Tensor]:
     outs, lasts = [], []
-    for row in rows_of(np.array(seq_idx.tolist())):  # torch.func hides the memory
+    for row in rows_of(np.array(seq_idx.tolist()), x):  # torch.func hides the memory
         signal = x[row.at]
         last = None if initial_states is None else initial_states[row.at]
         pieces = []
         for k, (start, stop) in enumerate(pairwise(row.starts.tolist())):
             out, last = convolved(signal[:, start:stop], last if k == 0 else None)
-            pieces.append(out)
-        outs.append(torch.cat(pieces, -1).masked_fill(torch.from_numpy(row.padding), 0))
+            # not a product with 0, since padding may be NaN
+            pieces.append(torch.zeros_like(out) if row.padding[start] else out)
+        outs.append(torch.cat(pieces, -1))
         lasts.append(last)
     if x.ndim == 2:
         return outs[0], lasts[0]

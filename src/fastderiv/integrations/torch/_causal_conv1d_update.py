@@ -11,7 +11,7 @@ import fastderiv
 
 from ._causal_conv1d import causal_conv1d
 from ._in_place import refuse_expanded, refuse_overlap, write
-from ._pool import check_indices, chosen, replaced, runs, without_padding
+from ._pool import check_indices, chosen, refuse_shared, replaced, runs, without_padding
 from ._tensors import arrays, cast, check, check_integers, refuse_tangents, transformed, working
 
 _INDICES = "conv_state_indices"
@@ -153,18 +153,24 @@ def _(  # type: ignore[no-untyped-def]
     x, conv_state, weight, bias, activation, cache_seqlens, indices
 ):
     refuse_tangents(x, conv_state, weight, bias)
-    parameters = weight, bias, activation
     if indices is None:
-        return _advance(x, conv_state, parameters, cache_seqlens)
+        return _advance(x, conv_state, (weight, bias, activation), cache_seqlens)
     rows = indices.tolist()
     check_indices(_INDICES, rows, len(conv_state))
+    if len(rows) != len(x):
+        raise ValueError(f"{_INDICES} has {len(rows)} numbers; expected batch = {len(x)}")
+    dtype = working(conv_state)
+    inputs, *of_all = cast(dtype, x, weight, bias)
     refuse_overlap("conv_state", conv_state)
+    if conv_state.dtype == dtype:  # otherwise the arguments are copies
+        x_, weight_, bias_ = arrays(inputs, *of_all)
+        refuse_shared("conv_state", conv_state, x=x_, weight=weight_, bias=bias_)
     out = x.new_zeros(x.shape)
     for start, stop, first in runs(rows):
         some = slice(start, stop)
         counts = None if cache_seqlens is None else cache_seqlens[some]
         states = conv_state[first : first + stop - start]
-        out[some] = _advance(x[some], states, parameters, counts)
+        out[some] = _advance(inputs[some], states, (*of_all, activation), counts)
     return out
 
 
@@ -172,6 +178,7 @@ def _advance(
     x: Tensor, conv_state: Tensor, parameters: tuple[Any, ...], counts: Tensor | None
 ) -> Tensor:
     """Steps of states without a pool, updated in place."""
+    refuse_overlap("conv_state", conv_state)
     dtype = working(conv_state)
     weight, bias, activation = parameters
     state, inputs, taps, offset = cast(dtype, conv_state, x, weight, bias)

@@ -16,7 +16,7 @@ import fastderiv
 from fastderiv.ssm import ConvCall
 
 from ._operators import Arrays
-from ._packed import packed
+from ._packed import expect_seq_idx, packed
 
 
 class Row(NamedTuple):
@@ -25,6 +25,14 @@ class Row(NamedTuple):
     at: int | EllipsisType  # the row's place in a batch, if there is one
     starts: NDArray[np.int64]  # where each sequence begins, and the end
     padding: NDArray[np.bool_]  # of each step, whether it is padding
+
+    def without_padding(self, a: NDArray) -> NDArray:
+        """The row (D, L) of `a`, zero in padding."""
+        row: NDArray = a[self.at]
+        if self.padding.any():
+            row = row.copy()
+            row[:, self.padding] = 0
+        return row
 
     def states(self, given: NDArray | None, sequence: int) -> NDArray | None:
         """The states of all sequences: zeros, save those given for one sequence of each row."""
@@ -35,8 +43,9 @@ class Row(NamedTuple):
         return all_states
 
 
-def rows_of(seq_idx: NDArray[np.integer]) -> Iterator[Row]:
-    """The rows of `seq_idx` (batch, L) or (L,), L >= 1."""
+def rows_of(seq_idx: NDArray[np.integer], x: Any) -> Iterator[Row]:
+    """The rows of `seq_idx` (batch, L) or (L,), L >= 1, of x (batch, D, L) or (D, L)."""
+    expect_seq_idx(seq_idx, (*x.shape[:-2], x.shape[-1]))
     for i, row in enumerate(np.atleast_2d(seq_idx)):
         at = i if seq_idx.ndim == 2 else ...
         yield Row(at, packed(row[None]).starts, row < 0)
@@ -52,7 +61,7 @@ def convolve_rows(
     x, weight, bias, initial = variables
     call = ConvCall(x, weight, bias, activation, initial, None)
     out, last = call.like_x("the result"), call.new_state()
-    for row in rows_of(seq_idx):
+    for row in rows_of(seq_idx, x):
         _, states = fastderiv.causal_conv1d(
             x[row.at], weight, bias, activation, initial_state=row.states(initial, 0),
             return_last_state=True, cu_seqlens=row.starts, out=out[row.at],
@@ -74,13 +83,11 @@ def adjoint_of_rows(
     call = ConvCall(x, weight, bias, activation, initial, None)
     dx, dinitial = call.like_x("dx"), None if initial is None else call.new_state()
     sums: Any = [np.zeros(a.shape) if a is not None else None for a in (weight, bias)]
-    for row in rows_of(seq_idx):
-        dy = dout[row.at]
-        if row.padding.any():
-            dy = dy.copy()
-            dy[:, row.padding] = 0
+    for row in rows_of(seq_idx, x):
+        # inputs, too, since padding may be NaN
+        dy, signal = row.without_padding(dout), row.without_padding(x)
         grads = fastderiv.causal_conv1d_vjp(
-            dy, x[row.at], weight, bias, activation, initial_state=row.states(initial, 0),
+            dy, signal, weight, bias, activation, initial_state=row.states(initial, 0),
             cu_seqlens=row.starts, dlast_state=row.states(dlast, -1),
         )  # fmt: skip
         dx[row.at] = grads.dx

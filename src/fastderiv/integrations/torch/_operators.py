@@ -174,15 +174,18 @@ class Operator(ABC):
         refuse_tangents(*variables)
         out, last_state, kept = self.compute(*self._as_arrays(variables, constants), remember)
         first = variables[0]
-        states = first.new_empty(0) if kept is None else torch.from_numpy(kept)
-        return torch.from_numpy(out).to(first.dtype), torch.from_numpy(last_state), states
+        last = torch.from_numpy(last_state)
+        states = last.new_empty(0) if kept is None else torch.from_numpy(kept)
+        return torch.from_numpy(out).to(first.dtype), last, states
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         *given, remember = arguments
         variables, constants = self._split(given)
         out, last_state, kept = self.shapes(variables, constants, remember)
         first, dtype = variables[0], working(*variables)
-        states = first.new_empty(kept, dtype=dtype) if remember and kept else first.new_empty(0)
+        # without a look at the number, which would bind exported programs to the lengths for which
+        # it is 0, or to the others
+        states = first.new_empty(kept if remember else 0, dtype=dtype)
         result = self.like_first(first.to(dtype), out).to(first.dtype)
         return result, first.new_empty(last_state, dtype=dtype), states
 
@@ -234,6 +237,7 @@ class Operator(ABC):
         *given, kept = arguments
         variables, constants = self._split(given)
         refuse_tangents(dout, dlast_state, *variables)
+        self._check_adjoint(dout, dlast_state, variables, constants, kept)
         dy, dlast = arrays(*cast(working(*variables), dout, dlast_state))
         known = arrays(kept)[0] if kept.numel() else None
         found = self.adjoint(dy, dlast, *self._as_arrays(variables, constants), known)
@@ -241,6 +245,26 @@ class Operator(ABC):
             dout.new_empty(0) if g is None else torch.from_numpy(g).to(t.dtype)
             for t, g in zip(variables, found, strict=True)
         )
+
+    def _check_adjoint(
+        self,
+        dout: Tensor,
+        dlast_state: Tensor,
+        variables: Tensors,
+        constants: Constants,
+        kept: Tensor,
+    ) -> None:
+        """A ValueError for what is of another call, as far as shapes and dtypes tell."""
+        out, last_state, size = self.shapes(variables, constants, True)
+        for name, t, shape in (("dout", dout, out), ("dlast_state", dlast_state, last_state)):
+            if t.shape != tuple(shape):
+                raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {tuple(shape)}")
+        dtype = working(*variables)
+        if kept.numel() and (kept.shape != (size,) or kept.dtype != dtype):
+            raise ValueError(
+                f"kept has shape {tuple(kept.shape)} and dtype {kept.dtype}; expected what the "
+                f"forward pass of the same tensors has kept, of shape ({size},) and dtype {dtype}"
+            )
 
     def _fake_adjoint(self, dout: Tensor, dlast_state: Tensor, *arguments: Any) -> Any:
         variables = arguments[: self._count]
@@ -262,13 +286,7 @@ class Operator(ABC):
             variables = [_variable(t, create) for t in (dout, dlast_state, *tensors)]
             dy, dlast, *operands = variables
             gradients = self._vjp_in_steps(dy, dlast, operands, constants)
-            pairs = [
-                (g, c)
-                for g, c in zip(gradients, cotangents, strict=True)
-                if g is not None and g.requires_grad
-            ]
-            outputs, seeds = [g for g, _ in pairs], [c for _, c in pairs]
-            found = _gradients(outputs, variables, seeds, create)
+            found = _gradients(gradients, variables, cotangents, create)
         return *found, *(None for _ in constants), None
 
     # the same in PyTorch's operations
@@ -314,10 +332,21 @@ def _unwatched(tensors: Tensors) -> bool:
 
 
 def _gradients(outputs: Any, variables: Tensors, cotangents: Any, create: bool) -> list[Any]:
-    """The gradients with respect to all variables; None for a variable that is None."""
+    """The gradients with respect to all variables; None for a variable that is None.
+
+    An output may be None, or constant, as a last state that nobody wants is.
+    """
     given = [t for t in variables if t is not None]
+    pairs = zip(outputs, cotangents, strict=True)
+    varying = [(o, c) for o, c in pairs if o is not None and o.requires_grad]
     found = iter(
-        torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True)
+        torch.autograd.grad(
+            [o for o, _ in varying],
+            given,
+            [c for _, c in varying],
+            create_graph=create,
+            allow_unused=True,
+        )
     )
     return [None if t is None else next(found) for t in variables]
 

@@ -1,6 +1,7 @@
 """Sequences that are told apart by an index for each step, as ``seq_idx`` of ``mamba_ssm``."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,13 @@ class Packed(NamedTuple):
     starts: NDArray[np.int64]  # (k + 1,): where each of the k sequences begins, and the end
     first: NDArray[np.int64]  # (batch,): the number of each row's first sequence
     last: NDArray[np.int64]  # (batch,): the number of each row's last sequence
+
+
+def expect_seq_idx(seq_idx: Any, shape: Sequence[Any]) -> None:
+    """A ValueError unless `seq_idx`, an array or tensor, has this shape (batch, L) or (L,)."""
+    if tuple(seq_idx.shape) != tuple(shape):
+        came, wanted = tuple(seq_idx.shape), tuple(shape)
+        raise ValueError(f"seq_idx has shape {came}; expected (batch, L) = {wanted}")
 
 
 def packed(seq_idx: NDArray[np.integer]) -> Packed:

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from fastderiv.ssm import SSDCall, check_limits, ssd_adjoint
 
 from ._operators import Arrays, Constants, Operator, Tensors
+from ._packed import expect_seq_idx
 from ._ssd_segments import Segments, segments
 from ._tensors import DTYPES, as_flag, check, check_integers, shape_of
 
@@ -135,9 +136,8 @@ def ssd_scan(
     check_integers(seq_idx=seq_idx, cu_seqlens=cu_seqlens)
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, L, H, P)")
-    if seq_idx is not None and seq_idx.shape != x.shape[:2]:
-        came, wanted = tuple(seq_idx.shape), tuple(x.shape[:2])
-        raise ValueError(f"seq_idx has shape {came}; expected (batch, L) = {wanted}")
+    if seq_idx is not None:
+        expect_seq_idx(seq_idx, x.shape[:2])
     if state_dtype not in (None, *DTYPES):
         raise TypeError(f"state_dtype is {state_dtype!r}; expected one of {DTYPES}")
     final = as_flag("return_final_states", return_final_states)
@@ -250,8 +250,10 @@ def _call(
     if not packed:
         arguments: Any = *given, initial, None, limits, dout, dstates
         return SSDCall(*arguments, **options), None
-    pieces = segments(seq_idx, cu_seqlens, initial)
     x, dt, A, B, C, D, z, dt_bias = given
+    if seq_idx is not None:
+        expect_seq_idx(seq_idx, x.shape[:2])
+    pieces = segments(seq_idx, cu_seqlens, initial)
     x, dt, B, C, z, dout = (_end_to_end(a) for a in (x, dt, B, C, z, dout))
     first, dlast = pieces.begin(initial), pieces.end(dstates)
     arguments = x, dt, A, B, C, D, z, dt_bias, first, pieces.starts, limits, dout, dlast

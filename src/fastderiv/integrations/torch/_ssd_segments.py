@@ -52,6 +52,7 @@ def segments(
         assert seq_idx is not None
         rows = packed(seq_idx)
         return Segments(rows.starts, rows.first, _numbered_zero(seq_idx), rows.last)
+    cu_seqlens = cu_seqlens.astype(np.int64)  # NumPy has no integers for uint64 and int64 together
     count = 0 if initial_states is None else len(initial_states)
     entered = np.ones(count, bool)
     changes = np.zeros(0, np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor
 import fastderiv
 
 from ._in_place import refuse_expanded, refuse_overlap, write
-from ._pool import check_indices, chosen, replaced, runs, without_padding
+from ._pool import check_indices, chosen, refuse_shared, replaced, runs, without_padding
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._tensors import (
@@ -297,8 +297,16 @@ def _update_some(
     """A step of some of the states, in place: runs of neighbours are updated at once."""
     check_indices("state_batch_indices", indices, len(state))
     x, dt, A, B, C, D, z, dt_bias = others
+    for name, rows in ("x", x), ("dt", dt), ("B", B), ("C", C), ("z", z):
+        if rows is not None and rows.shape[:1] != (len(indices),):
+            raise ValueError(f"{name} has shape {rows.shape}; expected batch = {len(indices)} rows")
+    refuse_overlap("state", state)
+    if state.dtype in (torch.float32, torch.float64):  # otherwise the arguments are copies
+        names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias"
+        refuse_shared("state", state, **dict(zip(names, others, strict=True)))
     out = np.zeros(x.shape, x.dtype)
-    for start, stop, first in runs(indices):
+    # if there is none, a step of no rows checks the shapes
+    for start, stop, first in list(runs(indices)) or [(0, 0, 0)]:
         s = slice(start, stop)
         gate = None if z is None else z[s]
         some = [x[s], dt[s], A, B[s], C[s], D, gate, dt_bias]
