@@ -17,7 +17,7 @@ from fastderiv.nn import LSTMCall, kept_in, kept_size, lstm_adjoint
 
 from ..._core.products import contiguous
 from ._operators import Arrays, Constants, Operator, Tensors
-from ._tensors import DTYPES, cast, working
+from ._tensors import DTYPES, cast, exporting, working
 
 _NUMPY: dict[torch.dtype, np.dtype] = {
     torch.float32: np.dtype(np.float32),
@@ -192,7 +192,7 @@ class LSTM(torch.nn.LSTM):
         """Why the call is left to PyTorch, if it is."""
         if self.proj_size > 0:
             return "has projections (proj_size > 0)"
-        if torch.jit.is_tracing() or _exporting():
+        if torch.jit.is_tracing() or exporting():
             return "is traced or exported"
         data = given.data if isinstance(given, PackedSequence) else given
         for tensor in (data, *(hx or ()), *(weight for layer in weights for weight in layer)):
@@ -227,11 +227,6 @@ def _say(reason: str) -> None:
         warnings.warn(
             f"fastderiv's LSTM {reason}; torch.nn.LSTM computes it", RuntimeWarning, stacklevel=3
         )
-
-
-def _exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # PyTorch 2.7
-    return is_exporting is not None and is_exporting()
 
 
 def _layer(

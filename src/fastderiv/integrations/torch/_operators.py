@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from ._tensors import (
     arrays,
     cast,
+    exporting,
     in_functorch,
     refuse_tangents,
     transformed,
@@ -108,9 +109,11 @@ class Operator(ABC):
     def __call__(self, variables: Tensors, constants: Constants) -> tuple[Tensor, Tensor]:
         if transformed(*variables):
             return self._in_steps(variables, constants)
-        remember = torch.is_grad_enabled() and any(
+        watched = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in variables
         )
+        # an exported program is mostly for inference; its backward pass runs the scan once more
+        remember = watched and not exporting()
         if not _unwatched(variables):
             call = self._forward
         else:
@@ -183,8 +186,6 @@ class Operator(ABC):
         variables, constants = self._split(given)
         out, last_state, kept = self.shapes(variables, constants, remember)
         first, dtype = variables[0], working(*variables)
-        # without a look at the number, which would bind exported programs to the lengths for which
-        # it is 0, or to the others
         states = first.new_empty(kept if remember else 0, dtype=dtype)
         result = self.like_first(first.to(dtype), out).to(first.dtype)
         return result, first.new_empty(last_state, dtype=dtype), states

@@ -79,6 +79,11 @@ def in_functorch() -> bool:
     return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (no public name tells)
 
 
+def exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # PyTorch 2.7
+    return is_exporting is not None and is_exporting()
+
+
 def working(*tensors: Tensor | None) -> torch.dtype:
     """The dtype to compute in."""
     return (
