@@ -1,6 +1,7 @@
 """fastderiv.integrations.transformers: small random models give the same results with it."""
 
 import copy
+import inspect
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import fastderiv as fd
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from fastderiv.integrations import transformers as fast
+from fastderiv.integrations.transformers import _leaving
 from fastderiv.ssm import ScanCall
 
 pytestmark = [
@@ -88,6 +90,20 @@ def tokens(length=9, batch=2):
     return torch.randint(3, 37, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
+# what forward and its result call the cache, which was renamed in transformers 5
+CACHE = next(
+    name
+    for name in ("cache", "cache_params")
+    if name in inspect.signature(transformers.MambaForCausalLM.forward).parameters
+)
+
+
+def step(model, ids=None, cache=None, **inputs):
+    """Logits and cache after more tokens."""
+    out = model(ids, use_cache=True, **{CACHE: cache}, **inputs)
+    return out.logits, getattr(out, CACHE)
+
+
 def close(ours, theirs, tolerance=2e-5):
     return (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
@@ -139,13 +155,9 @@ def test_cached_prefill_then_tokens_one_by_one(scans):
 
     def decode():
         with torch.no_grad():
-            first = model(ids[:, :4], use_cache=True)
-            cache, logits = first.cache_params, [first.logits]
-            logits += [
-                model(ids[:, i : i + 1], cache_params=cache, use_cache=True).logits
-                for i in range(4, ids.shape[1])
-            ]
-        return torch.cat(logits, 1)
+            first, cache = step(model, ids[:, :4])
+            rest = [step(model, ids[:, i : i + 1], cache)[0] for i in range(4, ids.shape[1])]
+        return torch.cat([first, *rest], 1)
 
     expected = decode()
     with fast.enabled():
@@ -160,8 +172,7 @@ def test_several_tokens_on_a_used_cache_are_what_transformers_makes_of_them():
 
     def pieces():
         with torch.no_grad():
-            cache = model(ids[:, :4], use_cache=True).cache_params
-            return model(ids[:, 4:], cache_params=cache, use_cache=True).logits
+            return step(model, ids[:, 4:], step(model, ids[:, :4])[1])[0]
 
     expected = pieces()
     with fast.enabled():
@@ -190,8 +201,7 @@ def test_convolution(adjacent, dtype, tolerance, options):
 def test_decoding_may_be_part_of_the_loss(scans):
     model, ids = build(), tokens()
     with fast.enabled():
-        cache = model(ids[:, :-1], use_cache=True).cache_params
-        model(ids[:, -1:], cache_params=cache, use_cache=True).logits.sum().backward()
+        step(model, ids[:, -1:], step(model, ids[:, :-1])[1])[0].sum().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     model(ids, use_cache=False).logits[:, -1].sum().backward()  # transformers' own step refuses
@@ -289,7 +299,7 @@ def test_blocks_of_several_threads_overlap():
 
 @pytest.fixture
 def unsaid(monkeypatch):
-    monkeypatch.setattr(fast, "_said", set())
+    monkeypatch.setattr(_leaving, "_said", set())
 
 
 def test_what_cannot_be_handled_is_left_to_transformers_and_said_once(unsaid, scans):
@@ -350,8 +360,8 @@ def program(name):
 
     def decoding(model, x, ids):
         def last(x):
-            cache = model(inputs_embeds=x[:, :-1], use_cache=True).cache_params
-            return model(inputs_embeds=x[:, -1:], cache_params=cache, use_cache=True).logits
+            cache = step(model, inputs_embeds=x[:, :-1])[1]
+            return step(model, cache=cache, inputs_embeds=x[:, -1:])[0]
 
         with torch.no_grad():
             return torch.func.jvp(last, (x,), (x,))
