@@ -883,3 +883,23 @@ def test_without_pytorch_it_says_what_to_install():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
     assert "needs PyTorch" in done.stdout and "pytorch.org" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autograd_keeps_16_bit_inputs_and_no_copies_of_them(dtype):
+    kept = []
+    p = problem(dtype)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out, _ = selective_scan(**p, delta_softplus=True, return_last_state=True)
+    states = BATCH * D * N  # of one checkpoint
+    assert sum(t.numel() for t in kept if t.dtype == torch.float32) <= states
+    inputs = {t.data_ptr() for t in p.values()}
+    assert {t.data_ptr() for t in kept if t.dtype == dtype} == inputs
+    out.sum().backward()
+    assert all(t.grad.dtype == dtype for t in p.values())
+
+
+def test_return_last_state_may_be_none_as_some_models_pass_it():
+    p = problem()
+    out = selective_scan(**p, return_last_state=None)
+    assert torch.equal(out, selective_scan(**p))

@@ -1,35 +1,20 @@
-"""`selective_scan` with autograd on PyTorch's CPU tensors.
+"""`selective_scan` with autograd on PyTorch's CPU tensors."""
 
-How data flows: tensors → checks, one working dtype (differentiable casts) → a custom operator,
-opaque to ``torch.compile`` → NumPy views of the same memory → fastderiv → tensors that are views of
-its results.  Second derivatives, forward mode and ``torch.func``, which the operator does not
-support, are computed by PyTorch's own operations, step by step (`_in_steps`).
-"""
-
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.library import custom_op
 from torch.nn.functional import softplus
 
-import fastderiv
 from fastderiv.ssm import ScanCall, kept_size, scan_adjoint
 
-from ._tensors import (
-    OF_VJP,
-    arrays,
-    as_flag,
-    cast,
-    check,
-    check_starts,
-    in_functorch,
-    refuse_tangents,
-    shape_of,
-    transformed,
-    working,
-)
+from ._operators import Arrays, Constants, Operator, Tensors
+from ._tensors import as_flag, check, check_starts, shape_of
+
+_OF_VJP = ("dout", "u", "delta", "A", "B", "C")
 
 
 @overload
@@ -81,7 +66,7 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    return_last_state: bool = False,
+    return_last_state: bool | None = False,
     *,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -96,7 +81,7 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    return_last_state: bool = False,
+    return_last_state: bool | None = False,
     *,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -111,7 +96,7 @@ def selective_scan(
         The shapes of `fastderiv.selective_scan`, any strides.  float32, float64, bfloat16 or
         float16 in any mixture.  The computation is in float64 if one of them is, else in float32.
     delta_softplus, return_last_state : bool, optional
-        As in `fastderiv.selective_scan`.
+        As in `fastderiv.selective_scan`; a `return_last_state` of None is False.
     cu_seqlens : Tensor of integers, shape (k + 1,), optional
         As in `fastderiv.selective_scan`.
 
@@ -165,154 +150,57 @@ def selective_scan(
         initial_state=initial_state,
     )
     check_starts(cu_seqlens)
-    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
-    scan = _in_steps if transformed(*tensors) else _scan
-    option = as_flag("delta_softplus", delta_softplus)
-    given = cast(working(*tensors), *tensors)
-    remember = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    arguments: Any = (*given, cu_seqlens, option, remember)
-    out, last, _ = scan(*arguments)
-    (out,) = cast(u.dtype, out)
+    variables = u, delta, A, B, C, D, z, delta_bias, initial_state
+    out, last = _scan(variables, (cu_seqlens, as_flag("delta_softplus", delta_softplus)))
     return (out, last) if return_last_state else out
 
 
-# The operators take tensors of one working dtype.  Those of the adjoints are operators too, because
-# torch.compile traces the backward pass as well.
-
-
-@custom_op("fastderiv::selective_scan", mutates_args=(), device_types="cpu")
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    remember: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The results, and the states that the adjoint needs; no states unless told to `remember`."""
-    refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    x, dt, a, b, c, d, gate, bias = arrays(u, delta, A, B, C, D, z, delta_bias)
-    before, starts = arrays(initial_state, cu_seqlens)
-    if not remember:
-        options: Any = dict(initial_state=before, cu_seqlens=starts)
-        out, last = fastderiv.selective_scan(
-            x, dt, a, b, c, d, gate, bias, delta_softplus, True, **options
-        )
-        return torch.from_numpy(out), torch.from_numpy(last), u.new_empty(0)
-    # without the checksums of `return_cache`: autograd watches the arguments
-    call = ScanCall(x, dt, a, b, c, d, gate, bias, before, starts)
-    out, last, kept = call.new_result(), call.new_state(), call.new_kept()
-    call.scan(out, last, delta_softplus, kept)
-    return torch.from_numpy(out), torch.from_numpy(last), torch.from_numpy(kept.states)
-
-
-@_scan.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, _, z, _, _, cu_seqlens, _, remember = others
-    sequences = u.shape[:-2] if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
-    states = kept_size(u.shape, A.shape[1], z is not None) if remember else 0
-    return u.new_empty(u.shape), u.new_empty((*sequences, *A.shape)), u.new_empty(states)
-
-
-@custom_op("fastderiv::selective_scan_vjp", mutates_args=(), device_types="cpu")
-def _scan_vjp(
-    dout: Tensor,
-    dlast_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    states: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, …, initial_state, in order; an empty tensor for an argument that is None.
-
-    They are a tuple of tensors because `vmap` knows neither lists nor None.  The `states` are those
-    that the scan returned for the same tensors; without any, it runs once more.
-    """
-    refuse_tangents(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state)
-    dy, x, dt, a, b, c, d, gate, bias = arrays(dout, u, delta, A, B, C, D, z, delta_bias)
-    before, starts, dlast = arrays(initial_state, cu_seqlens, dlast_state)
-    call = ScanCall(x, dt, a, b, c, d, gate, bias, before, starts, dy, dlast, required=OF_VJP)
-    (known,) = arrays(states)
-    grads = scan_adjoint(call, delta_softplus, call.kept(known) if known.size else None)
-    found: Any = tuple(dout.new_empty(0) if g is None else torch.from_numpy(g) for g in grads)
-    return found
-
-
-@_scan_vjp.register_fake
-def _(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
-    *differentiable, _, _, _ = arguments
-    return tuple(dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in differentiable)
-
-
-# What autograd saves it also watches: if a tensor was modified in place since, the backward pass
-# fails, so that states never meet other inputs than those that they were computed from.
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.delta_softplus, _ = inputs
-    states = output[2]
-    ctx.mark_non_differentiable(states)
-    ctx.save_for_backward(*tensors, states)
-
-
-def _backward(ctx: Any, dout: Tensor, dlast_state: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    *saved, states = ctx.saved_tensors
-    if transformed(dout, dlast_state):
-        return *_vjp_in_steps(dout, dlast_state, *saved, ctx.delta_softplus), None, None, None
-    gradients = _scan_vjp(dout, dlast_state, *saved, ctx.delta_softplus, states)
-    return (
-        *(None if t is None else g for t, g in zip(saved[:-1], gradients, strict=True)),
-        None,
-        None,
-        None,
+class _SelectiveScan(Operator):
+    name = "selective_scan"
+    variables = (
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? delta_bias, Tensor? initial_state"
     )
+    constants = "Tensor? cu_seqlens, bool delta_softplus"
+
+    def compute(
+        self, variables: Arrays, constants: Constants, remember: bool
+    ) -> tuple[NDArray, NDArray, NDArray | None]:
+        starts, delta_softplus = constants
+        given: Any = (*variables, starts)
+        call = ScanCall(*given)
+        # without the checksums of `return_cache`: autograd watches the arguments
+        kept = call.new_kept() if remember else None
+        out, last = call.new_result(), call.new_state()
+        call.scan(out, last, delta_softplus, kept)
+        return out, last, None if kept is None else kept.states
+
+    def adjoint(
+        self,
+        dout: NDArray,
+        dlast_state: NDArray,
+        variables: Arrays,
+        constants: Constants,
+        kept: NDArray | None,
+    ) -> Sequence[NDArray | None]:
+        starts, delta_softplus = constants
+        given: Any = (*variables, starts, dout, dlast_state)
+        call = ScanCall(*given, required=_OF_VJP)
+        return scan_adjoint(call, delta_softplus, None if kept is None else call.kept(kept))
+
+    def shapes(
+        self, variables: Tensors, constants: Constants, remember: bool
+    ) -> tuple[Sequence[Any], Sequence[Any], int]:
+        u, _, A, _, _, _, z, _, _ = variables
+        starts, _ = constants
+        sequences = u.shape[:-2] if starts is None else (starts.shape[0] - 1,)
+        return u.shape, (*sequences, *A.shape), kept_size(u.shape, A.shape[1], z is not None)
+
+    def in_steps(self, variables: Tensors, constants: Constants) -> tuple[Tensor, Tensor]:
+        return _in_steps(*variables, *constants)
 
 
-def _save_adjoint(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.delta_softplus, _ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """The adjoint of the adjoint, computed for the same function in PyTorch's operations."""
-    *tensors, starts = ctx.saved_tensors
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        variables = [_variable(t, create) for t in tensors]
-        gradients = _vjp_in_steps(*variables, starts, ctx.delta_softplus)
-        pairs = [
-            (g, c)
-            for g, c in zip(gradients, cotangents, strict=True)
-            if g is not None and g.requires_grad
-        ]
-        return (
-            *_gradients([g for g, _ in pairs], variables, [c for _, c in pairs], create),
-            None,
-            None,
-            None,
-        )
-
-
-_scan.register_autograd(_backward, setup_context=_save)
-_scan_vjp.register_autograd(_backward_twice, setup_context=_save_adjoint)
-
-
-# The same functions in PyTorch's operations, for derivatives that the operators do not have.  They
-# use element-wise operations and sums only, which autocast leaves in the working dtype.
+_scan = _SelectiveScan()
 
 
 def _in_steps(
@@ -327,9 +215,7 @@ def _in_steps(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     delta_softplus: bool,
-    remember: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_scan`, which need not `remember` here."""
+) -> tuple[Tensor, Tensor]:
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
     starts = None if cu_seqlens is None else cu_seqlens.tolist()
     if not torch.compiler.is_compiling():
@@ -357,7 +243,7 @@ def _in_steps(
         else u.new_empty(0, *A.shape)
     )
     out = out if z is None else out * (z * torch.sigmoid(z))  # silu has fewer derivatives
-    return out, last, u.new_empty(0)
+    return out, last
 
 
 def _coefficient(t: Tensor, shape: torch.Size) -> Tensor:
@@ -381,47 +267,3 @@ def _first(u: Tensor, A: Tensor, initial_state: Tensor | None, sequence: int | N
         if sequence is None
         else initial_state[sequence].expand(*u.shape[:-2], *A.shape)
     )
-
-
-def _vjp_in_steps(dout, dlast_state, *arguments):  # type: ignore[no-untyped-def]
-    """`_scan_vjp`, with a graph where one is asked for; None for an argument that is None."""
-    *tensors, starts, delta_softplus = arguments
-    # torch.func allows no new variables, and is_grads_batched does not allow torch.func
-    if in_functorch():
-        return _vjp_by_functorch((dout, dlast_state), tensors, starts, delta_softplus)
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        variables = [_variable(t, create) for t in tensors]
-        results = _in_steps(*variables, starts, delta_softplus)[:2]
-        return _gradients(results, variables, (dout, dlast_state), create)
-
-
-def _vjp_by_functorch(cotangents, tensors, starts, delta_softplus):  # type: ignore[no-untyped-def]
-    def function(*given):  # type: ignore[no-untyped-def]
-        present = iter(given)
-        return _in_steps(
-            *(None if t is None else next(present) for t in tensors), starts, delta_softplus
-        )[:2]
-
-    _, pull_back = torch.func.vjp(function, *(t for t in tensors if t is not None))
-    found = iter(pull_back(cotangents))
-    return [None if t is None else next(found) for t in tensors]
-
-
-def _gradients(outputs, variables, cotangents, create):  # type: ignore[no-untyped-def]
-    """The gradients with respect to all variables; None for a variable that is None."""
-    given = [t for t in variables if t is not None]
-    found = iter(
-        torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True)
-    )
-    return [None if t is None else next(found) for t in variables]
-
-
-def _variable(t: Tensor | None, attached: bool) -> Tensor | None:
-    """`t` as a variable of its own, since one tensor may be several arguments.
-
-    If `attached`, it belongs to the graph of `t`.
-    """
-    if t is None:
-        return None
-    return t.view_as(t) if attached and t.requires_grad else t.detach().requires_grad_()

@@ -23,7 +23,6 @@ _INTEGERS = (
     torch.uint64,
 )
 _OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state")
-OF_VJP = ("dout", "u", "delta", "A", "B", "C")
 
 
 def as_flag(name: str, value: object) -> bool:
