@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from . import _functions
+from . import _functions, _mixers
 from ._leaving import say
 from ._table import TABLE
 
@@ -17,6 +17,7 @@ _lock = threading.Lock()  # guards all of this
 _wanted = False  # whether enable() was called last
 _blocks = 0  # of enabled(), entered and not yet left
 _originals: dict[tuple[Any, str], Any] = {}
+_ABSENT = object()  # what a class has instead of an attribute that is only ours
 
 
 def switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
@@ -33,13 +34,14 @@ def switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
 
 def _replace() -> None:
     missing = []
+    column = _mixers if _has_mixers() else _functions
     for row in TABLE:
         if find_spec(f"transformers.models.{row.model}") is None:
             continue  # this version does not have the model: nobody can miss its functions
-        found, unknown = _functions.replacements(row, import_module(row.module))
+        found, unknown = column.replacements(row, import_module(row.module))
         missing += unknown
         for owner, name, new in found:
-            _originals[owner, name] = vars(owner)[name]
+            _originals[owner, name] = vars(owner).get(name, _ABSENT)
             setattr(owner, name, new)
     if missing:
         say(f"version {transformers.__version__} has no {', '.join(missing)}")
@@ -48,4 +50,13 @@ def _replace() -> None:
 def _restore() -> None:
     while _originals:
         (owner, name), original = _originals.popitem()
-        setattr(owner, name, original)
+        if original is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+
+def _has_mixers() -> bool:
+    """Whether this transformers is of the line 4.5x, whose layers and caches went on to 5.3."""
+    major, minor, *_ = transformers.__version__.split(".")
+    return (4, 50) <= (int(major), int(minor)) < (5, 4)

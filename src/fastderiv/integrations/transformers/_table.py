@@ -52,7 +52,7 @@ TABLE = (
     Row("nemotron_h", _MAMBA2),
     Row("zamba2", _MAMBA2, ("Zamba2MambaMixer",)),
     Row("lfm2", _CONVOLUTION, ("Lfm2ShortConv",)),
-    Row("lfm2_moe", _CONVOLUTION),
+    Row("lfm2_moe", _CONVOLUTION, ("Lfm2MoeShortConv",)),
     Row("lfm3", _CONVOLUTION),
     Row("qwen3_next", _CONVOLUTION, ("Qwen3NextGatedDeltaNet",)),
     Row("qwen3_5", _CONVOLUTION),
