@@ -14,6 +14,7 @@ except ImportError as error:
     ) from error
 
 from ._selective_scan import selective_scan
+from ._ssd_scan import ssd_scan
 from ._state_update import selective_state_update
 
-__all__ = ["selective_scan", "selective_state_update"]
+__all__ = ["selective_scan", "selective_state_update", "ssd_scan"]
