@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from fastderiv.ssm import ScanCall, kept_size, scan_adjoint
 
 from ._operators import Arrays, Constants, Operator, Tensors
-from ._tensors import as_flag, check, check_starts, shape_of
+from ._tensors import as_flag, check, check_integers, shape_of
 
 _OF_VJP = ("dout", "u", "delta", "A", "B", "C")
 
@@ -149,7 +149,7 @@ def selective_scan(
         delta_bias=delta_bias,
         initial_state=initial_state,
     )
-    check_starts(cu_seqlens)
+    check_integers(cu_seqlens=cu_seqlens)
     variables = u, delta, A, B, C, D, z, delta_bias, initial_state
     out, last = _scan(variables, (cu_seqlens, as_flag("delta_softplus", delta_softplus)))
     return (out, last) if return_last_state else out

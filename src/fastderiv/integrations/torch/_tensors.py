@@ -22,7 +22,7 @@ _INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
-_OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state")
+_OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "bias", "initial_state", "initial_states")
 
 
 def as_flag(name: str, value: object) -> bool:
@@ -42,16 +42,17 @@ def check(**tensors: Tensor | None) -> None:
         _check_place(name, tensor)
 
 
-def check_starts(cu_seqlens: Tensor | None) -> None:
-    if cu_seqlens is None:
-        return
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(
-            f"cu_seqlens is a {type(cu_seqlens).__name__}; expected a tensor of integers"
-        )
-    if cu_seqlens.dtype not in _INTEGERS:
-        raise TypeError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected integers")
-    _check_place("cu_seqlens", cu_seqlens)
+def check_integers(**tensors: Tensor | None) -> None:
+    """An error unless each is None or a CPU tensor of integers."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise TypeError(f"{name} is a {kind}; expected a tensor of integers")
+        if tensor.dtype not in _INTEGERS:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected integers")
+        _check_place(name, tensor)
 
 
 def _check_place(name: str, tensor: Tensor) -> None:
