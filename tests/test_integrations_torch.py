@@ -865,14 +865,6 @@ def test_states_that_overlap_themselves_are_refused(dtype, requires_grad):
     assert not memory.any()
 
 
-def test_states_with_heads_are_refused():
-    state, *others = step()
-    with pytest.raises(
-        ValueError, match=r"state has shape \(2, 1, 4, 3\); expected \(batch, D, N\)"
-    ):
-        selective_state_update(state[:, None], *others)
-
-
 def test_without_pytorch_it_says_what_to_install():
     code = (
         "import sys; sys.modules['torch'] = None\n"

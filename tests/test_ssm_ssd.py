@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fastderiv as fd
 from fastderiv import reference
 from fastderiv.reference import ssd
-from fastderiv.ssm.ssd._call import CHUNK, SSDCall
+from fastderiv.ssm.ssd._call import SSDCall
 from helpers.awkward import error, error_in_sums, layouts, magnitudes, same_bits, snapshot
 from helpers.interrupt import ALLOWED, seconds_until_answered
 from helpers.machines import assert_levels_agree, by_threads
@@ -294,8 +294,8 @@ def test_the_cache_holds_the_states_before_chunks(dtype, steps, start):
     _, cache = fd.ssd_scan(**p, return_cache=True)
     call = SSDCall(**p)
     kept = call.kept(cache)
-    for c in range(-(-steps // CHUNK)):
-        q = {k: a[:, : c * CHUNK] if k in SIGNALS else a for k, a in p.items()}
+    for c in range(-(-steps // SSDCall.CHUNK)):
+        q = {k: a[:, : c * SSDCall.CHUNK] if k in SIGNALS else a for k, a in p.items()}
         states = reference.ssd_scan(**q, return_last_state=True)[1]
         ours = kept.reshape(2, -1, 3, 120, 5)[:, c].swapaxes(-1, -2)
         assert error(ours, states) < TOLERANCE[dtype]
@@ -307,11 +307,14 @@ def test_the_cache_of_packed_sequences_holds_the_states_before_chunks():
     _, cache = fd.ssd_scan(**p, cu_seqlens=bounds, return_cache=True)
     kept = SSDCall(**p, cu_seqlens=bounds).kept(cache)
     for k, (a, b) in enumerate(itertools.pairwise(bounds)):
-        for c in range(-(-(b - a) // CHUNK)):
-            q = {name: v[:, a : a + c * CHUNK] if name in SIGNALS else v for name, v in p.items()}
+        for c in range(-(-(b - a) // SSDCall.CHUNK)):
+            q = {
+                name: v[:, a : a + c * SSDCall.CHUNK] if name in SIGNALS else v
+                for name, v in p.items()
+            }
             q["initial_state"] = p["initial_state"][k : k + 1]
             state = reference.ssd_scan(**q, return_last_state=True)[1][0]
-            assert error(kept[a // CHUNK + k + c].swapaxes(-1, -2), state) < 1e-14
+            assert error(kept[a // SSDCall.CHUNK + k + c].swapaxes(-1, -2), state) < 1e-14
 
 
 def test_a_cache_knows_its_call():

@@ -41,10 +41,13 @@ from .s6._transition import transition_product
 from .s6._vjp import SelectiveScanGrads, selective_scan_vjp
 from .s6._vjp import scan_adjoint as scan_adjoint  # for integrations, as ScanCall
 from .ssd._attention import ssd_attention
+from .ssd._call import SSDCall as SSDCall  # for integrations, as ScanCall
+from .ssd._call import check_limits as check_limits
 from .ssd._chunks import SSDChunkSummary, ssd_chunk_summary
 from .ssd._scan import ssd_scan
 from .ssd._step import ssd_state_update
 from .ssd._vjp import SSDScanGrads, ssd_scan_vjp
+from .ssd._vjp import ssd_adjoint as ssd_adjoint
 
 __all__ = [
     "S6",

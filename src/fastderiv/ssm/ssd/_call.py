@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .._kernels import Kernels
 
 _kernels: dict[np.dtype, Kernels] = kernels("ssm")
-CHUNK = 64  # steps between kept states, as SSD_CHUNK in _problem.pxi
 _REQUIRED = ("x", "dt", "A", "B", "C")
 _STATES_ARE_OF = ("x", "dt", "A", "B", "dt_bias", "initial_state")
 _NAMES = (*_REQUIRED, "D", "z", "dt_bias", "initial_state", "dout", "dlast_state")
@@ -37,6 +36,7 @@ class SSDCall(SequenceCall):
     NAMES = _NAMES
     ALWAYS = len(_REQUIRED)
     STATE = "H, P, N"
+    CHUNK = 64  # steps between kept states, as SSD_CHUNK in _problem.pxi
 
     def __init__(
         self,
@@ -124,14 +124,18 @@ class SSDCall(SequenceCall):
         self.initial_state = self.state(self.initial_state)
         self.dlast_state = self.state(self.dlast_state)
 
-    def new_kept(self) -> NDArray:
-        """An array for the states before each chunk of CHUNK steps: _problem.pxi says which."""
+    @property
+    def kept_shape(self) -> tuple[int, int, int, int]:
+        """The shape of the states before each chunk of CHUNK steps: _problem.pxi says which."""
         if self.starts is None:
-            slots = math.prod(self.shape[:-3]) * -(-self.steps // CHUNK)
+            slots = math.prod(self.shape[:-3]) * -(-self.steps // self.CHUNK)
         else:
-            slots = self.steps // CHUNK + len(self.starts) - 1
-        shape = (slots, self.heads, self.states, self.width)
-        return empty("the states of the cache", shape, self.dtype)
+            slots = self.steps // self.CHUNK + len(self.starts) - 1
+        return slots, self.heads, self.states, self.width
+
+    def new_kept(self) -> NDArray:
+        """An array for these states."""
+        return empty("the states of the cache", self.kept_shape, self.dtype)
 
     def scan(
         self, out: NDArray | None, last_state: NDArray | None, kept: NDArray | None = None

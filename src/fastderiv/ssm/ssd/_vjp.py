@@ -156,7 +156,11 @@ def ssd_scan_vjp(
         dt_softplus=flag("dt_softplus", dt_softplus),
         required=("dout", "x", "dt", "A", "B", "C"),
     )  # fmt: skip
-    kept = None if cache is None else call.kept(cache)
+    return ssd_adjoint(call, None if cache is None else call.kept(cache))
+
+
+def ssd_adjoint(call: SSDCall, kept: NDArray | None = None) -> SSDScanGrads:
+    """The gradients; with the states that the scan has kept it does not run once more."""
     results = _Results(call)
     sums = _sums(call, kept, results)
     return _collect(call, sums, results)
