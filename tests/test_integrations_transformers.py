@@ -1,7 +1,6 @@
-"""fastderiv.integrations.transformers: small random models give the same results with it."""
+"""fastderiv.integrations.transformers: the switch, and which calls are left to transformers."""
 
 import copy
-import inspect
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 from fastderiv.integrations import transformers as fast
 from fastderiv.integrations.transformers import _leaving
 from fastderiv.ssm import ScanCall
+from helpers.small_models import build, close, step, tokens
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -27,21 +27,6 @@ pytestmark = [
     ),
 ]
 
-SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2}
-HYBRID = {
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "mamba_d_state": 8,
-    "mamba_dt_rank": 4,
-}
-CONFIGURATIONS = {
-    "Mamba": {"state_size": 8},
-    "FalconMamba": {"state_size": 8},
-    "Jamba": HYBRID
-    | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
-    "Zamba": HYBRID | {"num_hidden_layers": 4, "attn_layer_period": 1, "attn_layer_offset": 0},
-}
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -72,82 +57,6 @@ def scans(monkeypatch):
     name = "selective_state_update"
     monkeypatch.setattr(fd, name, counting(name, getattr(fd, name)))
     return counts
-
-
-def build(family="Mamba", **changes):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES | CONFIGURATIONS[family] | changes)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in (
-            model.parameters()
-        ):  # freshly initialised biases, norms and D would be the same everywhere
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def tokens(length=9, batch=2):
-    return torch.randint(3, 37, (batch, length), generator=torch.Generator().manual_seed(1))
-
-
-# what forward and its result call the cache, which was renamed in transformers 5
-CACHE = next(
-    name
-    for name in ("cache", "cache_params")
-    if name in inspect.signature(transformers.MambaForCausalLM.forward).parameters
-)
-
-
-def step(model, ids=None, cache=None, **inputs):
-    """Logits and cache after more tokens."""
-    out = model(ids, use_cache=True, **{CACHE: cache}, **inputs)
-    return out.logits, getattr(out, CACHE)
-
-
-def close(ours, theirs, tolerance=2e-5):
-    return (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-
-
-@pytest.mark.parametrize("family", CONFIGURATIONS)
-def test_logits_tokens_and_beams(family, scans):
-    model, ids = build(family), tokens()
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-
-    def results():
-        with torch.no_grad():
-            logits = model(ids, attention_mask=mask).logits
-        beams = {"num_beams": 3, "num_return_sequences": 3}
-        return logits, *(
-            model.generate(ids, attention_mask=mask, **GREEDY, **more) for more in ({}, beams)
-        )
-
-    logits, *expected = results()
-    assert sum(scans.values()) == 0
-    with fast.enabled():
-        ours, *generated = results()
-    assert scans["selective_scan"] > 0 and scans["selective_state_update"] > 0
-    assert close(ours, logits) and all(map(torch.equal, generated, expected))
-
-
-@pytest.mark.parametrize("family", CONFIGURATIONS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_of_every_parameter(family, checkpointing, scans):
-    model, ids = build(family).train(), tokens()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-
-    def gradients():
-        model.zero_grad()
-        model(ids, labels=ids).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    expected = gradients()
-    with fast.enabled():
-        ours = gradients()
-    assert scans["selective_scan"] > 0 and ours.keys() == expected.keys()
-    for name, gradient in ours.items():
-        assert close(gradient, expected[name], 1e-4), name
 
 
 def test_cached_prefill_then_tokens_one_by_one(scans):
@@ -467,13 +376,27 @@ def test_an_exported_model_does_not_need_fastderiv(unsaid):
     assert close(exported.module()(ids, use_cache=False).logits, expected)
 
 
-def test_unknown_arguments_are_left_to_transformers(unsaid):
-    fast.enable()
-    scan = functions()[0]
+def test_arguments_of_a_newer_function_are_left_to_transformers(unsaid, monkeypatch):
+    from transformers.models.mamba import modeling_mamba as module
+
+    original = module.mamba_selective_scan
+
+    def newer(hidden_states, *args, scale=None, **kwargs):
+        return (1 if scale is None else scale) * original(hidden_states, *args, **kwargs)
+
+    newer.__module__ = module.__name__
+    monkeypatch.setattr(module, "mamba_selective_scan", newer)
     u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
-    expected = scan(u, u, A, B, B)
-    with pytest.warns(RuntimeWarning, match="the argument backend is unknown here"):
-        assert close(scan(u, u, A, B, B, backend="other"), expected)
+    expected = 2 * original(u, u, A, B, B)
+    with fast.enabled(), pytest.warns(RuntimeWarning, match="the argument scale is unknown here"):
+        assert close(module.mamba_selective_scan(u, u, A, B, B, scale=2.0), expected)
+
+
+def test_arguments_that_transformers_ignores_are_ignored(scans):
+    fast.enable()
+    u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
+    functions()[0](u, u, A, B, B, position_ids=torch.arange(4), backend="other")
+    assert scans["selective_scan"] == 1
 
 
 def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch):

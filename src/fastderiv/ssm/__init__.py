@@ -23,9 +23,11 @@ includes; _kernels.pyi says what each of its doors takes.
 
 from .._core.former_names import register
 from ._former_names import FORMER_NAMES
+from .conv._conv import ConvCall as ConvCall  # for integrations: the checks of a convolution
 from .conv._conv import causal_conv1d
 from .conv._step import causal_conv1d_update
 from .conv._vjp import CausalConv1dGrads, causal_conv1d_vjp
+from .linear._scan import LinearCall as LinearCall  # for integrations: the checks of a scan
 from .linear._scan import linear_scan
 from .linear._vjp import LinearScanGrads, linear_scan_vjp
 from .s6._attention import scan_attention

@@ -13,8 +13,18 @@ except ImportError as error:
         name="torch",
     ) from error
 
+from ._causal_conv1d import causal_conv1d
+from ._causal_conv1d_update import causal_conv1d_update
+from ._linear_scan import linear_scan
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._state_update import selective_state_update
 
-__all__ = ["selective_scan", "selective_state_update", "ssd_scan"]
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "linear_scan",
+    "selective_scan",
+    "selective_state_update",
+    "ssd_scan",
+]

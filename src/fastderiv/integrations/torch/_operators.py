@@ -87,9 +87,19 @@ class Operator(ABC):
     def like_first(self, first: Tensor, shape: Sequence[Any]) -> Tensor:
         """A tensor for the first result, or for the gradient of the first variable.
 
-        To be overridden where the order of these in memory follows that of the first variable.
+        To be overridden where the order of these in memory follows that of `first`, which is the
+        first variable in the dtype of the computation.
         """
         return first.new_empty(shape)
+
+    def like_gradients(self, variables: Tensors) -> list[Any]:
+        """Tensors for the gradients of the variables, which have one dtype; None for None.
+
+        To be overridden where the order in memory is another.
+        """
+        first, *others = variables
+        rest = (None if t is None else t.new_empty(t.shape) for t in others)
+        return [self.like_first(first, first.shape), *rest]
 
     # what is made of it
 
@@ -152,7 +162,8 @@ class Operator(ABC):
         out, last_state, kept = self.shapes(variables, constants, remember)
         first, dtype = variables[0], working(*variables)
         states = first.new_empty(kept, dtype=dtype) if remember and kept else first.new_empty(0)
-        return self.like_first(first, out), first.new_empty(last_state, dtype=dtype), states
+        result = self.like_first(first.to(dtype), out).to(first.dtype)
+        return result, first.new_empty(last_state, dtype=dtype), states
 
     # What autograd saves it also watches: if a tensor was modified in place since, the backward
     # pass fails, so that states never meet other inputs than those that they were computed from.
@@ -209,9 +220,12 @@ class Operator(ABC):
         )
 
     def _fake_adjoint(self, dout: Tensor, dlast_state: Tensor, *arguments: Any) -> Any:
-        first, *others = arguments[: self._count]
-        rest = (dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in others)
-        return self.like_first(first, first.shape), *rest
+        variables = arguments[: self._count]
+        found = self.like_gradients(cast(working(*variables), *variables))
+        return tuple(
+            dout.new_empty(0) if g is None else g.to(t.dtype)
+            for t, g in zip(variables, found, strict=True)
+        )
 
     def _save_adjoint(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         dout, dlast_state, *arguments, _ = inputs

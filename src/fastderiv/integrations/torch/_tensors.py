@@ -22,7 +22,7 @@ _INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
-_OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "initial_state", "initial_states")
+_OPTIONAL = ("D", "z", "delta_bias", "dt_bias", "bias", "initial_state", "initial_states")
 
 
 def as_flag(name: str, value: object) -> bool:
@@ -43,12 +43,13 @@ def check(**tensors: Tensor | None) -> None:
 
 
 def check_integers(**tensors: Tensor | None) -> None:
-    """As `check`, of tensors of integers, each of which may be None."""
+    """An error unless each is None or a CPU tensor of integers."""
     for name, tensor in tensors.items():
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a tensor of integers")
+            kind = type(tensor).__name__
+            raise TypeError(f"{name} is a {kind}; expected a tensor of integers")
         if tensor.dtype not in _INTEGERS:
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected integers")
         _check_place(name, tensor)

@@ -476,7 +476,7 @@ def _layer_instead_of(
     def either(mixer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if only is not None and type(mixer) is not only:  # its own slow_forward may be what counts
             return original(mixer, hidden_states, *args, **kwargs)
-        reason = obstacle(hidden_states, *_tensors(mixer, args, kwargs))
+        reason = obstacle([hidden_states, *_tensors(mixer, args, kwargs)])
         if reason is None:
             out = ours(mixer, hidden_states, *args, **kwargs)
             if out is not None:
@@ -509,7 +509,7 @@ def _attributes(cls: type, module: ModuleType) -> Iterator[Replacement]:
         ("causal_conv1d_fn", module.causal_conv1d_fn, causal_conv1d),
         ("causal_conv1d_update", update, causal_conv1d_update),
     ):
-        either = instead_of(default or _convolve_in_pytorch, ours)
+        either = instead_of(default or _convolve_in_pytorch, ours, packs=False)
         yield Replacement(cls, name, _attribute(name, default, either))
 
 

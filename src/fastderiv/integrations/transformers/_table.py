@@ -16,6 +16,8 @@ class Row(NamedTuple):
     """In transformers 5: the names of functions of the module, see `_functions`."""
     mixers: tuple[str, ...] = ()
     """In transformers 4.5x: the names of classes of the module, see `_mixers`."""
+    packs: bool = False
+    """Whether all layers of the model tell sequences apart by ``seq_idx`` and position ids."""
 
     @property
     def module(self) -> str:
@@ -45,15 +47,15 @@ TABLE = (
     Row("falcon_mamba", _MAMBA, ("FalconMambaMixer",)),
     Row("jamba", _MAMBA, ("JambaMambaMixer",)),
     Row("zamba", _SCAN, ("ZambaMambaMixer",)),
-    Row("mamba2", _MAMBA2, ("Mamba2Mixer",)),
-    Row("bamba", _MAMBA2, ("BambaMixer",)),
-    Row("falcon_h1", _MAMBA2, ("FalconH1Mixer",)),
-    Row("granitemoehybrid", _MAMBA2, ("GraniteMoeHybridMambaLayer",)),
-    Row("nemotron_h", _MAMBA2),
-    Row("zamba2", _MAMBA2, ("Zamba2MambaMixer",)),
-    Row("lfm2", _CONVOLUTION, ("Lfm2ShortConv",)),
-    Row("lfm2_moe", _CONVOLUTION, ("Lfm2MoeShortConv",)),
-    Row("lfm3", _CONVOLUTION),
+    Row("mamba2", _MAMBA2, ("Mamba2Mixer",), packs=True),
+    Row("bamba", _MAMBA2, ("BambaMixer",), packs=True),
+    Row("falcon_h1", _MAMBA2, ("FalconH1Mixer",), packs=True),
+    Row("granitemoehybrid", _MAMBA2, ("GraniteMoeHybridMambaLayer",), packs=True),
+    Row("nemotron_h", _MAMBA2, packs=True),
+    Row("zamba2", _MAMBA2, ("Zamba2MambaMixer",), packs=True),
+    Row("lfm2", _CONVOLUTION, ("Lfm2ShortConv",), packs=True),
+    Row("lfm2_moe", _CONVOLUTION, ("Lfm2MoeShortConv",), packs=True),
+    Row("lfm3", _CONVOLUTION, packs=True),
     Row("qwen3_next", _CONVOLUTION, ("Qwen3NextGatedDeltaNet",)),
     Row("qwen3_5", _CONVOLUTION),
     Row("qwen3_5_moe", _CONVOLUTION),
@@ -63,9 +65,9 @@ TABLE = (
     Row("kimi_linear", _CONVOLUTION),
     Row("bailing_hybrid", _CONVOLUTION),
     Row("glm5_next", _CONVOLUTION),
-    Row("inkling", _CONVOLUTION),
-    Row("inkling2", _CONVOLUTION),
-    Row("inkling2_loop", _CONVOLUTION),
+    Row("inkling", _CONVOLUTION, packs=True),
+    Row("inkling2", _CONVOLUTION, packs=True),
+    Row("inkling2_loop", _CONVOLUTION, packs=True),
 )
 
 LEFT_ALONE = {

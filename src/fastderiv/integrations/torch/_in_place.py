@@ -1,0 +1,27 @@
+"""States that are updated in place: which tensors cannot be, and how a new state is written."""
+
+import torch
+from torch import Tensor
+
+from ..._core.arrays import overlaps_itself
+from ._tensors import without_memory
+
+
+def refuse_expanded(name: str, state: Tensor) -> None:
+    """A ValueError if elements of the state share memory because it is expanded."""
+    if 0 in state.stride() and any(
+        n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{name} is expanded: its {state.numel()} elements share memory, "
+            "and cannot all be updated"
+        )
+
+
+def write(name: str, state: Tensor, new: Tensor) -> None:
+    """Overwrite the state, unless several of its elements are one."""
+    if not torch.compiler.is_compiling() and overlaps_itself(
+        without_memory(state.shape, state.stride())
+    ):
+        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+    state.copy_(new)
