@@ -114,7 +114,9 @@ def timed(call, rounds):
     if timings[THEIRS].best < SLOW:
         timings = interleave(calls, rounds=rounds)
     else:  # the first call of ours was no measurement
-        timings[OURS] = Timing((min(interleave({OURS: calls[OURS]}, rounds=1)[OURS].best, timings[OURS].best),))
+        timings[OURS] = Timing(
+            (min(interleave({OURS: calls[OURS]}, rounds=1)[OURS].best, timings[OURS].best),)
+        )
     return timings, memory, tuple(results.values())
 
 

@@ -47,7 +47,7 @@ def instead_of(
                 given[name] = value
                 if name not in _PACKING:
                     values.append(value)
-        obstacle = obstacle(values) or obstacle
+        obstacle = obstacle_in(values) or obstacle
         if obstacle is None:
             return ours(*args, **given)
         say(obstacle)
@@ -87,7 +87,7 @@ def _left(original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
     return original(*args, **kwargs)
 
 
-def obstacle(values: Sequence[Any]) -> str | None:
+def obstacle_in(values: Sequence[Any]) -> str | None:
     """Why a call with these arguments is not for fastderiv."""
     if getattr(torch.compiler, "is_exporting", bool)():  # since PyTorch 2.7
         return "an exported model is to run without fastderiv"

@@ -31,7 +31,7 @@ from ..torch import (
     selective_state_update,
     ssd_scan,
 )
-from ._leaving import instead_of, obstacle, say
+from ._leaving import instead_of, obstacle_in, say
 from ._table import Replacement, Row
 
 # ---- the convolution -----------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def replacements(row: Row, module: ModuleType) -> tuple[list[Replacement], list[
             new, unknown = _methods(cls, _LAYERS[name])
             found += new
             missing += [f"{row.module}.{name}.{method}" for method in unknown]
-    return found, missing
+    return [*found, *_signs(module)] if found else [], missing
 
 
 def _methods(cls: type, layer: _Layer) -> tuple[list[Replacement], list[str]]:
@@ -464,7 +464,22 @@ def _methods(cls: type, layer: _Layer) -> tuple[list[Replacement], list[str]]:
 def _has_parameters_of(original: Callable[..., Any], ours: Callable[..., Any]) -> bool:
     """Whether ours can be called as the original is; names of mixer and input may differ."""
     theirs, known = (list(inspect.signature(f).parameters)[2:] for f in (original, ours))
-    return [name for name in theirs if name != "kwargs"] == known[: len(theirs) - ("kwargs" in theirs)]
+    named = [name for name in theirs if name != "kwargs"]
+    return named == known[: len(named)]
+
+
+def _signs(module: ModuleType) -> Iterator[Replacement]:
+    """A global of the module, replaced by its equal.
+
+    ``torch.compile`` compiles anew if a global that it has seen is another object, but it does not
+    see that a method is.  Jamba and Zamba have no such global.
+    """
+    lazy = getattr(module, "_lazy_load_causal_conv1d", None)
+    if lazy is not None:
+        yield Replacement(module, lazy.__name__, functools.wraps(lazy)(lambda: lazy()))
+    elif hasattr(module, "is_fast_path_available"):
+        available = module.is_fast_path_available
+        yield Replacement(module, "is_fast_path_available", int(bool(available)))
 
 
 def _layer_instead_of(
@@ -476,7 +491,7 @@ def _layer_instead_of(
     def either(mixer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if only is not None and type(mixer) is not only:  # its own slow_forward may be what counts
             return original(mixer, hidden_states, *args, **kwargs)
-        reason = obstacle([hidden_states, *_tensors(mixer, args, kwargs)])
+        reason = obstacle_in([hidden_states, *_tensors(mixer, args, kwargs)])
         if reason is None:
             out = ours(mixer, hidden_states, *args, **kwargs)
             if out is not None:

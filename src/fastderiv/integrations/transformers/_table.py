@@ -29,7 +29,7 @@ class Replacement(NamedTuple):
 
     owner: ModuleType | type
     name: str
-    new: Callable[..., Any]
+    new: Any
 
 
 _CONVOLUTION = ("causal_conv1d_fn", "causal_conv1d_update")
