@@ -20,6 +20,8 @@ _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _said: set[str] = set()
 
 
+# cached, so that enabling once more is quick, and compiled models find the functions they know
+@functools.cache
 def instead_of(
     original: Callable[..., Any], ours: Callable[..., Any], packs: bool
 ) -> Callable[..., Any]:
@@ -56,6 +58,7 @@ def instead_of(
     return either
 
 
+@functools.cache
 def none_instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function that returns None for CPU tensors, and else calls the original."""
 
