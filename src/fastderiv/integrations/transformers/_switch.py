@@ -11,7 +11,7 @@ import transformers
 
 from . import _functions
 from ._leaving import say
-from ._table import TABLE
+from ._table import TABLE, Replacement, Row
 
 _lock = threading.Lock()  # guards all of this
 _wanted = False  # whether enable() was called last
@@ -36,13 +36,20 @@ def _replace() -> None:
     for row in TABLE:
         if find_spec(f"transformers.models.{row.model}") is None:
             continue  # this version does not have the model: nobody can miss its functions
-        found, unknown = _functions.replacements(row, import_module(row.module))
+        found, unknown = _replacements(row)
         missing += unknown
         for owner, name, new in found:
             _originals[owner, name] = vars(owner)[name]
             setattr(owner, name, new)
     if missing:
         say(f"version {transformers.__version__} has no {', '.join(missing)}")
+
+
+def _replacements(row: Row) -> tuple[list[Replacement], list[str]]:
+    module = import_module(row.module)
+    if _functions.are_in(module):
+        return _functions.replacements(row, module)
+    return [], [f"{row.module}.{name}" for name in row.functions]
 
 
 def _restore() -> None:
