@@ -176,7 +176,9 @@ class _SSDScan(Operator):
         kept = None
         if remember:
             x, _, _, B, *_ = variables
-            kept = np.empty(_kept_size(x, B, *constants[:2]), call.dtype)
+            size = _kept_size(x, B, *constants[:2])
+            # packed, it may have more room than is used, whose bits are not to be those of chance
+            kept = (np.empty if pieces is None else np.zeros)(size, call.dtype)
         call.scan(out, states, _kept(call, kept))
         if states is None:
             states = np.empty(0, call.dtype)

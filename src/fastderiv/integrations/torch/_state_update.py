@@ -20,6 +20,7 @@ from ._tensors import (
     cast,
     check,
     check_integers,
+    in_functorch,
     refuse_tangents,
     transformed,
     without_memory,
@@ -177,6 +178,11 @@ def _step_of_channels(
     """A step with heads inside which dt, A or dt_bias differ: that of Mamba-1 with D = H·P."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     heads, width, states = state.shape[1:]
+    batch = state.shape[:1] if indices is None else indices.shape
+    for name, t in ("x", x), ("z", z):
+        if t is not None and t.shape != (*batch, heads, width):
+            wanted = f"(batch, H, P) = {(*batch, heads, width)}"
+            raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {wanted}")
     A = A if A.ndim == 3 else A[:, None, None].expand(heads, width, states)
     dt, D, dt_bias = (
         t if t is None or t.shape[-2:] == (heads, width) else t[..., None].expand(*t.shape, width)
@@ -213,7 +219,7 @@ def _differentiable_step(
     """The same as a scan of one step, which has an adjoint."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     # the graph keeps it, while state is overwritten
-    before = state.clone() if indices is None else state[indices.clamp(min=0)]
+    before = state.clone() if indices is None else _chosen(state, indices)
     of_heads = state.ndim == 4
     axis = 1 if of_heads else -1
     x_, dt, z = (t if t is None else t.unsqueeze(axis) for t in (x, dt, z))
@@ -238,11 +244,15 @@ def _differentiable_step(
     return torch.where(present, out, 0.0)
 
 
+def _chosen(state: Tensor, indices: Tensor) -> Tensor:
+    """The states of `indices`, any states where these are negative."""
+    if not torch.compiler.is_compiling() and not in_functorch():
+        _check_values(indices.tolist(), len(state))
+    return state[indices.clamp(min=0)]
+
+
 def _replaced(state: Tensor, new: Tensor, indices: Tensor) -> Tensor:
     """All states, those of `indices` new; by operations whose shapes do not depend on data."""
-    if not torch.compiler.is_compiling() and not transformed(indices):
-        for _ in _runs(indices.tolist(), len(state)):
-            pass  # raises the errors
     owners = indices == torch.arange(len(state), device=state.device)[:, None]
     replaced = owners.any(1).view(-1, *(1 for _ in state.shape[1:]))
     return torch.where(replaced, new[owners.int().argmax(1)].to(state.dtype), state)
@@ -315,9 +325,10 @@ def _update_some(
     state: Tensor, others: list[Any], dt_softplus: bool, indices: list[int]
 ) -> NDArray:
     """A step of some of the states, in place: runs of neighbours are updated at once."""
+    _check_values(indices, len(state))
     x, dt, A, B, C, D, z, dt_bias = others
     out = np.zeros(x.shape, x.dtype)
-    for start, stop, first in _runs(indices, len(state)):
+    for start, stop, first in _runs(indices):
         s = slice(start, stop)
         gate = None if z is None else z[s]
         some = [x[s], dt[s], A, B[s], C[s], D, gate, dt_bias]
@@ -325,19 +336,19 @@ def _update_some(
     return out
 
 
-def _runs(indices: list[int], states: int) -> Iterator[tuple[int, int, int]]:
-    """Of runs of indices i, i + 1, … where they begin and end, and i; negative ones are left out.
-
-    Errors are raised before the first.
-    """
-    present = [i for i in indices if i >= 0]
-    if len(set(present)) < len(present):
-        raise ValueError(f"state_batch_indices is {indices}; expected no index twice")
-    if present and max(present) >= states:
-        raise IndexError(f"state_batch_indices is {indices}; expected indices of {states} states")
+def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Of each run of indices i, i + 1, …, none negative: where it begins and ends, and i."""
     start = 0
     for k in range(1, len(indices) + 1):
         if k == len(indices) or indices[k] != indices[k - 1] + 1 or indices[start] < 0:
             if indices[start] >= 0:
                 yield start, k, indices[start]
             start = k
+
+
+def _check_values(indices: list[int], states: int) -> None:
+    present = [i for i in indices if i >= 0]
+    if len(set(present)) < len(present):
+        raise ValueError(f"state_batch_indices is {indices}; expected no index twice")
+    if present and max(present) >= states:
+        raise IndexError(f"state_batch_indices is {indices}; expected indices of {states} states")

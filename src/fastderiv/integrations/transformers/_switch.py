@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from . import _functions
+from . import _functions, _mixers
 from ._leaving import say
 from ._table import TABLE, Replacement, Row
 
@@ -17,6 +17,7 @@ _lock = threading.Lock()  # guards all of this
 _wanted = False  # whether enable() was called last
 _blocks = 0  # of enabled(), entered and not yet left
 _originals: dict[tuple[Any, str], Any] = {}
+_ABSENT = object()  # what a class has instead of an attribute that is only ours
 
 
 def switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
@@ -39,7 +40,7 @@ def _replace() -> None:
         found, unknown = _replacements(row)
         missing += unknown
         for owner, name, new in found:
-            _originals[owner, name] = vars(owner)[name]
+            _originals[owner, name] = vars(owner).get(name, _ABSENT)
             setattr(owner, name, new)
     if missing:
         say(f"version {transformers.__version__} has no {', '.join(missing)}")
@@ -49,10 +50,15 @@ def _replacements(row: Row) -> tuple[list[Replacement], list[str]]:
     module = import_module(row.module)
     if _functions.are_in(module):
         return _functions.replacements(row, module)
+    if row.mixers:
+        return _mixers.replacements(row, module)
     return [], [f"{row.module}.{name}" for name in row.functions]
 
 
 def _restore() -> None:
     while _originals:
         (owner, name), original = _originals.popitem()
-        setattr(owner, name, original)
+        if original is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ class Replacement(NamedTuple):
 
     owner: ModuleType | type
     name: str
-    new: Callable[..., Any]
+    new: Any
 
 
 _CONVOLUTION = ("causal_conv1d_fn", "causal_conv1d_update")
@@ -54,7 +53,7 @@ TABLE = (
     Row("nemotron_h", _MAMBA2, packs=True),
     Row("zamba2", _MAMBA2, ("Zamba2MambaMixer",), packs=True),
     Row("lfm2", _CONVOLUTION, ("Lfm2ShortConv",), packs=True),
-    Row("lfm2_moe", _CONVOLUTION, packs=True),
+    Row("lfm2_moe", _CONVOLUTION, ("Lfm2MoeShortConv",), packs=True),
     Row("lfm3", _CONVOLUTION, packs=True),
     Row("qwen3_next", _CONVOLUTION, ("Qwen3NextGatedDeltaNet",)),
     Row("qwen3_5", _CONVOLUTION),
