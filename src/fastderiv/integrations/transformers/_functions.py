@@ -19,27 +19,35 @@ from ..torch import (
     selective_state_update,
     ssd_scan,
 )
-from ._leaving import instead_of, none_instead_of
+from ._leaving import instead_of, none_instead_of, parameters
 from ._table import Replacement, Row
 
 _FUSED = (None, "silu", "swish")  # the activations that fastderiv's convolution knows
+
+
+def are_in(module: ModuleType) -> bool:
+    """Whether the module of a model has functions of transformers 5.
+
+    That of 4.5x may have the same names for functions of the packages, which have other arguments.
+    """
+    convolve = getattr(module, "causal_conv1d_fn", None)
+    return convolve is not None and parameters(convolve)[0].name == "hidden_states"
 
 
 def replacements(row: Row, module: ModuleType) -> tuple[list[Replacement], list[str]]:
     """What to replace in the module of a row, and the names of functions that it does not have."""
     found, missing = [], []
     for name in row.functions:
-        original: Any = getattr(module, name, None)
-        # transformers 4.5x has names like these too, for what it imports from the packages
-        if getattr(original, "__module__", None) == module.__name__:
+        original = getattr(module, name, None)
+        if original is None:
+            missing.append(f"{row.module}.{name}")
+        else:
             new = (
                 none_instead_of(original)
                 if name in FUSED
                 else instead_of(original, OURS[name], row.packs)
             )
             found.append(Replacement(module, name, new))
-        else:
-            missing.append(f"{row.module}.{name}")
     return found, missing
 
 

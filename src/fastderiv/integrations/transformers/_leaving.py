@@ -20,6 +20,8 @@ _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _said: set[str] = set()
 
 
+# cached, so that enabling once more is quick, and compiled models find the functions they know
+@functools.cache
 def instead_of(
     original: Callable[..., Any], ours: Callable[..., Any], packs: bool
 ) -> Callable[..., Any]:
@@ -37,25 +39,26 @@ def instead_of(
 
     @functools.wraps(original)
     def either(*args: Any, **kwargs: Any) -> Any:
-        given, values, obstacle = {}, [*args], None
+        given, values, reason = {}, [*args], None
         for name, value in kwargs.items():
             if value is None:
                 continue
             if name in refused:
-                obstacle = refused[name]
+                reason = refused[name]
             elif name in keywords:
                 given[name] = value
                 if name not in _PACKING:
                     values.append(value)
-        obstacle = obstacle_in(values) or obstacle
-        if obstacle is None:
+        reason = obstacle(values) or reason
+        if reason is None:
             return ours(*args, **given)
-        say(obstacle)
+        say(reason)
         return _left(original, args, kwargs)
 
     return either
 
 
+@functools.cache
 def none_instead_of(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function that returns None for CPU tensors, and else calls the original."""
 
@@ -70,9 +73,13 @@ def _on_cpu(values: Sequence[Any]) -> bool:
     return all(value.is_cpu for value in values if isinstance(value, Tensor))
 
 
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    # the package `kernels` makes a module of a function, whose forward has its signature
+    return [*inspect.signature(getattr(function, "forward", function)).parameters.values()]
+
+
 def _names(function: Callable[..., Any]) -> frozenset[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind not in _NAMELESS)
+    return frozenset(p.name for p in parameters(function) if p.kind not in _NAMELESS)
 
 
 def _left(original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -87,7 +94,7 @@ def _left(original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
     return original(*args, **kwargs)
 
 
-def obstacle_in(values: Sequence[Any]) -> str | None:
+def obstacle(values: Sequence[Any]) -> str | None:
     """Why a call with these arguments is not for fastderiv."""
     if getattr(torch.compiler, "is_exporting", bool)():  # since PyTorch 2.7
         return "an exported model is to run without fastderiv"

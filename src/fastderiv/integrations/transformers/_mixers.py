@@ -31,7 +31,7 @@ from ..torch import (
     selective_state_update,
     ssd_scan,
 )
-from ._leaving import instead_of, obstacle_in, say
+from ._leaving import instead_of, obstacle, say
 from ._table import Replacement, Row
 
 # ---- the convolution -----------------------------------------------------------------------------
@@ -491,7 +491,7 @@ def _layer_instead_of(
     def either(mixer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if only is not None and type(mixer) is not only:  # its own slow_forward may be what counts
             return original(mixer, hidden_states, *args, **kwargs)
-        reason = obstacle_in([hidden_states, *_tensors(mixer, args, kwargs)])
+        reason = obstacle([hidden_states, *_tensors(mixer, args, kwargs)])
         if reason is None:
             out = ours(mixer, hidden_states, *args, **kwargs)
             if out is not None:

@@ -11,7 +11,7 @@ import transformers
 
 from . import _functions, _mixers
 from ._leaving import say
-from ._table import TABLE
+from ._table import TABLE, Replacement, Row
 
 _lock = threading.Lock()  # guards all of this
 _wanted = False  # whether enable() was called last
@@ -34,17 +34,25 @@ def switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
 
 def _replace() -> None:
     missing = []
-    column = _mixers if _has_mixers() else _functions
     for row in TABLE:
         if find_spec(f"transformers.models.{row.model}") is None:
             continue  # this version does not have the model: nobody can miss its functions
-        found, unknown = column.replacements(row, import_module(row.module))
+        found, unknown = _replacements(row)
         missing += unknown
         for owner, name, new in found:
             _originals[owner, name] = vars(owner).get(name, _ABSENT)
             setattr(owner, name, new)
     if missing:
         say(f"version {transformers.__version__} has no {', '.join(missing)}")
+
+
+def _replacements(row: Row) -> tuple[list[Replacement], list[str]]:
+    module = import_module(row.module)
+    if _functions.are_in(module):
+        return _functions.replacements(row, module)
+    if row.mixers:
+        return _mixers.replacements(row, module)
+    return [], [f"{row.module}.{name}" for name in row.functions]
 
 
 def _restore() -> None:
@@ -54,9 +62,3 @@ def _restore() -> None:
             delattr(owner, name)
         else:
             setattr(owner, name, original)
-
-
-def _has_mixers() -> bool:
-    """Whether this transformers is of the line 4.5x, whose layers and caches went on to 5.3."""
-    major, minor, *_ = transformers.__version__.split(".")
-    return (4, 50) <= (int(major), int(minor)) < (5, 4)
