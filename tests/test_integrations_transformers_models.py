@@ -288,11 +288,14 @@ def test_logits_tokens_and_beams(family, called):
     assert close(ours, logits) and all(map(torch.equal, generated, expected))
 
 
-@pytest.mark.parametrize("family", CONFIGURATIONS)
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "family, checkpointing",
+    [
+        *((family, False) for family in CONFIGURATIONS),
+        *((family, True) for family in REPRESENTATIVES),
+    ],
+)
 def test_gradients_of_every_parameter(family, checkpointing, called):
-    if checkpointing and family not in REPRESENTATIVES:
-        pytest.skip("the same as in its representative")
     model, ids = build(family).train(), tokens()
     if checkpointing:
         model.gradient_checkpointing_enable()
