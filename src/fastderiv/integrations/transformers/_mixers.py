@@ -14,13 +14,13 @@ tokens on a cache that is in use, for instance, which transformers 4.5x does not
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from math import inf
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import conv1d, pad, rms_norm, silu, softplus
 
@@ -432,6 +432,12 @@ _LAYERS = {
 _WITH_ATTRIBUTES = "Qwen3NextGatedDeltaNet"
 
 
+def are_here() -> bool:
+    """Whether this version of transformers has layers and caches like those of 4.5x."""
+    major, minor, *_ = transformers.__version__.split(".")
+    return (4, 50) <= (int(major), int(minor)) < (5, 4)
+
+
 def replacements(row: Row, module: ModuleType) -> tuple[list[Replacement], list[str]]:
     """What to replace in the module of a row, and the names that it does not have."""
     found: list[Replacement] = []
@@ -453,35 +459,36 @@ def _methods(cls: type, layer: _Layer) -> tuple[list[Replacement], list[str]]:
     found, missing = [], []
     for name in layer.methods:
         original = vars(cls).get(name)
-        if original is None or not _has_parameters_of(original, layer.ours):
+        if original is None:
             missing.append(name)
-            continue
-        only = cls if name == "forward" else None
-        found.append(Replacement(cls, name, _layer_instead_of(original, layer.ours, only)))
+        else:
+            only = cls if name == "forward" else None
+            found.append(Replacement(cls, name, _layer_instead_of(original, layer.ours, only)))
     return found, missing
-
-
-def _has_parameters_of(original: Callable[..., Any], ours: Callable[..., Any]) -> bool:
-    """Whether ours can be called as the original is; names of mixer and input may differ."""
-    theirs, known = (list(inspect.signature(f).parameters)[2:] for f in (original, ours))
-    named = [name for name in theirs if name != "kwargs"]
-    return named == known[: len(named)]
 
 
 def _signs(module: ModuleType) -> Iterator[Replacement]:
     """A global of the module, replaced by its equal.
 
     ``torch.compile`` compiles anew if a global that it has seen is another object, but it does not
-    see that a method is.  Jamba and Zamba have no such global.
+    see that a method is.  Layers of Jamba and Zamba look at no such global: if they were compiled
+    before, they stay as they are.
     """
     lazy = getattr(module, "_lazy_load_causal_conv1d", None)
     if lazy is not None:
-        yield Replacement(module, lazy.__name__, functools.wraps(lazy)(lambda: lazy()))
+        yield Replacement(module, lazy.__name__, _equal(lazy))
     elif hasattr(module, "is_fast_path_available"):
         available = module.is_fast_path_available
         yield Replacement(module, "is_fast_path_available", int(bool(available)))
 
 
+@functools.cache
+def _equal(function: Callable[[], Any]) -> Callable[[], Any]:
+    return functools.wraps(function)(lambda: function())
+
+
+# cached, so that compiled models find the methods they know
+@functools.cache
 def _layer_instead_of(
     original: Callable[..., Any], ours: Callable[..., Tensor | None], only: type | None
 ) -> Callable[..., Any]:
@@ -505,7 +512,8 @@ def _layer_instead_of(
 
 def _tensors(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """What an operator would be given beside what comes from the input."""
-    yield from (p for p in mixer._parameters.values() if p is not None)
+    own = mixer._parameters.values()  # noqa: SLF001 (not those of its modules)
+    yield from (p for p in own if p is not None)
     convolution = mixer.conv if hasattr(mixer, "L_cache") else mixer.conv1d
     yield convolution.weight
     cache = args[0] if args else kwargs.get("cache_params", kwargs.get("past_key_values"))
@@ -515,9 +523,10 @@ def _tensors(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Itera
 
 
 def _attributes(cls: type, module: ModuleType) -> Iterator[Replacement]:
-    """Qwen3-Next's functions of the convolution, which a layer keeps as attributes when it is built.
+    """The functions of Qwen3-Next's convolution.
 
-    Properties of the class come before them, and serve layers built earlier too.
+    A layer keeps them as attributes from when it is built.  Properties of the class come before
+    them, and serve layers that were built earlier too.
     """
     update = module.causal_conv1d_update or module.torch_causal_conv1d_update
     for name, default, ours in (
@@ -528,6 +537,7 @@ def _attributes(cls: type, module: ModuleType) -> Iterator[Replacement]:
         yield Replacement(cls, name, _attribute(name, default, either))
 
 
+@functools.cache
 def _attribute(name: str, default: Any, ours: Callable[..., Any]) -> property:
     def get(mixer: Any) -> Any:
         own = vars(mixer)[name]

@@ -50,7 +50,7 @@ def _replacements(row: Row) -> tuple[list[Replacement], list[str]]:
     module = import_module(row.module)
     if _functions.are_in(module):
         return _functions.replacements(row, module)
-    if row.mixers:
+    if row.mixers and _mixers.are_here():
         return _mixers.replacements(row, module)
     return [], [f"{row.module}.{name}" for name in row.functions]
 
