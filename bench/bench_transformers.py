@@ -8,9 +8,9 @@ batch.  The models have random weights and one or two layers of the widths of re
 embedding, attention and MLPs, which are the same on both sides, are narrow: see
 peers/language_models.py.  "256" and "2048" are forward passes without a cache, "decode" is a token
 from the cache, "train" is a forward and a backward pass at L = 512, or at 128 where transformers
-alone would take minutes.  What takes transformers more than 2 s is called once.  The names of the rows say how far results
-are from those of transformers alone: logits and gradients relative to the largest of their tensor,
-and how many of 64 tokens that are decoded greedily are the same.
+alone would take minutes.  What takes transformers more than 2 s is called once.  The names of the
+rows say how far results are from those of transformers alone: logits and gradients relative to the
+largest of their tensor, and how many of 64 tokens that are decoded greedily are the same.
 """
 
 import time

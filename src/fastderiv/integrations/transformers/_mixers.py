@@ -9,6 +9,10 @@ where and when transformers writes it.
 
 A function returns None for a call that it does not know, before it has changed anything: several
 tokens on a cache that is in use, for instance, which transformers 4.5x does not support either.
+
+Results are those of transformers, except for two mistakes of its methods for CPUs that those for
+GPUs do not make: the chunks of Zamba2 are put together wrongly, and after a prompt that is shorter
+than the window of the convolution, what is decoded misses a token.
 """
 
 from __future__ import annotations
@@ -87,20 +91,19 @@ def mamba(
         return None
     x, gate = mixer.in_proj(hidden_states).chunk(2, dim=-1)
     x, gate = _masked(x, attention_mask).transpose(1, 2), gate.transpose(1, 2)
-    if prefill:
+    if not prefill:
+        window = cache_params.conv_states[mixer.layer_idx]
+        x = _convolve_step(mixer, x[..., 0], window)[..., None]
+    else:
         if cache_params is not None:
             window = _window(x, mixer.conv_kernel_size)
             cache_params.update_conv_state(mixer.layer_idx, window, cache_position)
         x = _convolve(mixer, x)
-    else:
-        window = cache_params.update_conv_state(mixer.layer_idx, x, cache_position)
-        x = (window * mixer.conv1d.weight[:, 0]).sum(-1, keepdim=True)
-        if mixer.use_conv_bias:
-            x = x + mixer.conv1d.bias[:, None]
-        x = mixer.act(x).to(gate.dtype)
     x = _masked(x.transpose(1, 2), attention_mask).transpose(1, 2)
     state = None if cache_params is None else cache_params.ssm_states[mixer.layer_idx]
-    out, last = _recurrence(mixer, x, gate, _select(mixer, x), state, step=not prefill)
+    # the graph keeps the state from before, which is overwritten below
+    before = state if state is None or not prefill else state.clone()
+    out, last = _recurrence(mixer, x, gate, _select(mixer, x), before, step=not prefill)
     if state is not None and last is not None:
         state.copy_(last)
     return _projected(mixer, out)
@@ -377,14 +380,16 @@ def lfm2(
     cache_position: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor | None:
-    position = 0 if past_key_values is None or cache_position is None else int(cache_position[0])
-    if position > 0 and (x.shape[1] != 1 or position < mixer.L_cache - 1):
-        return None  # transformers puts these elsewhere in its window
+    step = (
+        past_key_values is not None and cache_position is not None and bool(cache_position[0] > 0)
+    )
+    if step and x.shape[1] != 1:
+        return None
     projected = mixer.in_proj(_masked(x, _mask_of_batch(attention_mask)))
     B, C, values = projected.transpose(1, 2).chunk(3, dim=1)
     Bx, weight, bias = B * values, mixer.conv.weight[:, 0], mixer.conv.bias
     window = None if past_key_values is None else past_key_values.conv_cache[mixer.layer_idx]
-    if position > 0:
+    if step:
         out = causal_conv1d_update(Bx[..., 0], window, weight, bias)[..., None]
     else:
         if window is not None:
@@ -392,6 +397,26 @@ def lfm2(
         out = causal_conv1d(Bx, weight, bias)
     result: Tensor = mixer.out_proj((C * out).transpose(1, 2))
     return result
+
+
+def qwen3_next(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor:
+    return causal_conv1d(x, weight, bias, seq_idx, activation=activation)
+
+
+def qwen3_next_step(
+    hidden_states: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    return causal_conv1d_update(hidden_states, conv_state, weight, bias, activation)
 
 
 def _convolve_in_pytorch(
@@ -530,8 +555,8 @@ def _attributes(cls: type, module: ModuleType) -> Iterator[Replacement]:
     """
     update = module.causal_conv1d_update or module.torch_causal_conv1d_update
     for name, default, ours in (
-        ("causal_conv1d_fn", module.causal_conv1d_fn, causal_conv1d),
-        ("causal_conv1d_update", update, causal_conv1d_update),
+        ("causal_conv1d_fn", module.causal_conv1d_fn, qwen3_next),
+        ("causal_conv1d_update", update, qwen3_next_step),
     ):
         either = instead_of(default or _convolve_in_pytorch, ours, packs=False)
         yield Replacement(cls, name, _attribute(name, default, either))
