@@ -537,8 +537,7 @@ def _layer_instead_of(
 
 def _tensors(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """What an operator would be given beside what comes from the input."""
-    own = mixer._parameters.values()  # noqa: SLF001 (not those of its modules)
-    yield from (p for p in own if p is not None)
+    yield from mixer.parameters(recurse=False)
     convolution = mixer.conv if hasattr(mixer, "L_cache") else mixer.conv1d
     yield convolution.weight
     cache = args[0] if args else kwargs.get("cache_params", kwargs.get("past_key_values"))
