@@ -11,7 +11,7 @@ import pytest
 import fastderiv as fd
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5.4")
 from fastderiv.integrations import transformers as fast
 from fastderiv.integrations.transformers import _leaving
 from fastderiv.ssm import ScanCall

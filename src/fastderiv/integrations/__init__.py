@@ -6,5 +6,5 @@ Each module is imported only when asked for, and needs the library that it is na
 torch          selective_scan, selective_state_update on CPU tensors: autograd, torch.compile
 mamba_ssm      install(), uninstall(): code written for mamba_ssm on a GPU runs on the CPU
 matplotlib     BoundaryDisplay: a sigmoid network's decision boundary as exact curves
-transformers   enable(), disable(), enabled(): Mamba models on the CPU use fastderiv
+transformers   enable(), disable(), enabled(): Mamba and others on the CPU use fastderiv
 """

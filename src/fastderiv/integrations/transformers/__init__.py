@@ -29,25 +29,39 @@ __all__ = ["disable", "enable", "enabled"]
 
 
 def enable() -> None:
-    """Let Mamba, Falcon-Mamba, Jamba and Zamba models on the CPU use fastderiv for their scans.
+    """Let models of transformers on the CPU use fastderiv for scans and causal convolutions.
 
-    This affects models built before and after, in the whole process.  It covers training, prefill
-    and cached decoding, in float32, float64, bfloat16 and float16 (the latter two are computed in
-    float32), also under ``torch.compile``.  Enabling twice has no further effect.
+    These are Mamba, Falcon-Mamba, Jamba, Zamba; Mamba-2, Bamba, Falcon-H1, Granite-MoE-hybrid,
+    Nemotron-H, Zamba2; and for their convolutions LFM2, Qwen3-Next, Kimi-Linear and all others that
+    have one (their gated delta rule is left as it is).  This affects models built before and after,
+    in the whole process.  It covers training, prefill and cached decoding, in float32, float64,
+    bfloat16 and float16 (the latter two are computed in float32), also under ``torch.compile``.
+    Enabling twice has no further effect.
 
-    Some scans cannot be computed here: on another device, in forward mode, by the transforms of
-    ``torch.func``, or under ``torch.export`` and ``torch.jit.trace``.  They are left to
-    transformers, with a RuntimeWarning that names the reason, once per reason.  Second derivatives
-    are computed here, see `fastderiv.integrations.torch.selective_scan`.
+    Where ``mamba_ssm`` or ``causal_conv1d`` is installed, transformers calls them for tensors on
+    any device, and they refuse those on the CPU.  These are computed here, others by them.
+
+    Some calls are left to transformers, with a RuntimeWarning that names the reason, once per
+    reason: on another device, in forward mode, by the transforms of ``torch.func``, or under
+    ``torch.export`` and ``torch.jit.trace``.  Second derivatives are computed here, see
+    `fastderiv.integrations.torch.selective_scan`.  A version of transformers that lacks one of the
+    functions keeps what it has instead, with a RuntimeWarning that names them.
 
     Notes
     -----
     The results are those of transformers up to the rounding of the working precision, also in one
-    case where transformers departs from the mathematics: several tokens at once, on a cache that
-    already holds a state, are scanned from a state of zeros.
+    case where transformers departs from the mathematics: in Mamba-1 and its hybrids, several tokens
+    at once on a cache that already holds a state are scanned from a state of zeros.
 
-    A layer of L tokens needs O(batch·D·L·N) memory in transformers' own implementation, and
-    O(batch·D·L) with fastderiv.
+    Sequences packed into one row (``DataCollatorWithFlattening(return_seq_idx=True)``) are kept
+    apart on the CPU too, which transformers alone refuses to do: in Mamba-2 and its hybrids, LFM2,
+    LFM3 and Inkling.  Zamba and models with a delta rule refuse them as before, because
+    transformers hands ``seq_idx`` to their convolutions only.  Some models never hand it on, with
+    or without fastderiv: Mamba, Falcon-Mamba, Jamba, and Mamba-2 with a head
+    (``Mamba2ForCausalLM``; its ``backbone`` does).
+
+    A layer of L tokens needs O(batch·D·L·N) memory in transformers' own implementation of Mamba-1,
+    and O(batch·D·L) with fastderiv.
 
     Examples
     --------

@@ -17,6 +17,7 @@ from ..torch._tensors import DTYPES, transformed
 _PACKING = ("seq_idx", "cu_seqlens")  # arguments that say where one of several sequences begins
 _PLAIN = frozenset((bool, int, float, str, tuple, type(None)))
 _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_DTYPES = frozenset(DTYPES)
 _said: set[str] = set()
 
 
@@ -100,15 +101,22 @@ def obstacle(values: Sequence[Any]) -> str | None:
         return "an exported model is to run without fastderiv"
     if torch.jit.is_tracing():
         return "a traced model is to run without fastderiv"
-    if transformed(*[value for value in values if isinstance(value, Tensor)]):
-        return "forward mode and the transforms of torch.func look into the scan"
+    tensors = []
     for value in values:
         kind = type(value)
-        if kind in _PLAIN:
+        if kind is Tensor or kind is Parameter:
+            dense = value.layout is torch.strided and not value.is_nested
+            if value.is_cpu and value.dtype in _DTYPES and dense:
+                tensors.append(value)
+                continue
+        elif kind in _PLAIN:
             continue
         reason = _foreign(value, kind)
         if reason is not None:
             return reason
+        tensors.append(value)
+    if transformed(*tensors):
+        return "forward mode and the transforms of torch.func look into the scan"
     return None
 
 
@@ -118,12 +126,10 @@ def _foreign(value: Any, kind: Any) -> str | None:
         return f"an argument is a {kind.__name__}"  # of another tool that traces the call
     if not value.is_cpu:
         return f"a tensor is on {value.device.type}, not on cpu"
-    if value.dtype not in DTYPES:
+    if value.dtype not in _DTYPES:
         return f"a tensor has dtype {value.dtype}"
     if value.is_nested or value.layout != torch.strided:
         return "a tensor is not dense"
-    if kind is Tensor or kind is Parameter:
-        return None
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"a tensor is a {kind.__name__}, which has operations of its own"
     return None
