@@ -6,8 +6,8 @@ from importlib import import_module
 import torch
 import transformers
 
-OLD = int(transformers.__version__.split(".")[0]) < 5
-"""Whether this is transformers 4.5x, where classes of layers have methods to be replaced."""
+OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 4)
+"""Whether layers are classes with methods to be replaced, as in transformers 4.5x."""
 
 SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
