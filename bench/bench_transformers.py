@@ -7,20 +7,27 @@ Ratio first (how many times as long transformers takes alone), time second, in n
 batch.  The models have random weights and one or two layers of the widths of released models;
 embedding, attention and MLPs, which are the same on both sides, are narrow: see
 peers/language_models.py.  "256" and "2048" are forward passes without a cache, "decode" is a token
-from the cache, "train" is a forward and a backward pass.  The names of the rows say how far results
-are from those of transformers alone: logits and gradients relative to the largest of their tensor,
-and how many of 64 tokens that are decoded greedily are the same.
+from the cache, "train" is a forward and a backward pass at L = 512, or at 128 where transformers
+alone would take minutes.  What takes transformers more than 2 s is called once.  The names of the
+rows say how far results are from those of transformers alone, relative to the largest of their
+tensor; in bfloat16 how far both are from float32, transformers second.  Of 64 tokens that are
+decoded greedily they say how many are the same; in bfloat16 rounding decides between some.
 """
 
-import os
 import time
-
-for variable in "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS":
-    os.environ.setdefault(variable, "1")  # one core for everyone
 
 import fastderiv as fd
 from fastderiv._cli.timing import Timing, interleave
-from peers.language_models import MODELS, QUICK, build, decoder, largest_error, tokens, torch
+from peers.language_models import (
+    MODELS,
+    QUADRATIC,
+    QUICK,
+    build,
+    decoder,
+    largest_error,
+    tokens,
+    torch,
+)
 from report import compare, options, peak_memory, report
 
 if torch is not None:
@@ -28,7 +35,7 @@ if torch is not None:
 
 OURS, THEIRS = "fastderiv", "transformers"
 TASKS = ("2048", "256", "decode", "decode-8", "train")
-BOUNDS = {"float32": 2e-4, "bfloat16": 0.1}  # of errors: beyond them something is wrong
+BOUNDS = {"float32": 2e-4, "bfloat16": 2e-2}  # of errors: beyond them something is wrong
 SLOW = 2.0  # seconds: what takes longer is called once only, beside the check
 
 
@@ -49,7 +56,9 @@ def at(name, dtype, task, rounds):
     if task.startswith("decode"):
         yield decoding(label, model, int(task.partition("-")[2] or 1), rounds, BOUNDS[dtype])
     elif task == "train":
-        yield training(label, model, 512, rounds, BOUNDS[dtype])
+        # one step of the smallest model at L = 512 takes transformers 40 s already
+        short = MODELS[name][0] in QUADRATIC and (name, dtype) != ("mamba-130m", "float32")
+        yield training(label, model, 128 if short else 512, rounds, BOUNDS[dtype])
     else:
         yield prefill(label, model, int(task), rounds, BOUNDS[dtype])
 
@@ -59,12 +68,11 @@ def prefill(label, model, length, rounds, bound):
 
     def forward():
         with torch.no_grad():
-            return model(ids, use_cache=False).logits
+            return [model(ids, use_cache=False).logits]
 
-    timings, memory, (ours, theirs) = timed(forward, rounds)
-    error = largest_error(ours, theirs)
-    assert error < bound, f"{label}: logits differ by {error:.0e}"
-    what = f"{label}, L = {length}: logits to {error:.0e}"
+    timings, memory, results = timed(forward, rounds)
+    how_close = closeness(label, model, forward, results, bound)
+    what = f"{label}, L = {length}: logits {how_close}"
     return compare(what, timings, OURS, THEIRS, "token", length, memory)
 
 
@@ -77,11 +85,24 @@ def training(label, model, length, rounds, bound):
         model(ids, labels=ids, use_cache=False).loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    timings, memory, (ours, theirs) = timed(both, rounds)
-    error = max(largest_error(a, b) for a, b in zip(ours, theirs, strict=True) if b.abs().max() > 0)
-    assert error < bound, f"{label}: gradients differ by {error:.0e}"
-    what = f"{label}, L = {length}: gradients to {error:.0e}"
+    timings, memory, results = timed(both, rounds)
+    how_close = closeness(label, model, both, results, bound)
+    what = f"{label}, L = {length}: gradients {how_close}"
     return compare(what, timings, OURS, THEIRS, "token, both", length, memory)
+
+
+def closeness(label, model, call, results, bound):
+    """Says how close two lists of tensors are to each other, or in 16 bits to those of float32."""
+    ours, theirs = ([t.clone() for t in results[who]] for who in (OURS, THEIRS))
+    if theirs[0].dtype == torch.float32:
+        error = largest_error(ours, theirs)
+        assert error < bound, f"{label}: results differ by {error:.0e}"
+        return f"to {error:.0e}"
+    model.float()
+    exact = with_fastderiv(call)()
+    error, usual = (largest_error(found, exact) for found in (ours, theirs))
+    assert error < max(2 * usual, bound), f"{label}: {error:.0e} from float32, not {usual:.0e}"
+    return f"to {error:.0e} (alone {usual:.0e})"
 
 
 def decoding(label, model, batch, rounds, bound):
@@ -91,12 +112,13 @@ def decoding(label, model, batch, rounds, bound):
         return model.generate(tokens(1, 16), **asked)[0, 16:]
 
     same = int((with_fastderiv(generated)() == generated()).sum())
-    assert same == 64 or bound > 1e-2, f"{label}: {same} of 64 tokens are the same"
-    calls = {OURS: with_fastderiv(lambda: decoder(model, batch))(), THEIRS: decoder(model, batch)}
-    calls[OURS] = with_fastderiv(calls[OURS])
+    assert same == 64 or bound > 1e-3, f"{label}: {same} of 64 tokens are the same"
+    with fast.enabled():
+        ours, steps = decoder(model, batch)
+    calls = {OURS: with_fastderiv(ours), THEIRS: decoder(model, batch)[0]}
     t = interleave(calls, rounds=2 * rounds, round_time=0.1)
     what = f"{label}, decoding, batch {batch}: {same} of 64 tokens"
-    return compare(what, t, OURS, THEIRS, "token", batch)
+    return compare(what, t, OURS, THEIRS, "token", batch * steps)
 
 
 def timed(call, rounds):
@@ -117,7 +139,7 @@ def timed(call, rounds):
         timings[OURS] = Timing(
             (min(interleave({OURS: calls[OURS]}, rounds=1)[OURS].best, timings[OURS].best),)
         )
-    return timings, memory, tuple(results.values())
+    return timings, memory, results
 
 
 def results(names, dtypes, tasks, rounds, threads):

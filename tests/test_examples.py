@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def run(name, *arguments, **environment):
 
 
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-DRAWING = [name for name in ALL if name != "ssd_chunks"]
+DRAWING = [name for name in ALL if name not in ("ssd_chunks", "mamba2_language_model")]
 WITHOUT_MATPLOTLIB = """
 import runpy, sys
 sys.modules["matplotlib"] = None
@@ -313,3 +314,48 @@ def test_digits_are_learned_and_twice_the_same(digits):
         runs.append(digits.train(model, train_set, test_set, epochs, rng))
         assert all(a.dtype == np.float32 for a in model.values())
     assert runs[0] == runs[1] and runs[0][1][-1] > 0.9
+
+
+@pytest.fixture(scope="module")
+def language():
+    pytest.importorskip("torch")
+    from fastderiv.integrations import mamba_ssm
+
+    yield example("mamba2_language_model")
+    mamba_ssm.uninstall()
+
+
+def test_a_language_model_of_mamba_ssm_learns_without_a_gpu(language, tmp_path):
+    """Words that repeat, read by the model of the example."""
+    import torch
+
+    torch.manual_seed(0)
+    text = torch.tensor(list(b"the state is what it has read. " * 40))
+    model = language.MambaLMHeadModel(replace(language.CONFIG, d_model=64, n_layer=1))
+    language.LENGTH, language.BATCH, language.LONG = 31, 4, 64
+    reports = []
+    losses = language.train(model, text, 50, lambda *at: reports.append(at[0]))
+    assert len(losses) == 50 and losses[0] > 6 and losses[-1] < 1
+    assert reports == list(range(1, 51))
+    assert language.write(model, "the state is", 9)[:16] == "the state is wha"
+    by_position = language.held_out_bits(model, text, language.LONG)
+    assert by_position.shape == (16, 64)
+    pytest.importorskip("matplotlib")
+    language.draw(losses, [(50, losses[-1])], by_position, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_the_text_of_the_language_model_is_that_of_python(language):
+    text, rest = language.load_text()
+    assert len(text) > 400_000 and len(rest) > 40_000 and max(text.max(), rest.max()) < 128
+    assert "\n\nReturn " in bytes(text.tolist()).decode("ascii")
+
+
+@pytest.mark.slow
+def test_the_language_model_runs(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    done = run("mamba2_language_model", "--steps", "2", "--plot", str(tmp_path / "curve.png"))
+    assert done.returncode == 0, done.stderr
+    assert "step    2" in done.stdout and "Return the" in done.stdout
+    assert (tmp_path / "curve.png").is_file()

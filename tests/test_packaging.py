@@ -172,6 +172,9 @@ def test_wheel_holds_what_runs_and_no_sources_of_extensions(wheel):
         "data/network.json",
         "data/sunspots.csv",
         "data/train_network.py",
+        "integrations/mamba_ssm/packages/mamba_ssm/__init__.py",
+        "integrations/mamba_ssm/packages/selective_scan_cuda.py",
+        "integrations/mamba_ssm/startup/sitecustomize.py",
         "integrations/torch/__init__.py",
         "integrations/transformers/__init__.py",
     }

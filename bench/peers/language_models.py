@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 try:
@@ -18,6 +19,7 @@ except ImportError:
 # model allows, so that the figures are about the mixers.  Where a model mixes both kinds of layers,
 # it has one of each, as the cache of transformers 5 needs a layer with attention.
 _VOCABULARY = 1024
+_STEPS = 8  # of one call of a decoder
 _NARROW = {"intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1}
 _EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}
 _HEADS_OF_64 = {"mamba_d_head": 64, "mamba_d_conv": 4, "mamba_expand": 2}
@@ -81,6 +83,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"block_auto_adjust_ff_dim": False},
     ),
 }
+QUADRATIC = ("Mamba", "FalconMamba", "Jamba")
+"""Their gradients in transformers alone take time that grows with the square of the length."""
 QUICK = ("mamba-130m", "mamba2-130m", "lfm2-1.2b")
 
 
@@ -101,8 +105,8 @@ def tokens(batch: int, length: int) -> Any:
     return torch.randint(3, _VOCABULARY, (batch, length), generator=torch.manual_seed(1))
 
 
-def decoder(model: Any, batch: int, prompt: int = 16) -> Any:
-    """A call that decodes one more token of every sequence."""
+def decoder(model: Any, batch: int, prompt: int = 16) -> tuple[Callable[[], None], int]:
+    """A call that decodes a few more tokens of every sequence, and how many."""
     position = torch.tensor([prompt])
     with torch.no_grad():
         out = model(tokens(batch, prompt), use_cache=True)
@@ -114,16 +118,20 @@ def decoder(model: Any, batch: int, prompt: int = 16) -> Any:
         options["cache_position"] = position
     token = tokens(batch, 1)
 
-    def step() -> Any:
-        with torch.no_grad():
-            logits = model(token, **options).logits
-        position.add_(1)
-        return logits
+    def steps() -> None:
+        for _ in range(_STEPS):
+            with torch.no_grad():
+                model(token, **options)
+            position.add_(1)
 
-    return step
+    return steps, _STEPS
 
 
-def largest_error(ours: Any, theirs: Any) -> float:
-    """Of all elements, relative to the largest magnitude of theirs; inf if a result is not finite."""
-    error = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
-    return error if math.isfinite(error) else math.inf
+def largest_error(ours: list[Any], theirs: list[Any]) -> float:
+    """Of all tensors, relative to the largest magnitude of theirs; inf if one is not finite."""
+    largest = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        scale = float(b.float().abs().max())
+        error = float((a.float() - b.float()).abs().max()) / scale if scale else 0.0
+        largest = max(largest, error if math.isfinite(error) else math.inf)
+    return largest

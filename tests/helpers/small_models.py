@@ -1,9 +1,13 @@
 """Small random models of transformers, by family, and what their tests share."""
 
 import inspect
+from importlib import import_module
 
 import torch
 import transformers
+
+OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 4)
+"""Whether layers are classes with methods to be replaced, as in transformers 4.5x."""
 
 SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -70,6 +74,14 @@ CONFIGURATIONS = {
     "Qwen3Next": DELTA,
     "OlmoHybrid": DELTA,
 }
+if OLD:
+    CONFIGURATIONS = {
+        family: options | ({"use_mamba_kernels": False} if family in ("Jamba", "Zamba") else {})
+        for family, options in CONFIGURATIONS.items()
+        if hasattr(transformers, f"{family}ForCausalLM")
+    }
+    # its chunks of Zamba2 are put together wrongly
+    CONFIGURATIONS["Zamba2"] |= {"chunk_size": 16}
 
 
 # what forward and its result call the cache: new in transformers 5, older, oldest
@@ -98,8 +110,37 @@ def tokens(length=9, batch=2):
 def step(model, ids=None, cache=None, **inputs):
     """Logits and cache after more tokens."""
     name = cache_name(model)
-    out = model(ids, use_cache=True, **{name: cache}, **inputs)
+    if not OLD:
+        out = model(ids, use_cache=True, **{name: cache}, **inputs)
+        return out.logits, out[name]
+    # transformers 4.5x wants to be told positions, and by some models to be given a first cache
+    before = 0 if cache is None else cache.seen
+    after = before + next(iter(inputs.values()), ids).shape[1]
+    positions = torch.arange(before, after)
+    if cache is None and name == "past_key_values":
+        made = model.prepare_inputs_for_generation(ids, use_cache=True, cache_position=positions)
+        cache = made.get(name)
+    if cache is not None:
+        inputs |= {name: cache, "cache_position": positions}
+    out = model(ids, use_cache=True, **inputs)
+    out[name].seen = after
     return out.logits, out[name]
+
+
+def functions():
+    """What is replaced for a few models, as it is now."""
+    classes = {
+        "mamba": "MambaMixer",
+        "falcon_mamba": "FalconMambaMixer",
+        "jamba": "JambaMambaMixer",
+        "zamba": "ZambaMambaMixer",
+    }
+    names = "mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn"
+    modules = [import_module(f"transformers.models.{name}.modeling_{name}") for name in classes]
+    if OLD:
+        owners = zip(modules, classes.values(), strict=True)
+        return [getattr(module, name).slow_forward for module, name in owners]
+    return [getattr(module, name) for module in modules for name in names]
 
 
 def gradients(model, **inputs):

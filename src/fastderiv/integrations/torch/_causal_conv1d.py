@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -136,7 +137,9 @@ def causal_conv1d(
     states of K - 1 inputs.  Second derivatives, forward mode and the transforms of ``torch.func``
     are computed by PyTorch's own operations.
 
-    The original refuses `seq_idx` with `return_final_states`; here the two go together.
+    The original refuses `seq_idx` with `return_final_states`; here the two go together.  Where one
+    number comes twice with less than K - 1 steps of others between, these are two sequences here,
+    and one in the original.
 
     Examples
     --------
@@ -277,7 +280,7 @@ def _rows_in_steps(
     x: Tensor, convolved: "_Sum", initial_states: Tensor | None, seq_idx: Tensor
 ) -> tuple[Tensor, Tensor]:
     outs, lasts = [], []
-    for row in rows_of(seq_idx.numpy(force=True)):
+    for row in rows_of(np.array(seq_idx.tolist())):  # torch.func hides the memory
         signal = x[row.at]
         last = None if initial_states is None else initial_states[row.at]
         pieces = []

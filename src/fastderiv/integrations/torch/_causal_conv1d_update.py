@@ -10,8 +10,11 @@ from torch import Tensor
 import fastderiv
 
 from ._causal_conv1d import causal_conv1d
-from ._in_place import refuse_expanded, write
+from ._in_place import refuse_expanded, refuse_overlap, write
+from ._pool import check_indices, chosen, replaced, runs, without_padding
 from ._tensors import arrays, cast, check, check_integers, refuse_tangents, transformed, working
+
+_INDICES = "conv_state_indices"
 
 
 def causal_conv1d_update(
@@ -44,7 +47,8 @@ def causal_conv1d_update(
         written to the places ``cache_seqlens % W`` and following, and to no others.
     conv_state_indices : Tensor of integers, shape (batch,), optional
         Makes `conv_state` a pool (P, D, W), of which each row of `x` has the row with this number.
-        A negative number is padding: its result is zero, and no state changes.
+        No row is taken twice.  A negative number is padding: its result is zero, and no state
+        changes.
 
     Returns
     -------
@@ -61,9 +65,10 @@ def causal_conv1d_update(
     Notes
     -----
     The computation is in the dtype of `conv_state`, or in float32 if that is bfloat16 or float16.
-    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place; other
-    ones, rows of a pool and circular buffers go through copies of batch·D·W numbers.  Where a
-    derivative is asked for, the steps are a `causal_conv1d`, and differentiable like that.
+    O(batch·D·S·(K + W)) time.  A state in the dtype of the computation is updated in place, in a
+    pool neighbours together; other dtypes and circular buffers go through copies of batch·D·W
+    numbers at most.  Where a derivative is asked for, the steps are a `causal_conv1d`, and
+    differentiable like that.
 
     Examples
     --------
@@ -128,7 +133,7 @@ def _check_shapes(
             f"conv_state has shape {tuple(state.shape)}; expected its last axis W to be at least "
             f"K - 1 = {weight.shape[1] - 1}"
         )
-    for name, numbers in ("cache_seqlens", cache_seqlens), ("conv_state_indices", indices):
+    for name, numbers in ("cache_seqlens", cache_seqlens), (_INDICES, indices):
         if numbers is not None and numbers.shape != shape[:1]:
             raise ValueError(
                 f"{name} has shape {tuple(numbers.shape)}; expected (batch,) = ({shape[0]},)"
@@ -148,22 +153,57 @@ def _(  # type: ignore[no-untyped-def]
     x, conv_state, weight, bias, activation, cache_seqlens, indices
 ):
     refuse_tangents(x, conv_state, weight, bias)
+    parameters = weight, bias, activation
+    if indices is None:
+        return _advance(x, conv_state, parameters, cache_seqlens)
+    rows = indices.tolist()
+    check_indices(_INDICES, rows, len(conv_state))
+    refuse_overlap("conv_state", conv_state)
+    out = x.new_zeros(x.shape)
+    for start, stop, first in runs(rows):
+        some = slice(start, stop)
+        counts = None if cache_seqlens is None else cache_seqlens[some]
+        states = conv_state[first : first + stop - start]
+        out[some] = _advance(x[some], states, parameters, counts)
+    return out
+
+
+def _advance(
+    x: Tensor, conv_state: Tensor, parameters: tuple[Any, ...], counts: Tensor | None
+) -> Tensor:
+    """Steps of states without a pool, updated in place."""
     dtype = working(conv_state)
-    state = conv_state if conv_state.dtype == dtype else conv_state.to(dtype)
+    weight, bias, activation = parameters
+    state, inputs, taps, offset = cast(dtype, conv_state, x, weight, bias)
     h = state.detach().numpy()  # not forced as in arrays: it must be the tensor's own memory
-    inputs, taps, offset = arrays(*cast(dtype, x, weight, bias))
-    if cache_seqlens is None and indices is None:
-        out = fastderiv.causal_conv1d_update(inputs, h, taps, offset, activation)
-    else:
-        places = arrays(cache_seqlens, indices)
-        out = _step_of_rows(inputs, h, (taps, offset, activation), *places)
+    step = *arrays(inputs, taps, offset), activation
+    out = torch.from_numpy(
+        fastderiv.causal_conv1d_update(step[0], h, *step[1:])
+        if counts is None
+        else _through_buffer(h, step, *arrays(counts))
+    )
     if state is conv_state:
         # a graph that kept the old state will then say so
         torch.autograd.graph.increment_version(conv_state)
     else:
         write("conv_state", conv_state, state)
-    result = torch.from_numpy(out)
-    return result if x.dtype == dtype else result.to(x.dtype)
+    return out if x.dtype == dtype else out.to(x.dtype)
+
+
+def _through_buffer(buffer: NDArray, step: tuple[Any, ...], counts: NDArray) -> NDArray:
+    """Steps of states that are circular buffers (batch, D, W)."""
+    x, weight, bias, activation = step
+    width, taps = buffer.shape[-1], weight.shape[1]
+    inputs = x if x.ndim == 3 else x[..., None]
+    number = inputs.shape[-1]
+    in_time = buffer.swapaxes(1, 2)
+    rows = np.arange(len(buffer))[:, None]
+    begin = counts.astype(np.int64)[:, None]
+    recent = in_time[rows, (begin + np.arange(1 - taps, 0)) % max(width, 1)].swapaxes(1, 2)
+    out = fastderiv.causal_conv1d_update(x, recent, weight, bias, activation)
+    kept = np.arange(max(number - width, 0), number)  # the others would be overwritten
+    in_time[rows, (begin + kept) % max(width, 1)] = inputs[..., kept].swapaxes(1, 2)
+    return out
 
 
 @torch.library.register_fake("fastderiv::causal_conv1d_update")
@@ -172,50 +212,6 @@ def _(x, conv_state, *others):  # type: ignore[no-untyped-def]
 
 
 _step = torch.ops.fastderiv.causal_conv1d_update.default
-
-
-def _step_of_rows(
-    x: NDArray,
-    pool: NDArray,
-    parameters: tuple[Any, ...],
-    counts: NDArray | None,
-    indices: NDArray | None,
-) -> NDArray:
-    """Steps of states that are rows of a pool, circular buffers, or both."""
-    out = np.zeros(x.shape, pool.dtype)
-    batch = np.arange(len(x))
-    if indices is not None:
-        batch = np.flatnonzero(indices >= 0)
-    rows = batch if indices is None else _checked_rows(indices[batch], len(pool))
-    if counts is None:
-        state = pool[rows]
-        out[batch] = fastderiv.causal_conv1d_update(x[batch], state, *parameters)
-        pool[rows] = state
-        return out
-    width, taps = pool.shape[-1], parameters[0].shape[1]
-    channels = np.arange(pool.shape[1])[:, None]
-    begin = counts[batch].astype(np.int64)[:, None, None]
-    inputs = x[batch] if x.ndim == 3 else x[batch, :, None]
-    steps = inputs.shape[-1]
-    of_rows = rows[:, None, None], channels
-    state = pool[*of_rows, (begin + np.arange(1 - taps, 0)) % max(width, 1)]
-    out[batch] = fastderiv.causal_conv1d_update(x[batch], state, *parameters)
-    kept = np.arange(max(steps - width, 0), steps)  # the others would be overwritten
-    pool[*of_rows, (begin + kept) % max(width, 1)] = inputs[..., kept]
-    return out
-
-
-def _checked_rows(indices: NDArray, size: int) -> NDArray:
-    if len(indices) and indices.max() >= size:
-        raise ValueError(
-            f"conv_state_indices has {indices.max()}; expected numbers of rows of conv_state, "
-            f"below {size}, or negative ones for padding"
-        )
-    if len(set(indices.tolist())) < len(indices):
-        raise ValueError(
-            f"conv_state_indices is {indices}; expected no row twice, as each can be updated once"
-        )
-    return indices.astype(np.int64)
 
 
 def _differentiable_step(
@@ -230,37 +226,21 @@ def _differentiable_step(
     """The same as a convolution, which has an adjoint."""
     axes, width, recent = conv_state.ndim, conv_state.shape[-1], weight.shape[1] - 1
     steps = x if x.ndim == axes else x[..., None]
-    pool = conv_state.clone()  # the graph keeps it, while conv_state is overwritten
-    state, rows = pool, None
-    if indices is not None:
-        pool, rows = _with_a_row_for_padding(pool, indices)
-        state = pool[rows]
+    # the graph keeps it, while conv_state is overwritten
+    state = conv_state.clone() if indices is None else chosen(_INDICES, conv_state, indices)
     if cache_seqlens is None:
         before = state[..., width - recent :]
         after = torch.cat([state, steps.to(state.dtype)], -1)[..., steps.shape[-1] :]
     else:
-        before, after = _through_buffer(state, steps.to(state.dtype), recent, cache_seqlens)
+        before, after = _buffered(state, steps.to(state.dtype), recent, cache_seqlens)
     out = causal_conv1d(steps, weight, bias, initial_states=before, activation=activation)
     if indices is not None:
-        out = out.masked_fill((indices < 0)[:, None, None], 0)
-        after = pool.index_copy(0, rows, after)[:-1]
+        out, after = without_padding(out, indices), replaced(conv_state, after, indices)
     write("conv_state", conv_state, after)
     return out if x.ndim == axes else out[..., 0]
 
 
-def _with_a_row_for_padding(pool: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The pool and a last row more, and for each row of a batch its row there."""
-    if not torch.compiler.is_compiling():
-        (numbers,) = arrays(indices)
-        _checked_rows(numbers[numbers >= 0], len(pool))
-    size = len(pool)
-    rows = indices.long()
-    return torch.cat([pool, pool.new_zeros(1, *pool.shape[1:])]), rows.where(rows >= 0, size)
-
-
-def _through_buffer(
-    buffer: Tensor, steps: Tensor, recent: int, counts: Tensor
-) -> tuple[Tensor, Tensor]:
+def _buffered(buffer: Tensor, steps: Tensor, recent: int, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The `recent` inputs in the circular buffers (batch, D, W), and the buffers after steps."""
     width, number = buffer.shape[-1], steps.shape[-1]
     begin = counts.long()[:, None, None]

@@ -18,10 +18,15 @@ def refuse_expanded(name: str, state: Tensor) -> None:
         )
 
 
+def refuse_overlap(name: str, state: Tensor) -> None:
+    """A ValueError if several elements of the state are one, outside of compiled code."""
+    if torch.compiler.is_compiling() or state.is_contiguous():
+        return
+    if overlaps_itself(without_memory(state.shape, state.stride())):
+        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+
+
 def write(name: str, state: Tensor, new: Tensor) -> None:
     """Overwrite the state, unless several of its elements are one."""
-    if not torch.compiler.is_compiling() and overlaps_itself(
-        without_memory(state.shape, state.stride())
-    ):
-        raise ValueError(f"{name} shares memory with itself: several of its elements are one")
+    refuse_overlap(name, state)
     state.copy_(new)

@@ -1,7 +1,7 @@
 """`selective_state_update`: a step of Mamba's or Mamba-2's scan on tensors, in place."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastderiv
-from fastderiv._core.arrays import overlaps_itself
 
+from ._in_place import refuse_expanded, refuse_overlap, write
+from ._pool import check_indices, chosen, replaced, runs, without_padding
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._tensors import (
@@ -20,10 +21,8 @@ from ._tensors import (
     cast,
     check,
     check_integers,
-    in_functorch,
     refuse_tangents,
     transformed,
-    without_memory,
     working,
 )
 
@@ -72,11 +71,9 @@ def selective_state_update(
     ------
     ValueError
         A shape that does not fit, a tensor that is not on the CPU, a state that shares memory with
-        itself or another argument, or an index that occurs twice.
+        itself or another argument, an index that occurs twice or for which there is no state.
     TypeError
         Not a tensor, or another dtype.
-    IndexError
-        An index for which there is no state.
 
     Notes
     -----
@@ -109,26 +106,22 @@ def selective_state_update(
     tensor([0., 6., 0., 6.])
     """
     check(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if 0 in state.stride() and any(
-        n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)
-    ):
-        raise ValueError(
-            f"state is expanded: its {state.numel()} elements share memory, "
-            "and cannot all be updated"
-        )
+    refuse_expanded("state", state)
     if state_batch_indices is not None:
         _check_indices(state, x, state_batch_indices)
     softplus = as_flag("dt_softplus", dt_softplus)
     if state.ndim != 4:
         return _step((state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices)
-    _check_heads(state, x, B, dt=dt, A=A, D=D, dt_bias=dt_bias)
-    of_heads = _first(dt, 2), _first(A, 1), _first(dt_bias, 1)
-    if of_heads[0] is None or of_heads[1] is None or (of_heads[2] is None) != (dt_bias is None):
-        return _step_of_channels(
-            (state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices
-        )
-    dt, A, dt_bias = of_heads
-    return _step((state, x, dt, A, B, C, D, z, dt_bias), softplus, state_batch_indices)
+    of_head = state.shape[1:]
+    if x.ndim != 3 or x.shape[1:] != of_head[:2]:
+        _expect("x", x, (len(state), *of_head[:2]))
+    dt = _one_a_head("dt", dt, x.shape, 2)
+    A = _one_a_head("A", A, of_head, 1)
+    dt_bias = None if dt_bias is None else _one_a_head("dt_bias", dt_bias, of_head[:2], 1)
+    arguments = (state, x, dt, A, B, C, D, z, dt_bias)
+    if dt.ndim == 2 and A.ndim == 1 and (dt_bias is None or dt_bias.ndim == 1):
+        return _step(arguments, softplus, state_batch_indices)
+    return _step_of_channels(arguments, softplus, state_batch_indices)
 
 
 def _check_indices(state: Tensor, x: Tensor, state_batch_indices: Tensor) -> None:
@@ -143,33 +136,18 @@ def _check_indices(state: Tensor, x: Tensor, state_batch_indices: Tensor) -> Non
         raise ValueError(f"state_batch_indices has shape {came}; expected (batch,) = {wanted}")
 
 
-def _check_heads(state: Tensor, x: Tensor, B: Tensor, **per_head: Tensor | None) -> None:
-    """Check what the later checks do not see, as one number of a head is taken for all."""
-    heads, width, states = state.shape[1:]
-    batch = x.shape[:1]
-    expected = {
-        "dt": ((*batch, heads, width), (*batch, heads)),
-        "A": ((heads, width, states), (heads,)),
-        "D": ((heads, width), (heads,)),
-        "dt_bias": ((heads, width), (heads,)),
-    }
-    for name, tensor in per_head.items():
-        if tensor is not None and tensor.shape not in expected[name]:
-            shapes = " or ".join(map(str, expected[name]))
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shapes}")
-    if B.ndim == 3 and (B.shape[1] == 0 or heads % B.shape[1]):
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected (batch, G, N) with G dividing H = {heads}"
-        )
-
-
-def _first(t: Tensor | None, axes: int) -> Tensor | None:
-    """The one number of a head, of a tensor that is expanded from that; None if it is not."""
-    while t is not None and t.ndim > axes:
-        if t.stride(-1) and t.shape[-1] != 1:
-            return None
-        t = t.select(-1, 0)
-    return t
+def _one_a_head(name: str, t: Tensor, shape: Sequence[int], axes: int) -> Tensor:
+    """`t` (*shape[:axes]), one number a head, if it is that or expanded from that."""
+    if t.ndim == axes:
+        return t
+    if t.shape != shape:
+        _expect(name, t, tuple(shape), tuple(shape[:axes]))
+    steps = t.stride()
+    for axis in range(axes, len(shape)):
+        if steps[axis] and shape[axis] != 1:
+            return t
+    one: Tensor = t.select(-1, 0)
+    return one if one.ndim == axes else one.select(-1, 0)
 
 
 def _step_of_channels(
@@ -178,23 +156,40 @@ def _step_of_channels(
     """A step with heads inside which dt, A or dt_bias differ: that of Mamba-1 with D = H·P."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     heads, width, states = state.shape[1:]
-    batch = state.shape[:1] if indices is None else indices.shape
-    for name, t in ("x", x), ("z", z):
-        if t is not None and t.shape != (*batch, heads, width):
-            wanted = f"(batch, H, P) = {(*batch, heads, width)}"
-            raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {wanted}")
-    A = A if A.ndim == 3 else A[:, None, None].expand(heads, width, states)
-    dt, D, dt_bias = (
-        t if t is None or t.shape[-2:] == (heads, width) else t[..., None].expand(*t.shape, width)
-        for t in (dt, D, dt_bias)
-    )
+    signal = (len(state) if indices is None else len(indices), heads, width)
+    if B.ndim == 3 and (B.shape[1] == 0 or heads % B.shape[1]):
+        wanted = f"(batch, G, N) with G dividing H = {heads}"
+        raise ValueError(f"B has shape {tuple(B.shape)}; expected {wanted}")
     flat = state.flatten(1, 2)  # a view if that is possible
-    x_, dt, z, D, dt_bias = (t if t is None else t.flatten(-2) for t in (x, dt, z, D, dt_bias))
-    channels = (flat, x_, dt, A.flatten(0, 1), B, C, D, z, dt_bias)
+    channels = (
+        flat,
+        _whole("x", x, signal, 3).flatten(1),
+        _whole("dt", dt, signal, 2).flatten(1),
+        _whole("A", A, (heads, width, states), 1).flatten(0, 1),
+        B,
+        C,
+        None if D is None else _whole("D", D, signal[1:], 1).flatten(),
+        None if z is None else _whole("z", z, signal, 3).flatten(1),
+        None if dt_bias is None else _whole("dt_bias", dt_bias, signal[1:], 1).flatten(),
+    )
     out = _step(channels, dt_softplus, indices)
     if heads > 1 and width > 1 and state.stride(1) != width * state.stride(2):
-        _write(state, flat.view(state.shape))
-    return out.view(x.shape)
+        write("state", state, flat.view(state.shape))
+    return out.view(signal)
+
+
+def _whole(name: str, t: Tensor, shape: tuple[int, ...], axes: int) -> Tensor:
+    """`t` of this shape, expanded from its first `axes` axes if it has no others."""
+    if t.shape == shape:
+        return t
+    _expect(name, t, *dict.fromkeys((shape, shape[:axes])))
+    return t[(..., *(None for _ in shape[axes:]))].expand(shape)
+
+
+def _expect(name: str, t: Tensor, *shapes: tuple[int, ...]) -> None:
+    if t.shape not in shapes:
+        wanted = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {wanted}")
 
 
 def _step(arguments: tuple[Any, ...], dt_softplus: bool, indices: Tensor | None) -> Tensor:
@@ -209,7 +204,7 @@ def _step(arguments: tuple[Any, ...], dt_softplus: bool, indices: Tensor | None)
     h = state.resolve_neg() if negated else state
     out: Tensor = torch.ops.fastderiv.selective_state_update(h, *others, dt_softplus, indices)
     if negated:
-        _write(state, h)
+        write("state", state, h)
     return out
 
 
@@ -219,7 +214,7 @@ def _differentiable_step(
     """The same as a scan of one step, which has an adjoint."""
     state, x, dt, A, B, C, D, z, dt_bias = arguments
     # the graph keeps it, while state is overwritten
-    before = state.clone() if indices is None else _chosen(state, indices)
+    before = state.clone() if indices is None else chosen("state_batch_indices", state, indices)
     of_heads = state.ndim == 4
     axis = 1 if of_heads else -1
     x_, dt, z = (t if t is None else t.unsqueeze(axis) for t in (x, dt, z))
@@ -237,36 +232,10 @@ def _differentiable_step(
         )
     out = out.squeeze(axis)
     if indices is None:
-        _write(state, last)
+        write("state", state, last)
         return out
-    _write(state, _replaced(state, last, indices))
-    present = (indices >= 0).view(-1, *(1 for _ in x.shape[1:]))
-    return torch.where(present, out, 0.0)
-
-
-def _chosen(state: Tensor, indices: Tensor) -> Tensor:
-    """The states of `indices`, any states where these are negative."""
-    if not torch.compiler.is_compiling() and not in_functorch():
-        _check_values(indices.tolist(), len(state))
-    return state[indices.clamp(min=0)]
-
-
-def _replaced(state: Tensor, new: Tensor, indices: Tensor) -> Tensor:
-    """All states, those of `indices` new; by operations whose shapes do not depend on data."""
-    owners = indices == torch.arange(len(state), device=state.device)[:, None]
-    replaced = owners.any(1).view(-1, *(1 for _ in state.shape[1:]))
-    return torch.where(replaced, new[owners.int().argmax(1)].to(state.dtype), state)
-
-
-def _write(state: Tensor, new: Tensor) -> None:
-    if not torch.compiler.is_compiling():
-        _refuse_overlap(state)
-    state.copy_(new)
-
-
-def _refuse_overlap(state: Tensor) -> None:
-    if overlaps_itself(without_memory(state.shape, state.stride())):
-        raise ValueError("state shares memory with itself: several of its elements are one")
+    write("state", state, replaced(state, last, indices))
+    return without_padding(out, indices)
 
 
 # A step is so short that what custom_op adds to a call, 35 µs, would double it.
@@ -300,7 +269,8 @@ def _run(
         out = _update_some(own, others, dt_softplus, state_batch_indices.tolist())
     # a graph that kept the old state will then say so
     torch.autograd.graph.increment_version(state)
-    return torch.from_numpy(out).to(x.dtype)
+    result = torch.from_numpy(out)
+    return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
 @torch.library.register_fake("fastderiv::selective_state_update")
@@ -314,7 +284,7 @@ def _update(state: Tensor, others: list[Any], dt_softplus: bool) -> NDArray:
         # not forced as in arrays: it must be the tensor's own memory
         out: NDArray = step(state.numpy(), *others, dt_softplus)
         return out
-    _refuse_overlap(state)
+    refuse_overlap("state", state)
     wide = state.float()
     out = step(wide.numpy(), *others, dt_softplus)
     state.copy_(wide)
@@ -325,30 +295,12 @@ def _update_some(
     state: Tensor, others: list[Any], dt_softplus: bool, indices: list[int]
 ) -> NDArray:
     """A step of some of the states, in place: runs of neighbours are updated at once."""
-    _check_values(indices, len(state))
+    check_indices("state_batch_indices", indices, len(state))
     x, dt, A, B, C, D, z, dt_bias = others
     out = np.zeros(x.shape, x.dtype)
-    for start, stop, first in _runs(indices):
+    for start, stop, first in runs(indices):
         s = slice(start, stop)
         gate = None if z is None else z[s]
         some = [x[s], dt[s], A, B[s], C[s], D, gate, dt_bias]
         out[s] = _update(state[first : first + stop - start], some, dt_softplus)
     return out
-
-
-def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Of each run of indices i, i + 1, …, none negative: where it begins and ends, and i."""
-    start = 0
-    for k in range(1, len(indices) + 1):
-        if k == len(indices) or indices[k] != indices[k - 1] + 1 or indices[start] < 0:
-            if indices[start] >= 0:
-                yield start, k, indices[start]
-            start = k
-
-
-def _check_values(indices: list[int], states: int) -> None:
-    present = [i for i in indices if i >= 0]
-    if len(set(present)) < len(present):
-        raise ValueError(f"state_batch_indices is {indices}; expected no index twice")
-    if present and max(present) >= states:
-        raise IndexError(f"state_batch_indices is {indices}; expected indices of {states} states")

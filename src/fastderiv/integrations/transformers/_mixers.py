@@ -9,18 +9,22 @@ where and when transformers writes it.
 
 A function returns None for a call that it does not know, before it has changed anything: several
 tokens on a cache that is in use, for instance, which transformers 4.5x does not support either.
+
+Results are those of transformers, except for two mistakes of its methods for CPUs that those for
+GPUs do not make: the chunks of Zamba2 are put together wrongly, and after a prompt that is shorter
+than the window of the convolution, what is decoded misses a token.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from math import inf
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import conv1d, pad, rms_norm, silu, softplus
 
@@ -87,20 +91,19 @@ def mamba(
         return None
     x, gate = mixer.in_proj(hidden_states).chunk(2, dim=-1)
     x, gate = _masked(x, attention_mask).transpose(1, 2), gate.transpose(1, 2)
-    if prefill:
+    if not prefill:
+        window = cache_params.conv_states[mixer.layer_idx]
+        x = _convolve_step(mixer, x[..., 0], window)[..., None]
+    else:
         if cache_params is not None:
             window = _window(x, mixer.conv_kernel_size)
             cache_params.update_conv_state(mixer.layer_idx, window, cache_position)
         x = _convolve(mixer, x)
-    else:
-        window = cache_params.update_conv_state(mixer.layer_idx, x, cache_position)
-        x = (window * mixer.conv1d.weight[:, 0]).sum(-1, keepdim=True)
-        if mixer.use_conv_bias:
-            x = x + mixer.conv1d.bias[:, None]
-        x = mixer.act(x).to(gate.dtype)
     x = _masked(x.transpose(1, 2), attention_mask).transpose(1, 2)
     state = None if cache_params is None else cache_params.ssm_states[mixer.layer_idx]
-    out, last = _recurrence(mixer, x, gate, _select(mixer, x), state, step=not prefill)
+    # the graph keeps the state from before, which is overwritten below
+    before = state if state is None or not prefill else state.clone()
+    out, last = _recurrence(mixer, x, gate, _select(mixer, x), before, step=not prefill)
     if state is not None and last is not None:
         state.copy_(last)
     return _projected(mixer, out)
@@ -377,14 +380,16 @@ def lfm2(
     cache_position: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor | None:
-    position = 0 if past_key_values is None or cache_position is None else int(cache_position[0])
-    if position > 0 and (x.shape[1] != 1 or position < mixer.L_cache - 1):
-        return None  # transformers puts these elsewhere in its window
+    step = (
+        past_key_values is not None and cache_position is not None and bool(cache_position[0] > 0)
+    )
+    if step and x.shape[1] != 1:
+        return None
     projected = mixer.in_proj(_masked(x, _mask_of_batch(attention_mask)))
     B, C, values = projected.transpose(1, 2).chunk(3, dim=1)
     Bx, weight, bias = B * values, mixer.conv.weight[:, 0], mixer.conv.bias
     window = None if past_key_values is None else past_key_values.conv_cache[mixer.layer_idx]
-    if position > 0:
+    if step:
         out = causal_conv1d_update(Bx[..., 0], window, weight, bias)[..., None]
     else:
         if window is not None:
@@ -392,6 +397,26 @@ def lfm2(
         out = causal_conv1d(Bx, weight, bias)
     result: Tensor = mixer.out_proj((C * out).transpose(1, 2))
     return result
+
+
+def qwen3_next(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor:
+    return causal_conv1d(x, weight, bias, seq_idx, activation=activation)
+
+
+def qwen3_next_step(
+    hidden_states: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    return causal_conv1d_update(hidden_states, conv_state, weight, bias, activation)
 
 
 def _convolve_in_pytorch(
@@ -432,6 +457,12 @@ _LAYERS = {
 _WITH_ATTRIBUTES = "Qwen3NextGatedDeltaNet"
 
 
+def are_here() -> bool:
+    """Whether this version of transformers has layers and caches like those of 4.5x."""
+    major, minor, *_ = transformers.__version__.split(".")
+    return (4, 50) <= (int(major), int(minor)) < (5, 4)
+
+
 def replacements(row: Row, module: ModuleType) -> tuple[list[Replacement], list[str]]:
     """What to replace in the module of a row, and the names that it does not have."""
     found: list[Replacement] = []
@@ -453,35 +484,36 @@ def _methods(cls: type, layer: _Layer) -> tuple[list[Replacement], list[str]]:
     found, missing = [], []
     for name in layer.methods:
         original = vars(cls).get(name)
-        if original is None or not _has_parameters_of(original, layer.ours):
+        if original is None:
             missing.append(name)
-            continue
-        only = cls if name == "forward" else None
-        found.append(Replacement(cls, name, _layer_instead_of(original, layer.ours, only)))
+        else:
+            only = cls if name == "forward" else None
+            found.append(Replacement(cls, name, _layer_instead_of(original, layer.ours, only)))
     return found, missing
-
-
-def _has_parameters_of(original: Callable[..., Any], ours: Callable[..., Any]) -> bool:
-    """Whether ours can be called as the original is; names of mixer and input may differ."""
-    theirs, known = (list(inspect.signature(f).parameters)[2:] for f in (original, ours))
-    named = [name for name in theirs if name != "kwargs"]
-    return named == known[: len(named)]
 
 
 def _signs(module: ModuleType) -> Iterator[Replacement]:
     """A global of the module, replaced by its equal.
 
     ``torch.compile`` compiles anew if a global that it has seen is another object, but it does not
-    see that a method is.  Jamba and Zamba have no such global.
+    see that a method is.  Layers of Jamba and Zamba look at no such global: if they were compiled
+    before, they stay as they are.
     """
     lazy = getattr(module, "_lazy_load_causal_conv1d", None)
     if lazy is not None:
-        yield Replacement(module, lazy.__name__, functools.wraps(lazy)(lambda: lazy()))
+        yield Replacement(module, lazy.__name__, _equal(lazy))
     elif hasattr(module, "is_fast_path_available"):
         available = module.is_fast_path_available
         yield Replacement(module, "is_fast_path_available", int(bool(available)))
 
 
+@functools.cache
+def _equal(function: Callable[[], Any]) -> Callable[[], Any]:
+    return functools.wraps(function)(lambda: function())
+
+
+# cached, so that compiled models find the methods they know
+@functools.cache
 def _layer_instead_of(
     original: Callable[..., Any], ours: Callable[..., Tensor | None], only: type | None
 ) -> Callable[..., Any]:
@@ -505,7 +537,7 @@ def _layer_instead_of(
 
 def _tensors(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """What an operator would be given beside what comes from the input."""
-    yield from (p for p in mixer._parameters.values() if p is not None)
+    yield from mixer.parameters(recurse=False)
     convolution = mixer.conv if hasattr(mixer, "L_cache") else mixer.conv1d
     yield convolution.weight
     cache = args[0] if args else kwargs.get("cache_params", kwargs.get("past_key_values"))
@@ -515,19 +547,21 @@ def _tensors(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Itera
 
 
 def _attributes(cls: type, module: ModuleType) -> Iterator[Replacement]:
-    """Qwen3-Next's functions of the convolution, which a layer keeps as attributes when it is built.
+    """The functions of Qwen3-Next's convolution.
 
-    Properties of the class come before them, and serve layers built earlier too.
+    A layer keeps them as attributes from when it is built.  Properties of the class come before
+    them, and serve layers that were built earlier too.
     """
     update = module.causal_conv1d_update or module.torch_causal_conv1d_update
     for name, default, ours in (
-        ("causal_conv1d_fn", module.causal_conv1d_fn, causal_conv1d),
-        ("causal_conv1d_update", update, causal_conv1d_update),
+        ("causal_conv1d_fn", module.causal_conv1d_fn, qwen3_next),
+        ("causal_conv1d_update", update, qwen3_next_step),
     ):
         either = instead_of(default or _convolve_in_pytorch, ours, packs=False)
         yield Replacement(cls, name, _attribute(name, default, either))
 
 
+@functools.cache
 def _attribute(name: str, default: Any, ours: Callable[..., Any]) -> property:
     def get(mixer: Any) -> Any:
         own = vars(mixer)[name]

@@ -40,7 +40,7 @@ def _replace() -> None:
         module = import_module(row.module)
         if _functions.are_in(module):
             found, unknown = _functions.replacements(row, module)
-        elif row.mixers and _is_4_5():
+        elif row.mixers and _mixers.are_here():
             found, unknown = _mixers.replacements(row, module)
         else:
             strange.append(row.model)
@@ -54,12 +54,6 @@ def _replace() -> None:
         say(f"{version} has no {', '.join(missing)}")
     if strange:
         say(f"{version} has layers that are unknown here in the models {', '.join(strange)}")
-
-
-def _is_4_5() -> bool:
-    """Whether this is of the line 4.5x, whose layers and caches went on to 5.3."""
-    major, minor, *_ = transformers.__version__.split(".")
-    return (4, 50) <= (int(major), int(minor)) < (5, 4)
 
 
 def _restore() -> None:

@@ -1,0 +1,1 @@
+"""Layers that are divided among processes: here, for one process."""

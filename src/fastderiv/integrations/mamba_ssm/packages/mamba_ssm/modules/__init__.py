@@ -1,0 +1,1 @@
+"""Mixers, and the blocks that they are put into."""

@@ -1,0 +1,1 @@
+"""Generation of text, and weights and configurations from files."""
