@@ -11,7 +11,7 @@ import pytest
 import fastderiv as fd
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.4")
+transformers = pytest.importorskip("transformers")
 from fastderiv.integrations import transformers as fast
 from fastderiv.integrations.transformers import _leaving
 from fastderiv.ssm import ScanCall
@@ -405,6 +405,19 @@ def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch)
         fast.enable()
     fast.disable()
     assert not hasattr(modeling_jamba, "mamba_selective_scan")
+
+
+@of_functions
+def test_a_version_with_other_layers_is_left_as_it_is(unsaid, monkeypatch):
+    from transformers.models.jamba import modeling_jamba
+
+    monkeypatch.delattr(modeling_jamba, "causal_conv1d_fn")
+    scan = modeling_jamba.mamba_selective_scan
+    with pytest.warns(
+        RuntimeWarning, match="has layers that are unknown here in the models jamba$"
+    ):
+        fast.enable()
+    assert modeling_jamba.mamba_selective_scan is scan
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -47,7 +48,7 @@ SSD = ("causal_conv1d", "causal_conv1d_update", "ssd_scan", "selective_state_upd
 CONVOLUTION = ("causal_conv1d", "causal_conv1d_update")
 MAMBA = ("Mamba", "FalconMamba", "Jamba", "Zamba")
 MAMBA2 = ("Mamba2", "Bamba", "FalconH1", "GraniteMoeHybrid", "NemotronH", "Zamba2")
-PACKING = (*MAMBA2, "Lfm2", "Lfm3")
+PACKING = (*MAMBA2, "Lfm2", "Lfm2Moe")
 REPRESENTATIVES = ("Mamba", "Mamba2", "Bamba", "Lfm2")
 if OLD:
     PACKING = ("Bamba", "GraniteMoeHybrid")
@@ -99,6 +100,14 @@ def left_padded():
 # ---- the table -----------------------------------------------------------------------------------
 
 
+def at_least(version):
+    return Version(transformers.__version__) >= Version(version)
+
+
+def installed():
+    return {model.name for model in pkgutil.iter_modules(transformers.models.__path__)}
+
+
 def kernel_functions():
     """(model, function) of the installed version: what transformers looks up in packages."""
     decorated = re.compile(
@@ -117,8 +126,9 @@ def test_the_table_knows_every_kernel_function_of_the_installed_transformers():
     found = set(kernel_functions())
     unknown = sorted((model, name) for model, name in found - served if name not in LEFT_ALONE)
     assert not unknown, f"not in the table, and not left alone for a reason: {unknown}"
-    assert not served - found, f"not in this version: {sorted(served - found)}"
-    assert set(LEFT_ALONE) <= {name for _, name in found}
+    if at_least("5.24"):  # which the table was written for
+        assert not served - found, f"not in this version: {sorted(served - found)}"
+        assert set(LEFT_ALONE) <= {name for _, name in found}
 
 
 @of_functions
@@ -131,7 +141,7 @@ def test_every_model_that_names_these_packages_is_in_the_table():
         for path in Path(model.module_finder.path, model.name).glob("modeling_*.py")
         if named.search(path.read_text(encoding="utf-8"))
     }
-    assert models - comments == {row.model for row in TABLE}
+    assert models - comments == {row.model for row in TABLE} & installed()
 
 
 def arguments(name):
@@ -371,6 +381,11 @@ def test_pieces_on_a_cache_are_what_transformers_makes_of_them(family):
         assert close(pieces(), expected)
 
 
+def kept(generated):
+    """The cache of what generate returned, under either of its names in transformers 5."""
+    return generated["cache" if "cache" in generated else "past_key_values"]
+
+
 @of_functions
 @pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_a_cache_goes_on_from_one_generate_to_the_next(family):
@@ -380,7 +395,7 @@ def test_a_cache_goes_on_from_one_generate_to_the_next(family):
     def conversation():
         first = model.generate(ids, **GREEDY, return_dict_in_generate=True)
         longer = torch.cat([first.sequences, tokens(3)], 1)
-        return model.generate(longer, **GREEDY, **{name: first[name]})
+        return model.generate(longer, **GREEDY, **{name: kept(first)})
 
     expected = conversation()
     with fast.enabled():
@@ -388,7 +403,7 @@ def test_a_cache_goes_on_from_one_generate_to_the_next(family):
     with fast.enabled():  # begun with fastderiv, continued without
         first = model.generate(ids, **GREEDY, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, tokens(3)], 1)
-    assert torch.equal(model.generate(longer, **GREEDY, **{name: first[name]}), expected)
+    assert torch.equal(model.generate(longer, **GREEDY, **{name: kept(first)}), expected)
 
 
 @of_functions

@@ -1,10 +1,11 @@
-"""`enable`, `disable`, `enabled`: Mamba models of transformers use fastderiv on the CPU.
+"""`enable`, `disable`, `enabled`: models of transformers use fastderiv on the CPU.
 
 How it works: the mixers of these models look up their functions among the globals of their modules,
 ``mamba_selective_scan`` for training and prefill, ``mamba_selective_state_update`` for a token
 decoded from the cache, ``causal_conv1d_fn``, ….  Those are replaced that the table in `_table.py`
-names, by functions of `_functions.py`, which call `fastderiv.integrations.torch`.  Projections,
-cache and generation remain those of transformers.
+names, by functions of `_functions.py`, which call `fastderiv.integrations.torch`.  In transformers
+4.5x, methods of the mixers are replaced, by those of `_mixers.py`.  Projections, cache and
+generation remain those of transformers.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ def enable() -> None:
 
     Sequences packed into one row (``DataCollatorWithFlattening(return_seq_idx=True)``) are kept
     apart on the CPU too, which transformers alone refuses to do: in Mamba-2 and its hybrids, LFM2,
-    LFM3 and Inkling; with transformers 4.5x in Bamba and Granite-MoE-hybrid only.  Zamba and models with a delta rule refuse them as before, because
-    transformers hands ``seq_idx`` to their convolutions only.  Some models never hand it on, with
-    or without fastderiv: Mamba, Falcon-Mamba, Jamba, and Mamba-2 with a head
+    LFM3 and Inkling; with transformers 4.5x in Bamba and Granite-MoE-hybrid only.  Pass
+    ``use_cache=False``: with a cache, their attention does not look at the position ids.  Zamba and
+    models with a delta rule refuse them as before, because transformers hands ``seq_idx`` to their
+    convolutions only.  Some models never hand it on, with or without fastderiv: Mamba,
+    Falcon-Mamba, Jamba, and Mamba-2 with a head
     (``Mamba2ForCausalLM``; its ``backbone`` does).
 
     A layer of L tokens needs O(batch·D·L·N) memory in transformers' own implementation of Mamba-1,

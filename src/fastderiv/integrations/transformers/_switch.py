@@ -11,7 +11,7 @@ import transformers
 
 from . import _functions, _mixers
 from ._leaving import say
-from ._table import TABLE, Replacement, Row
+from ._table import TABLE
 
 _lock = threading.Lock()  # guards all of this
 _wanted = False  # whether enable() was called last
@@ -33,26 +33,27 @@ def switch(*, wanted: bool | None = None, blocks: int = 0) -> None:
 
 
 def _replace() -> None:
-    missing = []
+    missing, strange = [], []
     for row in TABLE:
         if find_spec(f"transformers.models.{row.model}") is None:
             continue  # this version does not have the model: nobody can miss its functions
-        found, unknown = _replacements(row)
+        module = import_module(row.module)
+        if _functions.are_in(module):
+            found, unknown = _functions.replacements(row, module)
+        elif row.mixers and _mixers.are_here():
+            found, unknown = _mixers.replacements(row, module)
+        else:
+            strange.append(row.model)
+            continue
         missing += unknown
         for owner, name, new in found:
             _originals[owner, name] = vars(owner).get(name, _ABSENT)
             setattr(owner, name, new)
+    version = f"version {transformers.__version__}"
     if missing:
-        say(f"version {transformers.__version__} has no {', '.join(missing)}")
-
-
-def _replacements(row: Row) -> tuple[list[Replacement], list[str]]:
-    module = import_module(row.module)
-    if _functions.are_in(module):
-        return _functions.replacements(row, module)
-    if row.mixers and _mixers.are_here():
-        return _mixers.replacements(row, module)
-    return [], [f"{row.module}.{name}" for name in row.functions]
+        say(f"{version} has no {', '.join(missing)}")
+    if strange:
+        say(f"{version} has layers that are unknown here in the models {', '.join(strange)}")
 
 
 def _restore() -> None:
