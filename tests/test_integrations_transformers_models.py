@@ -433,6 +433,8 @@ def test_a_compiled_model():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_a_compiled_model_in_training(family):
+    if OLD and family == "Bamba":
+        pytest.skip("transformers 4.5x warns in training, which cannot be compiled")
     model, ids = build(family).train(), tokens()
     expected = gradients(model, input_ids=ids, labels=ids)
     torch._dynamo.reset()
