@@ -99,7 +99,7 @@ def training(label, model, length, rounds, bound):
 def closeness(label, model, call, results, bound):
     """Says how close two lists of tensors are to each other, or in 16 bits to those of float32."""
     ours, theirs = ([t.clone() for t in results[who]] for who in (OURS, THEIRS))
-    if theirs[0].dtype == torch.float32:
+    if model.dtype == torch.float32:
         error = largest_error(ours, theirs)
         assert error < bound, f"{label}: results differ by {error:.0e}"
         return f"to {error:.0e}"
