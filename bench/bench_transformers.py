@@ -37,7 +37,7 @@ if torch is not None:
 
 OURS, THEIRS = "fastderiv", "transformers"
 TASKS = ("2048", "256", "decode", "decode-8", "train")
-BOUNDS = {"float32": 2e-4, "bfloat16": 2e-2}  # of errors: beyond them something is wrong
+BOUNDS = {"float32": 2e-3, "bfloat16": 2e-2}  # of errors: beyond them something is wrong
 SLOW = 2.0  # seconds: what takes longer is called once only, beside the check
 
 
@@ -119,7 +119,7 @@ def decoding(label, model, batch, rounds, bound):
         return model.generate(tokens(1, 16), **asked)[0, 16:]
 
     same = int((with_fastderiv(generated)() == generated()).sum())
-    assert same == 64 or bound > 1e-3, f"{label}: {same} of 64 tokens are the same"
+    assert same == 64 or bound > 1e-2, f"{label}: {same} of 64 tokens are the same"
     with fast.enabled():
         ours, steps = decoder(model, batch)
     calls = {OURS: with_fastderiv(ours), THEIRS: decoder(model, batch)[0]}
