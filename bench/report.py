@@ -52,10 +52,14 @@ def compare(
     return Result(name, peer, mine.ratio(theirs), unit, *times, memory.get(ours), memory.get(peer))
 
 
-def peak_memory(call: Callable[[], object]) -> float | None:
-    """MiB that a call adds to the process at its peak, with its result; None if that is unknown."""
+def peak_memory(call: Callable[[], object], *, warm: bool = False) -> float | None:
+    """MiB that a call adds to the process at its peak, with its result; None if that is unknown.
+
+    `warm` says that it was called before, so that what is loaded and compiled once is there.
+    """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    call()  # what is loaded and compiled once
+    if not warm:
+        call()
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # or the call would be given what earlier ones have left

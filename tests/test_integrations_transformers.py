@@ -1,4 +1,4 @@
-"""fastderiv.integrations.transformers: small random models give the same results with it."""
+"""fastderiv.integrations.transformers: the switch, and which calls are left to transformers."""
 
 import copy
 import subprocess
@@ -13,7 +13,9 @@ import fastderiv as fd
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from fastderiv.integrations import transformers as fast
+from fastderiv.integrations.transformers import _leaving
 from fastderiv.ssm import ScanCall
+from helpers.small_models import OLD, build, close, functions, step, tokens
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -25,21 +27,8 @@ pytestmark = [
     ),
 ]
 
-SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2}
-HYBRID = {
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "mamba_d_state": 8,
-    "mamba_dt_rank": 4,
-}
-CONFIGURATIONS = {
-    "Mamba": {"state_size": 8},
-    "FalconMamba": {"state_size": 8},
-    "Jamba": HYBRID
-    | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
-    "Zamba": HYBRID | {"num_hidden_layers": 4, "attn_layer_period": 1, "attn_layer_offset": 0},
-}
+of_functions = pytest.mark.skipif(OLD, reason="transformers 4.5x has methods instead of functions")
+
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -72,80 +61,14 @@ def scans(monkeypatch):
     return counts
 
 
-def build(family="Mamba", **changes):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES | CONFIGURATIONS[family] | changes)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in (
-            model.parameters()
-        ):  # freshly initialised biases, norms and D would be the same everywhere
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def tokens(length=9, batch=2):
-    return torch.randint(3, 37, (batch, length), generator=torch.Generator().manual_seed(1))
-
-
-def close(ours, theirs, tolerance=2e-5):
-    return (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-
-
-@pytest.mark.parametrize("family", CONFIGURATIONS)
-def test_logits_tokens_and_beams(family, scans):
-    model, ids = build(family), tokens()
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-
-    def results():
-        with torch.no_grad():
-            logits = model(ids, attention_mask=mask).logits
-        beams = {"num_beams": 3, "num_return_sequences": 3}
-        return logits, *(
-            model.generate(ids, attention_mask=mask, **GREEDY, **more) for more in ({}, beams)
-        )
-
-    logits, *expected = results()
-    assert sum(scans.values()) == 0
-    with fast.enabled():
-        ours, *generated = results()
-    assert scans["selective_scan"] > 0 and scans["selective_state_update"] > 0
-    assert close(ours, logits) and all(map(torch.equal, generated, expected))
-
-
-@pytest.mark.parametrize("family", CONFIGURATIONS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_of_every_parameter(family, checkpointing, scans):
-    model, ids = build(family).train(), tokens()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-
-    def gradients():
-        model.zero_grad()
-        model(ids, labels=ids).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    expected = gradients()
-    with fast.enabled():
-        ours = gradients()
-    assert scans["selective_scan"] > 0 and ours.keys() == expected.keys()
-    for name, gradient in ours.items():
-        assert close(gradient, expected[name], 1e-4), name
-
-
 def test_cached_prefill_then_tokens_one_by_one(scans):
     model, ids = build(), tokens()
 
     def decode():
         with torch.no_grad():
-            first = model(ids[:, :4], use_cache=True)
-            cache, logits = first.cache_params, [first.logits]
-            logits += [
-                model(ids[:, i : i + 1], cache_params=cache, use_cache=True).logits
-                for i in range(4, ids.shape[1])
-            ]
-        return torch.cat(logits, 1)
+            first, cache = step(model, ids[:, :4])
+            rest = [step(model, ids[:, i : i + 1], cache)[0] for i in range(4, ids.shape[1])]
+        return torch.cat([first, *rest], 1)
 
     expected = decode()
     with fast.enabled():
@@ -155,19 +78,20 @@ def test_cached_prefill_then_tokens_one_by_one(scans):
     assert scans["selective_state_update"] == 5 * 2
 
 
+@pytest.mark.skipif(OLD, reason="transformers 4.5x cannot")
 def test_several_tokens_on_a_used_cache_are_what_transformers_makes_of_them():
     model, ids = build(), tokens()
 
     def pieces():
         with torch.no_grad():
-            cache = model(ids[:, :4], use_cache=True).cache_params
-            return model(ids[:, 4:], cache_params=cache, use_cache=True).logits
+            return step(model, ids[:, 4:], step(model, ids[:, :4])[1])[0]
 
     expected = pieces()
     with fast.enabled():
         assert close(pieces(), expected)
 
 
+@of_functions
 @pytest.mark.parametrize("adjacent", ["channels", "steps"])
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)]
@@ -190,8 +114,7 @@ def test_convolution(adjacent, dtype, tolerance, options):
 def test_decoding_may_be_part_of_the_loss(scans):
     model, ids = build(), tokens()
     with fast.enabled():
-        cache = model(ids[:, :-1], use_cache=True).cache_params
-        model(ids[:, -1:], cache_params=cache, use_cache=True).logits.sum().backward()
+        step(model, ids[:, -1:], step(model, ids[:, :-1])[1])[0].sum().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     model(ids, use_cache=False).logits[:, -1].sum().backward()  # transformers' own step refuses
@@ -232,17 +155,6 @@ def test_a_compiled_model_follows_the_switch(scans):
             (fast.enable if on else fast.disable)()
             assert close(compiled(ids, use_cache=False).logits, expected)
             assert scans["selective_scan"] == calls
-
-
-def functions():
-    from transformers.models.falcon_mamba import modeling_falcon_mamba
-    from transformers.models.jamba import modeling_jamba
-    from transformers.models.mamba import modeling_mamba
-    from transformers.models.zamba import modeling_zamba
-
-    modules = modeling_mamba, modeling_falcon_mamba, modeling_jamba, modeling_zamba
-    names = "mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn"
-    return [getattr(module, name) for module in modules for name in names]
 
 
 def test_the_switch():
@@ -289,7 +201,7 @@ def test_blocks_of_several_threads_overlap():
 
 @pytest.fixture
 def unsaid(monkeypatch):
-    monkeypatch.setattr(fast, "_said", set())
+    monkeypatch.setattr(_leaving, "_said", set())
 
 
 def test_what_cannot_be_handled_is_left_to_transformers_and_said_once(unsaid, scans):
@@ -303,6 +215,7 @@ def test_what_cannot_be_handled_is_left_to_transformers_and_said_once(unsaid, sc
     assert sum(scans.values()) == 0
 
 
+@of_functions
 def test_what_cannot_be_handled_compiles_too(unsaid):
     fast.enable()
     torch._dynamo.reset()
@@ -350,8 +263,8 @@ def program(name):
 
     def decoding(model, x, ids):
         def last(x):
-            cache = model(inputs_embeds=x[:, :-1], use_cache=True).cache_params
-            return model(inputs_embeds=x[:, -1:], cache_params=cache, use_cache=True).logits
+            cache = step(model, inputs_embeds=x[:, :-1])[1]
+            return step(model, cache=cache, inputs_embeds=x[:, -1:])[0]
 
         with torch.no_grad():
             return torch.func.jvp(last, (x,), (x,))
@@ -366,7 +279,7 @@ def program(name):
 
     def twice_with_checkpoints(model, x, ids):
         model = copy.deepcopy(model).train()
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         return twice(model, x, ids)
 
     def batched(model, x, ids):
@@ -431,6 +344,7 @@ def test_a_traced_model_does_not_need_fastderiv(unsaid):
     assert close(traced(ids), model(ids, use_cache=False).logits)
 
 
+@of_functions
 def test_tensors_with_operations_of_their_own_and_proxies_are_left_to_transformers(unsaid):
     from torch.testing._internal.two_tensor import TwoTensor
 
@@ -457,15 +371,32 @@ def test_an_exported_model_does_not_need_fastderiv(unsaid):
     assert close(exported.module()(ids, use_cache=False).logits, expected)
 
 
-def test_unknown_arguments_are_left_to_transformers(unsaid):
-    fast.enable()
-    scan = functions()[0]
+@of_functions
+def test_arguments_of_a_newer_function_are_left_to_transformers(unsaid, monkeypatch):
+    from transformers.models.mamba import modeling_mamba as module
+
+    original = module.mamba_selective_scan
+
+    def newer(hidden_states, *args, scale=None, **kwargs):
+        return (1 if scale is None else scale) * original(hidden_states, *args, **kwargs)
+
+    newer.__module__ = module.__name__
+    monkeypatch.setattr(module, "mamba_selective_scan", newer)
     u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
-    expected = scan(u, u, A, B, B)
-    with pytest.warns(RuntimeWarning, match="the argument backend is unknown here"):
-        assert close(scan(u, u, A, B, B, backend="other"), expected)
+    expected = 2 * original(u, u, A, B, B)
+    with fast.enabled(), pytest.warns(RuntimeWarning, match="the argument scale is unknown here"):
+        assert close(module.mamba_selective_scan(u, u, A, B, B, scale=2.0), expected)
 
 
+@of_functions
+def test_arguments_that_transformers_ignores_are_ignored(scans):
+    fast.enable()
+    u, A, B = torch.ones(1, 3, 4), -torch.ones(3, 2), torch.ones(1, 2, 4)
+    functions()[0](u, u, A, B, B, position_ids=torch.arange(4), backend="other")
+    assert scans["selective_scan"] == 1
+
+
+@of_functions
 def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch):
     from transformers.models.jamba import modeling_jamba
 
@@ -474,6 +405,17 @@ def test_a_version_without_these_functions_is_left_as_it_is(unsaid, monkeypatch)
         fast.enable()
     fast.disable()
     assert not hasattr(modeling_jamba, "mamba_selective_scan")
+
+
+@of_functions
+def test_a_version_with_other_layers_is_left_as_it_is(unsaid, monkeypatch):
+    from transformers.models.jamba import modeling_jamba
+
+    monkeypatch.delattr(modeling_jamba, "causal_conv1d_fn")
+    scan = modeling_jamba.mamba_selective_scan
+    with pytest.warns(RuntimeWarning, match="layers that are unknown here in the models jamba$"):
+        fast.enable()
+    assert modeling_jamba.mamba_selective_scan is scan
 
 
 @pytest.mark.parametrize(

@@ -7,5 +7,5 @@ torch          selective_scan, selective_state_update on CPU tensors: autograd, 
                LSTM, GridRNN, ReversibleSGD
 mamba_ssm      install(), uninstall(): code written for mamba_ssm on a GPU runs on the CPU
 matplotlib     BoundaryDisplay: a sigmoid network's decision boundary as exact curves
-transformers   enable(), disable(), enabled(): Mamba models on the CPU use fastderiv
+transformers   enable(), disable(), enabled(): Mamba and others on the CPU use fastderiv
 """
