@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastderiv.integrations.torch import (
+    LSTM,
     causal_conv1d,
     causal_conv1d_update,
     selective_scan,
@@ -228,3 +229,29 @@ def test_final_states_are_written_only_to_what_can_hold_them(out, error, message
     x = draw(BATCH, D, L)
     with pytest.raises(error, match=f"final_states_out {message}"):
         causal_conv1d(x, draw(D, K), return_final_states=True, final_states_out=out)
+
+
+# ---- the LSTM ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_lstm_of_one_step_in_both_directions(packed):
+    ours, theirs = (kind(D, N, bidirectional=True).double() for kind in (LSTM, torch.nn.LSTM))
+    ours.load_state_dict(theirs.state_dict())
+    x = draw(1, BATCH, D)
+    if packed:
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, [1] * BATCH)
+    (out, last), (expected, expected_last) = ours(x), theirs(x)
+    out, expected = (o.data if packed else o for o in (out, expected))
+    torch.testing.assert_close((out, *last), (expected, *expected_last))
+    gradients = [
+        torch.autograd.grad(o.sum(), m.parameters()) for o, m in ((out, ours), (expected, theirs))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3, 4], [3, 3, 3], [4, 4, 4, 4], [1, 2, 9], [7, 6, -1]])
+def test_sizes_of_packed_steps_that_do_not_fit_are_refused(sizes):
+    packed = torch.nn.utils.rnn.PackedSequence(draw(12, D), torch.tensor(sizes))
+    with pytest.raises(ValueError, match="batch_sizes is "):
+        LSTM(D, N).double()(packed)

@@ -247,6 +247,17 @@ class _Order(NamedTuple):
     sizes: NDArray[np.int64] | None  # (T,): how many sequences have each step, if packed
     reverse: bool
 
+    def check(self, entries: int) -> None:
+        """A ValueError unless the sizes are those of so many packed entries."""
+        if self.sizes is None:
+            return
+        falling = self.sizes.size and (np.diff(self.sizes) <= 0).all() and self.sizes[-1] >= 0
+        if not falling or self.sizes.sum() != entries:
+            raise ValueError(
+                f"batch_sizes is {self.sizes}; expected non-increasing numbers whose sum is that "
+                f"of the packed entries, {entries}"
+            )
+
     def lengths(self) -> NDArray[np.int64] | None:
         if self.sizes is None:
             return None
@@ -264,7 +275,9 @@ class _Order(NamedTuple):
     def together(self, a: NDArray) -> NDArray:
         """The inverse of `apart`, in memory of its own that has no gaps."""
         if self.sizes is None:
-            return contiguous("a result in the order of time", a[::-1]) if self.reverse else a
+            if not self.reverse or len(a) == 1:  # PyTorch takes no negative stride, even of one
+                return a
+            return contiguous("a result in the order of time", a[::-1])
         return a.reshape(-1, a.shape[2])[self._places()]
 
     def _places(self) -> NDArray[np.intp]:
@@ -341,6 +354,7 @@ class _Layer(Operator):
 
 def _call(variables: Arrays, order: _Order, adjoints: Any = ()) -> LSTMCall:
     x, *weights, h0, c0 = variables
+    order.check(len(x))
     initial_state = None if h0 is None else (h0, c0)
     return LSTMCall((order.apart(x), *weights), initial_state, order.lengths(), adjoints)
 
