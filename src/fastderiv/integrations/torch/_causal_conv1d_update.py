@@ -162,11 +162,13 @@ def _(  # type: ignore[no-untyped-def]
     dtype = working(conv_state)
     inputs, *of_all = cast(dtype, x, weight, bias)
     refuse_overlap("conv_state", conv_state)
-    if conv_state.dtype == dtype:  # otherwise the arguments are copies
+    pieces = list(runs(rows))
+    # of one run, the step itself tells; arguments of a 16-bit state are copies
+    if len(pieces) > 1 and conv_state.dtype == dtype:
         x_, weight_, bias_ = arrays(inputs, *of_all)
         refuse_shared("conv_state", conv_state, x=x_, weight=weight_, bias=bias_)
     out = x.new_zeros(x.shape)
-    for start, stop, first in runs(rows):
+    for start, stop, first in pieces:
         some = slice(start, stop)
         counts = None if cache_seqlens is None else cache_seqlens[some]
         states = conv_state[first : first + stop - start]

@@ -301,12 +301,14 @@ def _update_some(
         if rows is not None and rows.shape[:1] != (len(indices),):
             raise ValueError(f"{name} has shape {rows.shape}; expected batch = {len(indices)} rows")
     refuse_overlap("state", state)
-    if state.dtype in (torch.float32, torch.float64):  # otherwise the arguments are copies
+    # if there is none, a step of no rows checks the shapes
+    pieces = list(runs(indices)) or [(0, 0, 0)]
+    # of one run, the step itself tells; arguments of a 16-bit state are copies
+    if len(pieces) > 1 and state.dtype in (torch.float32, torch.float64):
         names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias"
         refuse_shared("state", state, **dict(zip(names, others, strict=True)))
     out = np.zeros(x.shape, x.dtype)
-    # if there is none, a step of no rows checks the shapes
-    for start, stop, first in list(runs(indices)) or [(0, 0, 0)]:
+    for start, stop, first in pieces:
         s = slice(start, stop)
         gate = None if z is None else z[s]
         some = [x[s], dt[s], A, B[s], C[s], D, gate, dt_bias]
