@@ -160,6 +160,35 @@ def test_indices_of_a_pool_may_be_any_integers(kind, requires_grad):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap])
+@pytest.mark.parametrize("indices, message", [([1, 1], "no index twice"), ([0, 4], "of 4 states")])
+def test_indices_are_checked_under_transforms(transform, indices, message):
+    given, others = torch.tensor(indices), step_arguments()[1:]
+
+    def step(x):
+        pool = x.new_zeros(4, D, N)
+        return selective_state_update(pool, x, *others, state_batch_indices=given).sum()
+
+    with pytest.raises(ValueError, match=f"state_batch_indices is .*{message}"):
+        transform(step)(draw(3, BATCH, D) if transform is torch.vmap else draw(BATCH, D))
+
+
+def test_sequences_that_differ_within_a_batch_of_vmap_are_refused_where_they_must_be_known():
+    x, weight, seq_idx = draw(2, 1, D, L), draw(D, K), torch.zeros(2, 1, L, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match=r"seq_idx is a batch of torch\.vmap"):
+        torch.vmap(lambda x, s: causal_conv1d(x, weight, seq_idx=s))(x, seq_idx)
+    starts = torch.tensor([[0, L], [0, L]])
+    u, delta, A, B, C = scan_arguments()
+    scan, ssd = (u[:1], delta[:1], A, B[:1], C[:1]), ssd_arguments(1)
+    for call in (
+        lambda cu: causal_conv1d(x[0], weight, cu_seqlens=cu),
+        lambda cu: selective_scan(*scan, cu_seqlens=cu),
+        lambda cu: ssd_scan(*ssd, cu_seqlens=cu),
+    ):
+        with pytest.raises(NotImplementedError, match=r"cu_seqlens is a batch of torch\.vmap"):
+            torch.vmap(call)(starts)
+
+
 # ---- memory that is shared, and rows that do not fit ---------------------------------------------
 
 

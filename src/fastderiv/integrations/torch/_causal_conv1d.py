@@ -19,7 +19,7 @@ from fastderiv.ssm import ConvCall
 from ._conv_rows import adjoint_of_rows, convolve_rows, rows_of
 from ._operators import Arrays, Constants, Operator, Tensors
 from ._packed import expect_seq_idx
-from ._tensors import as_flag, check, check_integers, shape_of
+from ._tensors import as_flag, check, check_integers, numbers, shape_of
 
 
 @overload
@@ -251,7 +251,7 @@ def _in_steps(
     cu_seqlens: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    starts = None if cu_seqlens is None else cu_seqlens.tolist()
+    starts = numbers("cu_seqlens", cu_seqlens)
     if not torch.compiler.is_compiling():
         # every error of shapes is raised here
         given = shape_of(x), shape_of(weight), shape_of(bias)
@@ -275,7 +275,7 @@ def _rows_in_steps(
     x: Tensor, convolved: "_Sum", initial_states: Tensor | None, seq_idx: Tensor
 ) -> tuple[Tensor, Tensor]:
     outs, lasts = [], []
-    for row in rows_of(np.array(seq_idx.tolist()), x):  # torch.func hides the memory
+    for row in rows_of(np.array(numbers("seq_idx", seq_idx)), x):
         signal = x[row.at]
         last = None if initial_states is None else initial_states[row.at]
         pieces = []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..._core.arrays import overlap
-from ._tensors import in_functorch
+from ._tensors import hidden
 
 
 def check_indices(name: str, indices: list[int], states: int) -> None:
@@ -45,7 +45,7 @@ def refuse_shared(name: str, pool: Tensor, **arguments: NDArray | None) -> None:
 
 def chosen(name: str, pool: Tensor, indices: Tensor) -> Tensor:
     """A copy of the states of `indices`, of any states where these are negative."""
-    if not torch.compiler.is_compiling() and not in_functorch():
+    if not hidden(indices):
         check_indices(name, indices.tolist(), len(pool))
     return pool[indices.long().clamp(min=0)]  # 8-bit indices would be masks
 

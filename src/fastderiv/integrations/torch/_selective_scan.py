@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from fastderiv.ssm import ScanCall, kept_size, scan_adjoint
 
 from ._operators import Arrays, Constants, Operator, Tensors
-from ._tensors import as_flag, check, check_integers, shape_of
+from ._tensors import as_flag, check, check_integers, numbers, shape_of
 
 _OF_VJP = ("dout", "u", "delta", "A", "B", "C")
 
@@ -217,7 +217,7 @@ def _in_steps(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
-    starts = None if cu_seqlens is None else cu_seqlens.tolist()
+    starts = numbers("cu_seqlens", cu_seqlens)
     if not torch.compiler.is_compiling():
         # every error of shapes is raised here
         u_, dt_, a, b, c, d, gate, bias, h0 = map(shape_of, tensors)

@@ -16,7 +16,7 @@ from fastderiv.ssm import SSDCall, check_limits, ssd_adjoint
 from ._operators import Arrays, Constants, Operator, Tensors
 from ._packed import expect_seq_idx
 from ._ssd_segments import Segments, segments
-from ._tensors import DTYPES, as_flag, check, check_integers, shape_of
+from ._tensors import DTYPES, as_flag, check, check_integers, numbers, shape_of
 
 # numbers of kept states for each of x: they save a tenth of forward and backward pass, not more
 _MOST_KEPT = 2
@@ -328,7 +328,7 @@ def _in_steps(
     high: float,
     states: bool,
 ) -> tuple[Tensor, Tensor]:
-    starts = None if cu_seqlens is None else cu_seqlens.tolist()
+    starts = numbers("cu_seqlens", cu_seqlens)
     if not torch.compiler.is_compiling():
         tensors = x, dt, A, B, C, D, z, dt_bias
         _check([shape_of(t) for t in tensors], shape_of(initial_states), starts, (low, high))

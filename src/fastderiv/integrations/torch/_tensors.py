@@ -79,6 +79,22 @@ def in_functorch() -> bool:
     return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (no public name tells)
 
 
+def hidden(t: Tensor) -> bool:
+    """Whether ``torch.compile`` or ``torch.vmap`` hides the numbers of a tensor."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(t)  # noqa: SLF001 (no public name tells)
+
+
+def numbers(name: str, t: Tensor | None) -> Any:
+    """The numbers of a tensor as a list; None for None."""
+    if t is None:
+        return None
+    if hidden(t) and not torch.compiler.is_compiling():
+        raise NotImplementedError(f"{name} is a batch of torch.vmap; expected one for all of it")
+    return t.tolist()
+
+
 def exporting() -> bool:
     is_exporting = getattr(torch.compiler, "is_exporting", None)  # PyTorch 2.7
     return is_exporting is not None and is_exporting()
