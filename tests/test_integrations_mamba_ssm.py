@@ -30,11 +30,14 @@ def ours(name):
     return spec is not None and PACKAGES in Path(spec.origin).parents
 
 
+# whether the originals are there, without their extensions
+ORIGINALS = importlib.util.find_spec("mamba_ssm") is not None
+absent = pytest.mark.skipif(ORIGINALS, reason="is about packages that are not installed")
+
+
 @pytest.fixture(autouse=True)
-def without_real_packages(monkeypatch):
-    """Each test begins and ends as if neither package were there; torch uses one thread."""
-    if any(map(importlib.util.find_spec, _finder.NAMES)):
-        pytest.skip("a real package is installed here")
+def uninstalled_afterwards():
+    """Also forgets what a test has imported; torch uses one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,6 +57,7 @@ def write(folder, files):
 # ---- names -------------------------------------------------------------------------------------
 
 
+@absent
 def test_every_name_leads_to_a_file_of_ours_until_uninstalled():
     finders = list(sys.meta_path)
     install()
@@ -70,6 +74,7 @@ def test_every_name_leads_to_a_file_of_ours_until_uninstalled():
             importlib.import_module(name)
 
 
+@absent
 @pytest.mark.parametrize(
     "name, least", [("mamba_ssm", "2.3"), ("mamba-ssm", "2.0.4"), ("causal_conv1d", "1.4")]
 )
@@ -279,6 +284,7 @@ def test_install_imports_no_torch():
     assert run("-c", code + "assert 'torch' not in sys.modules") == (0, "", "")
 
 
+@absent
 def test_a_complete_mamba_ssm_gets_no_causal_conv1d_of_ours(tmp_path, monkeypatch):
     write(tmp_path, MAMBA | {"selective_scan_cuda.py": EXTENSION})
     monkeypatch.syspath_prepend(tmp_path)
@@ -425,6 +431,24 @@ def test_models_of_transformers_work_with_it_alone_and_enabled():
     pytest.importorskip("transformers")
     code, _, err = run("-W", "ignore", "-c", TRANSFORMERS)
     assert code == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ORIGINALS, reason="needs the original packages")
+@pytest.mark.parametrize("script", ["dna_bidirectional", "language_model"])
+def test_the_original_packages_are_served(script, tmp_path):
+    """With extensions that refuse tensors on the CPU, as those of CUDA do."""
+    refuse = "def {0}(*args):\n    raise RuntimeError('Expected u.is_cuda() to be true')\n"
+    of_conv = ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")
+    extensions = {"selective_scan_cuda": ("fwd", "bwd"), "causal_conv1d_cuda": of_conv}
+    for name, functions in extensions.items():
+        write(tmp_path, {f"{name}.py": "".join(map(refuse.format, functions))})
+    path = next(path for path in SCRIPTS if path.stem == script)
+    paths = os.pathsep.join([str(SOURCE), str(tmp_path)])
+    code, out, err = run(*WITH, path, "--device", "cpu", PYTHONPATH=paths)
+    assert code == 0 and out and "takes its place" not in err, err
+    done = run(path, "--device", "cpu", PYTHONPATH=paths)
+    assert done[0] == 1 and ("Expected u.is_cuda()" in done[2] or "triton" in done[2])
 
 
 # ---- raw extensions ----------------------------------------------------------------------------

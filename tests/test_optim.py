@@ -852,6 +852,29 @@ def test_kernels_compare_what_they_are_given():
     assert same_bits(momentum.theta, fd.ReversibleMomentum(random(13), **RATES).theta)
 
 
+def test_a_step_may_have_a_learning_rate_of_its_own():
+    start, rates = random(9), [0.1, 0.05, 2.0, 0.0, -0.3]
+    momentum, slow = (
+        m(start, **RATES) for m in (fd.ReversibleMomentum, reference.ReversibleMomentum)
+    )
+    trail = []
+    for rate in rates:
+        trail.append(momentum.theta)
+        for m in momentum, slow:
+            m.step(bumpy(m.theta), alpha=rate)
+        assert same_bits(momentum.theta, slow.theta) and momentum.alpha == RATES["alpha"]
+        assert same_bits(momentum.previous_theta, trail[-1])
+    for rate, before in zip(rates[::-1], trail[::-1], strict=True):
+        for m in momentum, slow:
+            m.unstep(bumpy, alpha=rate)
+        assert same_bits(momentum.theta, before) and same_bits(slow.theta, before)
+    with pytest.raises(ValueError, match="no step is left to undo"):
+        momentum.previous_theta  # noqa: B018
+    for move in momentum.step, momentum.unstep:
+        with pytest.raises(ValueError, match="alpha is nan"):
+            move(bumpy, alpha=math.nan)
+
+
 def test_attributes_are_copies_that_cannot_be_set():
     momentum = fd.ReversibleMomentum([[1, 2], [3, 4]], alpha=0.25, beta=0.3)
     momentum.theta[:] = 0

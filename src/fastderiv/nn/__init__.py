@@ -22,7 +22,11 @@ to.
 
 from ._dense import DenseGrads, dense, dense_vjp
 from ._grid import GridRNNGrads, grid_rnn, grid_rnn_vjp
+from ._lstm import LSTMCall as LSTMCall  # for integrations: a forward pass and its adjoint apart
 from ._lstm import LSTMGrads, lstm, lstm_state_adjoints, lstm_vjp
+from ._lstm import kept_in as kept_in  # for integrations, as LSTMCall
+from ._lstm import kept_size as kept_size
+from ._lstm import lstm_adjoint as lstm_adjoint
 
 __all__ = [
     "DenseGrads",

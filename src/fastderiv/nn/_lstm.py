@@ -284,9 +284,14 @@ def lstm_vjp(
     call = LSTMCall(
         (x, weight_ih, weight_hh, bias_ih, bias_hh), initial_state, lengths, (dh, dlast_state)
     )
+    return lstm_adjoint(call, None if cache is None else call.kept(cache))
+
+
+def lstm_adjoint(call: LSTMCall, kept: Kept | None) -> LSTMGrads:
+    """The gradients of a call, whose forward pass runs once more if nothing was `kept` of it."""
     dx, h = empty("dx", call.x.shape, call.dtype), call.over_time("h")
-    gates, cells = call.kept(cache)
-    abar = gates if cache is None else call.aligned("the gates' adjoints", gates.size)
+    gates, cells = call.kept(None) if kept is None else kept
+    abar = gates if kept is None else call.aligned("the gates' adjoints", gates.size)
     dinitial = call.adjoint((gates, cells), abar=abar, h=h, dx=dx)
     dweight_ih, dweight_hh, dbias = call.weight_sums(abar, h)
     return LSTMGrads(
@@ -479,9 +484,12 @@ class LSTMCall:
 
     def new_kept(self) -> Kept:
         """Arrays in which a forward pass can keep what the adjoint needs: gates and cells."""
-        vectors, lanes = self.kernel.lstm_units(self.hidden)
-        size = vectors * lanes * self.steps * self.batch
-        return self.aligned("the cache's gates", 4 * size), self.aligned("the cache's cells", size)
+        return kept_in(self.new_memory())
+
+    def new_memory(self) -> NDArray:
+        """The memory of both arrays, as one."""
+        entries = self.steps * self.batch
+        return self.aligned("the cache", kept_size(entries, self.hidden, self.dtype))
 
     def forward(self, h: NDArray | None, kept: Kept | None) -> NDArray:
         """OUT h and kept, unless None; returns the last states (2, B, H)."""
@@ -597,6 +605,18 @@ class LSTMCall:
         gates_first = packed.reshape(vectors, columns, 4, lanes).transpose(2, 0, 3, 1)
         rows = gates_first.reshape(4, vectors * lanes, columns)
         return np.ascontiguousarray(rows[:, : self.hidden]).reshape(4 * self.hidden, columns)
+
+
+def kept_size(entries: int, hidden: int, dtype: np.dtype) -> int:
+    """How many numbers a forward pass keeps of so many entries."""
+    _, lanes = _kernels[dtype].lstm_units(1)
+    return 5 * entries * (-(-hidden // lanes) * lanes)
+
+
+def kept_in(memory: NDArray) -> Kept:
+    """Gates and cells, four parts and one, in memory of `kept_size`."""
+    at = memory.size // 5 * 4
+    return memory[:at], memory[at:]
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:

@@ -48,6 +48,8 @@ class ReversibleMomentum:
     ----------
     theta, p : ndarray
         Parameters and momentum: new float64 arrays in theta's shape.
+    previous_theta : ndarray
+        The parameters that the last step started from: what `unstep` passes to its function.
     alpha, beta : float
         The rates as used: `beta` is rounded.
     steps : int
@@ -184,6 +186,12 @@ class ReversibleMomentum:
         return self._positions(0)
 
     @property
+    def previous_theta(self) -> np.ndarray:
+        if self.steps == 0:
+            raise ValueError("no step is left to undo")
+        return self._positions(0, before=True)
+
+    @property
     def p(self) -> np.ndarray:
         return self._positions(1)
 
@@ -194,20 +202,22 @@ class ReversibleMomentum:
         _, digits = np.frexp(self._state[2].view(F64))
         return 16 * size * len(self._stack) + int(digits.sum())
 
-    def step(self, grad: ArrayLike) -> None:
+    def step(self, grad: ArrayLike, *, alpha: float | None = None) -> None:
         """One step forwards.
 
         Parameters
         ----------
         grad : array_like, of theta's shape
             The gradient at `theta`, float32, float64 or integers, any strides.
+        alpha : float, optional
+            A learning rate for this step alone, finite.
 
         Raises
         ------
         TypeError
             If `grad` has another dtype.
         ValueError
-            If it has another shape or holds NaN.
+            If it has another shape or holds NaN, or `alpha` is not finite.
         OverflowError
             If θ, p or alpha·grad would leave the range of [-262144, 262144).
 
@@ -219,9 +229,9 @@ class ReversibleMomentum:
         >>> momentum.theta, momentum.p
         (array([0.875]), array([-0.125]))
         """
-        self._step("grad", grad)
+        self._step("grad", grad, alpha)
 
-    def unstep(self, grad_fn: Function) -> None:
+    def unstep(self, grad_fn: Function, *, alpha: float | None = None) -> None:
         """One step backwards.
 
         Parameters
@@ -230,13 +240,16 @@ class ReversibleMomentum:
             ``grad_fn(theta)`` must be the gradient that the step was taken with; it is given the
             `theta` that the step started from, as an array of its own.  If the gradient differs in
             a single bit, the step backwards leads elsewhere.
+        alpha : float, optional
+            The learning rate that the step was taken with, if it had its own.
 
         Raises
         ------
         TypeError
             If the gradient has another dtype.
         ValueError
-            If no step is left to undo, or the gradient has another shape or holds NaN.
+            If no step is left to undo, the gradient has another shape or holds NaN, or `alpha` is
+            not finite.
         OverflowError
             If no step with this gradient can have led here.
         RuntimeError
@@ -255,10 +268,11 @@ class ReversibleMomentum:
         >>> momentum.theta, momentum.p
         (array([1.]), array([0.]))
         """
-        self._unstep("grad_fn(theta)", grad_fn)
+        self._unstep("grad_fn(theta)", grad_fn, alpha)
 
-    def _step(self, name: str, grad: ArrayLike) -> None:
+    def _step(self, name: str, grad: ArrayLike, alpha: float | None = None) -> None:
         """One step forwards; error messages call the gradient `name`."""
+        rate = self._alpha if alpha is None else finite_number("alpha", alpha)
         array = self._gradient(name, grad)
         words = None
         if _spills(self.steps + 1, self._rate) > len(self._stack):
@@ -269,19 +283,18 @@ class ReversibleMomentum:
             self._count,
             self._stack,
             grad=array,
-            alpha=self._alpha,
+            alpha=rate,
             n=self._n,
             words=words,
         ):
             self._refuse(name, array, "the step would leave")
 
-    def _unstep(self, name: str, grad_fn: Function) -> None:
+    def _unstep(self, name: str, grad_fn: Function, alpha: float | None = None) -> None:
         """One step backwards; error messages call the gradient `name`."""
+        rate = self._alpha if alpha is None else finite_number("alpha", alpha)
         expect_callable("grad_fn", grad_fn)
         steps = self.steps
-        if steps == 0:
-            raise ValueError("no step is left to undo")
-        array = self._gradient(name, grad_fn(self._positions(0, before=True)))
+        array = self._gradient(name, grad_fn(self.previous_theta))
         if self.steps != steps:
             raise RuntimeError(f"{name} has moved this object from step {steps} to {self.steps}")
         spilled = _spills(steps - 1, self._rate) < len(self._stack)
@@ -290,7 +303,7 @@ class ReversibleMomentum:
             self._count,
             self._stack,
             grad=array,
-            alpha=self._alpha,
+            alpha=rate,
             n=self._n,
             spilled=spilled,
         ):

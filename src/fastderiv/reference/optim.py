@@ -63,12 +63,13 @@ class ReversibleMomentum:
             raise OverflowError
         return x
 
-    def _increments(self, grad: ArrayLike) -> list[int]:
+    def _increments(self, grad: ArrayLike, alpha: float | None) -> list[int]:
         """k = round(α·2**44·g), |k| < 2**62."""
         grad = np.asarray(grad, np.float64)
         if grad.shape != self.shape:
             raise ValueError("shape")
-        k = [int(np.rint(self.alpha * 2.0**44 * g)) for g in grad.ravel().tolist()]
+        alpha = self.alpha if alpha is None else float(alpha)
+        k = [int(np.rint(alpha * 2.0**44 * g)) for g in grad.ravel().tolist()]
         if any(abs(x) == 2**62 for x in map(self._check, k)):
             raise OverflowError
         return k
@@ -93,9 +94,9 @@ class ReversibleMomentum:
     def information_bits(self) -> int:
         return 16 * len(self._theta) * len(self._words) + sum(i.bit_length() for i in self._i)
 
-    def step(self, grad: ArrayLike) -> None:
+    def step(self, grad: ArrayLike, *, alpha: float | None = None) -> None:
         increments, spill = (
-            self._increments(grad),
+            self._increments(grad, alpha),
             self._spills(self.steps + 1) > self._spills(self.steps),
         )
         theta, p, buffers, words = [], [], [], []
@@ -110,12 +111,12 @@ class ReversibleMomentum:
         self._words += [words] if spill else []
         self.steps += 1
 
-    def unstep(self, grad_fn: Function) -> None:
+    def unstep(self, grad_fn: Function, *, alpha: float | None = None) -> None:
         if self.steps == 0:
             raise ValueError("no step is left to undo")
         before = [self._check(t - q) for t, q in zip(self._theta, self._p, strict=True)]
         increments = self._increments(
-            grad_fn(np.array(before, np.float64).reshape(self.shape) * self.unit)
+            grad_fn(np.array(before, np.float64).reshape(self.shape) * self.unit), alpha
         )
         p: list[int] = []
         buffers: list[int] = []

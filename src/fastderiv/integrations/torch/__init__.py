@@ -1,4 +1,6 @@
-"""fastderiv's scans on PyTorch's CPU tensors: autograd, torch.compile.
+"""fastderiv on PyTorch's CPU tensors: autograd, torch.compile.
+
+Functions for the scans, the modules `LSTM` and `GridRNN`, and the optimizer `ReversibleSGD`.
 
 How data flows: tensors → checks → a custom operator, opaque to ``torch.compile`` → NumPy views of
 the same memory → fastderiv → tensors that are views of its results.
@@ -15,12 +17,18 @@ except ImportError as error:
 
 from ._causal_conv1d import causal_conv1d
 from ._causal_conv1d_update import causal_conv1d_update
+from ._grid_rnn import GridRNN
 from ._linear_scan import linear_scan
+from ._lstm import LSTM
+from ._reversible import ReversibleSGD
 from ._selective_scan import selective_scan
 from ._ssd_scan import ssd_scan
 from ._state_update import selective_state_update
 
 __all__ = [
+    "LSTM",
+    "GridRNN",
+    "ReversibleSGD",
     "causal_conv1d",
     "causal_conv1d_update",
     "linear_scan",

@@ -174,4 +174,6 @@ FUSED = ("mamba_inner_fn", "mamba2_split_conv1d_scan_combined")
 """Functions that may return None: a mixer then calls those above one by one.
 
 They always do so without ``mamba_ssm``, and here for CPU tensors, which ``mamba_ssm`` refuses.
+(In Falcon-Mamba the two ways differ: the layer normalises dt before its projection, ``mamba_ssm``
+after it.)
 """
