@@ -238,6 +238,15 @@ def test_names_of_other_forks():
         Mamba(8, bimamba_type="v3")
 
 
+def test_mixers_name_an_input_that_does_not_fit():
+    wanted = r"expected \(batch, L, d_model\) with d_model = \d+"
+    for module, name in (build(MAMBA1), "hidden_states"), (build(MAMBA2), "u"):
+        width = module.d_model
+        for u in (torch.ones(2, width), torch.ones(2, 9, width + 1)):
+            with pytest.raises(ValueError, match=rf"{name} has shape .*{wanted}"):
+                module(u.double())
+
+
 def test_mamba2_takes_batch_and_time_in_one_axis():
     module, u = build(MAMBA2), inputs()
     assert close(module(u.flatten(0, 1), seqlen=9), module(u).flatten(0, 1))
@@ -489,6 +498,13 @@ def test_generation_stops_where_all_texts_end():
     assert calls[2]["position_ids"].tolist() == [[3], [3]]
     assert calls[2]["num_last_tokens"] == 1
     assert generation.decode(tokens(3), model, 2).sequences.shape == (2, 4)  # one at least
+
+
+def test_a_text_has_a_beginning():
+    model, _ = fixed(torch.eye(4)[[2, 2]])
+    for prompts in (tokens(0), tokens()[0]):
+        with pytest.raises(ValueError, match=r"input_ids has shape .* length >= 1"):
+            generation.decode(prompts, model, 9)
 
 
 def test_what_comes_is_streamed_and_timed(capsys):
