@@ -348,6 +348,15 @@ def test_attention_where_batch_items_have_different_lengths():
             assert close(out[1, 0], expected[1, 6 + step])
 
 
+@pytest.mark.parametrize("name", CACHED)
+def test_calls_with_a_cache_may_have_no_tokens(name):
+    module, u = build(CACHED[name]), inputs()
+    with torch.no_grad():
+        found = in_pieces(module, u, InferenceParams(9, 2), [0, 4, 0, 5])
+        assert close(found, module(u))
+        assert in_pieces(module, u[:0], InferenceParams(9, 2), [4, 5]).shape == u[:0].shape
+
+
 def test_a_cache_that_is_full_says_so():
     module, params = build(MIXERS["MHA"]), InferenceParams(5, 2)
     with pytest.raises(ValueError, match="room for 5 tokens; expected at least 9"):

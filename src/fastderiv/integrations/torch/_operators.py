@@ -262,13 +262,7 @@ class Operator(ABC):
             variables = [_variable(t, create) for t in (dout, dlast_state, *tensors)]
             dy, dlast, *operands = variables
             gradients = self._vjp_in_steps(dy, dlast, operands, constants)
-            pairs = [
-                (g, c)
-                for g, c in zip(gradients, cotangents, strict=True)
-                if g is not None and g.requires_grad
-            ]
-            outputs, seeds = [g for g, _ in pairs], [c for _, c in pairs]
-            found = _gradients(outputs, variables, seeds, create)
+            found = _gradients(gradients, variables, cotangents, create)
         return *found, *(None for _ in constants), None
 
     # the same in PyTorch's operations
@@ -314,11 +308,20 @@ def _unwatched(tensors: Tensors) -> bool:
 
 
 def _gradients(outputs: Any, variables: Tensors, cotangents: Any, create: bool) -> list[Any]:
-    """The gradients with respect to all variables; None for a variable that is None."""
+    """The gradients with respect to all variables; None for a variable that is None.
+
+    Outputs that are None or constant, like states that nobody asked for, add nothing.
+    """
+    pairs = [
+        (y, c)
+        for y, c in zip(outputs, cotangents, strict=True)
+        if y is not None and y.requires_grad
+    ]
+    if not pairs:
+        return [None for _ in variables]
     given = [t for t in variables if t is not None]
-    found = iter(
-        torch.autograd.grad(outputs, given, cotangents, create_graph=create, allow_unused=True)
-    )
+    ys, seeds = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ys, given, seeds, create_graph=create, allow_unused=True))
     return [None if t is None else next(found) for t in variables]
 
 
