@@ -102,6 +102,19 @@ def test_the_chunks_of_zamba2_belong_to_one_sequence():
     assert close(ours, expected)
 
 
+def test_zamba2_limits_its_step_sizes_from_below():
+    def results(**options):
+        model = build("Zamba2", **options)
+        with torch.no_grad():
+            first, cache = step(model, tokens())
+            return torch.cat([first, step(model, tokens(1), cache)[0]], 1)
+
+    expected = results(time_step_min=1.5)
+    assert not close(results(), expected)
+    with fast.enabled():
+        assert close(results(time_step_min=1.5), expected)
+
+
 def test_a_version_without_a_method_is_left_as_it_is(monkeypatch):
     from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 

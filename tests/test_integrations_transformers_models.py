@@ -433,13 +433,15 @@ def test_a_compiled_model():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_a_compiled_model_in_training(family):
+    if OLD and family == "Bamba":
+        pytest.skip("transformers 4.5x branches on data here")
     model, ids = build(family).train(), tokens()
     expected = gradients(model, input_ids=ids, labels=ids)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with fast.enabled():
         model.zero_grad()
-        compiled(input_ids=ids, labels=ids).loss.backward()
+        compiled(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     for name, parameter in model.named_parameters():
         if name in expected:
             assert close(parameter.grad, expected[name], 1e-4), name

@@ -127,6 +127,19 @@ def decoder(model: Any, batch: int, prompt: int = 16) -> tuple[Callable[[], None
     return steps, _STEPS
 
 
+def projections(model: Any, length: int) -> Callable[[], None]:
+    """A call of every linear layer of the model, for so many tokens."""
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    rows = [torch.randn(1, length, m.in_features, dtype=m.weight.dtype) for m in layers]
+
+    def call() -> None:
+        with torch.no_grad():
+            for layer, x in zip(layers, rows, strict=True):
+                layer(x)
+
+    return call
+
+
 def largest_error(ours: list[Any], theirs: list[Any]) -> float:
     """Of all tensors, relative to the largest magnitude of theirs; inf if one is not finite."""
     largest = 0.0

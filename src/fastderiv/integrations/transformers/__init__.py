@@ -45,21 +45,28 @@ def enable() -> None:
     Some calls are left to transformers, with a RuntimeWarning that names the reason, once per
     reason: on another device, in forward mode, by the transforms of ``torch.func``, or under
     ``torch.export`` and ``torch.jit.trace``.  Second derivatives are computed here, see
-    `fastderiv.integrations.torch.selective_scan`.  A version of transformers that lacks one of the
-    functions keeps what it has instead, with a RuntimeWarning that names them.
+    `fastderiv.integrations.torch.selective_scan`.
+
+    Versions from 5.16 on have functions that are replaced; those from 4.50 to 5.3 have layers with
+    methods that are replaced.  Other versions keep what they have, with a RuntimeWarning that names
+    what was not found.
 
     Notes
     -----
     The results are those of transformers up to the rounding of the working precision, also in one
     case where transformers departs from the mathematics: in Mamba-1 and its hybrids, several tokens
-    at once on a cache that already holds a state are scanned from a state of zeros.
+    at once on a cache that already holds a state are scanned from a state of zeros.  They are not
+    those of mistakes in transformers 4.5x that its code for GPUs does not have: Zamba2 adds up the
+    states of chunks wrongly, and decoding after a prompt of fewer tokens than a convolution has
+    taps forgets one.
 
     Sequences packed into one row (``DataCollatorWithFlattening(return_seq_idx=True)``) are kept
     apart on the CPU too, which transformers alone refuses to do: in Mamba-2 and its hybrids, LFM2,
-    LFM3 and Inkling.  Pass ``use_cache=False``: with a cache, their attention does not look at the
-    position ids.  Zamba and models with a delta rule refuse them as before, because
-    transformers hands ``seq_idx`` to their convolutions only.  Some models never hand it on, with
-    or without fastderiv: Mamba, Falcon-Mamba, Jamba, and Mamba-2 with a head
+    LFM3 and Inkling; with transformers 4.5x in Bamba and Granite-MoE-hybrid only.  Pass
+    ``use_cache=False``: with a cache, their attention does not look at the position ids.  Zamba and
+    models with a delta rule refuse them as before, because transformers hands ``seq_idx`` to their
+    convolutions only.  Some models never hand it on, with or without fastderiv: Mamba,
+    Falcon-Mamba, Jamba, and Mamba-2 with a head
     (``Mamba2ForCausalLM``; its ``backbone`` does).
 
     A layer of L tokens needs O(batch·D·L·N) memory in transformers' own implementation of Mamba-1,
