@@ -507,6 +507,7 @@ def test_generation_stops_where_all_texts_end():
     assert calls[2]["position_ids"].tolist() == [[3], [3]]
     assert calls[2]["num_last_tokens"] == 1
     assert generation.decode(tokens(3), model, 2).sequences.shape == (2, 4)  # one at least
+    assert out[0] is out["sequences"] is out.sequences and out[1] == out["scores"]
 
 
 def test_a_text_has_a_beginning():

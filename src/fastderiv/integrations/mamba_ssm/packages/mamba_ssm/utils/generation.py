@@ -45,7 +45,7 @@ class InferenceParams:
 
 @dataclass
 class DecoderOutput:
-    """What is generated: attributes, or items by the same names.
+    """What is generated: attributes, or items by the same names or by their places.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ class DecoderOutput:
     sequences: Tensor
     scores: tuple[Tensor, ...] | None = None
 
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+    def __getitem__(self, key: str | int) -> Any:
+        return getattr(self, key) if isinstance(key, str) else (self.sequences, self.scores)[key]
 
 
 # ---- the choice of a token ----------------------------------------------------------------------
