@@ -376,6 +376,22 @@ def test_processes_that_a_script_starts_find_the_packages(tmp_path):
     assert run(*WITH, tmp_path / "script.py", PYTHONPATH=paths) == (0, "", "")
 
 
+def test_a_python_that_fastderiv_is_not_for_is_left_alone(tmp_path):
+    startup = Path("fastderiv", "integrations", "mamba_ssm", "startup", "sitecustomize.py")
+    source = (SOURCE / startup).read_text(encoding="utf-8")
+    broken = "raise ImportError('built for another Python')"
+    write(tmp_path, {startup: source, "fastderiv/__init__.py": broken})
+    code = "import sys; print(*sys.path, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str((tmp_path / startup).parent)},
+    )
+    assert not any(path.startswith(str(tmp_path)) for path in done.stdout.splitlines())
+
+
 @pytest.mark.parametrize(
     "script",
     [

@@ -238,6 +238,15 @@ def test_names_of_other_forks():
         Mamba(8, bimamba_type="v3")
 
 
+def test_mixers_name_an_input_that_does_not_fit():
+    wanted = r"expected \(batch, L, d_model\) with d_model = \d+"
+    for module, name in (build(MAMBA1), "hidden_states"), (build(MAMBA2), "u"):
+        width = module.d_model
+        for u in (torch.ones(2, width), torch.ones(2, 9, width + 1)):
+            with pytest.raises(ValueError, match=rf"{name} has shape .*{wanted}"):
+                module(u.double())
+
+
 def test_mamba2_takes_batch_and_time_in_one_axis():
     module, u = build(MAMBA2), inputs()
     assert close(module(u.flatten(0, 1), seqlen=9), module(u).flatten(0, 1))
@@ -337,6 +346,15 @@ def test_attention_where_batch_items_have_different_lengths():
             expected = module(u)
             assert close(out[0, 0], expected[0, 3 + step])
             assert close(out[1, 0], expected[1, 6 + step])
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_calls_with_a_cache_may_have_no_tokens(name):
+    module, u = build(CACHED[name]), inputs()
+    with torch.no_grad():
+        found = in_pieces(module, u, InferenceParams(9, 2), [0, 4, 0, 5])
+        assert close(found, module(u))
+        assert in_pieces(module, u[:0], InferenceParams(9, 2), [4, 5]).shape == u[:0].shape
 
 
 def test_a_cache_that_is_full_says_so():
@@ -489,6 +507,14 @@ def test_generation_stops_where_all_texts_end():
     assert calls[2]["position_ids"].tolist() == [[3], [3]]
     assert calls[2]["num_last_tokens"] == 1
     assert generation.decode(tokens(3), model, 2).sequences.shape == (2, 4)  # one at least
+    assert out[0] is out["sequences"] is out.sequences and out[1] == out["scores"]
+
+
+def test_a_text_has_a_beginning():
+    model, _ = fixed(torch.eye(4)[[2, 2]])
+    for prompts in (tokens(0), tokens()[0]):
+        with pytest.raises(ValueError, match=r"input_ids has shape .* length >= 1"):
+            generation.decode(prompts, model, 9)
 
 
 def test_what_comes_is_streamed_and_timed(capsys):

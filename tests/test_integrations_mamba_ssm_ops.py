@@ -497,6 +497,28 @@ def test_mixer_under_autocast_projects_in_its_dtype_and_has_float32_gradients():
         assert_close(gradient, slopes[name], 2**-4, name)
 
 
+@pytest.mark.parametrize("name", ["xz", "conv1d_weight", "x_proj_weight", "delta_proj_weight", "A"])
+def test_mixer_names_what_does_not_fit(name):
+    given = MIXERS["none of them"]
+    with pytest.raises(ValueError, match=f"{name} has shape .* expected"):
+        interface.mamba_inner_fn(**given | {name: given[name][..., 0]})
+    with pytest.raises(ValueError, match=r"x_proj_weight has shape \(\d+, \d+\); expected"):
+        interface.mamba_inner_fn(**given | {"A": given["A"][:, 1:]})
+
+
+def test_mixer_does_not_need_the_rows_of_a_B_that_is_given():
+    given = MIXERS["B given"]
+    rank, last = given["x_proj_weight"].split([RANK, N])
+    more = {"x_proj_weight": torch.cat([rank, torch.ones_like(last), last])}
+    found = interface.mamba_inner_fn(**given | more)
+    assert torch.equal(found, interface.mamba_inner_fn(**given))
+
+
+def test_scan_names_a_decay_that_is_none():
+    with pytest.raises(TypeError, match="A is a NoneType; expected a tensor"):
+        interface.selective_scan_fn(torch.ones(1, 2, 3), torch.ones(1, 2, 3), None, None, None)
+
+
 def test_mixer_says_what_it_does_not_take():
     given = MIXERS["B and C given"]
     with pytest.raises(ValueError, match="checkpoint_lvl is 2; expected 0 or 1"):

@@ -5,6 +5,8 @@ r"""fastderiv's mamba_ssm against the original's parts in pure Python, where the
 """
 
 import inspect
+import io
+import pickle
 import sys
 from functools import partial
 from importlib import import_module
@@ -25,6 +27,14 @@ def ours(name):
 def theirs(name):
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(f"mamba_ssm.{module}"), attribute)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Takes our classes where a pickle names the original's."""
+
+    def find_class(self, module, name):
+        top, _, below = module.partition(".")
+        return super().find_class(f"{OURS}.{below}" if top == "mamba_ssm" else module, name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,6 +124,29 @@ def test_signatures_are_those_of_the_original(name):
         if hasattr(original, method):
             expected = parameters(getattr(original, method))
             assert parameters(getattr(mine, method))[: len(expected)] == expected, method
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("modules.mamba_simple.Mamba", {"d_state": 4}),
+        ("modules.mamba2.Mamba2", {"headdim": 8, "ngroups": 2, "d_ssm": 16}),
+        ("modules.mamba2_simple.Mamba2Simple", {"headdim": 8, "ngroups": 2}),
+        ("modules.mha.MHA", {"num_heads": 2, "causal": True}),
+    ],
+)
+def test_what_a_gpu_machine_has_pickled_runs_here_and_the_other_way_round(name, options):
+    original = theirs(name)(16, layer_idx=0, **options)
+    mine = ours(name)(16, layer_idx=0, **options)
+    assert set(vars(original)) <= set(vars(mine))
+    mine.load_state_dict(original.state_dict())
+    loaded = _Unpickler(io.BytesIO(pickle.dumps(original))).load()
+    assert type(loaded) is type(mine)
+    u = torch.randn(2, 5, 16)
+    assert torch.equal(loaded(u), mine(u))
+    if hasattr(original, "step"):
+        caches = [m.allocate_inference_cache(2, 9) for m in (loaded, mine)]
+        assert torch.equal(loaded.step(u[:, :1], *caches[0])[0], mine.step(u[:, :1], *caches[1])[0])
 
 
 def test_the_package_exports_what_the_original_does_but_mamba3():

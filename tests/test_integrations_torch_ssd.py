@@ -435,6 +435,14 @@ def test_derivatives_in_forward_mode_of_batches_and_second_ones(how):
     assert torch.autograd.gradgradcheck(function, values, check_fwd_over_rev=True, fast_mode=True)
 
 
+@pytest.mark.parametrize("how", PACKED)
+def test_second_derivatives_without_states(how):
+    options = PACKED[how]
+    p = packed_problem(4 if how == "cu_seqlens" else 1) if "cu_seqlens" in options else problem()
+    function = function_of(p, dt_softplus=True, **options)
+    assert torch.autograd.gradgradcheck(function, tuple(p.values()), fast_mode=True)
+
+
 def test_third_derivatives():
     def third(scan):
         p = problem()

@@ -45,6 +45,10 @@ def install() -> None:
     fails, for instance because the extension was built for another PyTorch, a RuntimeWarning says
     so, and fastderiv's package takes its place.
 
+    Processes that are started with the method "spawn" import the main module anew, and find the
+    packages if it calls `install` outside of ``if __name__ == "__main__":``.  All processes that a
+    script starts find them if it runs under ``python -m fastderiv.integrations.mamba_ssm``.
+
     The models of transformers 5 find the packages when they are imported after `install`; those of
     4.5x ask for a GPU first.  `fastderiv.integrations.transformers` serves both.
 

@@ -335,20 +335,18 @@ def _unwatched(tensors: Tensors) -> bool:
 def _gradients(outputs: Any, variables: Tensors, cotangents: Any, create: bool) -> list[Any]:
     """The gradients with respect to all variables; None for a variable that is None.
 
-    An output may be None, or constant, as a last state that nobody wants is.
+    Outputs that are None or constant, like states that nobody asked for, add nothing.
     """
+    pairs = [
+        (y, c)
+        for y, c in zip(outputs, cotangents, strict=True)
+        if y is not None and y.requires_grad
+    ]
+    if not pairs:
+        return [None for _ in variables]
     given = [t for t in variables if t is not None]
-    pairs = zip(outputs, cotangents, strict=True)
-    varying = [(o, c) for o, c in pairs if o is not None and o.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in varying],
-            given,
-            [c for _, c in varying],
-            create_graph=create,
-            allow_unused=True,
-        )
-    )
+    ys, seeds = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ys, given, seeds, create_graph=create, allow_unused=True))
     return [None if t is None else next(found) for t in variables]
 
 

@@ -3,7 +3,6 @@
 ``python -m fastderiv.integrations.mamba_ssm`` puts this folder into PYTHONPATH.
 """
 
-import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,11 +11,15 @@ _HERE = Path(__file__).resolve().parent
 _SOURCE = str(_HERE.parents[3])  # the folder that fastderiv is in
 
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != _HERE]
-if _SOURCE not in map(str, map(Path.resolve, map(Path, sys.path))):
+_added = _SOURCE not in map(str, map(Path.resolve, map(Path, sys.path)))
+if _added:
     sys.path.append(_SOURCE)
-with contextlib.suppress(ImportError):  # a Python that fastderiv was not built for
+try:
     from fastderiv.integrations.mamba_ssm import install
-
+except ImportError:  # a Python that fastderiv, and what lies beside it, was not built for
+    if _added:
+        sys.path.remove(_SOURCE)
+else:
     install()
 
 _this = sys.modules.pop(__name__)

@@ -13,11 +13,19 @@ from fastderiv.integrations.torch import causal_conv1d, causal_conv1d_update
 
 
 class Recurrent(nn.Module):
-    """A mixer with two states, of its convolution and of its scan, and the shape of the latter."""
+    """A mixer with two states, of its convolution and of its scan.
+
+    Its classes read only attributes that instances of the original have, or have them themselves:
+    whole models that a machine with a GPU has pickled can then be loaded.
+    """
 
     conv1d: nn.Conv1d
     layer_idx: int | None
-    state_shape: tuple[int, ...]
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the scan's state of one batch item."""
+        raise NotImplementedError
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
@@ -44,6 +52,15 @@ class Recurrent(nn.Module):
             conv_state.zero_()
             scan_state.zero_()
         return conv_state, scan_state
+
+
+def check_input(name: str, x: Tensor, d_model: int) -> None:
+    """Refuse an input of a mixer, an argument of this name, that is not (batch, L, d_model)."""
+    if x.ndim != 3 or x.shape[-1] != d_model:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; expected (batch, L, d_model) with "
+            f"d_model = {d_model}"
+        )
 
 
 def convolve(

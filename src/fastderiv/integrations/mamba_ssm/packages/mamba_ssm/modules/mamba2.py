@@ -15,6 +15,7 @@ from ..ops.triton.layernorm_gated import RMSNorm
 from ._recurrent import (
     Recurrent,
     at_least_float32,
+    check_input,
     convolve,
     inverse_softplus_of_random_steps,
     negative_exp,
@@ -119,7 +120,6 @@ class Mamba2(Recurrent, _Hub):
         if self.d_ssm % headdim:
             raise ValueError(f"headdim is {headdim}; expected a divisor of {self.d_ssm} channels")
         self.nheads = self.d_ssm // headdim
-        self.state_shape = (self.nheads, headdim, d_state)
         self.D_has_hdim, self.rmsnorm, self.norm_before_gate = D_has_hdim, rmsnorm, norm_before_gate
         self.dt_limit, self.chunk_size = (dt_limit[0], dt_limit[1]), chunk_size
         self.use_mem_eff_path, self.layer_idx = use_mem_eff_path, layer_idx
@@ -154,6 +154,10 @@ class Mamba2(Recurrent, _Hub):
                 **factory,
             )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **factory)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (self.nheads, self.headdim, self.d_state)
 
     def forward(
         self,
@@ -221,6 +225,7 @@ class Mamba2(Recurrent, _Hub):
 
         What cu_seqlens says stands in seq_idx too; it is given for the states of each sequence.
         """
+        check_input("u", u, self.d_model)
         d_mlp, d_ssm = self.d_inner - self.d_ssm, self.d_ssm
         coefficients = self.ngroups * self.d_state
         sizes = [d_mlp, d_mlp, d_ssm, d_ssm + 2 * coefficients, self.nheads]

@@ -78,7 +78,7 @@ class Mamba2Simple(Mamba2):
             dtype=dtype,
         )
         self.activation, self.learnable_init_states = activation, learnable_init_states
-        self.norm.group_size = self.d_inner // ngroups if use_mem_eff_path else None
+        self._set_group_size()
         if learnable_init_states:
             others = dict(self.named_parameters(recurse=False))
             for name in others:
@@ -87,6 +87,16 @@ class Mamba2Simple(Mamba2):
             self.init_states = undecayed(zeros)
             for name, parameter in others.items():
                 setattr(self, name, parameter)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles of the original lack what other mixers may choose."""
+        fixed = {"d_ssm": state["d_inner"], "rmsnorm": True, "D_has_hdim": False}
+        super().__setstate__(fixed | state)
+        self._set_group_size()
+
+    def _set_group_size(self) -> None:
+        whole = not self.use_mem_eff_path
+        self.norm.group_size = None if whole else self.d_inner // self.ngroups
 
     def forward(self, u: Tensor, seq_idx: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The mixer on u (batch, L, d_model); the same shape."""

@@ -15,6 +15,7 @@ from fastderiv.integrations.torch import selective_scan, selective_state_update
 from . import block
 from ._recurrent import (
     Recurrent,
+    check_input,
     convolve,
     inverse_softplus_of_random_steps,
     negative_exp,
@@ -67,6 +68,11 @@ class Mamba(Recurrent):
     torch.Size([2, 5, 16])
     """
 
+    # Instances that the original has pickled lack these.
+    bimamba_type = "none"
+    if_divide_out = False
+    init_layer_scale: float | None = None
+
     def __init__(
         self,
         d_model: int,
@@ -100,7 +106,6 @@ class Mamba(Recurrent):
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = channels = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        self.state_shape = (channels, d_state)
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.if_divide_out = if_divide_out or if_devide_out
         self.init_layer_scale = init_layer_scale
@@ -130,6 +135,10 @@ class Mamba(Recurrent):
             new_branch("_b")
             self.D_b = undecayed(torch.ones(channels, device=device))
         self.out_proj = nn.Linear(channels, d_model, bias=bias, **factory)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (self.d_inner, self.d_state)
 
     def _reset_step_sizes(
         self,
@@ -175,6 +184,7 @@ class Mamba(Recurrent):
         *,
         resume: bool = False,
     ) -> Tensor:
+        check_input("hidden_states", hidden_states, self.d_model)
         # (batch, channels, L), where channels are contiguous
         x, z = self.in_proj(hidden_states).mT.chunk(2, dim=1)
         u = convolve(self.conv1d, x, self.activation, conv_state, resume=resume)

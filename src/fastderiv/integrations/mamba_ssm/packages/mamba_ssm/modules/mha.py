@@ -167,7 +167,7 @@ class MHA(nn.Module):
 
 def _remember(cache: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Write keys and values at positions into cache; all that it then holds up to there."""
-    end = int(positions.max()) + 1
+    end = int(positions.max()) + 1 if positions.numel() else 0
     if end > cache.shape[1]:
         raise ValueError(f"the cache has room for {cache.shape[1]} tokens; expected at least {end}")
     items = torch.arange(len(k), device=k.device)[:, None]

@@ -75,9 +75,19 @@ def project(
     convolve: Callable[..., Tensor] = causal_conv1d,
 ) -> Signals:
     """Convolution and projections; time stays the last axis, as the scan reads it."""
+    _check("conv1d_weight", conv1d_weight, "(D, 1, width)", [None, 1, None])
+    channels = len(conv1d_weight)
+    _check("xz", xz, f"(batch, 2 D, L) with D = {channels}", [None, 2 * channels, None])
+    for name, t in {"delta_proj_weight": delta_proj_weight, "A": A}.items():
+        _check(name, t, f"two axes, the first of length D = {channels}", [channels, None])
+    rank, states = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
+    rows = rank + 2 * states
+    if len(x_proj_weight) != rows:  # those of a B or C that is given are not needed
+        rows = rank + states * ((B is None) + (C is None))
+    expected = f"({rows}, {channels}), for step sizes of rank {rank}, and B and C if not given"
+    _check("x_proj_weight", x_proj_weight, expected, [rows, channels])
     x, z = xz.chunk(2, dim=1)
     u = convolve(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
-    rank, states = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     projected = torch.matmul(x_proj_weight, u)  # (batch, rank + …, L)
     delta = torch.matmul(delta_proj_weight, projected[:, :rank])
     if B is None:
@@ -85,6 +95,14 @@ def project(
     if C is None:
         C = _coefficient(projected[:, -states:], C_proj_bias, A)
     return Signals(u, delta, B, C, z)
+
+
+def _check(name: str, t: Tensor, expected: str, shape: list[int | None]) -> None:
+    """Refuse a tensor of another shape; None stands for any length."""
+    if t.ndim != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, t.shape, strict=True)
+    ):
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {expected}")
 
 
 def _coefficient(rows: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def selective_scan_fn(
     >>> interface.selective_scan_fn(u, torch.ones(1, 1, 3), -one, one, one)
     tensor([[[1.0000, 0.3679, 0.1353]]])
     """
-    scan: Callable[..., Any] = selective_scan_ref if A.is_complex() else selective_scan
+    is_complex = isinstance(A, Tensor) and A.is_complex()
+    scan: Callable[..., Any] = selective_scan_ref if is_complex else selective_scan
     return scan(
         u,
         delta,

@@ -45,7 +45,7 @@ class InferenceParams:
 
 @dataclass
 class DecoderOutput:
-    """What is generated: attributes, or items by the same names.
+    """What is generated: attributes, or items by the same names or by their places.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ class DecoderOutput:
     sequences: Tensor
     scores: tuple[Tensor, ...] | None = None
 
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+    def __getitem__(self, key: str | int) -> Any:
+        return getattr(self, key) if isinstance(key, str) else (self.sequences, self.scores)[key]
 
 
 # ---- the choice of a token ----------------------------------------------------------------------
@@ -220,6 +220,10 @@ def _decode(
     scores: list[Tensor] | None = None,
 ) -> Tensor:
     """The tokens (batch, length), where pick chooses each from its logits; logits go to scores."""
+    if input_ids.ndim != 2 or not input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), length >= 1"
+        )
     begun = time.perf_counter()
     cache = InferenceParams(max_seqlen=max_length, max_batch_size=len(input_ids))
     tokens, sequences, position_ids = input_ids, [input_ids], None
