@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+import fastderiv
+
 torch = pytest.importorskip("torch")
 from fastderiv.integrations.mamba_ssm import _finder, _serving, install, uninstall
 from fastderiv.integrations.torch import causal_conv1d, causal_conv1d_update, selective_scan
 
 SCRIPTS = sorted(Path(__file__).with_name("gpu_scripts").glob("*.py"))
 QUICK = {"speech_codes"}
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(fastderiv.__file__).parents[1]  # the tree, or where it is installed
 PACKAGES = SOURCE / "fastderiv" / "integrations" / "mamba_ssm" / "packages"
 
 
@@ -383,7 +385,7 @@ def test_a_python_that_fastderiv_is_not_for_is_left_alone(tmp_path):
     write(tmp_path, {startup: source, "fastderiv/__init__.py": broken})
     code = "import sys; print(*sys.path, sep='\\n')"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys._base_executable, "-c", code],  # noqa: SLF001 (without what is in this environment)
         capture_output=True,
         text=True,
         check=True,
