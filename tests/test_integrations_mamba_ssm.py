@@ -385,7 +385,7 @@ def test_a_python_that_fastderiv_is_not_for_is_left_alone(tmp_path):
     write(tmp_path, {startup: source, "fastderiv/__init__.py": broken})
     code = "import sys; print(*sys.path, sep='\\n')"
     done = subprocess.run(
-        [sys._base_executable, "-c", code],  # noqa: SLF001 (without what is in this environment)
+        [sys._base_executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
