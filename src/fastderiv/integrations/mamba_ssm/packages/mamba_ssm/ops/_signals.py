@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastderiv.integrations.torch import causal_conv1d
+from fastderiv.integrations.torch._tensors import working
 
-from .triton.layer_norm import normalise, working_dtype
+from .triton.layer_norm import normalise
 
 
 class Signals(NamedTuple):
@@ -119,7 +120,7 @@ def _normalised(name: str, t: Tensor, weight: Tensor | None, eps: float) -> Tens
         raise ValueError(
             f"{name} has shape {tuple(t.shape)}; expected an axis of time, as its norm has a weight"
         )
-    rows = t.transpose(-1, -2).to(working_dtype(t))
+    rows = t.transpose(-1, -2).to(working(t))
     unit = normalise(rows, weight, None, eps, is_rms_norm=True)
     return unit.transpose(-1, -2).to(t.dtype)
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastderiv.integrations.torch import selective_scan
+from fastderiv.integrations.torch._tensors import working
 
-from ._signals import convolve_ref, project
-from .triton.layer_norm import normalise, working_dtype
+from ._signals import Signals, convolve_ref, project
+from .triton.layer_norm import normalise
 
 __all__ = [
     "MambaInnerFn",
@@ -144,7 +145,7 @@ def selective_scan_ref(
     >>> interface.selective_scan_ref(u, torch.ones(1, 1, 3), -one, one, one)
     tensor([[[1.0000, 0.3679, 0.1353]]])
     """
-    dtype = working_dtype(u, delta, A.real, B.real, C.real)
+    dtype = working(u, delta, A.real, B.real, C.real)
     x, dt = u.to(dtype), delta.to(dtype)
     dt = dt if delta_bias is None else dt + delta_bias.to(dtype)[:, None]
     dt = F.softplus(dt) if delta_softplus else dt
@@ -241,8 +242,7 @@ def mamba_inner_fn(
     ... ).shape
     torch.Size([1, 3, 1])
     """
-    if checkpoint_lvl not in (0, 1):
-        raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
+    _check_level(checkpoint_lvl)
     signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
@@ -300,8 +300,7 @@ def mamba_inner_fn_no_out_proj(
     ... ).shape
     torch.Size([1, 1, 3])
     """
-    if checkpoint_lvl not in (0, 1):
-        raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
+    _check_level(checkpoint_lvl)
     signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
@@ -365,15 +364,13 @@ def bimamba_inner_fn(
     ... ).shape
     torch.Size([1, 3, 1])
     """
-    if checkpoint_lvl not in (0, 1):
-        raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
+    _check_level(checkpoint_lvl)
     signals = project(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias
     )  # fmt: skip
-    y = signals.scan(selective_scan_fn, A, D, delta_bias, delta_softplus)
-    back = signals.flipped().scan(selective_scan_fn, A_b, D, delta_bias, delta_softplus)
-    return F.linear((y + back.flip(-1)).transpose(1, 2), out_proj_weight, out_proj_bias)
+    y = _both_ways(signals, selective_scan_fn, A, A_b, D, delta_bias, delta_softplus)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def mamba_inner_ref(
@@ -477,9 +474,8 @@ def bimamba_inner_ref(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A,
         B, C, B_proj_bias, C_proj_bias, convolve=convolve_ref
     )  # fmt: skip
-    y = signals.scan(selective_scan_ref, A, D, delta_bias, delta_softplus)
-    back = signals.flipped().scan(selective_scan_ref, A_b, D, delta_bias, delta_softplus)
-    return F.linear((y + back.flip(-1)).transpose(1, 2), out_proj_weight, out_proj_bias)
+    y = _both_ways(signals, selective_scan_ref, A, A_b, D, delta_bias, delta_softplus)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def rms_norm_forward(
@@ -512,7 +508,7 @@ def rms_norm_forward(
     >>> interface.rms_norm_forward(torch.tensor([[2.0, 2.0]]), torch.ones(2), None, eps=0.0)
     tensor([[1., 1.]])
     """
-    y = normalise(x.to(working_dtype(x)), weight, bias, eps, is_rms_norm=is_rms_norm)
+    y = normalise(x.to(working(x)), weight, bias, eps, is_rms_norm=is_rms_norm)
     return y.to(x.dtype)
 
 
@@ -526,6 +522,26 @@ class MambaInnerFn:
     """What mamba_ssm calls its autograd function: ``MambaInnerFn.apply``."""
 
     apply = staticmethod(mamba_inner_fn)
+
+
+def _check_level(checkpoint_lvl: int) -> None:
+    if checkpoint_lvl not in (0, 1):
+        raise ValueError(f"checkpoint_lvl is {checkpoint_lvl}; expected 0 or 1")
+
+
+def _both_ways(
+    signals: Signals,
+    scan: Callable[..., Tensor],
+    A: Tensor,
+    A_b: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """The sum of a scan forward and one backward in time, whose A is `A_b`."""
+    y = signals.scan(scan, A, D, delta_bias, delta_softplus)
+    back = signals.flipped().scan(scan, A_b, D, delta_bias, delta_softplus)
+    return y + back.flip(-1)
 
 
 def _in_time(t: Tensor, A: Tensor, shape: torch.Size) -> Tensor:

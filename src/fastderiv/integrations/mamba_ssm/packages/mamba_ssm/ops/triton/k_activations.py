@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import silu
 
-from .layer_norm import working_dtype
+from fastderiv.integrations.torch._tensors import working
 
 __all__ = ["swiglu"]
 
@@ -36,5 +36,5 @@ def swiglu(xy: Tensor) -> Tensor:
     """
     if xy.shape[-1] % 2:
         raise ValueError(f"xy has shape {tuple(xy.shape)}; expected an even last axis")
-    x, y = xy.to(working_dtype(xy)).chunk(2, dim=-1)
+    x, y = xy.to(working(xy)).chunk(2, dim=-1)
     return (silu(x) * y).to(xy.dtype)

@@ -5,11 +5,14 @@ normalisation, with one or two sets of weights, is what the next mixer reads.  B
 float32 if the tensors have 16 bits.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastderiv.integrations.torch._tensors import working
 
 __all__ = [
     "RMSNorm",
@@ -348,19 +351,12 @@ def layer_norm_ref(
     >>> layer_norm_ref(torch.tensor([[1.0, 3.0]]), torch.ones(2), None, eps=0.0)
     tensor([[-1.,  1.]])
     """
-    dtype = x.dtype
-    if upcast:
-        x, weight, bias, residual, x1, weight1, bias1 = _upcast(
-            x, weight, bias, residual, x1, weight1, bias1
-        )
-    total = _sum_ref(x, residual, x1, dropout_p, rowscale, dropout_mask, dropout_mask1)
-    results = [
-        F.layer_norm(total.to(w.dtype), total.shape[-1:], w, b, eps).to(dtype)
-        for w, b in ((weight, bias), (weight1, bias1))
-        if w is not None
-    ]
-    results += [total] if prenorm else []
-    return results[0] if len(results) == 1 else tuple(results)
+
+    def norm(total: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.layer_norm(total.to(w.dtype), total.shape[-1:], w, b, eps)
+
+    branches = x, residual, x1, dropout_p, rowscale, dropout_mask, dropout_mask1
+    return _norms_ref(norm, branches, ((weight, bias), (weight1, bias1)), prenorm, upcast)
 
 
 def rms_norm_ref(
@@ -404,20 +400,13 @@ def rms_norm_ref(
     >>> rms_norm_ref(torch.tensor([[2.0, 2.0]]), torch.ones(2), None, eps=0.0)
     tensor([[1., 1.]])
     """
-    dtype = x.dtype
-    if upcast:
-        x, weight, bias, residual, x1, weight1, bias1 = _upcast(
-            x, weight, bias, residual, x1, weight1, bias1
-        )
-    total = _sum_ref(x, residual, x1, dropout_p, rowscale, dropout_mask, dropout_mask1)
-    unit = total / torch.sqrt(total.square().mean(dim=-1, keepdim=True) + eps)
-    results = [
-        (unit * w if b is None else unit * w + b).to(dtype)
-        for w, b in ((weight, bias), (weight1, bias1))
-        if w is not None
-    ]
-    results += [total] if prenorm else []
-    return results[0] if len(results) == 1 else tuple(results)
+
+    def norm(total: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        unit = total / torch.sqrt(total.square().mean(dim=-1, keepdim=True) + eps)
+        return unit * w if b is None else unit * w + b
+
+    branches = x, residual, x1, dropout_p, rowscale, dropout_mask, dropout_mask1
+    return _norms_ref(norm, branches, ((weight, bias), (weight1, bias1)), prenorm, upcast)
 
 
 def _layer_norm_fwd(
@@ -458,12 +447,6 @@ def _layer_norm_fwd(
 
 
 # ---- shared with other files of this folder ------------------------------------------------------
-
-
-def working_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype to compute in: float64 if one of the tensors has it, else float32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
 
 
 def normalise(
@@ -516,7 +499,7 @@ def _sum(
     rowscale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The sum of the branches in the working dtype, and the masks of dropout."""
-    dtype = working_dtype(x, residual, x1)
+    dtype = working(x, residual, x1)
     total, mask1 = x.to(dtype), None
     if rowscale is not None:
         total = total * rowscale.reshape(x.shape[:-1])[..., None].to(dtype)
@@ -534,6 +517,25 @@ def _drop(x: Tensor, dropout_p: float, mask: Tensor | None = None) -> tuple[Tens
     kept = torch.rand(x.shape, device=x.device) >= dropout_p if mask is None else mask
     scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
     return x.masked_fill(~kept, 0.0) * scale, kept
+
+
+def _norms_ref(
+    norm: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    branches: tuple[Any, ...],
+    weights: tuple[tuple[Any, Any], ...],
+    prenorm: bool,
+    upcast: bool,
+) -> Any:
+    """What both references return for the arguments `branches` of `_sum_ref`."""
+    x, residual, x1, *others = branches
+    dtype = x.dtype
+    if upcast:
+        x, residual, x1 = _upcast(x, residual, x1)
+        weights = tuple(tuple(_upcast(*pair)) for pair in weights)
+    total = _sum_ref(x, residual, x1, *others)
+    results = [norm(total, w, b).to(dtype) for w, b in weights if w is not None]
+    results += [total] if prenorm else []
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _upcast(*tensors: Tensor | None) -> Any:

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from fastderiv.integrations.torch._tensors import transformed
+from fastderiv.integrations.torch._tensors import transformed, working
 
-from .layer_norm import check_weights, normalise, working_dtype
+from .layer_norm import check_weights, normalise
 
 LARGE = 2**16  # numbers; for fewer, what computing them again adds to a call is not worth it
 
@@ -305,7 +305,7 @@ def _gated_norm(
     norm_before_gate: bool,
     is_rms_norm: bool,
 ) -> Tensor:
-    dtype = working_dtype(x, z)
+    dtype = working(x, z)
     y, gate = x.to(dtype), None if z is None else silu(z.to(dtype))
     if gate is not None and not norm_before_gate:
         y = y * gate

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from fastderiv.integrations import torch as operators
-
-from .layer_norm import working_dtype
+from fastderiv.integrations.torch._tensors import working
 
 __all__ = ["selective_state_update", "selective_state_update_ref"]
 
@@ -125,7 +124,7 @@ def selective_state_update_ref(
     >>> module.selective_state_update_ref(state, one, one, -one, one, one)
     tensor([[1.]])
     """
-    shape, dtype = x.shape, working_dtype(state, x, dt, A, B, C)
+    shape, dtype = x.shape, working(state, x, dt, A, B, C)
     h = _with_head(state, 1, 4)
     x_, dt_, gate, B_, C_ = (_with_head(t, 1, 3, dtype) for t in (x, dt, z, B, C))
     A_, D_, bias = (_with_head(t, 0, n, dtype) for t, n in ((A, 3), (D, 2), (dt_bias, 2)))

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastderiv.integrations.torch import ssd_scan
+from fastderiv.integrations.torch._tensors import working
 
 from .._signals import convolve_ref
 from ..selective_scan_interface import selective_scan_fn
 from ._zxbcdt import sizes_of, split
 from .k_activations import swiglu
-from .layer_norm import working_dtype
 from .layernorm_gated import rms_norm_ref, rmsnorm_fn
 
 __all__ = [
@@ -223,7 +223,7 @@ def ssd_chunk_scan_combined_ref(
     >>> ssd_combined.ssd_chunk_scan_combined_ref(one, dt, A, one, one, 256).flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    dtype = working_dtype(x, dt, A, B, C)
+    dtype = working(x, dt, A, B, C)
     u, step = x.to(dtype), dt.to(dtype)
     step = step if dt_bias is None else step + dt_bias.to(dtype)
     step = F.softplus(step) if dt_softplus else step
