@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..torch._tensors import DTYPES, transformed
+from ..torch._tensors import DTYPES, exporting, transformed
 
 _PACKING = ("seq_idx", "cu_seqlens")  # arguments that say where one of several sequences begins
 _PLAIN = frozenset((bool, int, float, str, tuple, type(None)))
@@ -97,7 +97,7 @@ def _left(original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
 
 def obstacle(values: Sequence[Any]) -> str | None:
     """Why a call with these arguments is not for fastderiv."""
-    if getattr(torch.compiler, "is_exporting", bool)():  # since PyTorch 2.7
+    if exporting():
         return "an exported model is to run without fastderiv"
     if torch.jit.is_tracing():
         return "a traced model is to run without fastderiv"
